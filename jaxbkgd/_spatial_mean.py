@@ -1,0 +1,404 @@
+"""The local mean of each frame by itself: the background of `smlmlp.bkgd_spatial_mean`."""
+
+import functools as ft
+from typing import Any, get_args
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jaxtyping import Array, Float, Shaped
+
+from ._estimator import AbstractEstimator, as_frames, Background, Channels, map_channels
+from ._filter import separable_filter
+from ._kernels import (
+    GaussianKernel,
+    half_width,
+    noise_factor,
+    NoiseKind,
+    Truncation,
+)
+
+
+# Wider than any camera: beyond it a radius is a mistake, and taps fill the memory.
+_LARGEST_RADIUS_PIX = 1e5
+
+
+def spatial_mean(
+    frames: Any,
+    radius_pix: Any,
+    *,
+    max_radius_pix: float | None = None,
+    truncation: Truncation = "hard",
+) -> Float[Array, "*batch height width"]:
+    """The background of each frame: its mean under a Gaussian of `sigma = radius / 2`.
+
+    With "hard" truncation this is `smlmlp.bkgd_spatial_mean`, whose definition it
+    follows; with "smooth" truncation it is continuous in the radius, for learning.
+    Borders repeat the edge pixel. A NaN or an infinity reaches the pixels whose kernel
+    covers it, and no others.
+
+    **Arguments:**
+
+    - `frames`: `(..., height, width)`, of any real dtype.
+    - `radius_pix`: the averaging radius in pixels, a number or a `(y, x)` pair.
+    - `max_radius_pix`: a static bound for the radius, which sets the number of taps. It
+        is needed where the radius is traced (under `jax.jit` or `jax.grad`); otherwise
+        the radius itself sets the number of taps.
+    - `truncation`: `"hard"` or `"smooth"`.
+
+    **Returns:**
+
+    The background, of the shape of the frames and in their unit: float64 for float64
+    frames, which JAX has in 64-bit mode only, and float32 for all others.
+
+    **Raises:**
+
+    `TypeError` or `ValueError` for frames that are not real or have fewer than two axes,
+    a radius that is not positive and finite or exceeds its bound, and a traced radius
+    without a bound.
+
+    !!! example
+
+        ```python
+        >>> import jaxbkgd
+        >>> import jax.numpy as jnp
+        >>> frames = jnp.full((10, 64, 64), 100, jnp.uint16)
+        >>> jaxbkgd.spatial_mean(frames, 7.0).shape
+        (10, 64, 64)
+        >>> jaxbkgd.spatial_mean(frames, (6.0, 10.0)).dtype
+        dtype('float32')
+
+        ```
+    """
+    frames = as_frames(frames)
+    radii, kernels = _pair_and_kernels(radius_pix, max_radius_pix, truncation)
+    return filtered(frames, radii, kernels)
+
+
+def noise_correction(
+    radius_pix: Any,
+    *,
+    max_radius_pix: float | None = None,
+    truncation: Truncation = "hard",
+    kind: NoiseKind = "exact",
+) -> Float[Array, ""]:
+    """The standard deviation of `frame - spatial_mean(frame)` over that of the frame, for
+    noise that is independent from pixel to pixel, away from the borders.
+
+    **Arguments:**
+
+    - `radius_pix`, `max_radius_pix`, `truncation`: as in [`jaxbkgd.spatial_mean`][].
+    - `kind`: `"exact"` is the norm of the residual's kernel, `||delta - g_y (x) g_x||`.
+        `"separable"` is `||delta - g_y|| ||delta - g_x||`, the factor that
+        `smlmlp.bkgd_spatial_mean` gives; it is too small (0.85 for 0.99 at 7 px).
+
+    **Returns:**
+
+    The factor, a scalar without unit, differentiable in the radius.
+
+    **Raises:**
+
+    As [`jaxbkgd.spatial_mean`][] does for the radius.
+
+    !!! example
+
+        ```python
+        >>> import jaxbkgd
+        >>> round(float(jaxbkgd.noise_correction(7.0)), 3)
+        0.99
+        >>> round(float(jaxbkgd.noise_correction(7.0, kind="separable")), 3)
+        0.853
+
+        ```
+    """
+    _check_choice("kind", kind, NoiseKind)
+    radii, kernels = _pair_and_kernels(radius_pix, max_radius_pix, truncation)
+    return _noise(radii, kernels, kind)
+
+
+class SpatialMean(AbstractEstimator):
+    """[`jaxbkgd.spatial_mean`][] as a module whose radii are learned.
+
+    The radii are its only inexact array, `unbounded_radii`, so that
+    `equinox.filter_grad` and optax train them and nothing else. They are stored as
+    `logit(radius / max_radius_pix)`, so that no step of an optimizer leaves the open
+    interval from 0 to `max_radius_pix`.
+
+    !!! example
+
+        ```python
+        >>> import jax.numpy as jnp
+        >>> import jaxbkgd
+        >>> frames = jnp.full((10, 64, 64), 100.0)
+        >>> background = jaxbkgd.SpatialMean(7.0)(frames)
+        >>> background.bkgds.shape
+        (10, 64, 64)
+        >>> background.snr(frames, gains=2.0).shape
+        (10, 64, 64)
+
+        ```
+
+    To freeze the radii, partition them out, or stop their gradient with
+    `eqx.tree_at(lambda m: m.unbounded_radii, module, replace_fn=jax.lax.stop_gradient)`
+    inside the loss. To replace them, take another module's with the same bound:
+
+    !!! example
+
+        ```python
+        >>> import equinox as eqx
+        >>> import jaxbkgd
+        >>> module = jaxbkgd.SpatialMean(7.0)
+        >>> other = jaxbkgd.SpatialMean(5.0, max_radius_pix=module.max_radius_pix)
+        >>> where = lambda module: module.unbounded_radii
+        >>> eqx.tree_at(where, module, where(other)).radii_pix.round(3).tolist()
+        [[5.0, 5.0]]
+
+        ```
+    """
+
+    unbounded_radii: Float[Array, "channels axes"]
+    max_radius_pix: float = eqx.field(static=True)
+    truncation: Truncation = eqx.field(static=True)
+    noise: NoiseKind = eqx.field(static=True)
+
+    def __init__(
+        self,
+        radii_pix: Any = 7.0,
+        *,
+        max_radius_pix: float | None = None,
+        truncation: Truncation = "smooth",
+        noise: NoiseKind = "exact",
+    ):
+        """**Arguments:**
+
+        - `radii_pix`: the initial averaging radii in pixels: a number for all channels
+            and both axes, which stay equal as they are learned; a `(y, x)` pair for all
+            channels; or a sequence with one number or pair for each channel. Two
+            numbers are a pair, never two channels.
+        - `max_radius_pix`: a static bound above all radii, which sets the number of taps
+            and so the cost. By default four times the largest initial radius.
+        - `truncation`: `"smooth"`, or `"hard"` for the taps of smlmlp, whose gradient
+            misses the jumps where a tap enters.
+        - `noise`: the kind of noise factor; see [`jaxbkgd.noise_correction`][].
+
+        **Raises:**
+
+        `TypeError` or `ValueError` for radii that are not positive and finite, are not
+        below the bound, or are traced without a bound.
+        """
+        _check_choice("truncation", truncation, Truncation)
+        _check_choice("noise", noise, NoiseKind)
+        radii = channel_radii(radii_pix)
+        if max_radius_pix is None:
+            max_radius_pix = 4 * np.max(_known(radii))
+        bound = _check_bound(max_radius_pix)
+        if not _is_traced(radii) and np.max(radii) >= bound:
+            raise ValueError(
+                f"Radii must lie below max_radius_pix={bound}, but the largest is "
+                f"{np.max(radii)}; raise the bound."
+            )
+        xp = jnp if _is_traced(radii) else np
+        # In NumPy, and so in float64, where the radii are known: they come back exactly.
+        self.unbounded_radii = jnp.asarray(xp.log(radii / bound) - xp.log1p(-radii / bound))
+        self.max_radius_pix = bound
+        self.truncation = truncation
+        self.noise = noise
+
+    @property
+    def halo_frames(self) -> int:
+        """0, since each frame is estimated by itself."""
+        return 0
+
+    @property
+    def radii_pix(self) -> Float[Array, "channels 2"]:
+        """The averaging radii (y, x) in pixels, a row a channel; one row serves all."""
+        radii = self.max_radius_pix * jax.nn.sigmoid(self.unbounded_radii)
+        return jnp.broadcast_to(radii, (radii.shape[0], 2))
+
+    def __call__(self, channels: Channels) -> Background:
+        """**Arguments:**
+
+        - `channels`: one stack of frames `(..., height, width)`, or a list or tuple of
+            them, one a channel, of any shapes and real dtypes.
+
+        **Returns:**
+
+        A [`jaxbkgd.Background`][] with the structure of `channels`.
+
+        **Raises:**
+
+        `TypeError` or `ValueError` for channels that are not as above, or are not as
+        many as the module has radii for.
+        """
+        frames = map_channels(as_frames, channels)
+        count = len(frames) if isinstance(frames, list | tuple) else 1
+        radii = self.radii_pix
+        if radii.shape[0] not in (1, count):
+            raise ValueError(
+                f"This module has radii for {radii.shape[0]} channels, but was given "
+                f"{count}; give a list with one stack for each channel."
+            )
+        rows = jnp.broadcast_to(radii, (count, 2))
+        rows = list(rows) if isinstance(frames, list | tuple) else rows[0]
+        kernels = 2 * (_bounded_kernel(self.max_radius_pix, self.truncation),)
+        return Background(
+            map_channels(lambda frames, row: filtered(frames, row, kernels), frames, rows),
+            map_channels(lambda _, row: _noise(row, kernels, self.noise), frames, rows),
+        )
+
+    def __repr__(self) -> str:
+        if not isinstance(self.unbounded_radii, jax.Array) or _is_traced(
+            self.unbounded_radii
+        ):
+            return super().__repr__()
+        radii = np.array2string(np.asarray(self.radii_pix), separator=", ")
+        return (
+            f"SpatialMean(radii_pix={radii}, max_radius_pix={self.max_radius_pix}, "
+            f"truncation={self.truncation!r}, noise={self.noise!r})"
+        )
+
+
+@ft.partial(jax.jit, static_argnames="kernels")
+def filtered(
+    frames: Shaped[Array, "*batch height width"],
+    radii: Float[Array, "2"],
+    kernels: tuple[GaussianKernel, GaussianKernel],
+) -> Float[Array, "*batch height width"]:
+    dtype = jnp.float64 if frames.dtype == jnp.float64 else jnp.float32
+    if jnp.issubdtype(frames.dtype, jnp.floating):
+        # Integers are converted in the filter, a frame at a time.
+        frames = frames.astype(dtype)
+    return separable_filter(frames, list(radii.astype(dtype)), kernels)
+
+
+@ft.partial(jax.jit, static_argnames=("kernels", "kind"))
+def _noise(
+    radii: Float[Array, "2"],
+    kernels: tuple[GaussianKernel, GaussianKernel],
+    kind: NoiseKind,
+) -> Float[Array, ""]:
+    taps_y, taps_x = (
+        kernel.taps(radius) for kernel, radius in zip(kernels, radii, strict=True)
+    )
+    return noise_factor(taps_y, taps_x, kind)
+
+
+def channel_radii(radii_pix: Any) -> Any:
+    """Radii as an array (channels or 1, 2 or 1), a NumPy array where they are known.
+
+    Accepts a number, a pair (y, x), or a sequence with a number or pair a channel; two
+    numbers are a pair.
+    """
+    xp: Any = jnp if any(map(_is_traced, jax.tree.leaves(radii_pix))) else np
+    if isinstance(radii_pix, list | tuple):
+        entries = [xp.asarray(entry) for entry in radii_pix]
+        if len({entry.shape for entry in entries}) > 1:
+            # Numbers beside pairs.
+            entries = [_broadcast_to_pair(entry, radii_pix, xp) for entry in entries]
+        radii = xp.stack(entries) if entries else np.zeros(0)
+    else:
+        radii = xp.asarray(radii_pix)
+
+    if radii.dtype.kind not in "iuf":
+        raise TypeError(
+            f"A radius must be a number of pixels, but got {radii_pix!r}; give a number "
+            "or a (y, x) pair."
+        )
+    if radii.shape == (2,):
+        radii = radii[None, :]
+    elif radii.ndim < 2:
+        radii = radii.reshape((-1, 1))
+    if radii.size == 0 or radii.ndim != 2 or radii.shape[1] > 2:
+        raise ValueError(
+            f"Radii must be a number, a (y, x) pair, or one of these for each channel, "
+            f"but got {radii_pix!r}."
+        )
+    if _is_traced(radii):
+        return radii
+    radii = radii.astype(np.float64)
+    if not np.all((radii > 0) & (radii <= _LARGEST_RADIUS_PIX)):
+        raise ValueError(
+            f"A radius must be positive and at most {_LARGEST_RADIUS_PIX:g} pixels, but "
+            f"got {radii_pix!r}."
+        )
+    return radii
+
+
+def _broadcast_to_pair(entry, radii_pix, xp):
+    if entry.shape not in ((), (1,), (2,)):
+        raise ValueError(
+            "Each channel needs one radius or a (y, x) pair, but an entry of "
+            f"{radii_pix!r} has shape {entry.shape}."
+        )
+    return xp.broadcast_to(entry, (2,))
+
+
+def _pair_and_kernels(radius_pix, max_radius_pix, truncation):
+    """The radii (y, x) of one channel, and the static halves of their kernels."""
+    _check_choice("truncation", truncation, Truncation)
+    radii = channel_radii(radius_pix)
+    if radii.shape[0] != 1:
+        raise ValueError(
+            f"radius_pix must be a number or a (y, x) pair, but got {radius_pix!r}; "
+            "`SpatialMean` takes radii for several channels."
+        )
+    if max_radius_pix is not None:
+        bound = _check_bound(max_radius_pix)
+        if not _is_traced(radii) and np.max(radii) > bound:
+            raise ValueError(
+                f"radius_pix must not exceed max_radius_pix={bound}, but is "
+                f"{radius_pix!r}; raise the bound."
+            )
+        kernels = 2 * (_bounded_kernel(bound, truncation),)
+    else:
+        kernels = tuple(
+            GaussianKernel(half_width(radius, truncation), truncation)
+            for radius in np.broadcast_to(_known(radii), (1, 2))[0]
+        )
+    return jnp.broadcast_to(jnp.asarray(radii, float), (1, 2))[0], kernels
+
+
+def _bounded_kernel(bound: float, truncation: Truncation) -> GaussianKernel:
+    return GaussianKernel(half_width(bound, truncation), truncation, is_bound=True)
+
+
+def _check_bound(max_radius_pix: Any) -> float:
+    if _is_traced(max_radius_pix):
+        raise TypeError(
+            "max_radius_pix sets the number of taps and must be static, but is traced; "
+            "give a Python number."
+        )
+    bound = np.asarray(max_radius_pix)
+    if bound.dtype.kind not in "iuf" or bound.ndim:
+        raise TypeError(
+            f"max_radius_pix must be one number of pixels, but is {max_radius_pix!r}."
+        )
+    if not 0 < bound <= _LARGEST_RADIUS_PIX:
+        raise ValueError(
+            f"max_radius_pix must be positive and at most {_LARGEST_RADIUS_PIX:g} pixels, "
+            f"but is {max_radius_pix!r}."
+        )
+    return float(bound)
+
+
+def _check_choice(name: str, value: Any, choices: Any) -> None:
+    if value not in get_args(choices):
+        raise ValueError(
+            f"{name} must be one of {', '.join(map(repr, get_args(choices)))}, but is "
+            f"{value!r}."
+        )
+
+
+def _known(radii: np.ndarray | Array) -> np.ndarray:
+    if _is_traced(radii):
+        raise ValueError(
+            "A traced radius needs max_radius_pix, a static bound that sets the number of "
+            "taps; give one, for example four times the radius that you expect."
+        )
+    return np.asarray(radii)
+
+
+def _is_traced(value: Any) -> bool:
+    return isinstance(value, Tracer)
