@@ -49,8 +49,8 @@ class _DemoChannel:
 
 
 _DEMO_CHANNELS = (
-    _DemoChannel(128, 128, bkgd_photons=60, bkgd_length_scale_pix=20, radius_pix=7),
-    _DemoChannel(96, 128, bkgd_photons=25, bkgd_length_scale_pix=12, radius_pix=4),
+    _DemoChannel(128, 128, bkgd_photons=60.0, bkgd_length_scale_pix=20.0, radius_pix=7.0),
+    _DemoChannel(96, 128, bkgd_photons=25.0, bkgd_length_scale_pix=12.0, radius_pix=5.0),
 )
 _DEMO_FRAMES = 100
 _DEMO_GAIN_ELECTRONS_PER_ADU = 0.46
@@ -66,7 +66,7 @@ app = typer.Typer(
 )
 
 
-def _print_version(is_asked: bool) -> None:
+def _print_version(is_asked: bool) -> bool:
     if is_asked:
         try:
             version = importlib.metadata.version("jaxbkgd")
@@ -74,6 +74,7 @@ def _print_version(is_asked: bool) -> None:
             version = "(not installed)"
         typer.echo(f"jaxbkgd {version}")
         raise typer.Exit
+    return is_asked
 
 
 @app.callback()
@@ -134,7 +135,8 @@ def demo(
                     true_bkgd=true_bkgds[middle],
                     bkgd=np.asarray(background.bkgds[middle]),
                     snr=np.asarray(snr[middle]),
-                    title=f"Channel {number}, radius {channel.radius_pix:g} px",
+                    title=f"Simulated channel {number}, frame {middle}: spatial mean, "
+                    f"radius {channel.radius_pix:g} px",
                 )
                 progress.update(task, advance=1)
                 paths.append(path)
@@ -171,7 +173,9 @@ def _estimate_and_judge(
     seconds = min(_seconds(estimator, frames) for _ in range(3))
     error = float(np.sqrt(np.mean(np.square(background.bkgds - true_bkgds))))
     electrons = error * _DEMO_GAIN_ELECTRONS_PER_ADU
-    separable = SpatialMean(channel.radius_pix, noise="separable")(frames)
+    separable = noise_correction(
+        channel.radius_pix, truncation=estimator.truncation, kind="separable"
+    )
     return background, {
         "movie": " x ".join(map(str, frames.shape)),
         "mean background": f"{true_bkgds.mean():.0f} ADU",
@@ -179,7 +183,7 @@ def _estimate_and_judge(
         "RMS error of the background": f"{error:.1f} ADU ({electrons:.1f} e-)",
         "time, once compiled": f"{seconds:.4f} s",
         "noise factor of the residual": "",
-        "  separable, as smlmlp has it": f"{separable.noise_corrections:.3f}",
+        "  separable, as smlmlp has it": f"{separable:.3f}",
         "  exact": f"{background.noise_corrections:.3f}",
     }
 
@@ -197,7 +201,7 @@ def _measured_noise_factor(channel: _DemoChannel, key: Key[Array, ""]) -> float:
 
     The background does not change with time there, so that the noise is what does.
     """
-    frames, _ = _simulate(channel, key, photons_per_frame=0)
+    frames, _ = _simulate(channel, key, photons_per_frame=0.0)
     residuals = frames - np.asarray(SpatialMean(channel.radius_pix)(frames).bkgds)
     # At the borders the kernel is another one; twice the radius is beyond its reach.
     border = int(2 * channel.radius_pix)
@@ -283,8 +287,9 @@ def _bkgds_in_chunks(
     for start in range(0, frame_count, chunk_frames):
         frames = movie[start : start + chunk_frames]
         count = len(frames)
-        # All chunks have the shape of the first, for which the filter was compiled.
-        frames = np.pad(frames, ((0, chunk_frames - count), (0, 0), (0, 0)))
+        if count < chunk_frames:
+            # The filter is compiled for the shape of the first chunk.
+            frames = np.pad(frames, ((0, chunk_frames - count), (0, 0), (0, 0)))
         yield np.asarray(spatial_mean(frames, radius_pix))[:count]
 
 
@@ -334,7 +339,7 @@ def _one_line_errors() -> Iterator[None]:
     except ModuleNotFoundError as error:
         _fail(f"the package {error.name} is missing: pip install 'jaxbkgd[cli]'")
     except OSError as error:
-        _fail(f"{error.filename}: {error.strerror}")
+        _fail(str(error))
     except KeyboardInterrupt:
         typer.echo("jaxbkgd: interrupted", err=True)
         raise typer.Exit(130) from None

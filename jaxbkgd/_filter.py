@@ -14,7 +14,7 @@ The filter is a JAX primitive of its own, so that each of its rules is written o
 import functools as ft
 import math
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,7 @@ from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array, Float, Shaped
 
 
+@runtime_checkable
 class Kernel(Protocol):
     """A symmetric row of taps that depends on one number. Hashable."""
 
@@ -49,8 +50,8 @@ def separable_filter(
 ) -> Float[Array, "*batch height width"]:
     """Correlates each frame with the outer product of `kernels`, repeating its edges.
 
-    The last axes of `frames` are filtered, as many as there are kernels. The result has
-    the dtype of the radii; frames of any real dtype are converted frame by frame.
+    The result has the dtype of the radii; frames of any real dtype are converted as they
+    are filtered.
     """
     (image,) = _filter_p.bind(frames, *radii, outputs=(kernels,), is_adjoint=False)
     return image
@@ -135,172 +136,246 @@ ad.primitive_transposes[_filter_p] = _transpose
 batching.primitive_batchers[_filter_p] = _batch
 
 
-def _filter_frame_by_frame(frames, *radii, outputs, is_adjoint):
-    shape = frames.shape[-len(radii) :]
-    taps = _taps_of(outputs, radii)
-    images = lax.map(
-        lambda frame: _filter_block(frame, taps, outputs, is_adjoint),
-        frames.reshape((math.prod(frames.shape[: -len(shape)]), *shape)),
-    )
+# How a stack is walked: in strips that stay in cache on CPU, at once elsewhere.
+
+_STRIP_ROWS = 64
+
+
+def _filter_in_strips(frames, *radii, outputs, is_adjoint):
+    *batch, height, width = frames.shape
+    stack = frames.reshape((math.prod(batch), height, width))
+    taps = _all_taps(outputs, radii, (height, width))
+    rows = min(_STRIP_ROWS, height)
+    must_spread = _must_spread(frames, taps)
+
+    def filter_frame(images, index_and_frame):
+        index, frame = index_and_frame
+        is_finite = jnp.isfinite(frame)
+        finite = jnp.where(is_finite, frame, 0) if must_spread else frame
+
+        def filter_strip(strip, images):
+            # The last strip overlaps the one before.
+            start = jnp.minimum(strip * rows, height - rows)
+            filter_y = ft.partial(_filter_rows, finite, start, rows)
+            filtered = _filter_both(filter_y, taps, outputs, is_adjoint)
+            return [
+                lax.dynamic_update_slice(image, new[None], (index, start, 0))
+                for image, new in zip(images, filtered, strict=True)
+            ]
+
+        def add_spread(_, images):
+            return [
+                image.at[index].add(_spread(frame, taps, kernels))
+                for image, kernels in zip(images, outputs, strict=True)
+            ]
+
+        images = lax.fori_loop(0, -(-height // rows), filter_strip, images)
+        if must_spread:
+            # A loop of one round or none leaves the images where they are.
+            rounds = 1 - jnp.all(is_finite).astype(int)
+            images = lax.fori_loop(0, rounds, add_spread, images)
+        return images, None
+
+    images = [jnp.zeros_like(stack, radii[0].dtype) for _ in outputs]
+    if not frames.size:
+        return [image.reshape(frames.shape) for image in images]
+    images, _ = lax.scan(filter_frame, images, (jnp.arange(len(stack)), stack))
     return [image.reshape(frames.shape) for image in images]
 
 
 def _filter_at_once(frames, *radii, outputs, is_adjoint):
-    return _filter_block(frames, _taps_of(outputs, radii), outputs, is_adjoint)
+    taps = _all_taps(outputs, radii, frames.shape[-2:])
 
+    def filter_finite(frames):
+        filter_y = ft.partial(_filter_axis, frames, axis=-2)
+        return _filter_both(filter_y, taps, outputs, is_adjoint)
 
-mlir.register_lowering(_filter_p, mlir.lower_fun(_filter_at_once, multiple_results=True))
-mlir.register_lowering(
-    _filter_p,
-    mlir.lower_fun(_filter_frame_by_frame, multiple_results=True),
-    platform="cpu",
-)
-
-
-def _taps_of(outputs: Sequence[Kernels], radii) -> dict[tuple[int, Kernel], Array]:
-    return {
-        (axis, kernel): kernel.taps(radii[axis])
-        for kernels in outputs
-        for axis, kernel in enumerate(kernels)
-    }
-
-
-def _filter_block(block, taps, outputs, is_adjoint):
-    """Filters a block that is small enough to be worked on at once."""
-    apply = ft.partial(_filter_finite, taps=taps, outputs=outputs, is_adjoint=is_adjoint)
-    dtype = next(iter(taps.values())).dtype
-    is_exact = all(
-        _is_short(kernel) and not kernel.is_bound for _, kernel in taps
-    ) or not jnp.issubdtype(block.dtype, jnp.floating)
-    block = block.astype(dtype)
-    if is_exact:
-        return apply(block)
-    # A zero times a NaN is a NaN: what is not finite takes a way of its own.
-    is_finite = jnp.isfinite(block)
-    rest = jnp.where(is_finite, 0, block)
+    if not _must_spread(frames, taps):
+        return filter_finite(frames)
+    is_finite = jnp.isfinite(frames)
     return lax.cond(
         jnp.all(is_finite),
-        lambda: apply(block),
+        lambda: filter_finite(frames),
         lambda: [
-            image + _spread(rest, taps, kernels)
+            image + _spread(frames, taps, kernels)
             for image, kernels in zip(
-                apply(jnp.where(is_finite, block, 0)), outputs, strict=True
+                filter_finite(jnp.where(is_finite, frames, 0)), outputs, strict=True
             )
         ],
     )
 
 
-def _filter_finite(block, taps, outputs, is_adjoint):
-    # Images that begin with the same kernels share these passes.
-    images = {(): block}
-    for axis in range(len(outputs[0])):
-        branches = dict.fromkeys(kernels[: axis + 1] for kernels in outputs)
-        images = {
-            branch: _filter_axis(
-                images[branch[:-1]],
-                taps[axis, branch[-1]],
-                axis - len(outputs[0]),
-                is_adjoint,
-            )
-            for branch in branches
-        }
-    return [images[kernels] for kernels in outputs]
+mlir.register_lowering(_filter_p, mlir.lower_fun(_filter_at_once, multiple_results=True))
+mlir.register_lowering(
+    _filter_p, mlir.lower_fun(_filter_in_strips, multiple_results=True), platform="cpu"
+)
 
 
-def _filter_axis(image, taps, axis, is_adjoint):
-    half_width, size = taps.size - 1, image.shape[axis]
-    padded = lax.optimization_barrier(_pad(image, half_width, axis, is_adjoint))
-    engine = _sum_of_shifts if half_width <= _SHORT else _banded_product
-    filtered = engine(padded, taps, size, axis)
+def _all_taps(outputs, radii, shape) -> dict[tuple[int, Kernel], Array]:
+    """The taps of each axis and kernel, no wider than the frame.
+
+    A tap that reaches across the whole axis reads an edge pixel, whatever its distance:
+    the last tap of a kernel that is wider takes the weight of all beyond.
+    """
+    taps = {}
+    for kernels in outputs:
+        for axis, kernel in enumerate(kernels):
+            row = kernel.taps(radii[axis])
+            reach = min(kernel.half_width, shape[axis] - 1)
+            beyond = jnp.sum(row[reach + 1 :])
+            # Of the centre there is one, of every other tap there are two.
+            beyond = beyond if reach else 2 * beyond
+            taps[axis, kernel] = row[: reach + 1].at[reach].add(beyond)
+    return taps
+
+
+def _filter_both(filter_y, taps, outputs, is_adjoint):
+    """Filters along y, then x. Images with the same kernel along y share that pass."""
+    images = {
+        kernel: lax.optimization_barrier(
+            filter_y(taps=taps[0, kernel], is_adjoint=is_adjoint)
+        )
+        for kernel in dict.fromkeys(kernel for kernel, _ in outputs)
+    }
+    return [
+        _filter_axis(images[kernel_y], taps[1, kernel_x], is_adjoint, axis=-1)
+        for kernel_y, kernel_x in outputs
+    ]
+
+
+def _filter_rows(frame, start, count, taps, is_adjoint):
+    """The rows from `start` of the frame filtered along y."""
+    height, half_width = frame.shape[0], taps.size - 1
+    rows = start - half_width + jnp.arange(count + 2 * half_width)
+    padded = frame.at[jnp.clip(rows, 0, height - 1)].get(mode="promise_in_bounds")
+    padded = padded.astype(taps.dtype)
+    if is_adjoint:
+        is_inside = (rows >= 0) & (rows < height)
+        padded = jnp.where(is_inside[:, None], padded, 0)
+    # Rows whose pitch is a power of two would compete for the same lines of the cache.
+    padded = lax.optimization_barrier(jnp.pad(padded, ((0, 0), (0, 16))))
+    filtered = _correlate(padded, taps, count, axis=0)[:, : frame.shape[1]]
+    if not is_adjoint:
+        return filtered
+    return _fold_edges(filtered, frame.astype(taps.dtype), taps, 0, start)
+
+
+def _filter_axis(image, taps, is_adjoint, axis):
+    image = image.astype(taps.dtype)
+    widths = [(0, 0)] * image.ndim
+    widths[axis] = (taps.size - 1, taps.size - 1)
+    padded = jnp.pad(image, widths, mode="constant" if is_adjoint else "edge")
+    padded = lax.optimization_barrier(padded)
+    filtered = _correlate(padded, taps, image.shape[axis], axis)
     return _fold_edges(filtered, image, taps, axis) if is_adjoint else filtered
 
 
-def _pad(image, half_width, axis, is_adjoint):
-    widths = [(0, 0)] * image.ndim
-    widths[axis] = (half_width, half_width)
-    return jnp.pad(image, widths, mode="constant" if is_adjoint else "edge")
+def _fold_edges(filtered, image, taps, axis, start=0):
+    """Adds to the edge pixels what their copies beyond the edge would have received.
 
-
-def _fold_edges(filtered, image, taps, axis):
-    """Adds to each edge pixel what its copies outside the frame would have received."""
-    size = image.shape[axis]
-    reach = min(taps.size - 1, size)
+    `filtered` holds the pixels from `start` along the axis.
+    """
+    size, reach = image.shape[axis], taps.size - 1
     # The weight with which the pixel at a distance from the edge reads beyond it.
     beyond = (jnp.sum(taps) - jnp.cumsum(taps))[:reach]
-    for edge, nearest in ((0, 0), (size - 1, size - reach)):
-        near = lax.slice_in_dim(image, nearest, nearest + reach, axis=axis)
-        weights = beyond if edge == 0 else beyond[::-1]
-        folded = jnp.sum(near * _column(weights, axis), axis=axis, keepdims=True)
-        line = lax.slice_in_dim(filtered, edge, edge + 1, axis=axis)
-        filtered = lax.dynamic_update_slice_in_dim(filtered, line + folded, edge, axis=axis)
+    positions = _along(start + jnp.arange(filtered.shape[axis]), axis)
+    for edge, first, weights in (
+        (0, 0, beyond),
+        (size - 1, size - reach, beyond[::-1]),
+    ):
+        near = lax.slice_in_dim(image, first, first + reach, axis=axis)
+        folded = jnp.sum(near * _along(weights, axis), axis=axis, keepdims=True)
+        filtered = filtered + jnp.where(positions == edge, folded, 0)
     return filtered
 
 
-def _column(weights, axis):
-    return weights.reshape((-1, *(1 for _ in range(-1 - axis))))
+def _along(row, axis):
+    return row.reshape((-1, *(1 for _ in range(-1 - axis)))) if axis < 0 else row[:, None]
 
 
-# Engines: each correlates `padded` along an axis and gives `size` pixels.
+# Engines: ways to correlate `padded` with taps, giving `count` pixels along the axis.
 
-_SHORT = 24  # the half-width up to which shifted slices are the faster engine
-_BAND_ROWS = 128  # pixels that one product of the banded engine gives
+_MOST_SHIFTS = 24  # the half-width up to which shifted slices are the faster engine
+_BAND_PIXELS = 64  # how many pixels one product of the banded engine gives
 
 
-def _sum_of_shifts(padded, taps, size, axis):
-    half_width = taps.size - 1
+def _correlate(padded, taps, count, axis):
+    engine = _sum_of_shifts if taps.size <= _MOST_SHIFTS else _banded_products
+    return engine(padded, taps, count, axis)
 
+
+def _sum_of_shifts(padded, taps, count, axis):
     def shifted(offset):
-        return lax.slice_in_dim(padded, offset, offset + size, axis=axis)
+        return lax.slice_in_dim(padded, offset, offset + count, axis=axis)
 
-    # From the outside in: small terms first. A tap serves both of its sides.
-    total = 0
-    for distance in range(half_width, 0, -1):
-        pair = shifted(half_width - distance) + shifted(half_width + distance)
+    # From the outside in, small terms first. A tap serves both of its sides.
+    centre, total = taps.size - 1, 0
+    for distance in range(centre, 0, -1):
+        pair = shifted(centre - distance) + shifted(centre + distance)
         total += taps[distance] * pair
-    return total + taps[0] * shifted(half_width)
+    return total + taps[0] * shifted(centre)
 
 
-def _banded_product(padded, taps, size, axis):
+def _banded_products(padded, taps, count, axis):
+    """Products with a banded matrix, whose cost is nearly flat in the number of taps.
+
+    The matrix is the same upside down and back to front. So the sum and the difference
+    of a piece and its mirror image have a product of half the size each.
+    """
     half_width = taps.size - 1
-    rows = min(_BAND_ROWS, size)
-    distance = jnp.abs(
-        jnp.arange(rows + 2 * half_width) - half_width - jnp.arange(rows)[:, None]
-    )
+    pixels = min(_BAND_PIXELS, count + count % 2)
+    half = pixels // 2 + half_width
+    distance = jnp.abs(jnp.arange(2 * half) - half_width - jnp.arange(pixels // 2)[:, None])
     band = jnp.where(distance <= half_width, taps[jnp.minimum(distance, half_width)], 0)
-    pieces = []
-    for start in range(0, size, rows):
-        count = min(rows, size - start)
-        stop = start + count + 2 * half_width
-        piece = lax.slice_in_dim(padded, start, stop, axis=axis)
+    near, far = band[:, :half], band[:, : half - 1 : -1]
+
+    def multiply(matrix, piece):
         product = jnp.tensordot(
-            band[:count, : count + 2 * half_width],
-            piece,
-            axes=(1, piece.ndim + axis),
-            precision=lax.Precision.HIGHEST,
+            matrix, piece, (1, axis % piece.ndim), precision=lax.Precision.HIGHEST
         )
-        pieces.append(jnp.moveaxis(product, 0, axis))
+        return jnp.moveaxis(product, 0, axis)
+
+    def filtered(start):
+        piece = lax.slice_in_dim(padded, start, start + 2 * half, axis=axis)
+        first = lax.slice_in_dim(piece, 0, half, axis=axis)
+        last = jnp.flip(lax.slice_in_dim(piece, half, 2 * half, axis=axis), axis)
+        even = multiply((near + far) / 2, first + last)
+        odd = multiply((near - far) / 2, first - last)
+        return jnp.concatenate([even + odd, jnp.flip(even - odd, axis)], axis=axis)
+
+    if count % 2:
+        widths = [(0, 0)] * padded.ndim
+        widths[axis] = (0, 1)
+        padded = jnp.pad(padded, widths)
+    whole, rest = divmod(count, pixels)
+    pieces = [filtered(index * pixels) for index in range(whole)]
+    if rest:
+        last = filtered(count + count % 2 - pixels)
+        pieces.append(
+            lax.slice_in_dim(last, pixels - rest - count % 2, pixels - count % 2, axis=axis)
+        )
     return jnp.concatenate(pieces, axis=axis)
 
 
-def _is_short(kernel: Kernel) -> bool:
-    return kernel.half_width <= _SHORT
+def _must_spread(frames, taps) -> bool:
+    """Whether what is not finite would not reach just the pixels it should: a product
+    spreads it over its rows and columns, and a zero tap times infinity is a NaN."""
+    return jnp.issubdtype(frames.dtype, jnp.floating) and any(
+        kernel.is_bound or row.size > _MOST_SHIFTS for (_, kernel), row in taps.items()
+    )
 
 
-def _spread(rest, taps, kernels):
-    """Carries what is not finite to every pixel whose kernel covers it."""
-    for axis, kernel in enumerate(kernels):
-        row = taps[axis, kernel]
-        covers = (row != 0) if kernel.is_bound else jnp.ones_like(row, bool)
-        rest = _spread_axis(rest, covers, axis - len(kernels))
-    return rest
+def _spread(frames, taps, kernels):
+    """NaN or infinity where a kernel covers one, and zero elsewhere."""
 
+    def reaches(values):
+        for axis, kernel in enumerate(kernels):
+            row = taps[axis, kernel]
+            covers = (row != 0) if kernel.is_bound else jnp.ones_like(row)
+            count = _filter_axis(values, covers.astype(row.dtype), False, axis - 2)
+            values = count > 0.5
+        return values
 
-def _spread_axis(rest, covers, axis):
-    half_width = covers.size - 1
-    padded = _pad(rest, half_width, axis, is_adjoint=False)
-
-    def add(offset, total):
-        shifted = lax.dynamic_slice_in_dim(padded, offset, rest.shape[axis], axis=axis)
-        return total + jnp.where(covers[jnp.abs(offset - half_width)], shifted, 0)
-
-    return lax.fori_loop(0, 2 * half_width + 1, add, jnp.zeros_like(rest))
+    nan, up, down = map(reaches, (jnp.isnan(frames), frames == jnp.inf, frames == -jnp.inf))
+    spread = jnp.where(up, jnp.inf, jnp.where(down, -jnp.inf, 0))
+    return jnp.where(nan | (up & down), jnp.nan, spread).astype(frames.dtype)

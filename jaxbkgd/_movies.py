@@ -92,14 +92,15 @@ class MovieWriter(contextlib.AbstractContextManager):
         *,
         overwrite: bool = False,
     ) -> None:
-        # Through a symbolic link, it is the file behind that is written.
-        self.path = Path(os.path.realpath(path))
+        self.path = path
         self.shape = shape
         self._frames_written = 0
         self._overwrite = overwrite
+        # Through a symbolic link, it is the file behind that is written.
+        self._destination = Path(os.path.realpath(path))
         self._check_destination()
         # Short, so that a name that fits the file system does not outgrow it here.
-        self._temporary = self.path.with_name(f".{secrets.token_hex(6)}.part")
+        self._temporary = self._destination.with_name(f".{secrets.token_hex(6)}.part")
         try:
             self._file: BinaryIO = self._temporary.open("x+b")
         except OSError as error:
@@ -145,7 +146,7 @@ class MovieWriter(contextlib.AbstractContextManager):
             self._finish()
             self._file.close()
             self._check_destination()
-            self._temporary.replace(self.path)
+            self._temporary.replace(self._destination)
         except OSError as error:
             raise self._failure(error) from error
         finally:
@@ -163,30 +164,31 @@ class MovieWriter(contextlib.AbstractContextManager):
 
     def _check_destination(self) -> None:
         folder = self.path.parent
-        if not folder.is_dir():
+        if not self._destination.parent.is_dir():
             raise MovieError(
-                f"{self.path}: cannot be written, because {folder} is not a folder; "
+                f"{self.path}: cannot be written, because there is no folder {folder}; "
                 "make it first, or choose another place"
             )
-        if self.path.is_dir():
+        if self._destination.is_dir():
             raise MovieError(
                 f"{self.path}: is a folder; give the name of a file in it instead"
             )
-        if not os.path.lexists(self.path):
+        if not os.path.lexists(self._destination):
             return
         if not self._overwrite:
             raise MovieError(
-                f"{self.path}: exists already; choose another name, or allow it to be "
-                "overwritten"
+                f"{self.path}: exists already; choose another name, or overwrite it "
+                "(in the command line: --overwrite)"
             )
-        if not self.path.is_file():
+        if not self._destination.is_file():
             raise MovieError(
-                f"{self.path}: is not a regular file, so it is not overwritten; "
-                "choose another name"
+                f"{self.path}: is not a regular file, so it is not overwritten; choose "
+                "another name"
             )
 
     def _failure(self, error: OSError) -> MovieError:
-        reason = error.strerror or type(error).__name__
+        # NumPy does not say why it wrote less than it was given.
+        reason = error.strerror or f"{_one_line(error)}; is the disk full?"
         return MovieError(f"{self.path}: cannot be written ({reason})")
 
     @abc.abstractmethod

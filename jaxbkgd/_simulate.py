@@ -1,21 +1,21 @@
-"""Synthetic movies of blinking molecules over an uneven background, with their truth."""
+"""Synthetic movies of blinking molecules over an uneven background, and their truth."""
 
 import math
 from functools import partial
-from numbers import Integral, Real
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.scipy.special import xlog1py
-from jaxtyping import Array, Bool, Float32, Int32, Key, PRNGKeyArray, UInt16
+from jaxtyping import Array, Bool, Float, Float32, Int32, Key, PRNGKeyArray, UInt16
 
+
+RealScalar = float | Float[Array, ""]
 
 # Plane waves in a background: its values are normal to within a kurtosis of 1.5 / 1024.
 _WAVE_COUNT = 1024
-# An array of molecules is too short for a movie in one case out of e^21, which is 1e9.
+# An array of molecules is too short for what is drawn once in e^21, or 1e9, times.
 _LOG_ODDS_OF_FIT = 21
 
 
@@ -24,12 +24,12 @@ class Truth(eqx.Module):
 
     `bkgds` is the expected background in ADU above the camera's offset.
 
-    The molecules are flat arrays, with one event for each molecule and frame in which it
-    shines, in the order of the frames. Their length is static: every frame has the same
-    number of places, and those that it does not need have `is_on` False and zeros for
-    position and photons. `photons` counts the photons (photoelectrons) expected from
-    the molecule during that frame, before photon noise, those that fall beside the
-    frame included. Pixel centres are at integers, the first at 0.
+    The molecules are flat arrays, with one event for each molecule and frame in which
+    it shines, in the order of the frames. Their length is static: every frame has the
+    same number of places, and those that it does not need have `is_on` False and zeros
+    for position and photons. `photons` counts the photons (photoelectrons) expected
+    from the molecule during that frame, before photon noise, those that fall beside
+    the frame included. Pixel centres are at integers, the first at 0.
     """
 
     bkgds: Float32[Array, "frames height width"]
@@ -59,11 +59,11 @@ def simulate_movie(
 ) -> tuple[UInt16[Array, "frames height width"], Truth]:
     """A movie of blinking molecules over an uneven background, and its truth.
 
-    Molecules lie anywhere in the frame with equal probability, switch on at any instant,
-    and stay on for an exponentially distributed time; the first frame finds the movie in
-    its steady state. A molecule that is on during a part of a frame sends that part of
-    `photons_per_frame`. The background is log-normal and steady, the same at every place
-    on average, and does not repeat. One photon gives one electron, and
+    Molecules lie anywhere in the frame with equal probability, switch on at any
+    instant, and stay on for an exponentially distributed time; the first frame finds
+    them in their steady state. A molecule that is on during a part of a frame sends
+    that part of `photons_per_frame`. The background is log-normal and steady, has the
+    same mean everywhere, and does not repeat. One photon gives one electron, and
     ADU = electrons / gain + offset, rounded and clipped to 0..65535.
 
     **Arguments:**
@@ -80,8 +80,8 @@ def simulate_movie(
     - `bkgd_photons`: mean background per pixel and frame, in photons.
     - `bkgd_contrast`: standard deviation of the background over space, divided by its
         mean.
-    - `bkgd_length_scale_pix`: the background's logarithm at two places that are d pixels
-        apart has the correlation exp(-d^2 / (2 bkgd_length_scale_pix^2)).
+    - `bkgd_length_scale_pix`: the background's logarithm at two places that are d
+        pixels apart has the correlation exp(-d^2 / (2 bkgd_length_scale_pix^2)).
     - `gain_electrons_per_adu`, `offset_adu`, `read_noise_electrons`: the camera; its
         defaults are those of a usual sCMOS camera. Read noise is a standard deviation.
 
@@ -91,11 +91,11 @@ def simulate_movie(
 
     **Raises:**
 
-    - `TypeError`: a key that is none, a size that is no integer, or a parameter that is
-        no Python or NumPy number.
-    - `ValueError`: a batch of keys, a size below 1, a parameter that is negative, NaN or
-        infinite, a length, time or gain of zero, or more molecules than 32-bit indices
-        count.
+    - `TypeError`: something else than a key, a size that is no integer, or a parameter
+        that is no Python or NumPy number.
+    - `ValueError`: a batch of keys, a size below 1, a parameter that is negative, NaN
+        or infinite, a length, time or gain of zero, or more molecules than 32-bit
+        indices count.
 
     !!! Example
 
@@ -204,8 +204,8 @@ def _simulate(
             read_noise_electrons=read_noise_electrons,
         )
 
-    # Frame by frame: memory stays small, and on a CPU the Poisson sampler, whose loop
-    # runs until the last pixel has accepted, is three times as fast as on the stack.
+    # Frame by frame, so that memory stays small and the loop of the Poisson sampler,
+    # which runs until the last pixel of a frame has its count, stays in the cache.
     frame_keys = jax.random.split(camera_key, frame_count)
     frames = lax.map(expose, (frame_keys, y_pix, x_pix, photons))
     frame = jnp.arange(frame_count, dtype=jnp.int32)
@@ -227,7 +227,7 @@ def blinking_molecules(
     height_pix: int,
     width_pix: int,
     molecules_per_frame: float,
-    photons_per_frame: float | Float32[Array, ""],
+    photons_per_frame: RealScalar,
     on_time_frames: float,
 ) -> tuple[
     Bool[Array, "frames places"],
@@ -238,8 +238,8 @@ def blinking_molecules(
     """Whether a molecule shines in each place of each frame, its y, x and photons.
 
     Molecules switch on as a Poisson process in time. Its steady state at the start of
-    the movie is a Poisson number of molecules that are on already, and since exponential
-    times have no memory, what is left of theirs has the same distribution.
+    the movie is a Poisson number of molecules that are on already, and since
+    exponential times have no memory, what is left of theirs has the same distribution.
     """
     molecule_capacity, event_capacity, place_count = _capacities(
         frame_count, molecules_per_frame, on_time_frames
@@ -247,7 +247,7 @@ def blinking_molecules(
     count_key, frame_key, uniform_key = jax.random.split(key, 3)
     late_mean = molecules_per_frame * frame_count / on_time_frames
     means = jnp.array([molecules_per_frame, late_mean], jnp.float32)
-    early_count, late_count = poisson(count_key, means)
+    early_count, late_count = jax.random.poisson(count_key, means, dtype=jnp.int32)
     uniform_y, uniform_x, phase, survival = jax.random.uniform(
         uniform_key, (4, molecule_capacity), jnp.float32
     )
@@ -266,16 +266,18 @@ def blinking_molecules(
     is_real = molecule < early_count + late_count
     event_counts = jnp.where(is_real, event_counts, 0).astype(jnp.int32)
 
-    # One event for each molecule and frame that it shines in, in the order of frames.
-    last_events = jnp.cumsum(event_counts)
-    molecule = jnp.repeat(molecule, event_counts, total_repeat_length=event_capacity)
+    # One event for each molecule and frame that it shines in.
+    events_end = jnp.cumsum(event_counts)
     event = jnp.arange(event_capacity, dtype=jnp.int32)
-    elapsed = event - (last_events - event_counts)[molecule]
-    frame = jnp.where(event < last_events[-1], first_frame[molecule] + elapsed, -1)
+    molecule = jnp.searchsorted(events_end, event, side="right")
+    molecule = jnp.minimum(molecule, molecule_capacity - 1)
+    elapsed = event - (events_end - event_counts)[molecule]
+    frame = jnp.where(event < events_end[-1], first_frame[molecule] + elapsed, -1)
     on_part = jnp.minimum(end[molecule], elapsed + 1)
     on_part = on_part - jnp.maximum(start[molecule], elapsed)
-    order = jnp.argsort(frame)
 
+    # The events of each frame, in that frame's places.
+    order = jnp.argsort(frame)
     frames = jnp.arange(frame_count, dtype=jnp.int32)[:, None]
     place = jnp.searchsorted(frame[order], frames) + jnp.arange(place_count)
     event = jnp.take(order, place, mode="clip")
@@ -292,15 +294,13 @@ def blinking_molecules(
 def _capacities(frame_count, molecules_per_frame, on_time_frames):
     """Places for all molecules, for all events, and for the events of one frame.
 
-    They hold what is there except once in a billion movies, by Bernstein's inequality
-    for sums with exponential tails (Boucheron, Lugosi and Massart, "Concentration
-    inequalities", 2013, theorem 2.10). What finds no place is in neither frames nor truth.
+    Each is too small once in a billion times, by Bernstein's inequality for sums with
+    exponential tails (Boucheron, Lugosi and Massart, "Concentration inequalities",
+    2013, theorem 2.10). What finds no place is in neither frames nor truth.
     """
 
     def capacity(mean, variance, tail):
-        return (
-            mean + math.sqrt(2 * _LOG_ODDS_OF_FIT * variance) + _LOG_ODDS_OF_FIT * tail
-        )
+        return mean + math.sqrt(2 * _LOG_ODDS_OF_FIT * variance) + _LOG_ODDS_OF_FIT * tail
 
     per_frame = molecules_per_frame * (1 + 1 / on_time_frames)
     molecules = molecules_per_frame * (1 + frame_count / on_time_frames)
@@ -330,21 +330,19 @@ def uneven_field(
     *,
     height_pix: int,
     width_pix: int,
-    contrast: float | Float32[Array, ""],
-    length_scale_pix: float | Float32[Array, ""],
+    contrast: RealScalar,
+    length_scale_pix: RealScalar,
 ) -> Float32[Array, "height width"]:
     """A positive random field of mean 1: exp of a Gaussian field, log-normal.
 
-    The Gaussian field is a sum of plane waves with random phases, whose wave vectors are
-    drawn from the power spectrum of its covariance (Shinozuka and Deodatis, Appl. Mech.
-    Rev. 44, 191, 1991; Rahimi and Recht, NIPS 2007). It has no borders and no period.
+    The Gaussian field is a sum of plane waves with random phases, whose wave vectors
+    are drawn from the power spectrum of its covariance (Shinozuka and Deodatis, Appl.
+    Mech. Rev. 44, 191, 1991; Rahimi and Recht, NIPS 2007). It has no period.
     """
     wave_key, phase_key = jax.random.split(key)
     waves = jax.random.normal(wave_key, (2, _WAVE_COUNT), jnp.float32)
     wave_y, wave_x = waves / length_scale_pix
-    phase = jax.random.uniform(
-        phase_key, (_WAVE_COUNT,), jnp.float32, maxval=2 * math.pi
-    )
+    phase = jax.random.uniform(phase_key, (_WAVE_COUNT,), jnp.float32, maxval=2 * math.pi)
     angle_y = jnp.arange(height_pix, dtype=jnp.float32)[:, None] * wave_y + phase
     angle_x = jnp.arange(width_pix, dtype=jnp.float32)[:, None] * wave_x
     # cos(a + b) makes the sum over all waves a product of two matrices.
@@ -362,11 +360,11 @@ def render_molecules(
     x_pix: Float32[Array, " molecules"],
     photons: Float32[Array, " molecules"],
     *,
-    psf_sigma_pix: float | Float32[Array, ""],
+    psf_sigma_pix: RealScalar,
     height_pix: int,
     width_pix: int,
 ) -> Float32[Array, "height width"]:
-    """Photons expected in every pixel of one frame, from a pixel-integrated Gaussian."""
+    """Photons expected in each pixel of a frame, from pixel-integrated Gaussians."""
 
     def pixel_integrals(centre_pix, size_pix):
         edges_pix = jnp.arange(size_pix + 1, dtype=jnp.float32) - 0.5
@@ -384,59 +382,18 @@ def read_out(
     key: Key[Array, ""],
     photons: Float32[Array, "height width"],
     *,
-    gain_electrons_per_adu: float | Float32[Array, ""],
-    offset_adu: float | Float32[Array, ""],
-    read_noise_electrons: float | Float32[Array, ""],
+    gain_electrons_per_adu: RealScalar,
+    offset_adu: RealScalar,
+    read_noise_electrons: RealScalar,
 ) -> UInt16[Array, "height width"]:
     """The frame that a camera writes where `photons` are expected."""
     photon_key, read_key = jax.random.split(key)
     noise = jax.random.normal(read_key, photons.shape, jnp.float32)
-    electrons = poisson(photon_key, photons) + read_noise_electrons * noise
+    # Counts are 32-bit integers. A camera has saturated long before their end.
+    electrons = jax.random.poisson(photon_key, jnp.minimum(photons, 1e9), dtype=jnp.int32)
+    electrons += read_noise_electrons * noise
     adu = jnp.round(electrons / gain_electrons_per_adu + offset_adu)
     return jnp.clip(adu, 0, 65535).astype(jnp.uint16)
-
-
-def poisson(
-    key: Key[Array, ""], mean: Float32[Array, "*shape"]
-) -> Float32[Array, "*shape"]:
-    """Poisson counts, by rejection: exact up to the rounding of float32.
-
-    The ratio of uniforms, with the rectangle of Stadlober (J. Comput. Appl. Math. 31,
-    181, 1990), which encloses the distribution for every mean (checked in the tests) and
-    accepts 24 % of the points for small means, 68 % at 60 and 73 % for large ones.
-    jax.random.poisson knows one kind of key, and is three times as slow on the CPU
-    with jax 0.12.
-    """
-
-    def log_weight(count):
-        # log(p) but for a constant, with Stirling's formula for log(count!). Its terms
-        # of the size of the mean are taken together, for they cancel.
-        x = count + 1
-        remainder = x + 53 / 210 / (x + 195 / 371 / x)
-        remainder = 1 / 12 / (x + 1 / 30 / remainder)
-        deviance = xlog1py(count, (mean - x) / x) + (x - mean)
-        return deviance - jnp.log(x) / 2 - remainder
-
-    centre = mean + 0.5
-    width = 2 * math.sqrt(2 / math.e) * jnp.sqrt(centre) + 3 - 2 * math.sqrt(3 / math.e)
-    highest = log_weight(jnp.floor(mean))
-
-    def is_unfinished(state):
-        _, counts = state
-        return jnp.any(counts < 0)
-
-    def propose(state):
-        step, counts = state
-        step_key = jax.random.fold_in(key, step)
-        u, v = jax.random.uniform(step_key, (2, *mean.shape), jnp.float32)
-        u = 1 - u
-        count = jnp.floor(centre + width * (v - 0.5) / u)
-        is_accepted = (count >= 0) & (2 * jnp.log(u) <= log_weight(count) - highest)
-        return step + 1, jnp.where((counts < 0) & is_accepted, count, counts)
-
-    # A mean that is too large for a float32 is its own count, or the loop never ends.
-    counts = jnp.where(jnp.isfinite(mean), -1, mean)
-    return lax.while_loop(is_unfinished, propose, (jnp.int32(0), counts))[1]
 
 
 def _checked_key(key) -> Key[Array, ""]:
@@ -451,31 +408,36 @@ def _checked_key(key) -> Key[Array, ""]:
             f"key has shape {key.shape}, and must be one key, of shape {single}. "
             f"{remedy} For many movies, jax.vmap over the keys of jax.random.split."
         )
-    return key if is_typed else jax.random.wrap_key_data(key)
+    key = key if is_typed else jax.random.wrap_key_data(key)
+    # Other kinds of key have no Poisson numbers in JAX.
+    return jax.random.wrap_key_data(
+        jax.random.bits(key, (2,), jnp.uint32), impl="threefry2x32"
+    )
 
 
 def _checked_size(name, value) -> int:
-    if isinstance(value, bool) or not isinstance(value, Integral):
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
         raise TypeError(f"{name} is {value!r}, and must be an integer: give an int.")
     if value < 1:
-        raise ValueError(
-            f"{name} is {value}, and must be 1 or more: ask for at least 1."
-        )
+        raise ValueError(f"{name} is {value}, and must be 1 or more: ask for at least 1.")
     return int(value)
 
 
 def _checked_number(name, value, *, is_zero_allowed) -> float:
-    if isinstance(value, bool) or not isinstance(value, Real):
+    if isinstance(value, bool) or not isinstance(
+        value, int | float | np.integer | np.floating
+    ):
         raise TypeError(
             f"{name} is {value!r}, and must be a real number that is known before jit: "
             "give an int or a float."
         )
-    limits = np.finfo(np.float32)
-    smallest = 0 if is_zero_allowed else limits.tiny
-    if not smallest <= value <= limits.max:
+    # Python floats, for a large int does not compare with NumPy's.
+    largest = float(np.finfo(np.float32).max)
+    smallest = 0.0 if is_zero_allowed else float(np.finfo(np.float32).tiny)
+    if not smallest <= value <= largest:
         rule = "zero or positive" if is_zero_allowed else "positive"
         raise ValueError(
             f"{name} is {value}, and must be {rule} and finite, in float32: "
-            f"give a number between {smallest} and {limits.max}."
+            f"give a number between {smallest:.8g} and {largest:.8g}."
         )
     return float(value)

@@ -214,7 +214,10 @@ class SpatialMean(AbstractEstimator):
     @property
     def radii_pix(self) -> Float[Array, "channels 2"]:
         """The averaging radii (y, x) in pixels, a row a channel; one row serves all."""
-        radii = self.max_radius_pix * jax.nn.sigmoid(self.unbounded_radii)
+        share = jax.nn.sigmoid(self.unbounded_radii)
+        # Far out, the sigmoid rounds to 0 or 1.
+        share = jnp.clip(share, 1e-12, 1 - jnp.finfo(share.dtype).epsneg)
+        radii = self.max_radius_pix * share
         return jnp.broadcast_to(radii, (radii.shape[0], 2))
 
     def __call__(self, channels: Channels) -> Background:
@@ -297,7 +300,7 @@ def channel_radii(radii_pix: Any) -> Any:
         if len({entry.shape for entry in entries}) > 1:
             # Numbers beside pairs.
             entries = [_broadcast_to_pair(entry, radii_pix, xp) for entry in entries]
-        radii = xp.stack(entries) if entries else np.zeros(0)
+        radii: Any = xp.stack(entries) if entries else np.zeros(0)
     else:
         radii = xp.asarray(radii_pix)
 

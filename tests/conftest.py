@@ -1,0 +1,98 @@
+"""What all tests share: the definition of the estimator in float64, written with NumPy
+and SciPy alone, and JAX's 64-bit mode."""
+
+import os
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+import pytest
+from scipy.special import erfinv, ndtr
+
+
+# Read when JAX first looks for its devices: the tests of sharding need two.
+os.environ["XLA_FLAGS"] = (
+    f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2"
+)
+
+# Half of the central interval that holds 99 % of a normal density, in sigmas.
+CUT_SIGMAS = float(np.sqrt(2) * erfinv(0.99))
+
+
+@pytest.fixture
+def x64() -> Iterator[None]:
+    """JAX in 64-bit mode."""
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    """The same numbers in each run."""
+    return np.random.default_rng(20241122)
+
+
+def reference_kernel(radius_pix: float, truncation: str = "hard") -> np.ndarray:
+    """All taps along one axis, centre in the middle; those beyond the cut are zero."""
+    sigma = radius_pix / 2
+    # n = ceil(6 sigma) taps, and one more if n is even: n // 2 on either side.
+    half = int(np.ceil(6 * sigma)) // 2
+    distance = np.abs(np.arange(-half, half + 1))
+    inner, outer = distance - 0.5, distance + 0.5
+    if truncation == "smooth":
+        cut = CUT_SIGMAS * sigma
+        inner, outer = np.clip(inner, -cut, cut), np.clip(outer, -cut, cut)
+    # Of the tail, whose differences cancel least.
+    taps = ndtr(-inner / sigma) - ndtr(-outer / sigma)
+    if truncation == "hard":
+        taps[distance > CUT_SIGMAS * sigma] = 0
+    return taps / taps.sum()
+
+
+def reference_mean(
+    frames: np.ndarray,
+    radius_pix: float | tuple[float, float],
+    truncation: str = "hard",
+) -> np.ndarray:
+    """The background in float64: a sum over the taps that are not zero, so that what is
+    not finite goes where IEEE arithmetic takes it, and nowhere else."""
+    image = np.asarray(frames, np.float64)
+    for axis, radius in zip((-2, -1), np.broadcast_to(radius_pix, 2), strict=True):
+        taps = reference_kernel(float(radius), truncation)
+        pixels = np.arange(image.shape[axis])
+        total = np.zeros_like(image)
+        for offset, tap in enumerate(taps, start=-(taps.size // 2)):
+            if tap != 0:
+                inside = np.clip(pixels + offset, 0, pixels[-1])
+                total += tap * np.take(image, inside, axis=axis)
+        image = total
+    return image
+
+
+def reference_noise(
+    radius_pix: float | tuple[float, float],
+    truncation: str = "hard",
+    kind: str = "exact",
+) -> float:
+    """The norm of the residual's kernel, from the two-dimensional kernel itself."""
+    rows = [
+        reference_kernel(float(radius), truncation)
+        for radius in np.broadcast_to(radius_pix, 2)
+    ]
+    deltas = [np.arange(row.size) == row.size // 2 for row in rows]
+    if kind == "separable":
+        residuals = [delta - row for delta, row in zip(deltas, rows, strict=True)]
+        return float(np.linalg.norm(np.outer(*residuals)))
+    return float(np.linalg.norm(np.outer(*deltas) - np.outer(*rows)))
+
+
+def entries_of_smooth_taps(low_pix: float, high_pix: float) -> np.ndarray:
+    """The radii at which a tap enters a smooth kernel: the cut meets a pixel's edge."""
+    distances = np.arange(1, int(CUT_SIGMAS * high_pix / 2) + 2)
+    radii = 2 * (distances - 0.5) / CUT_SIGMAS
+    return radii[(radii >= low_pix) & (radii <= high_pix)]
+
+
+def central_difference(function, point, step):
+    """The derivative of `function` at `point`, to second order in `step`."""
+    return (function(point + step) - function(point - step)) / (2 * step)

@@ -1,0 +1,470 @@
+"""The command line does a movie from disk, and says in one line what is wrong."""
+
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+from scipy.ndimage import correlate1d
+from scipy.special import ndtr, ndtri
+from typer.testing import CliRunner
+
+from jaxbkgd import _cli
+from jaxbkgd._cli import app
+
+
+RUN = "from jaxbkgd._cli import app; app(prog_name='jaxbkgd')"
+
+Fault = Callable[[Path], None]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    """An empty working folder."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def _frames(count: int = 10, dtype: str = "uint16") -> np.ndarray:
+    return np.random.default_rng(2).integers(0, 200, (count, 21, 34)).astype(dtype)
+
+
+def _write(path: str | Path, frames: np.ndarray, **options: Any) -> None:
+    tifffile.imwrite(path, frames, photometric="minisblack", **options)
+
+
+def _reference(frames: np.ndarray, radii_pix: tuple[float, float]) -> np.ndarray:
+    """The definition of `bkgd_spatial_mean`, in float64."""
+    result = frames.astype(np.float64)
+    for axis, radius_pix in zip((1, 2), radii_pix, strict=True):
+        sigma = radius_pix / 2
+        half_width = math.ceil(6 * sigma) // 2
+        x = np.arange(-half_width, half_width + 1)
+        taps = ndtr((x + 0.5) / sigma) - ndtr((x - 0.5) / sigma)
+        taps[np.abs(x) > ndtri(0.995) * sigma] = 0
+        result = correlate1d(result, taps / taps.sum(), axis, mode="nearest")
+    return result
+
+
+def _assert_is_background_of(
+    bkgds: np.ndarray, frames: np.ndarray, radii_pix: tuple[float, float]
+) -> None:
+    assert bkgds.dtype == np.float32
+    # The project's parity: 2e-6 of the largest input, some ten float32 roundings.
+    tolerance = 2e-6 * np.abs(frames).max()
+    np.testing.assert_allclose(bkgds, _reference(frames, radii_pix), 0, tolerance)
+
+
+@pytest.mark.parametrize(
+    ("radius", "radii_pix"), [("7", (7, 7)), ("3.5,10", (3.5, 10)), (" 2 , 1 ", (2, 1))]
+)
+def test_a_movie_in_several_chunks_gets_its_background(
+    radius, radii_pix, folder, monkeypatch
+):
+    # Four chunks of three frames, the last of them with one frame.
+    monkeypatch.setattr(_cli, "_CHUNK_PIXELS", 3 * 21 * 34 + 5)
+    shapes = []
+
+    def spatial_mean(frames, radius_pix):
+        shapes.append(frames.shape)
+        return real_spatial_mean(frames, radius_pix)
+
+    real_spatial_mean = _cli.spatial_mean
+    monkeypatch.setattr(_cli, "spatial_mean", spatial_mean)
+    frames = _frames()
+    _write("movie.tif", frames)
+    result = CliRunner().invoke(
+        app, ["estimate", "movie.tif", "--radius", radius, "--out", "bkgd.tif"]
+    )
+    assert result.exit_code == 0, result.output
+    _assert_is_background_of(tifffile.imread("bkgd.tif"), frames, radii_pix)
+    # Another shape would compile the filter again.
+    assert shapes == 4 * [(3, 21, 34)]
+    assert result.stderr == ""
+    for text in ("bkgd.tif", "10 of 21 x 34 px", "float32", "noise factor", "Mpx/s"):
+        assert text in result.stdout
+
+
+@pytest.mark.parametrize("dtype", ["u1", "i2", "i4", "u8", "f2", "f4", "f8"])
+def test_every_real_dtype_gets_its_background(dtype, folder):
+    frames = _frames(2, "i2").astype(dtype)
+    _write("movie.tif", frames)
+    result = CliRunner().invoke(app, ["estimate", "movie.tif", "--out", "bkgd.tif"])
+    assert result.exit_code == 0, result.output
+    _assert_is_background_of(tifffile.imread("bkgd.tif"), frames, (7, 7))
+
+
+def test_a_bigtiff_hyperstack_and_an_ome_tiff_are_read(folder):
+    frames = _frames(6)
+    tifffile.imwrite(
+        "ome.tif", frames.reshape(3, 2, 21, 34), ome=True, metadata={"axes": "TCYX"}
+    )
+    tifffile.imwrite(
+        "imagej.tif", frames.reshape(3, 2, 21, 34), imagej=True, metadata={"axes": "TZYX"}
+    )
+    _write("big.tif", frames, bigtiff=True)
+    for movie in ("ome.tif", "imagej.tif", "big.tif"):
+        result = CliRunner().invoke(
+            app, ["estimate", movie, "--out", "bkgd.tif", "--overwrite"]
+        )
+        assert result.exit_code == 0, result.output
+        _assert_is_background_of(tifffile.imread("bkgd.tif"), frames, (7, 7))
+
+
+def _no_such_file(folder: Path) -> None:
+    pass
+
+
+def _a_folder(folder: Path) -> None:
+    (folder / "movie.tif").mkdir()
+
+
+def _an_empty_file(folder: Path) -> None:
+    (folder / "movie.tif").touch()
+
+
+def _not_a_tiff(folder: Path) -> None:
+    (folder / "movie.tif").write_text("frame,x,y\n1,2,3\n")
+
+
+def _a_pipe(folder: Path) -> None:
+    os.mkfifo(folder / "movie.tif")
+
+
+def _a_cut_movie(folder: Path) -> None:
+    _write(folder / "movie.tif", _frames())
+    content = (folder / "movie.tif").read_bytes()
+    (folder / "movie.tif").write_bytes(content[: len(content) * 6 // 10])
+
+
+def _a_movie_cut_page_by_page(folder: Path) -> None:
+    with tifffile.TiffWriter(folder / "movie.tif") as writer:
+        for frame in _frames():
+            writer.write(frame, photometric="minisblack")
+    content = (folder / "movie.tif").read_bytes()
+    (folder / "movie.tif").write_bytes(content[: len(content) * 6 // 10])
+
+
+def _a_movie_cut_within_its_last_frame(folder: Path) -> None:
+    path, axes = folder / "movie.tif", {"axes": "TYX"}
+    tifffile.imwrite(path, _frames(), imagej=True, metadata=axes, truncate=True)
+    content = (folder / "movie.tif").read_bytes()
+    (folder / "movie.tif").write_bytes(content[:-100])
+
+
+def _a_corrupt_page(folder: Path) -> None:
+    _write(folder / "movie.tif", _frames(), compression="zlib")
+    with tifffile.TiffFile(folder / "movie.tif") as tiff:
+        offset = tiff.pages[6].dataoffsets[0]
+    with (folder / "movie.tif").open("r+b") as file:
+        file.seek(offset)
+        file.write(b"\xff" * 20)
+
+
+def _pages_that_repeat(folder: Path) -> None:
+    _write(folder / "movie.tif", _frames())
+    with tifffile.TiffFile(folder / "movie.tif") as tiff:
+        first, end = tiff.pages[0].offset, tiff.pages.next_page_offset
+    assert end is not None
+    with (folder / "movie.tif").open("r+b") as file:
+        file.seek(end)
+        file.write(first.to_bytes(4, sys.byteorder))
+
+
+def _a_single_page(folder: Path) -> None:
+    _write(folder / "movie.tif", _frames()[0])
+
+
+def _colour(folder: Path) -> None:
+    frames = np.zeros((4, 21, 34, 3), np.uint8)
+    tifffile.imwrite(folder / "movie.tif", frames, photometric="rgb")
+
+
+def _planar_colour(folder: Path) -> None:
+    frames = np.zeros((4, 3, 21, 34), np.uint8)
+    tifffile.imwrite(
+        folder / "movie.tif", frames, photometric="rgb", planarconfig="separate"
+    )
+
+
+def _complex(folder: Path) -> None:
+    _write(folder / "movie.tif", _frames(dtype="complex64"))
+
+
+def _bits(folder: Path) -> None:
+    _write(folder / "movie.tif", _frames() > 100)
+
+
+def _pages_of_two_sizes(folder: Path) -> None:
+    with tifffile.TiffWriter(folder / "movie.tif") as writer:
+        writer.write(_frames(2), photometric="minisblack")
+        writer.write(_frames(2)[:, :, :30], photometric="minisblack")
+
+
+def _pages_of_two_types(folder: Path) -> None:
+    with tifffile.TiffWriter(folder / "movie.tif") as writer:
+        writer.write(_frames(2), photometric="minisblack")
+        writer.write(_frames(2, "float32"), photometric="minisblack")
+
+
+def _a_header_that_lies(folder: Path) -> None:
+    _write(folder / "movie.tif", _frames(), compression="zlib")
+    with tifffile.TiffFile(folder / "movie.tif", mode="r+") as tiff:
+        for side in ("ImageWidth", "ImageLength"):
+            tiff.pages.first.tags[side].overwrite(65_535)
+
+
+BROKEN_MOVIES = [
+    (_no_such_file, "no such file"),
+    (_a_folder, "is a folder"),
+    (_an_empty_file, "is empty"),
+    (_not_a_tiff, "not a TIFF"),
+    (_a_pipe, "not a regular file"),
+    (_a_cut_movie, "truncated"),
+    (_a_movie_cut_page_by_page, "truncated.* frame 6"),
+    (_a_movie_cut_within_its_last_frame, "truncated"),
+    (_a_corrupt_page, "frame 6 of 10 cannot be read"),
+    (_pages_that_repeat, "its pages repeat"),
+    (_a_single_page, "single image.*two or more frames"),
+    (_colour, "colour.*convert"),
+    (_planar_colour, "colour.*convert"),
+    (_complex, "complex64.*convert"),
+    (_bits, "bool.*convert"),
+    (_pages_of_two_sizes, "frame 3 is 21 x 30 px.*split"),
+    (_pages_of_two_types, "frame 3 is .*float32.*split"),
+    (_a_header_that_lies, "header says"),
+]
+
+
+def _assert_one_line(result, pattern: str) -> None:
+    assert result.exit_code == 2, result.output
+    assert re.fullmatch(f"jaxbkgd: .*{pattern}.*\n", result.stderr), result.stderr
+    assert result.stdout == ""
+    assert result.exception is None or isinstance(result.exception, SystemExit)
+
+
+@pytest.mark.parametrize(("make", "pattern"), BROKEN_MOVIES)
+def test_a_broken_movie_is_one_line_and_leaves_nothing(
+    make: Fault, pattern, folder, monkeypatch
+):
+    # Chunks of two frames, so that a fault in the middle meets a half-written output.
+    monkeypatch.setattr(_cli, "_CHUNK_PIXELS", 2 * 21 * 34)
+    make(folder)
+    before = sorted(folder.iterdir())
+    result = CliRunner().invoke(app, ["estimate", "movie.tif", "--out", "bkgd.tif"])
+    _assert_one_line(result, f"movie.tif: .*{pattern}")
+    assert sorted(folder.iterdir()) == before
+
+
+def test_the_same_output_after_a_fault_is_still_there(folder):
+    _a_corrupt_page(folder)
+    (folder / "bkgd.tif").write_text("precious")
+    result = CliRunner().invoke(
+        app, ["estimate", "movie.tif", "--out", "bkgd.tif", "--overwrite"]
+    )
+    _assert_one_line(result, "frame 6 of 10")
+    assert (folder / "bkgd.tif").read_text() == "precious"
+    assert len(list(folder.iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "pattern"),
+    [
+        (["--out", "there.tif"], "there.tif: exists already.*--overwrite"),
+        (["--out", "folder"], "folder: is a folder"),
+        (["--out", "folder", "--overwrite"], "folder: is a folder"),
+        (["--out", "movie.tif"], "movie.tif: is the movie itself"),
+        (["--out", "movie.tif", "--overwrite"], "movie.tif: is the movie itself"),
+        (["--out", "link.tif", "--overwrite"], "link.tif: is the movie itself"),
+        (["--out", "pipe.tif", "--overwrite"], "pipe.tif: is not a regular file"),
+        (["--out", "none/bkgd.tif"], "there is no folder none.*make"),
+        (["--out", "there.tif/bkgd.tif"], "there is no folder there.tif.*make"),
+        (["--out", f"{'long' * 100}.tif"], "name too long"),
+        (["--out", "bkgd.tif", "--radius", "0"], "--radius 0: .*positive"),
+        (["--out", "bkgd.tif", "--radius", "-3"], "--radius -3: .*positive"),
+        (["--out", "bkgd.tif", "--radius", "nan"], "--radius nan: .*positive"),
+        (["--out", "bkgd.tif", "--radius", "inf"], "--radius inf: .*positive"),
+        (["--out", "bkgd.tif", "--radius", "1e9"], "--radius 1e9: .*at most"),
+        (["--out", "bkgd.tif", "--radius", "6,-1"], "--radius 6,-1: .*positive"),
+        (["--out", "bkgd.tif", "--radius", "seven"], "seven: .*nor a pair"),
+        (["--out", "bkgd.tif", "--radius", ""], "--radius : .*nor a pair"),
+        (["--out", "bkgd.tif", "--radius", "1,2,3"], "1,2,3: .*nor a pair"),
+    ],
+)
+def test_a_wrong_argument_is_one_line_and_leaves_nothing(arguments, pattern, folder):
+    _write("movie.tif", _frames(2))
+    movie = Path("movie.tif").read_bytes()
+    Path("there.tif").write_text("precious")
+    Path("folder").mkdir()
+    Path("link.tif").symlink_to("movie.tif")
+    os.mkfifo("pipe.tif")
+    before = sorted(folder.rglob("*"))
+    result = CliRunner().invoke(app, ["estimate", "movie.tif", *arguments])
+    _assert_one_line(result, pattern)
+    assert sorted(folder.rglob("*")) == before
+    assert Path("movie.tif").read_bytes() == movie
+    assert Path("there.tif").read_text() == "precious"
+
+
+def test_a_folder_that_refuses_files_is_one_line(folder, monkeypatch):
+    real_open = Path.open
+
+    def refuse(path, mode="r", *arguments):
+        if "x" in mode:
+            raise PermissionError(13, "Permission denied", str(path))
+        return real_open(path, mode, *arguments)
+
+    _write("movie.tif", _frames(2))
+    monkeypatch.setattr(Path, "open", refuse)
+    result = CliRunner().invoke(app, ["estimate", "movie.tif", "--out", "bkgd.tif"])
+    _assert_one_line(result, "bkgd.tif: cannot be written .Permission denied")
+
+
+def test_an_interruption_leaves_nothing(folder, monkeypatch):
+    def interrupt(frames, radius_pix):
+        if next(calls):
+            raise KeyboardInterrupt
+        return np.zeros(frames.shape, np.float32)
+
+    calls = iter([False, False, True])
+    monkeypatch.setattr(_cli, "_CHUNK_PIXELS", 2 * 21 * 34)
+    monkeypatch.setattr(_cli, "spatial_mean", interrupt)
+    _write("movie.tif", _frames())
+    result = CliRunner().invoke(app, ["estimate", "movie.tif", "--out", "bkgd.tif"])
+    assert result.exit_code == 130
+    assert result.stderr == "jaxbkgd: interrupted\n"
+    assert [path.name for path in folder.iterdir()] == ["movie.tif"]
+
+
+def test_progress_is_shown_on_a_terminal_only(folder):
+    _write("movie.tif", _frames(2))
+    arguments = ["estimate", "movie.tif", "--out", "bkgd.tif", "--overwrite"]
+    quiet = CliRunner().invoke(app, arguments)
+    assert quiet.stderr == ""
+    shown = CliRunner().invoke(app, arguments, env={"FORCE_COLOR": "1"})
+    assert "estimating" in shown.stderr
+    assert "estimating" not in shown.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["estimate"], ["estimate", "movie.tif"], ["nothing"], ["demo", "--seed", "-1"]],
+)
+def test_a_wrong_usage_is_short(arguments):
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 2
+    assert len(result.stderr.splitlines()) <= 4
+    assert "Error: " in result.stderr
+
+
+def test_help_and_version_are_answered():
+    for arguments, texts in (
+        (["--help"], ["estimate", "demo", "--version"]),
+        (["estimate", "--help"], ["MOVIE.tif", "--radius", "--out", "--overwrite"]),
+        (["demo", "--help"], ["--out", "--seed"]),
+        (["--version"], ["jaxbkgd "]),
+    ):
+        result = CliRunner().invoke(app, arguments)
+        assert result.exit_code == 0
+        assert all(text in result.stdout for text in texts)
+
+
+def test_a_missing_package_is_named_with_the_extra_that_brings_it(folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tifffile", None)
+    monkeypatch.delitem(sys.modules, "jaxbkgd._movies", raising=False)
+    result = CliRunner().invoke(app, ["estimate", "movie.tif", "--out", "bkgd.tif"])
+    _assert_one_line(result, r"tifffile.*pip install 'jaxbkgd\[cli\]'")
+
+
+def test_the_command_line_without_its_packages_names_the_extra():
+    run = f"import sys; sys.modules['typer'] = None; {RUN}"
+    done = subprocess.run([sys.executable, "-c", run], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert re.fullmatch(r"jaxbkgd: .*typer.*pip install 'jaxbkgd\[cli\]'\n", done.stderr)
+
+
+def test_the_real_command_does_a_movie_and_refuses_a_broken_one(tmp_path):
+    frames = _frames()
+    _write(tmp_path / "movie.tif", frames)
+    command = [sys.executable, "-c", RUN, "estimate"]
+    done = subprocess.run(
+        [*command, tmp_path / "movie.tif", "--out", tmp_path / "bkgd.tif"],
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    _assert_is_background_of(tifffile.imread(tmp_path / "bkgd.tif"), frames, (7, 7))
+    (tmp_path / "bkgd.tif").unlink()
+    _a_corrupt_page(tmp_path)
+    done = subprocess.run(
+        [*command, tmp_path / "movie.tif", "--out", tmp_path / "bkgd.tif"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert re.fullmatch(r"jaxbkgd: .*movie\.tif: frame 6 of 10 .*\n", done.stderr)
+    assert [path.name for path in tmp_path.iterdir()] == ["movie.tif"]
+
+
+def test_ctrl_c_ends_the_real_command_and_leaves_nothing(tmp_path):
+    movie = tmp_path / "movie.tif"
+    # Small on disk, but long: 250 Mpx in 30 chunks.
+    _write(movie, np.zeros((1000, 512, 512), np.uint8), compression="zlib")
+    process = subprocess.Popen(
+        [sys.executable, "-c", RUN, "estimate", movie, "--out", tmp_path / "bkgd.tif"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not list(tmp_path.glob(".*.part")) and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=60)
+    assert (process.returncode, stdout) == (130, "")
+    assert stderr == "jaxbkgd: interrupted\n"
+    assert list(tmp_path.iterdir()) == [movie]
+
+
+def test_the_demo_shows_what_it_measured(folder):
+    result = CliRunner().invoke(app, ["demo", "--out", "figures"])
+    assert result.exit_code == 0, result.output
+    assert result.stderr == ""
+    table = {
+        cells[0].strip(): cells[1:]
+        for line in result.stdout.splitlines()
+        if len(cells := re.split("[│┃|]", line)[1:-1]) == 3
+    }
+    separable, exact, measured = (
+        np.array(table[name], float)
+        for name in ("separable, as smlmlp has it", "exact", "measured")
+    )
+    # The noise of 100 frames of at least 76 x 108 px is known to 1 part in 1 200.
+    np.testing.assert_allclose(measured, exact, rtol=0.003)
+    assert np.all(separable < 0.9 * exact)
+    errors_adu = np.array(
+        [cell.split()[0] for cell in table["RMS error of the background"]]
+    )
+    assert np.all(errors_adu.astype(float) < 10)
+    paths = sorted((folder / "figures").iterdir())
+    assert [path.name for path in paths] == ["channel-1.png", "channel-2.png"]
+    for path in paths:
+        assert f"wrote figures/{path.name}" in result.stdout
+        assert path.stat().st_size < 150_000
+        with Image.open(path) as image:
+            assert image.size[0] == 900
+
+
+def test_a_demo_that_cannot_be_written_is_one_line(folder):
+    (folder / "file").touch()
+    result = CliRunner().invoke(app, ["demo", "--out", "file"])
+    _assert_one_line(result, "file: cannot be made a folder")

@@ -1,0 +1,433 @@
+import functools as ft
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import reference_mean
+from hypothesis import given, settings, strategies as st
+from jax import export
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxbkgd import spatial_mean
+from jaxbkgd._filter import separable_filter
+from jaxbkgd._kernels import GaussianKernel, half_width
+
+
+TRUNCATIONS = ("hard", "smooth")
+
+# A few taps, more taps than the frames of these tests have pixels, and both.
+RADII = (2.0, 21.0, (30.0, 1.7))
+BOUND = 4.0
+LONG_BOUND = 24.0
+
+
+@ft.cache
+def mean(truncation="smooth", bound=BOUND):
+    """A jitted filter whose radii (y, x) are traced."""
+    return jax.jit(
+        lambda frames, radii: spatial_mean(
+            frames, radii, max_radius_pix=bound, truncation=truncation
+        )
+    )
+
+
+def close(rtol=1e-12):
+    """Roundings of sums of some hundred terms of 64 bits; zeros may be roundings too."""
+    return ft.partial(np.testing.assert_allclose, rtol=rtol, atol=1e-13)
+
+
+class TestValues:
+    @pytest.mark.parametrize("truncation", TRUNCATIONS)
+    @pytest.mark.parametrize("radius_pix", [0.3, *RADII])
+    def test_a_filtered_frame_is_its_float64_mean(self, truncation, radius_pix, rng, x64):
+        frames = rng.uniform(50, 150, (2, 33, 26))
+        expected = reference_mean(frames, radius_pix, truncation)
+        got = spatial_mean(frames, radius_pix, truncation=truncation)
+        np.testing.assert_allclose(got, expected, rtol=1e-12)
+        bounded = mean(truncation, bound=30.0)
+        radii = np.broadcast_to(np.float64(radius_pix), 2)
+        np.testing.assert_allclose(bounded(frames, radii), expected, rtol=1e-12)
+
+    @pytest.mark.parametrize("shape", [(1, 1), (1, 64), (5, 7)])
+    @pytest.mark.parametrize("radius_pix", [2.0, 21.0])
+    def test_a_frame_smaller_than_the_kernel_repeats_its_edge(
+        self, shape, radius_pix, rng, x64
+    ):
+        frame = rng.uniform(50, 150, shape)
+        got = spatial_mean(frame, radius_pix)
+        np.testing.assert_allclose(got, reference_mean(frame, radius_pix), rtol=1e-12)
+
+    def test_axes_before_the_frames_are_kept(self, rng):
+        frames = rng.uniform(50, 150, (2, 3, 8, 9)).astype(np.float32)
+        expected = reference_mean(frames, 3.0)
+        for first in [(0, 0), (0,), ()]:
+            got = spatial_mean(frames[first], 3.0)
+            # float32, of some ten terms.
+            np.testing.assert_allclose(got, expected[first], rtol=1e-6)
+        assert spatial_mean(frames[:0], 3.0).shape == (0, 3, 8, 9)
+        assert spatial_mean(frames[:, :0], 30.0).shape == (2, 0, 8, 9)
+
+    @pytest.mark.parametrize("radius_pix", [0.3, 7.0, 60.0, 1000.0])
+    @pytest.mark.parametrize("truncation", TRUNCATIONS)
+    def test_a_constant_frame_comes_back(self, radius_pix, truncation):
+        frame = np.full((12, 17), 1234.5, np.float32)
+        got = spatial_mean(frame, radius_pix, truncation=truncation)
+        np.testing.assert_allclose(got, frame, rtol=1e-6)
+
+    @pytest.mark.parametrize("dtype", "? u1 i2 u2 >u2 i4 i8 u8 f2 f4 f8".split())
+    def test_frames_of_any_real_dtype_have_a_mean_in_float32(self, dtype, rng):
+        frames = rng.uniform(0, 2, (2, 9, 8)) * np.linspace(1, 50, 8)
+        frames = frames.astype(dtype)
+        got = spatial_mean(frames, 3.0)
+        assert got.dtype == jnp.float32
+        # float32, of some ten terms.
+        np.testing.assert_allclose(got, reference_mean(frames, 3.0), rtol=1e-6)
+
+    @pytest.mark.parametrize("dtype", [np.uint32, np.int64, np.uint64])
+    def test_large_integers_do_not_wrap(self, dtype):
+        frame = np.full((2, 9, 8), np.iinfo(dtype).max - 5, dtype)
+        got = spatial_mean(frame, 3.0)
+        np.testing.assert_allclose(got, frame.astype(float), rtol=1e-6)
+
+
+@pytest.mark.parametrize("radius_pix", [2.0, (30.0, 1.7)])
+@pytest.mark.parametrize("truncation", TRUNCATIONS)
+def test_the_transpose_is_the_adjoint(radius_pix, truncation, rng, x64):
+    frames, cotangent = rng.normal(size=(2, 3, 33, 26))
+    kernels = tuple(
+        GaussianKernel(half_width(float(radius), truncation), truncation)
+        for radius in np.broadcast_to(radius_pix, 2)
+    )
+    radii = [jnp.float64(radius) for radius in np.broadcast_to(radius_pix, 2)]
+
+    @jax.jit
+    def both(frames, cotangent):
+        image, pull = jax.vjp(lambda f: separable_filter(f, radii, kernels), frames)
+        return image, pull(cotangent)[0]
+
+    image, pulled = both(frames, cotangent)
+    scale = np.linalg.norm(frames) * np.linalg.norm(cotangent)
+    products = np.vdot(image, cotangent), np.vdot(frames, pulled)
+    assert abs(products[0] - products[1]) < 1e-12 * scale
+
+
+# A loss that is linear neither in the frames nor in the radii, and a point for it.
+WEIGHTS = np.random.default_rng(1).normal(size=(8, 9)).astype(np.float32)
+FRAMES = np.random.default_rng(2).normal(size=(4, 8, 9))
+PAIR = np.array([2.3, 3.9])
+
+
+def loss(frames, radii, bound=BOUND):
+    return jnp.sum(WEIGHTS * jnp.sin(mean("smooth", bound)(frames, radii)))
+
+
+value_and_gradients = jax.jit(jax.value_and_grad(loss, (0, 1)), static_argnums=2)
+
+
+class TestTransformations:
+    """Each transformation gives what a plain loop over its calls gives."""
+
+    RADII = np.array([(2.0, 2.0), (1.0, 3.5), (3.9, 0.3), (3.0, 4.0)])
+
+    def test_vmap_over_frames_radii_and_both(self, x64):
+        stacks = FRAMES[:, None] + np.arange(2)[:, None, None]
+        each = [
+            [reference_mean(stack, tuple(pair), "smooth") for pair in self.RADII]
+            for stack in stacks
+        ]
+        by_frames = jax.vmap(mean(), (0, None))(stacks, self.RADII[0])
+        close()(by_frames, [row[0] for row in each])
+        moved = jax.vmap(mean(), (2, None), 1)(np.moveaxis(stacks, 0, 2), self.RADII[0])
+        close()(moved, np.stack([row[0] for row in each], 1))
+        by_radii = jax.vmap(mean(), (None, 0))(stacks[0], self.RADII)
+        close()(by_radii, each[0])
+        by_both = jax.vmap(mean())(stacks, self.RADII)
+        close()(by_both, [row[i] for i, row in enumerate(each)])
+        nested = jax.vmap(jax.vmap(mean(), (None, 0)), (0, None))(stacks, self.RADII)
+        close()(nested, each)
+
+    def test_vmap_over_the_radius_of_one_axis(self, x64):
+        radii = np.array([1.0, 4.0])
+        got = jax.vmap(lambda radius: mean()(FRAMES, jnp.stack([radius, 3.0])))(radii)
+        close()(got, [reference_mean(FRAMES, (r, 3.0), "smooth") for r in radii])
+
+    def test_reverse_mode_equals_forward_mode(self, rng, x64):
+        d_frames, d_radii = rng.normal(size=FRAMES.shape), rng.normal(size=2)
+
+        @jax.jit
+        def forward(*tangents):
+            value, linear = jax.linearize(loss, FRAMES, PAIR)
+            return value, jax.jvp(loss, (FRAMES, PAIR), tangents)[1], linear(*tangents)
+
+        value, *slopes = forward(d_frames, d_radii)
+        expected, gradients = value_and_gradients(FRAMES, PAIR)
+        close()(value, expected)
+        for slope in slopes:
+            close()(
+                slope,
+                np.vdot(gradients[0], d_frames) + np.vdot(gradients[1], d_radii),
+            )
+
+    def test_jacobians_agree(self, x64):
+        frames = FRAMES[:, :3, :2]
+        forward = jax.jit(jax.jacfwd(mean(), (0, 1)))(frames, PAIR)
+        reverse = jax.jit(jax.jacrev(mean(), (0, 1)))(frames, PAIR)
+        jax.tree.map(close(), forward, reverse)
+        # The filter is linear: its Jacobian's columns are the images of the basis.
+        basis = np.eye(frames.size).reshape(-1, *frames.shape)
+        images = reference_mean(basis, tuple(PAIR), "smooth")
+        close()(np.moveaxis(images, 0, -1).reshape(forward[0].shape), forward[0])
+
+    def test_hessians_agree_in_all_orders_of_modes(self, x64):
+        modes = jax.jacfwd, jax.jacrev
+        functions = [outer(inner(loss, 1), 1) for outer in modes for inner in modes]
+        first, *others = jax.jit(lambda *at: [f(*at) for f in functions])(FRAMES, PAIR)
+        assert np.linalg.norm(first) > 1e-3
+        for hessian in others:
+            close()(hessian, first)
+
+    def test_mixed_derivatives_agree_in_both_orders(self, x64):
+        frames = FRAMES[:1]
+        rows = jax.jit(jax.jacfwd(jax.grad(loss, 0), 1))(frames, PAIR)
+        columns = jax.jit(jax.jacfwd(jax.grad(loss, 1), 0))(frames, PAIR)
+        close()(np.moveaxis(rows, -1, 0), columns)
+
+    @pytest.mark.parametrize("in_axes", [(0, None), (None, 0), (0, 0)])
+    def test_gradients_under_vmap_equal_a_loop(self, in_axes, x64):
+        stacks, pairs = np.stack([FRAMES, 2 * FRAMES]), np.stack([PAIR, PAIR[::-1]])
+
+        def inputs(index):
+            return [
+                values[index] if axis == 0 else values[0]
+                for values, axis in zip((stacks, pairs), in_axes, strict=True)
+            ]
+
+        mapped = jax.jit(jax.vmap(jax.value_and_grad(loss, (0, 1)), in_axes))(
+            *inputs(slice(None))
+        )
+        for index in range(2):
+            jax.tree.map(
+                lambda got, expected, index=index: close()(got[index], expected),
+                mapped,
+                value_and_gradients(*inputs(index)),
+            )
+
+    def test_checkpoint_scan_and_filter_jit_change_nothing(self, x64):
+        @jax.checkpoint
+        def checkpointed(frames, radii):
+            return loss(frames, radii)
+
+        def scanned(frames, radii):
+            def step(total, frame):
+                return total + loss(frame, radii), None
+
+            return jax.lax.scan(step, 0.0, frames)[0]
+
+        expected = value_and_gradients(FRAMES, PAIR)
+        for function in (
+            jax.jit(jax.value_and_grad(checkpointed, (0, 1))),
+            jax.jit(jax.value_and_grad(scanned, (0, 1))),
+            eqx.filter_jit(jax.value_and_grad(loss, (0, 1))),
+        ):
+            jax.tree.map(close(), function(FRAMES, PAIR), expected)
+
+    def test_integer_frames_have_gradients_in_the_radii(self):
+        counts = np.round(10 * FRAMES).astype(np.int16)
+        gradient = jax.jit(jax.grad(loss, 1))
+        got, expected = gradient(counts, PAIR), gradient(counts.astype(float), PAIR)
+        # Both in float32: some hundred terms in another order.
+        np.testing.assert_allclose(got, expected, rtol=1e-5)
+
+
+class TestManyDevices:
+    """Two CPU devices, each with half of the frames, and the radii on both."""
+
+    @staticmethod
+    def shard(function, in_specs, out_specs):
+        mesh = Mesh(np.array(jax.devices("cpu")[:2]), ("frames",))
+        return jax.jit(
+            jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs)
+        )
+
+    EACH, ALL = PartitionSpec("frames"), PartitionSpec()
+
+    @pytest.mark.parametrize("bound", [BOUND, LONG_BOUND])
+    def test_sharded_frames_give_the_same_value_and_gradients(self, bound, x64):
+        def total_loss(frames, radii):
+            return jax.lax.psum(loss(frames, radii, bound), "frames")
+
+        in_specs = (self.EACH, self.ALL)
+        expected = value_and_gradients(FRAMES, PAIR, bound)
+        outside = jax.value_and_grad(self.shard(total_loss, in_specs, self.ALL), (0, 1))
+        jax.tree.map(close(), outside(FRAMES, PAIR), expected)
+        images = self.shard(mean("smooth", bound), in_specs, self.EACH)(FRAMES, PAIR)
+        close()(images, reference_mean(FRAMES, tuple(PAIR), "smooth"))
+
+    def test_gradients_are_the_same_inside_of_a_shard(self, x64):
+        def total_loss(frames, radii):
+            return jax.lax.psum(loss(frames, radii), "frames")
+
+        in_specs = (self.EACH, self.ALL)
+        inside = self.shard(
+            jax.value_and_grad(total_loss, (0, 1)), in_specs, (self.ALL, in_specs)
+        )
+        expected = value_and_gradients(FRAMES, PAIR)
+        jax.tree.map(close(), inside(FRAMES, PAIR), expected)
+
+    def test_sharded_radii_filter_shared_frames(self, x64):
+        pairs = np.stack([PAIR, PAIR[::-1]])
+
+        def total_loss(frames, pairs):
+            return jax.lax.psum(loss(frames, pairs[0]), "frames")
+
+        total_loss = self.shard(total_loss, (self.ALL, self.EACH), self.ALL)
+        value, gradients = jax.value_and_grad(total_loss, (0, 1))(FRAMES, pairs)
+        each = [value_and_gradients(FRAMES, pair) for pair in pairs]
+        close()(value, each[0][0] + each[1][0])
+        close()(gradients[0], each[0][1][0] + each[1][1][0])
+        close()(gradients[1], np.stack([each[0][1][1], each[1][1][1]]))
+
+    def test_jit_accepts_sharded_frames(self, x64):
+        mesh = Mesh(np.array(jax.devices("cpu")[:2]), ("frames",))
+        frames = jax.device_put(FRAMES, NamedSharding(mesh, self.EACH))
+        close()(mean()(frames, PAIR), reference_mean(FRAMES, tuple(PAIR), "smooth"))
+
+
+@pytest.mark.parametrize("bound", [BOUND, LONG_BOUND])
+def test_one_exported_program_serves_cpu_cuda_and_tpu(bound):
+    platforms = ("cpu", "cuda", "tpu")
+    frames, radii = FRAMES.astype(np.float32), PAIR.astype(np.float32)
+    function = jax.jit(lambda frames, radii: value_and_gradients(frames, radii, bound))
+    exported = export.export(function, platforms=platforms)(frames, radii)
+    revived = export.deserialize(exported.serialize())
+    assert revived.platforms == platforms
+    with jax.default_device(jax.devices("cpu")[0]):
+        got, expected = revived.call(frames, radii), function(frames, radii)
+    # A sum of 288 terms of order one in float32, which a compiler may reorder.
+    jax.tree.map(
+        ft.partial(np.testing.assert_allclose, rtol=1e-6, atol=5e-6), got, expected
+    )
+
+
+def movie_with_what_is_not_finite(rng):
+    """Frames with none, one and several pixels that are not finite, in the middle, at
+    borders and in corners."""
+    frames = rng.uniform(50, 150, (8, 23, 31))
+    frames[1, 11, 15] = np.nan
+    frames[2, 0, 0] = np.inf
+    frames[3, 22, 13] = -np.inf
+    frames[3, 2, 30] = np.inf
+    frames[4, 22, 30] = np.nan
+    frames[4, 9, 0] = np.inf
+    frames[6, 10, 10] = np.inf
+    frames[6, 12, 11] = -np.inf
+    frames[7] = np.nan
+    return frames
+
+
+def check_same_where_not_finite(got, expected):
+    got = np.asarray(got)
+    assert np.array_equal(np.isnan(got), np.isnan(expected))
+    assert np.array_equal(np.isposinf(got), np.isposinf(expected))
+    assert np.array_equal(np.isneginf(got), np.isneginf(expected))
+    finite = np.isfinite(expected)
+    np.testing.assert_allclose(got[finite], expected[finite], rtol=1e-12)
+
+
+class TestNotFinite:
+    """The reference sums over the taps that are not zero, and no others."""
+
+    SETTINGS = (
+        (2.0, None),  # few taps
+        (2.0, 12.0),  # few taps under a bound much larger
+        ((0.3, 20.0), None),  # one tap along y, more than the frame is wide along x
+        ((3.0, 20.0), 60.0),
+    )
+
+    @pytest.mark.parametrize("truncation", TRUNCATIONS)
+    @pytest.mark.parametrize(("radius_pix", "bound"), SETTINGS)
+    def test_reaches_exactly_what_its_kernel_covers(
+        self, truncation, radius_pix, bound, rng, x64
+    ):
+        frames = movie_with_what_is_not_finite(rng)
+        got = spatial_mean(frames, radius_pix, max_radius_pix=bound, truncation=truncation)
+        with np.errstate(invalid="ignore"):
+            expected = reference_mean(frames, radius_pix, truncation)
+        check_same_where_not_finite(got, expected)
+
+    @pytest.mark.parametrize("truncation", TRUNCATIONS)
+    def test_reaches_the_same_pixels_under_vmap(self, truncation, rng, x64):
+        frames = movie_with_what_is_not_finite(rng)
+        pairs = np.array([(2.0, 2.0), (0.3, 4.0)])
+        function = mean(truncation)
+        by_radii = jax.vmap(function, (None, 0))(frames, pairs)
+        by_frames = jax.vmap(function, (1, None))(frames.swapaxes(0, 1), pairs[0])
+        for got, pair in [(by_radii[0], 0), (by_radii[1], 1), (by_frames, 0)]:
+            with np.errstate(invalid="ignore"):
+                expected = reference_mean(frames, tuple(pairs[pair]), truncation)
+            check_same_where_not_finite(got, expected)
+
+    @pytest.mark.parametrize("bound", [BOUND, LONG_BOUND])
+    def test_stays_out_of_derivatives_elsewhere(self, bound, rng, x64):
+        frames = movie_with_what_is_not_finite(rng)
+        clean = np.where(np.isfinite(frames), frames, 0.0)
+        radii = np.array([2.0, 3.0])
+        function = mean("smooth", bound)
+
+        @jax.jit
+        def derivatives(frames, cotangent):
+            _, pull = jax.vjp(function, frames, radii)
+            slopes = jax.jacfwd(function, 1)(frames, radii)
+            return (*pull(cotangent), slopes)
+
+        with np.errstate(invalid="ignore"):
+            is_finite = np.isfinite(reference_mean(frames, tuple(radii), "smooth"))
+        cotangent = rng.normal(size=frames.shape) * is_finite
+        d_frames, _, slopes = derivatives(frames, cotangent)
+        clean_d_frames, _, clean_slopes = derivatives(clean, cotangent)
+        close()(d_frames, clean_d_frames)
+        close()(slopes[is_finite], clean_slopes[is_finite])
+
+
+# Frames of two sizes, so that the compilations are few.
+frames_of_any_content = st.tuples(
+    st.sampled_from([(6, 5), (1, 9)]), st.integers(0, 2**32 - 1)
+).map(
+    lambda drawn: (
+        np.random.default_rng(drawn[1]).normal(100, 50, drawn[0]).astype(np.float32)
+    )
+)
+any_radii = st.tuples(st.floats(0.125, BOUND, width=32), st.floats(0.125, BOUND, width=32))
+
+
+@settings(deadline=None, derandomize=True, max_examples=25)
+@given(
+    frame=frames_of_any_content,
+    radii=any_radii,
+    truncation=st.sampled_from(TRUNCATIONS),
+    scale=st.floats(-10, 10, width=32),
+    shift=st.floats(-100, 100, width=32),
+)
+def test_a_mean_is_a_mean(frame, radii, truncation, scale, shift):
+    function = mean(truncation)
+    radii = np.array(radii, np.float32)
+    image = np.asarray(function(frame, radii))
+    largest = np.abs(frame).max()
+    # float32, of some hundred terms whose weights sum to one.
+    rounding = 1e-6 * largest
+    assert image.min() >= frame.min() - rounding
+    assert image.max() <= frame.max() + rounding
+    moved = function(np.float32(scale) * frame + np.float32(shift), radii)
+    rounding = 2e-6 * (abs(scale) * largest + abs(shift))
+    np.testing.assert_allclose(moved, scale * image + shift, rtol=0, atol=rounding)
+    mirrored = function(frame[::-1, ::-1], radii)
+    np.testing.assert_allclose(mirrored[::-1, ::-1], image, rtol=0, atol=rounding + 1e-4)
+
+
+def test_the_mean_moves_with_the_frame(rng, x64):
+    frame = np.zeros((60, 70))
+    frame[20:30, 20:28] = rng.normal(size=(10, 8))
+    image = mean()(frame, np.array([3.0, 5.0]))
+    moved = mean()(np.roll(frame, (12, 17), (0, 1)), np.array([3.0, 5.0]))
+    close()(moved, np.roll(image, (12, 17), (0, 1)))
