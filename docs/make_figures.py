@@ -162,13 +162,12 @@ def _draw_loss(axes: Axes) -> None:
             f"  {truncation}: {(losses[-1] - losses[0]) / span:.4f} ADU/px, by autodiff "
             f"{jnp.trapezoid(slopes, radii) / span:.4f} ADU/px"
         )
-        axes.plot(radii, losses, color=colour, lw=1.2, label=truncation)
+        is_shown = (radii > 9) & (radii < 11.5)
+        axes.plot(radii[is_shown], losses[is_shown], color=colour, lw=1.2, label=truncation)
     axes.set(
         title="error of the background",
         xlabel="radius (px)",
         ylabel="root-mean-square error (ADU)",
-        xlim=(9, 11.5),
-        ylim=(8.5, 13),
     )
     axes.legend(frameon=False)
 

@@ -14,7 +14,7 @@ The filter is a JAX primitive of its own, so that each of its rules is written o
 import functools as ft
 import math
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -29,12 +29,9 @@ class Kernel(Protocol):
     """A symmetric row of taps that depends on one number. Hashable."""
 
     @property
-    def half_width(self) -> int: ...
-
-    @property
     def is_bound(self) -> bool: ...
 
-    def taps(self, radius_pix: Float[Array, ""]) -> Float[Array, " half_width_plus_1"]: ...
+    def taps(self, radius_pix: Float[Array, ""]) -> Float[Array, " taps"]: ...
 
     def derivative(self) -> "Kernel": ...
 
@@ -138,15 +135,17 @@ batching.primitive_batchers[_filter_p] = _batch
 
 # How a stack is walked: in strips that stay in cache on CPU, at once elsewhere.
 
-_STRIP_ROWS = 64
+_STRIP_LINES = 64
+_BANDED_STRIP_LINES = 512  # products want large matrices
 
 
 def _filter_in_strips(frames, *radii, outputs, is_adjoint):
     *batch, height, width = frames.shape
     stack = frames.reshape((math.prod(batch), height, width))
-    taps = _all_taps(outputs, radii, (height, width))
-    rows = min(_STRIP_ROWS, height)
-    must_spread = _must_spread(frames, taps)
+    rows = _all_rows(outputs, radii, (height, width))
+    is_banded = any(row.bands is not None for row in rows.values())
+    lines = min(_BANDED_STRIP_LINES if is_banded else _STRIP_LINES, height)
+    must_spread = _must_spread(frames, rows)
 
     def filter_frame(images, index_and_frame):
         index, frame = index_and_frame
@@ -155,21 +154,26 @@ def _filter_in_strips(frames, *radii, outputs, is_adjoint):
 
         def filter_strip(strip, images):
             # The last strip overlaps the one before.
-            start = jnp.minimum(strip * rows, height - rows)
-            filter_y = ft.partial(_filter_rows, finite, start, rows)
-            filtered = _filter_both(filter_y, taps, outputs, is_adjoint)
+            start = jnp.minimum(strip * lines, height - lines)
+            filter_y = ft.partial(_filter_strip, finite, start=start, count=lines)
+            if lines == height:
+                filter_y = ft.partial(_filter_axis, finite, axis=-2)
+            filtered = _filter_both(filter_y, rows, outputs, is_adjoint)
             return [
                 lax.dynamic_update_slice(image, new[None], (index, start, 0))
                 for image, new in zip(images, filtered, strict=True)
             ]
 
-        def add_spread(_, images):
+        def add_spread(round, images):
+            # Depending on the round, it is not moved out of the loop, where it would
+            # be worked out for every frame.
+            not_finite, _ = lax.optimization_barrier((frame, round))
             return [
-                image.at[index].add(_spread(frame, taps, kernels))
+                image.at[index].add(_spread(not_finite, rows, kernels))
                 for image, kernels in zip(images, outputs, strict=True)
             ]
 
-        images = lax.fori_loop(0, -(-height // rows), filter_strip, images)
+        images = lax.fori_loop(0, -(-height // lines), filter_strip, images)
         if must_spread:
             # A loop of one round or none leaves the images where they are.
             rounds = 1 - jnp.all(is_finite).astype(int)
@@ -184,20 +188,20 @@ def _filter_in_strips(frames, *radii, outputs, is_adjoint):
 
 
 def _filter_at_once(frames, *radii, outputs, is_adjoint):
-    taps = _all_taps(outputs, radii, frames.shape[-2:])
+    rows = _all_rows(outputs, radii, frames.shape[-2:])
 
     def filter_finite(frames):
         filter_y = ft.partial(_filter_axis, frames, axis=-2)
-        return _filter_both(filter_y, taps, outputs, is_adjoint)
+        return _filter_both(filter_y, rows, outputs, is_adjoint)
 
-    if not _must_spread(frames, taps):
+    if not _must_spread(frames, rows):
         return filter_finite(frames)
     is_finite = jnp.isfinite(frames)
     return lax.cond(
         jnp.all(is_finite),
         lambda: filter_finite(frames),
         lambda: [
-            image + _spread(frames, taps, kernels)
+            image + _spread(frames, rows, kernels)
             for image, kernels in zip(
                 filter_finite(jnp.where(is_finite, frames, 0)), outputs, strict=True
             )
@@ -211,63 +215,77 @@ mlir.register_lowering(
 )
 
 
-def _all_taps(outputs, radii, shape) -> dict[tuple[int, Kernel], Array]:
-    """The taps of each axis and kernel, no wider than the frame.
+class _Row(NamedTuple):
+    """A kernel's taps from the centre outwards, and what is made of them for an axis."""
 
-    A tap that reaches across the whole axis reads an edge pixel, whatever its distance:
-    the last tap of a kernel that is wider takes the weight of all beyond.
-    """
-    taps = {}
-    for kernels in outputs:
-        for axis, kernel in enumerate(kernels):
-            row = kernel.taps(radii[axis])
-            reach = min(kernel.half_width, shape[axis] - 1)
-            beyond = jnp.sum(row[reach + 1 :])
-            # Of the centre there is one, of every other tap there are two.
-            beyond = beyond if reach else 2 * beyond
-            taps[axis, kernel] = row[: reach + 1].at[reach].add(beyond)
-    return taps
+    all_taps: Array
+    taps: Array
+    bands: Array | None
 
 
-def _filter_both(filter_y, taps, outputs, is_adjoint):
+def _row(all_taps, size) -> _Row:
+    """A tap that reaches across the whole axis reads an edge pixel, whatever its distance:
+    in a kernel that is wider, the last of these takes the weight of all beyond."""
+    reach = min(all_taps.size, size) - 1
+    beyond = jnp.sum(all_taps[reach + 1 :])
+    # Of the centre there is one, of every other tap there are two.
+    taps = all_taps[: reach + 1].at[reach].add(beyond if reach else 2 * beyond)
+    most_taps = _MOST_TAPS if size <= 512 else _MOST_TAPS_OF_LONG_AXES
+    return _Row(all_taps, taps, _bands(taps) if taps.size > most_taps else None)
+
+
+def _all_rows(outputs, radii, shape) -> dict[tuple[int, Kernel], _Row]:
+    return {
+        (axis, kernel): _row(kernel.taps(radii[axis]), shape[axis])
+        for kernels in outputs
+        for axis, kernel in enumerate(kernels)
+    }
+
+
+def _filter_both(filter_y, rows, outputs, is_adjoint):
     """Filters along y, then x. Images with the same kernel along y share that pass."""
     images = {
         kernel: lax.optimization_barrier(
-            filter_y(taps=taps[0, kernel], is_adjoint=is_adjoint)
+            filter_y(row=rows[0, kernel], is_adjoint=is_adjoint)
         )
         for kernel in dict.fromkeys(kernel for kernel, _ in outputs)
     }
     return [
-        _filter_axis(images[kernel_y], taps[1, kernel_x], is_adjoint, axis=-1)
+        _filter_axis(images[kernel_y], rows[1, kernel_x], is_adjoint, axis=-1)
         for kernel_y, kernel_x in outputs
     ]
 
 
-def _filter_rows(frame, start, count, taps, is_adjoint):
-    """The rows from `start` of the frame filtered along y."""
-    height, half_width = frame.shape[0], taps.size - 1
-    rows = start - half_width + jnp.arange(count + 2 * half_width)
-    padded = frame.at[jnp.clip(rows, 0, height - 1)].get(mode="promise_in_bounds")
-    padded = padded.astype(taps.dtype)
+def _filter_strip(frame, row, is_adjoint, start, count):
+    """The lines from `start` of the frame filtered along y."""
+    height, half_width = frame.shape[0], row.taps.size - 1
+    lines = start - half_width + jnp.arange(count + 2 * half_width)
+    padded = frame.at[jnp.clip(lines, 0, height - 1)].get(mode="promise_in_bounds")
+    padded = padded.astype(row.taps.dtype)
     if is_adjoint:
-        is_inside = (rows >= 0) & (rows < height)
+        is_inside = (lines >= 0) & (lines < height)
         padded = jnp.where(is_inside[:, None], padded, 0)
-    # Rows whose pitch is a power of two would compete for the same lines of the cache.
+    # Lines whose pitch is a power of two would compete for the same places in the cache.
     padded = lax.optimization_barrier(jnp.pad(padded, ((0, 0), (0, 16))))
-    filtered = _correlate(padded, taps, count, axis=0)[:, : frame.shape[1]]
+    filtered = _correlate(padded, row, count, axis=-2)[:, : frame.shape[1]]
     if not is_adjoint:
         return filtered
-    return _fold_edges(filtered, frame.astype(taps.dtype), taps, 0, start)
+    return _fold_edges(filtered, frame.astype(row.taps.dtype), row.taps, -2, start)
 
 
-def _filter_axis(image, taps, is_adjoint, axis):
-    image = image.astype(taps.dtype)
-    widths = [(0, 0)] * image.ndim
-    widths[axis] = (taps.size - 1, taps.size - 1)
-    padded = jnp.pad(image, widths, mode="constant" if is_adjoint else "edge")
-    padded = lax.optimization_barrier(padded)
-    filtered = _correlate(padded, taps, image.shape[axis], axis)
-    return _fold_edges(filtered, image, taps, axis) if is_adjoint else filtered
+def _filter_axis(image, row, is_adjoint, axis):
+    image = image.astype(row.taps.dtype)
+    half_width = row.taps.size - 1
+    mode = "constant" if is_adjoint else "edge"
+    padded = lax.optimization_barrier(_pad(image, (half_width, half_width), axis, mode))
+    filtered = _correlate(padded, row, image.shape[axis], axis)
+    return _fold_edges(filtered, image, row.taps, axis) if is_adjoint else filtered
+
+
+def _pad(image, widths, axis, mode="constant"):
+    all_widths = [(0, 0)] * image.ndim
+    all_widths[axis] = widths
+    return jnp.pad(image, all_widths, mode)
 
 
 def _fold_edges(filtered, image, taps, axis, start=0):
@@ -290,18 +308,22 @@ def _fold_edges(filtered, image, taps, axis, start=0):
 
 
 def _along(row, axis):
-    return row.reshape((-1, *(1 for _ in range(-1 - axis)))) if axis < 0 else row[:, None]
+    return row[:, None] if axis == -2 else row
 
 
-# Engines: ways to correlate `padded` with taps, giving `count` pixels along the axis.
+# Engines: ways to correlate `padded` with a row, giving `count` pixels along the axis.
 
-_MOST_SHIFTS = 24  # the half-width up to which shifted slices are the faster engine
-_BAND_PIXELS = 64  # how many pixels one product of the banded engine gives
+# The most taps, the centre and one side, for which shifted slices are the faster: the
+# products are slower where their lines do not stay in cache.
+_MOST_TAPS = 28
+_MOST_TAPS_OF_LONG_AXES = 48
+_BAND_PIXELS = 64  # what one product of the banded engine gives
 
 
-def _correlate(padded, taps, count, axis):
-    engine = _sum_of_shifts if taps.size <= _MOST_SHIFTS else _banded_products
-    return engine(padded, taps, count, axis)
+def _correlate(padded, row, count, axis):
+    if row.bands is None:
+        return _sum_of_shifts(padded, row.taps, count, axis)
+    return _banded_products(padded, row, count, axis)
 
 
 def _sum_of_shifts(padded, taps, count, axis):
@@ -316,66 +338,78 @@ def _sum_of_shifts(padded, taps, count, axis):
     return total + taps[0] * shifted(centre)
 
 
-def _banded_products(padded, taps, count, axis):
-    """Products with a banded matrix, whose cost is nearly flat in the number of taps.
+def _bands(taps):
+    """The matrices that make `_BAND_PIXELS` pixels from a piece of an axis.
 
-    The matrix is the same upside down and back to front. So the sum and the difference
-    of a piece and its mirror image have a product of half the size each.
+    The banded matrix of a symmetric kernel is the same upside down and back to front.
+    So the sum and the difference of a piece and its mirror image each have a product of
+    their own, with half of the rows and half of the columns.
     """
     half_width = taps.size - 1
-    pixels = min(_BAND_PIXELS, count + count % 2)
-    half = pixels // 2 + half_width
-    distance = jnp.abs(jnp.arange(2 * half) - half_width - jnp.arange(pixels // 2)[:, None])
+    half = _BAND_PIXELS // 2 + half_width
+    distance = jnp.arange(2 * half) - half_width - jnp.arange(_BAND_PIXELS // 2)[:, None]
+    distance = jnp.abs(distance)
     band = jnp.where(distance <= half_width, taps[jnp.minimum(distance, half_width)], 0)
-    near, far = band[:, :half], band[:, : half - 1 : -1]
+    first, last = band[:, :half], band[:, : half - 1 : -1]
+    return jnp.stack([first + last, first - last]) / 2
+
+
+def _banded_products(padded, row, count, axis):
+    """Costs nearly the same for any number of taps."""
+    half, missing = row.bands.shape[-1], _BAND_PIXELS - count
+    if missing > 0:
+        padded = _pad(padded, (0, missing), axis)
 
     def multiply(matrix, piece):
-        product = jnp.tensordot(
-            matrix, piece, (1, axis % piece.ndim), precision=lax.Precision.HIGHEST
-        )
-        return jnp.moveaxis(product, 0, axis)
+        left, right = (matrix, piece) if axis == -2 else (piece, matrix.T)
+        return jnp.matmul(left, right, precision=lax.Precision.HIGHEST)
 
-    def filtered(start):
-        piece = lax.slice_in_dim(padded, start, start + 2 * half, axis=axis)
-        first = lax.slice_in_dim(piece, 0, half, axis=axis)
-        last = jnp.flip(lax.slice_in_dim(piece, half, 2 * half, axis=axis), axis)
-        even = multiply((near + far) / 2, first + last)
-        odd = multiply((near - far) / 2, first - last)
-        return jnp.concatenate([even + odd, jnp.flip(even - odd, axis)], axis=axis)
+    def pixels(start):
+        first = lax.slice_in_dim(padded, start, start + half, axis=axis)
+        last = lax.slice_in_dim(padded, start + half, start + 2 * half, axis=axis)
+        last = jnp.flip(last, axis)
+        # The barriers keep XLA from fusing these with the products, and losing time.
+        folded = lax.optimization_barrier((first + last, first - last))
+        even, odd = lax.optimization_barrier(tuple(map(multiply, row.bands, folded)))
+        return lax.optimization_barrier((even + odd, jnp.flip(even - odd, axis)))
 
-    if count % 2:
-        widths = [(0, 0)] * padded.ndim
-        widths[axis] = (0, 1)
-        padded = jnp.pad(padded, widths)
-    whole, rest = divmod(count, pixels)
-    pieces = [filtered(index * pixels) for index in range(whole)]
-    if rest:
-        last = filtered(count + count % 2 - pixels)
-        pieces.append(
-            lax.slice_in_dim(last, pixels - rest - count % 2, pixels - count % 2, axis=axis)
-        )
+    if missing > 0:
+        whole = jnp.concatenate(pixels(0), axis=axis)
+        return lax.slice_in_dim(whole, 0, count, axis=axis)
+    # The last piece overlaps the one before.
+    starts = [*range(0, count - _BAND_PIXELS, _BAND_PIXELS), count - _BAND_PIXELS]
+    pieces = [piece for start in starts[:-1] for piece in pixels(start)]
+    last = jnp.concatenate(pixels(starts[-1]), axis=axis)
+    known = (len(starts) - 1) * _BAND_PIXELS - starts[-1]
+    pieces.append(lax.slice_in_dim(last, known, _BAND_PIXELS, axis=axis))
     return jnp.concatenate(pieces, axis=axis)
 
 
-def _must_spread(frames, taps) -> bool:
-    """Whether what is not finite would not reach just the pixels it should: a product
-    spreads it over its rows and columns, and a zero tap times infinity is a NaN."""
+def _must_spread(frames, rows) -> bool:
+    """Whether what is not finite would reach more than the pixels it should: a product
+    spreads it over lines of pixels, and a zero tap times infinity is a NaN."""
     return jnp.issubdtype(frames.dtype, jnp.floating) and any(
-        kernel.is_bound or row.size > _MOST_SHIFTS for (_, kernel), row in taps.items()
+        kernel.is_bound or row.bands is not None for (_, kernel), row in rows.items()
     )
 
 
-def _spread(frames, taps, kernels):
+def _spread(frames, rows, kernels):
     """NaN or infinity where a kernel covers one, and zero elsewhere."""
 
-    def reaches(values):
+    def count(values, weigh):
+        values = values.astype(frames.dtype)
         for axis, kernel in enumerate(kernels):
-            row = taps[axis, kernel]
-            covers = (row != 0) if kernel.is_bound else jnp.ones_like(row)
-            count = _filter_axis(values, covers.astype(row.dtype), False, axis - 2)
-            values = count > 0.5
+            weights = weigh(kernel, rows[axis, kernel].all_taps).astype(frames.dtype)
+            row = _row(weights, frames.shape[axis - len(kernels)])
+            values = _filter_axis(values, row, False, axis - len(kernels))
         return values
 
-    nan, up, down = map(reaches, (jnp.isnan(frames), frames == jnp.inf, frames == -jnp.inf))
-    spread = jnp.where(up, jnp.inf, jnp.where(down, -jnp.inf, 0))
-    return jnp.where(nan | (up & down), jnp.nan, spread).astype(frames.dtype)
+    covering = count(
+        ~jnp.isfinite(frames),
+        lambda kernel, taps: (taps != 0) if kernel.is_bound else jnp.ones_like(taps),
+    )
+    signs = jnp.where(jnp.isinf(frames), jnp.sign(frames), 0)
+    signs = count(signs, lambda _, taps: jnp.sign(taps))
+    # Counts are whole numbers. Only infinities of one sign add up to all that is there.
+    infinite = jnp.where(jnp.abs(signs) == covering, jnp.sign(signs) * jnp.inf, jnp.nan)
+    return jnp.where(covering == 0, 0, infinite)

@@ -43,36 +43,39 @@ class GaussianKernel:
 
     **Arguments:**
 
-    - `half_width`: number of taps on either side of the centre.
+    - `half_width`: number of taps on either side of the centre, from
+        [`jaxbkgd._kernels.half_width`][].
     - `truncation`: `"hard"` or `"smooth"`.
     - `order`: how often the taps are differentiated with respect to the radius.
-    - `is_bound`: whether `half_width` is an upper bound. Then taps may be zero, and a
-        pixel under a zero tap is not read, so that its NaN does not spread.
+    - `is_bound`: whether `half_width` is that of a larger radius. Then taps may be zero,
+        and a pixel under a zero tap is not read, so that its NaN does not spread.
+    - `zero_taps`: number of zeros to append, under which pixels are read.
     """
 
     half_width: int
     truncation: Truncation
     order: int = 0
     is_bound: bool = False
+    zero_taps: int = 0
 
-    def taps(self, radius_pix: Float[Array, ""]) -> Float[Array, " half_width_plus_1"]:
+    def taps(self, radius_pix: Float[Array, ""]) -> Float[Array, " taps"]:
         """The taps from the centre outwards. The kernel is symmetric."""
-        taps: Callable = ft.partial(_taps, self.half_width, self.truncation)
+        taps: Callable = ft.partial(_taps, self)
         for _ in range(self.order):
             taps = _derivative(taps)
-        return taps(radius_pix)
+        return jnp.pad(taps(radius_pix), (0, self.zero_taps))
 
     def derivative(self) -> "GaussianKernel":
         """The kernel whose taps are the derivative of these in the radius."""
         return dataclasses.replace(self, order=self.order + 1)
 
 
-def _taps(half_width: int, truncation: Truncation, radius_pix: Float[Array, ""]):
+def _taps(kernel: GaussianKernel, radius_pix: Float[Array, ""]) -> Float[Array, " taps"]:
     sigma = radius_pix / 2
-    distance = jnp.arange(half_width + 1, dtype=radius_pix.dtype)
+    distance = jnp.arange(kernel.half_width + 1, dtype=radius_pix.dtype)
     # "hard" clips too, out where no tap is kept unless it is the only one: far
     # outside, the density underflows and its integral could not be divided by.
-    clip = sigma * (_CUT_SIGMAS if truncation == "smooth" else 4.0)
+    clip = sigma * (_CUT_SIGMAS if kernel.truncation == "smooth" else 4.0)
     inner = jnp.minimum(jnp.maximum(distance - 0.5, 0), clip)
     outer = jnp.minimum(distance + 0.5, clip)
     middle, half = (outer + inner)[:, None] / 2, (outer - inner)[:, None] / 2
@@ -81,7 +84,7 @@ def _taps(half_width: int, truncation: Truncation, radius_pix: Float[Array, ""])
     integral = jnp.sum(density, axis=1) * half[:, 0]
     # Of the centre's pixel only the outer half was integrated.
     taps = integral.at[0].multiply(2)
-    if truncation == "hard":
+    if kernel.truncation == "hard" and kernel.is_bound:
         taps = jnp.where(distance <= _CUT_SIGMAS * sigma, taps, 0)
     return taps / (taps[0] + 2 * jnp.sum(taps[1:]))
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ._estimator import as_frames
-from ._kernels import GaussianKernel, noise_factor
+from ._kernels import GaussianKernel, half_width, noise_factor
 from ._spatial_mean import channel_radii, filtered
 
 
@@ -18,12 +18,12 @@ def bkgd_spatial_mean(
     channels: Sequence[Any],
     /,
     channels_mean_radii_pix: Any = 7.0,
-    bkgds: Sequence[np.ndarray] | None = None,
-    noise_corrections: MutableSequence[Any] | None = None,
+    bkgds: Sequence[Any] | None = None,
+    noise_corrections: Any = None,
     *,
     cuda: bool = False,
     parallel: bool = False,
-) -> tuple[list[Any], MutableSequence[Any], dict[str, list]]:
+) -> tuple[list[Any], Any, dict[str, list]]:
     """A drop-in for `smlmlp.bkgd_spatial_mean` (0.1.20) that runs in JAX.
 
     The numbers are the reference's, its noise factor "separable" included, which is too
@@ -72,6 +72,7 @@ def bkgd_spatial_mean(
 
         ```
     """
+    channels = list(channels)
     stacks = [_as_stack(channel, index) for index, channel in enumerate(channels)]
     if not stacks:
         raise ValueError("channels is empty; it must hold at least one stack of frames.")
@@ -84,8 +85,10 @@ def bkgd_spatial_mean(
     with jax.ensure_compile_time_eval():
         # Known even where the channels are traced.
         rows = [jnp.asarray(pair, jnp.float32) for pair in radii]
-        taps = [_taps(row, pair) for row, pair in zip(rows, kernels, strict=True)]
-        noise = [np.float32(noise_factor(*pair, kind="separable")) for pair in taps]
+        taps_y, taps_x, noise = zip(
+            *(_taps_and_noise(row, pair) for row, pair in zip(rows, kernels, strict=True)),
+            strict=True,
+        )
     estimates = [
         filtered(jax.device_put(stack, device), row, pair)
         for stack, row, pair in zip(stacks, rows, kernels, strict=True)
@@ -100,12 +103,12 @@ def bkgd_spatial_mean(
         for output, estimate in zip(outputs, jax.block_until_ready(estimates), strict=True):
             output[...] = estimate
     for index, factor in enumerate(noise):
-        factors[index] *= factor
+        factors[index] *= np.float32(factor)
     info = {
         "channels_mean_radii_pix": radii,
         "spatial_mean_sigmas": [(y / 2, x / 2) for y, x in radii],
-        "spatial_mean_kernels_y": [_residual_kernel(taps_y) for taps_y, _ in taps],
-        "spatial_mean_kernels_x": [_residual_kernel(taps_x) for _, taps_x in taps],
+        "spatial_mean_kernels_y": [_residual_kernel(row) for row in taps_y],
+        "spatial_mean_kernels_x": [_residual_kernel(row) for row in taps_x],
     }
     return outputs, factors, info
 
@@ -164,25 +167,25 @@ def _checked_outputs(bkgds, stacks) -> list[np.ndarray] | None:
 def _checked_corrections(noise_corrections, count) -> Any:
     if noise_corrections is None:
         return [np.float32(1)] * count
-    if len(noise_corrections) != count:
-        raise ValueError(
-            f"There are {count} channels, but {len(noise_corrections)} noise "
-            "corrections; give one for each channel."
-        )
-    is_mutable = (
-        noise_corrections.flags.writeable
-        if isinstance(noise_corrections, np.ndarray)
-        else isinstance(noise_corrections, MutableSequence)
-    )
+    if isinstance(noise_corrections, np.ndarray):
+        # An array of integers would round what is multiplied into it.
+        is_mutable, kinds = noise_corrections.flags.writeable, "f"
+    else:
+        is_mutable, kinds = isinstance(noise_corrections, MutableSequence), "iuf"
     if not is_mutable:
         raise TypeError(
             "noise_corrections are updated in place and must be a list or a writable "
             f"NumPy array, but are {noise_corrections!r}."
         )
-    if not np.issubdtype(np.asarray(noise_corrections).dtype, np.floating):
+    if np.asarray(noise_corrections).dtype.kind not in kinds:
         raise TypeError(
             f"noise_corrections must be floating-point numbers, but are "
             f"{noise_corrections!r}."
+        )
+    if len(noise_corrections) != count:
+        raise ValueError(
+            f"There are {count} channels, but {len(noise_corrections)} noise "
+            "corrections; give one for each channel."
         )
     return noise_corrections
 
@@ -198,14 +201,17 @@ def _gpu():
 
 
 def _kernel(radius_pix: float) -> GaussianKernel:
-    # The reference's number of taps: the outermost are zero, but what is not finite
-    # spreads under them too.
-    return GaussianKernel(math.ceil(6 * (radius_pix / 2)) // 2, "hard")
+    # The reference has more taps. They are zero, but what is not finite spreads under
+    # them too.
+    support = half_width(radius_pix, "hard")
+    count = math.ceil(6 * (radius_pix / 2)) // 2
+    return GaussianKernel(support, "hard", zero_taps=count - support)
 
 
 @ft.partial(jax.jit, static_argnums=1)
-def _taps(radii, kernels):
-    return [kernel.taps(radius) for kernel, radius in zip(kernels, radii, strict=True)]
+def _taps_and_noise(radii, kernels):
+    taps = [kernel.taps(radius) for kernel, radius in zip(kernels, radii, strict=True)]
+    return *taps, noise_factor(*taps, kind="separable")
 
 
 def _residual_kernel(taps) -> np.ndarray:

@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator
 
 import jax
+import jaxtyping
 import numpy as np
 import pytest
 from scipy.special import erfinv, ndtr
@@ -24,6 +25,15 @@ def x64() -> Iterator[None]:
     """JAX in 64-bit mode."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture
+def as_installed() -> Iterator[None]:
+    """The package without the type checker of these tests, which would answer before the
+    package's own checks do."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture

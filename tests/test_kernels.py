@@ -11,11 +11,12 @@ from conftest import (
     reference_kernel,
     reference_noise,
 )
-from jaxbkgd._kernels import GaussianKernel, half_width, noise_factor
+
+from jaxbkgd._kernels import GaussianKernel, half_width, noise_factor, NoiseKind, Truncation
 
 
-TRUNCATIONS = ("hard", "smooth")
-KINDS = ("exact", "separable")
+TRUNCATIONS: tuple[Truncation, ...] = ("hard", "smooth")
+KINDS: tuple[NoiseKind, ...] = ("exact", "separable")
 
 # From kernels of one tap to those wider than most frames; none where a tap enters.
 RADII = np.round(np.geomspace(0.3, 100, 80), 4)
@@ -153,12 +154,12 @@ def noise_and_slopes(truncation):
     kernel = GaussianKernel(half_width(40.0, truncation), truncation)
 
     def factors(pair):
-        taps = [kernel.taps(radius) for radius in pair]
-        factors = jnp.stack([noise_factor(*taps, kind) for kind in KINDS])
+        taps_y, taps_x = (kernel.taps(radius) for radius in pair)
+        factors = jnp.stack([noise_factor(taps_y, taps_x, kind) for kind in KINDS])
         return factors, factors
 
     def function(pair):
-        slopes, factors_of_both = jax.jacrev(factors, has_aux=True)(pair)
+        slopes, factors_of_both = jax.jacfwd(factors, has_aux=True)(pair)
         return factors_of_both, slopes
 
     return jax.jit(jax.vmap(function))

@@ -1,0 +1,127 @@
+"""README, docs and examples say what is so: their code runs, README's commands are where
+`.ci/run` looks for them, every public name has an entry, and every file is at home."""
+
+import importlib.util
+import inspect
+import re
+import runpy
+import shlex
+from pathlib import Path
+
+import pytest
+
+import jaxbkgd
+
+
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+PAGES = sorted((ROOT / "docs" / "pages").glob("*.md"))
+# What is of this repository: beside it lie caches, environments and outputs.
+FILES = sorted(
+    path
+    for pattern in (
+        *("*.md", "*.toml", ".gitignore"),
+        *(f"{tree}/**/*" for tree in (".ci", "docs", "examples", "jaxbkgd", "tests")),
+    )
+    for path in ROOT.glob(pattern)
+    if path.is_file() and "__pycache__" not in path.parts
+)
+
+# Package registries, and the folders in which this was written.
+FOREIGN = re.compile(
+    r"(pypi|pythonhosted|npmjs|debian)\.(org|com)|/(work|root|farm|home)/[a-z.]"
+)
+
+
+def fenced_blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(), re.M | re.S)
+
+
+@pytest.mark.parametrize(
+    "page",
+    [page for page in (README, *PAGES) if fenced_blocks(page, "python")],
+    ids=lambda page: page.name,
+)
+def test_code_on_a_page_runs_from_top_to_bottom(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    variables = {}
+    for block in fenced_blocks(page, "python"):
+        # smlmlp needs Python 3.12, and is installed where it is compared with.
+        if "import smlmlp" in block and importlib.util.find_spec("smlmlp") is None:
+            continue
+        exec(compile(block, page.name, "exec"), variables)
+
+
+def test_the_quick_start_writes_its_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    runpy.run_path(str(ROOT / "examples" / "quick_start.py"))
+    assert (tmp_path / "quick_start.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_readme_has_two_commands_that_each_stand_alone():
+    lines = [
+        line
+        for line in README.read_text().splitlines()
+        if line.startswith("python3 -m venv")
+    ]
+    # As a shell reads them; a line of its own in a block can be copied.
+    demo, tests = ([*map(shlex.split, line.split(" && "))] for line in lines)
+    assert [f"{line}\n" for line in lines] == [
+        block for block in fenced_blocks(README, "sh") if "venv" in block
+    ]
+    for command in (demo, tests):
+        assert command[0] == ["python3", "-m", "venv", ".venv"]
+        assert command[1][:2] == [".venv/bin/pip", "install"]
+        assert len(command) == 3
+    assert demo[2] == [".venv/bin/jaxbkgd", "demo"]
+    assert tests[2][:3] == [".venv/bin/python", "-m", "pytest"]
+
+
+def test_the_tested_package_is_the_one_of_this_repository():
+    assert Path(jaxbkgd.__file__).parent == ROOT / "jaxbkgd"
+
+
+def test_every_public_name_has_an_entry_in_the_api():
+    entries = re.findall(
+        r"^::: (\S+)", (ROOT / "docs" / "pages" / "api.md").read_text(), re.M
+    )
+    names = {
+        f"jaxbkgd.{name}"
+        for name, value in vars(jaxbkgd).items()
+        if not name.startswith("_") and not inspect.ismodule(value)
+    }
+    assert names | {"jaxbkgd.smlmlp.bkgd_spatial_mean"} <= set(entries)
+
+
+@pytest.mark.parametrize("page", [README, *PAGES], ids=lambda page: page.name)
+def test_links_to_files_of_this_repository_lead_somewhere(page: Path):
+    links = re.findall(r"\]\(([^)#]+)", page.read_text())
+    missing = [
+        link
+        for link in links
+        if not link.startswith("https://") and not (page.parent / link).exists()
+    ]
+    assert missing == []
+
+
+def test_no_file_names_a_registry_or_a_path_of_one_machine():
+    found = [
+        f"{path.relative_to(ROOT)}:{number}: {line.strip()}"
+        for path in FILES
+        for number, line in enumerate(
+            path.read_bytes().decode(errors="replace").splitlines(), 1
+        )
+        if FOREIGN.search(line)
+    ]
+    assert found == []
+
+
+def test_pictures_are_small():
+    # They are a part of every clone.
+    sizes = {path.name: path.stat().st_size for path in FILES if path.suffix == ".png"}
+    assert sizes
+    assert max(sizes.values()) < 100_000, sizes
