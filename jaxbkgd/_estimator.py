@@ -48,7 +48,8 @@ class Background(eqx.Module):
         Maps `(..., height, width)` without unit, in the structure of `channels`.
         """
         if not _is_sequence(gains):
-            gains = map_channels(lambda _: gains, channels)
+            is_shared = not _is_sequence(channels) or np.ndim(gains) == 0
+            gains = map_channels(lambda _: gains, channels) if is_shared else list(gains)
         return map_channels(
             snr, self.residuals(channels), self.bkgds, self.noise_corrections, gains
         )
@@ -110,9 +111,11 @@ def as_frames(channel: Any) -> Shaped[Array, "*batch height width"]:
             "example with `frames.astype(float).filled(numpy.nan)`."
         )
     frames = channel if isinstance(channel, jax.Array) else np.asarray(channel)
-    if not any(
+    is_real = any(
         jnp.issubdtype(frames.dtype, kind) for kind in (bool, jnp.integer, jnp.floating)
-    ):
+    )
+    # To NumPy, a time difference is an integer.
+    if not is_real or frames.dtype.kind == "m":
         raise TypeError(
             f"frames must be real numbers, but their dtype is {frames.dtype}; convert "
             "them, or take the real part, first."
@@ -141,6 +144,11 @@ def map_channels(function: Callable, channels: Any, *others: Any) -> Any:
     """Applies `function` to each channel and what belongs to it, in the same structure:
     to one stack itself, or to the entries of a list or tuple."""
     if not _is_sequence(channels):
+        if any(map(_is_sequence, others)):
+            raise ValueError(
+                "There is one stack of frames, but a list of channels to go with it; give "
+                "a list of stacks."
+            )
         return function(channels, *others)
     if not channels:
         raise ValueError("channels is empty; it must hold at least one stack of frames.")
@@ -159,5 +167,11 @@ def _is_sequence(channels: Any) -> bool:
     return isinstance(channels, list | tuple)
 
 
-def _residual(channel: ArrayLike, bkgd: ArrayLike) -> Array:
-    return jnp.subtract(as_frames(channel), bkgd)
+def _residual(channel: ArrayLike, bkgd: Array) -> Array:
+    frames = as_frames(channel)
+    if frames.shape != bkgd.shape:
+        raise ValueError(
+            f"The frames have shape {frames.shape}, but their background has "
+            f"{bkgd.shape}; give the frames that it was estimated from."
+        )
+    return frames - bkgd

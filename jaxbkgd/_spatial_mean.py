@@ -29,7 +29,7 @@ def spatial_mean(
     frames: Any,
     radius_pix: Any,
     *,
-    max_radius_pix: float | None = None,
+    max_radius_pix: int | float | None = None,
     truncation: Truncation = "hard",
 ) -> Float[Array, "*batch height width"]:
     """The background of each frame: its mean under a Gaussian of `sigma = radius / 2`.
@@ -80,7 +80,7 @@ def spatial_mean(
 def noise_correction(
     radius_pix: Any,
     *,
-    max_radius_pix: float | None = None,
+    max_radius_pix: int | float | None = None,
     truncation: Truncation = "hard",
     kind: NoiseKind = "exact",
 ) -> Float[Array, ""]:
@@ -124,7 +124,8 @@ class SpatialMean(AbstractEstimator):
     The radii are its only inexact array, `unbounded_radii`, so that
     `equinox.filter_grad` and optax train them and nothing else. They are stored as
     `logit(radius / max_radius_pix)`, so that no step of an optimizer leaves the open
-    interval from 0 to `max_radius_pix`.
+    interval from 0 to `max_radius_pix`. Below 0.39 px a smooth kernel has one tap, and no
+    gradient leads out of there: start above 1 px.
 
     !!! example
 
@@ -167,7 +168,7 @@ class SpatialMean(AbstractEstimator):
         self,
         radii_pix: Any = 7.0,
         *,
-        max_radius_pix: float | None = None,
+        max_radius_pix: int | float | None = None,
         truncation: Truncation = "smooth",
         noise: NoiseKind = "exact",
     ):
@@ -194,11 +195,7 @@ class SpatialMean(AbstractEstimator):
         if max_radius_pix is None:
             max_radius_pix = 4 * np.max(_known(radii))
         bound = _check_bound(max_radius_pix)
-        if not _is_traced(radii) and np.max(radii) >= bound:
-            raise ValueError(
-                f"Radii must lie below max_radius_pix={bound}, but the largest is "
-                f"{np.max(radii)}; raise the bound."
-            )
+        _check_below(np.nextafter(bound, 0), radii_pix)
         xp = jnp if _is_traced(radii) else np
         # In NumPy, and so in float64, where the radii are known: they come back exactly.
         self.unbounded_radii = jnp.asarray(xp.log(radii / bound) - xp.log1p(-radii / bound))
@@ -256,7 +253,7 @@ class SpatialMean(AbstractEstimator):
             self.unbounded_radii
         ):
             return super().__repr__()
-        radii = np.array2string(np.asarray(self.radii_pix), separator=", ")
+        radii = np.asarray(self.radii_pix, np.float64).round(5).tolist()
         return (
             f"SpatialMean(radii_pix={radii}, max_radius_pix={self.max_radius_pix}, "
             f"truncation={self.truncation!r}, noise={self.noise!r})"
@@ -294,48 +291,51 @@ def channel_radii(radii_pix: Any) -> Any:
     Accepts a number, a pair (y, x), or a sequence with a number or pair a channel; two
     numbers are a pair.
     """
-    xp: Any = jnp if any(map(_is_traced, jax.tree.leaves(radii_pix))) else np
-    if isinstance(radii_pix, list | tuple):
-        entries = [xp.asarray(entry) for entry in radii_pix]
-        if len({entry.shape for entry in entries}) > 1:
-            # Numbers beside pairs.
-            entries = [_broadcast_to_pair(entry, radii_pix, xp) for entry in entries]
-        radii: Any = xp.stack(entries) if entries else np.zeros(0)
-    else:
-        radii = xp.asarray(radii_pix)
-
-    if radii.dtype.kind not in "iuf":
-        raise TypeError(
-            f"A radius must be a number of pixels, but got {radii_pix!r}; give a number "
-            "or a (y, x) pair."
-        )
+    radii: Any = _stacked(radii_pix)
     if radii.shape == (2,):
         radii = radii[None, :]
     elif radii.ndim < 2:
         radii = radii.reshape((-1, 1))
     if radii.size == 0 or radii.ndim != 2 or radii.shape[1] > 2:
         raise ValueError(
-            f"Radii must be a number, a (y, x) pair, or one of these for each channel, "
-            f"but got {radii_pix!r}."
-        )
-    if _is_traced(radii):
-        return radii
-    radii = radii.astype(np.float64)
-    if not np.all((radii > 0) & (radii <= _LARGEST_RADIUS_PIX)):
-        raise ValueError(
-            f"A radius must be positive and at most {_LARGEST_RADIUS_PIX:g} pixels, but "
+            "Radii must be a number, a (y, x) pair, or one of these for each channel, but "
             f"got {radii_pix!r}."
         )
     return radii
 
 
-def _broadcast_to_pair(entry, radii_pix, xp):
-    if entry.shape not in ((), (1,), (2,)):
+def _stacked(radii_pix: Any) -> Any:
+    if not isinstance(radii_pix, list | tuple):
+        return _checked_radii(radii_pix)
+    entries = [_stacked(entry) for entry in radii_pix]
+    xp = jnp if any(map(_is_traced, entries)) else np
+    shapes = {entry.shape for entry in entries}
+    if shapes == {(), (2,)}:
+        # Numbers beside pairs.
+        entries = [xp.broadcast_to(entry, (2,)) for entry in entries]
+    elif len(shapes) != 1:
         raise ValueError(
-            "Each channel needs one radius or a (y, x) pair, but an entry of "
-            f"{radii_pix!r} has shape {entry.shape}."
+            f"Each channel needs one radius or a (y, x) pair, but got {radii_pix!r}."
         )
-    return xp.broadcast_to(entry, (2,))
+    return xp.stack(entries)
+
+
+def _checked_radii(radii_pix: Any) -> Any:
+    radii = radii_pix if _is_traced(radii_pix) else np.asarray(radii_pix)
+    if radii.dtype.kind not in "iuf" or isinstance(radii_pix, np.ma.MaskedArray):
+        raise TypeError(
+            f"A radius must be a number of pixels, but got {radii_pix!r}; give a number "
+            "or a (y, x) pair."
+        )
+    if _is_traced(radii):
+        return radii
+    if not np.all((radii > 0) & (radii <= _LARGEST_RADIUS_PIX)):
+        raise ValueError(
+            f"A radius must be positive and at most {_LARGEST_RADIUS_PIX:g} pixels, but "
+            f"got {radii_pix!r}."
+        )
+    # All kernels so small have one tap; in float32 the radius would round to zero.
+    return np.maximum(radii.astype(np.float64), 1e-30)
 
 
 def _pair_and_kernels(radius_pix, max_radius_pix, truncation):
@@ -349,11 +349,7 @@ def _pair_and_kernels(radius_pix, max_radius_pix, truncation):
         )
     if max_radius_pix is not None:
         bound = _check_bound(max_radius_pix)
-        if not _is_traced(radii) and np.max(radii) > bound:
-            raise ValueError(
-                f"radius_pix must not exceed max_radius_pix={bound}, but is "
-                f"{radius_pix!r}; raise the bound."
-            )
+        _check_below(bound, radius_pix)
         kernels = 2 * (_bounded_kernel(bound, truncation),)
     else:
         kernels = tuple(
@@ -361,6 +357,15 @@ def _pair_and_kernels(radius_pix, max_radius_pix, truncation):
             for radius in np.broadcast_to(_known(radii), (1, 2))[0]
         )
     return jnp.broadcast_to(jnp.asarray(radii, float), (1, 2))[0], kernels
+
+
+def _check_below(bound: float, radii_pix: Any) -> None:
+    known = [leaf for leaf in jax.tree.leaves(radii_pix) if not _is_traced(leaf)]
+    if any(np.max(radii) > bound for radii in known):
+        raise ValueError(
+            f"max_radius_pix must be above all radii, but is {bound:g} for "
+            f"{radii_pix!r}; raise it."
+        )
 
 
 def _bounded_kernel(bound: float, truncation: Truncation) -> GaussianKernel:

@@ -34,7 +34,8 @@ def outwards(radius_pix, truncation, half_width):
 @ft.cache
 def bounded_taps(truncation, order=0):
     """A jitted function from many radii to their taps, under one bound for all."""
-    kernel = GaussianKernel(half_width(LARGEST, truncation), truncation, order)
+    count = half_width(LARGEST, truncation)
+    kernel = GaussianKernel(count, truncation, order, is_bound=True)
     return jax.jit(jax.vmap(kernel.taps))
 
 
@@ -135,12 +136,12 @@ def test_the_derived_kernel_has_the_slopes_of_the_taps(truncation, x64):
     # Rounding of the taps over the step, 1e-16 / 1e-5, and the step squared.
     np.testing.assert_allclose(slopes, expected, rtol=1e-7, atol=1e-10)
 
-    kernel = GaussianKernel(count, truncation)
+    kernel = GaussianKernel(count, truncation, is_bound=True)
     forward = jax.jit(jax.vmap(jax.jacfwd(kernel.taps)))(RADII)
     # The same derivative by another way; roundings only.
     np.testing.assert_allclose(slopes, forward, rtol=1e-12, atol=1e-15)
 
-    assert kernel.derivative() == GaussianKernel(count, truncation, order=1)
+    assert kernel.derivative() == GaussianKernel(count, truncation, order=1, is_bound=True)
     curvatures = bounded_taps(truncation, order=2)(RADII)
     expected = central_difference(bounded_taps(truncation, order=1), RADII, STEP)
     # Rounding of the slopes over the step, and the step squared.
@@ -151,7 +152,7 @@ def test_the_derived_kernel_has_the_slopes_of_the_taps(truncation, x64):
 def noise_and_slopes(truncation):
     """A jitted function from many radii (y, x) to their noise factors of both kinds, and
     the slopes of these in both radii."""
-    kernel = GaussianKernel(half_width(40.0, truncation), truncation)
+    kernel = GaussianKernel(half_width(40.0, truncation), truncation, is_bound=True)
 
     def factors(pair):
         taps_y, taps_x = (kernel.taps(radius) for radius in pair)

@@ -1,0 +1,132 @@
+"""Every engine of the filter, forced one by one, against a dense matrix in float64."""
+
+import functools as ft
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import export
+
+from jaxbkgd import _filter, spatial_mean
+from jaxbkgd._kernels import GaussianKernel, half_width
+
+
+# Several strips and bands, with a rest; fewer pixels than one; a single line.
+SHAPES = [(2, 150, 201), (1, 33, 26), (1, 1, 130)]
+RADII = (2.5, 9.0)
+
+
+@pytest.fixture(params=["shifts in strips", "products in strips", "shifts", "products"])
+def engine(request, monkeypatch):
+    """Filters with one engine only: `engine(frames, radii, outputs, is_adjoint)`."""
+    most_taps = 0 if request.param.startswith("products") else 10**6
+    monkeypatch.setattr(_filter, "_MOST_TAPS", most_taps)
+    monkeypatch.setattr(_filter, "_MOST_TAPS_OF_LONG_AXES", most_taps)
+    monkeypatch.setattr(_filter, "_BANDED_STRIP_LINES", 64)
+    is_in_strips = request.param.endswith("strips")
+    walk = _filter._filter_in_strips if is_in_strips else _filter._filter_at_once
+
+    def run(frames, radii, outputs, is_adjoint=False):
+        call = ft.partial(walk, outputs=outputs, is_adjoint=is_adjoint)
+        return jax.jit(call)(frames, *(jnp.asarray(r, jnp.float64) for r in radii))
+
+    return run
+
+
+def kernels_for(radii, is_bound):
+    """The kernels (y, x), of their own width or of that of a bound."""
+    return tuple(
+        GaussianKernel(half_width(12.0 if is_bound else r, "smooth"), "smooth", 0, is_bound)
+        for r in radii
+    )
+
+
+def matrix(kernel, radius, size):
+    """The filter along an axis with repeated edges, as a dense matrix."""
+    taps = np.asarray(kernel.taps(jnp.asarray(radius, jnp.float64)))
+    dense = np.zeros((size, size))
+    for distance in range(1 - taps.size, taps.size):
+        read = np.clip(np.arange(size) + distance, 0, size - 1)
+        np.add.at(dense, (np.arange(size), read), taps[abs(distance)])
+    return dense
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("is_bound", [False, True])
+def test_values_slopes_and_adjoints_are_those_of_a_dense_matrix(
+    engine, shape, is_bound, rng, x64
+):
+    frames = rng.normal(100, 10, shape)
+    y, x = kernels_for(RADII, is_bound)
+    outputs = ((y, x), (y.derivative(), x), (y, x.derivative()))
+    expected = [
+        (matrix(k_y, RADII[0], shape[1]), matrix(k_x, RADII[1], shape[2]))
+        for k_y, k_x in outputs
+    ]
+    # Some hundred roundings of 64 bits, of the largest input.
+    close = ft.partial(
+        np.testing.assert_allclose, rtol=0, atol=1e-12 * np.abs(frames).max()
+    )
+    for got, (a_y, a_x) in zip(engine(frames, RADII, outputs), expected, strict=True):
+        close(got, a_y @ frames @ a_x.T)
+    adjoints = engine(frames, RADII, outputs, is_adjoint=True)
+    for got, (a_y, a_x) in zip(adjoints, expected, strict=True):
+        close(got, a_y.T @ frames @ a_x)
+
+
+@pytest.mark.parametrize("dtype", [np.bool_, np.uint8, np.uint16, np.int32, np.float64])
+def test_frames_of_any_real_dtype_are_converted(engine, dtype, rng, x64):
+    frames = rng.integers(0, 2 if dtype is np.bool_ else 200, (2, 70, 40)).astype(dtype)
+    kernels = kernels_for(RADII, is_bound=False)
+    (got,) = engine(frames, RADII, (kernels,))
+    a_y, a_x = matrix(kernels[0], RADII[0], 70), matrix(kernels[1], RADII[1], 40)
+    np.testing.assert_allclose(got, a_y @ frames.astype(float) @ a_x.T, atol=1e-10)
+
+
+@pytest.mark.parametrize("is_bound", [False, True])
+def test_what_is_not_finite_reaches_the_pixels_that_a_dense_matrix_reads(
+    engine, is_bound, rng, x64
+):
+    frames = rng.normal(100, 10, (3, 150, 90))
+    frames[0, 70, 0], frames[0, 75, 3], frames[2, 149, 89] = np.nan, np.inf, -np.inf
+    kernels = kernels_for(RADII, is_bound)
+    (got,) = engine(frames, RADII, (kernels,))
+    a_y, a_x = (
+        matrix(kernel, radius, size) != 0
+        for kernel, radius, size in zip(kernels, RADII, frames.shape[1:], strict=True)
+    )
+
+    def reached(values):
+        return a_y @ values.astype(int) @ a_x.T > 0
+
+    nan, up, down = map(reached, (np.isnan(frames), frames == np.inf, frames == -np.inf))
+    np.testing.assert_array_equal(np.isnan(got), nan)
+    np.testing.assert_array_equal(got == np.inf, up & ~nan)
+    np.testing.assert_array_equal(got == -np.inf, down & ~nan)
+    assert np.all(np.isfinite(got[1]))
+
+
+@pytest.mark.parametrize("radius_pix", [3.0, 60.0])
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+def test_there_is_no_loop_over_frames_on_gpu_and_tpu(radius_pix, platform):
+    frames = jax.ShapeDtypeStruct((5, 64, 64), jnp.float32)
+    call = jax.jit(lambda frames: spatial_mean(frames, radius_pix))
+    program = export.export(call, platforms=[platform])(frames).mlir_module()
+    assert "stablehlo.while" not in program
+    on_cpu = export.export(call, platforms=["cpu"])(frames).mlir_module()
+    assert "stablehlo.while" in on_cpu
+
+
+def test_another_radius_under_the_same_bound_is_not_compiled_again():
+    traced = []
+
+    @jax.jit
+    def mean(frames, radius_pix):
+        traced.append(radius_pix)
+        return spatial_mean(frames, radius_pix, max_radius_pix=9.0)
+
+    frames = jnp.ones((2, 16, 16))
+    for radius in (2.0, 7.0):
+        mean(frames, radius)
+    assert len(traced) == 1
