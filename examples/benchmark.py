@@ -14,7 +14,9 @@ another, and each takes all its competitors in turn, round after round.
 
 import argparse
 import contextlib
+import dataclasses
 import datetime
+import functools
 import importlib
 import importlib.metadata
 import itertools
@@ -43,11 +45,13 @@ from jaxbkgd._batch import map_frames
 
 
 TOLERANCE = 2e-6  # of the largest input: what the definition's own float32 code needs
-SECONDS_PER_WAY = 0.7  # slow competitors do fewer rounds,
+SECONDS_PER_WAY = 0.4  # slow competitors do fewer rounds,
 SECONDS_PER_CALL = 0.1  # and fewer frames a call
 SETTLING_SECONDS = 0.005  # threads of the competitor before may still spin
 CHECKED_PIXELS = 2**18
 WARM_PIXELS = 2**21
+
+COMPETITORS = ("OpenCV", "scipy", "smlmlp", "kornia", "dm_pix", "lax.conv")
 
 ONE_THREAD_FRESH = "one thread, fresh output"
 ONE_THREAD_WARM = "one thread, warm output"
@@ -198,11 +202,11 @@ def jaxbkgd_in_warm_memory(cell: Cell) -> Iterator[Way]:
 
 
 def jaxbkgd_on_all_cores(cell: Cell) -> Iterator[Way]:
+    function = jax.jit(lambda chunk: jaxbkgd.spatial_mean(chunk, cell.radius_pix))
+
     def prepare(frames):
         out = np.empty(frames.shape, np.float32)
-        return lambda: map_frames(
-            lambda chunk: jaxbkgd.spatial_mean(chunk, cell.radius_pix), frames, out
-        )
+        return lambda: map_frames(function, frames, out)
 
     yield Way(ALL_CORES, "jaxbkgd", prepare)
 
@@ -288,6 +292,7 @@ def opencv_on_all_cores(cell: Cell) -> Iterator[Way]:
         )
         yield Way(
             *(ALL_CORES, f"{name}, a pool over frames", prepare_pool, is_sampled),
+            chunk=min(cores, cell.frames),
             before=lambda: cv2.setNumThreads(1),
         )
 
@@ -314,7 +319,8 @@ def scipy_on_all_cores(cell: Cell) -> Iterator[Way]:
     def prepare(frames):
         return pooled(frames, blur)
 
-    yield Way(ALL_CORES, "scipy: correlate1d twice, a pool over frames", prepare)
+    name = "scipy: correlate1d twice, a pool over frames"
+    yield Way(ALL_CORES, name, prepare, chunk=min(core_count(), cell.frames))
 
 
 def smlmlp_on_all_cores(cell: Cell) -> Iterator[Way]:
@@ -331,7 +337,8 @@ def smlmlp_on_all_cores(cell: Cell) -> Iterator[Way]:
 
         return run
 
-    yield Way(ALL_CORES, "smlmlp: parallel=True", prepare)
+    chunk = min(core_count(), cell.frames)
+    yield Way(ALL_CORES, "smlmlp: parallel=True", prepare, chunk=chunk)
 
 
 def kornia_on_all_cores(cell: Cell) -> Iterator[Way]:
@@ -399,28 +406,17 @@ def jax_convolutions_on_all_cores(cell: Cell) -> Iterator[Way]:
 
 def gradients(cell: Cell) -> Iterator[Way]:
     """The sum of squares of the background: its value, gradient and slopes."""
-    radii = jnp.full(2, cell.radius_pix, jnp.float32)
 
-    def prepare(make):
+    def prepare(transform):
         def prepared(frames):
-            frames = jnp.asarray(frames)
-            function = jax.jit(make(loss_of(cell)))
+            radii, frames = jnp.full(2, cell.radius_pix, jnp.float32), jnp.asarray(frames)
+            function = compiled_loss(cell, transform)
             return lambda: jax.block_until_ready(function(radii, frames))
 
         return prepared
 
-    def jvp(loss):
-        return lambda radii, frames: jax.jvp(
-            lambda radii: loss(radii, frames), (radii,), (jnp.ones_like(radii),)
-        )
-
-    for name, make in {
-        "forward": lambda loss: loss,
-        "value_and_grad": lambda loss: jax.value_and_grad(loss, (0, 1)),
-        "jvp": jvp,
-    }.items():
-        yield Way(GRADIENT, name, prepare(make), is_filter=False)
-
+    for transform in ("forward", "value_and_grad", "jvp"):
+        yield Way(GRADIENT, transform, prepare(transform), is_filter=False)
     torch, filters = optional("torch"), optional("kornia.filters")
     if torch is None or filters is None:
         return
@@ -439,14 +435,23 @@ def gradients(cell: Cell) -> Iterator[Way]:
     yield Way(GRADIENT, "kornia", prepare_kornia, is_filter=False)
 
 
-def loss_of(cell: Cell) -> Callable[..., jax.Array]:
-    def loss(radii, frames):
+@functools.lru_cache(maxsize=3)
+def compiled_loss(cell: Cell, transform: str) -> Any:
+    def forward(radii, frames):
         bkgds = jaxbkgd.spatial_mean(
             *(frames, radii), max_radius_pix=cell.radius_pix, truncation="smooth"
         )
         return jnp.sum(bkgds**2)
 
-    return loss
+    def jvp(radii, frames):
+        slopes = jnp.ones_like(radii)
+        return jax.jvp(lambda radii: forward(radii, frames), (radii,), (slopes,))
+
+    value_and_grad = jax.value_and_grad(forward, (0, 1))
+    transforms = {"forward": forward, "value_and_grad": value_and_grad, "jvp": jvp}
+    radii = jax.ShapeDtypeStruct((2,), jnp.float32)
+    frames = jax.ShapeDtypeStruct((cell.frames, cell.size, cell.size), jnp.float32)
+    return jax.jit(transforms[transform]).lower(radii, frames).compile()
 
 
 def ways_of(process: str, cell: Cell) -> Iterator[Way]:
@@ -478,46 +483,73 @@ def measure(process: str, cell: Cell, rounds: int) -> dict[str, Any]:
     """The pixel rates of all ways, by setting and name; those whose numbers are wrong have
     an error instead. In a plain process, what compiling and memory cost, too."""
     frames = cell.stack()
-    references = {
-        is_sampled: cell.reference(frames, is_sampled) for is_sampled in (False, True)
-    }
+    reference = functools.cache(lambda is_sampled: cell.reference(frames, is_sampled))
     costs = costs_of(cell, frames) if process == PLAIN else {}
     rates: dict[str, dict[str, Any]] = {}
-    timed = []
+    candidates = []
     for way in ways_of(process, cell):
         of_setting = rates.setdefault(way.setting, {})
-        way.before()
-        part = frames[: frames_of(way, cell, frames)]
-        run = way.prepare(part)
-        result = run()
+        candidate = prepared(way, cell, frames)
         if way.is_filter:
-            error = error_of(result, references[way.is_sampled], frames)
+            error = error_of(candidate.result, reference(way.is_sampled), frames)
             if not error <= TOLERANCE:
                 of_setting[way.name] = {"error": error}
                 continue
-        timed.append((way, run, part.size))
-    seconds = time_in_turn([(way.before, run) for way, run, _ in timed], rounds)
-    for (way, _, pixels), times in zip(timed, seconds, strict=True):
-        rates[way.setting][way.name] = {
-            "mpx_per_s": round(pixels / np.median(times) / 1e6, 2),
-            "fastest": round(pixels / min(times) / 1e6, 2),
-            "calls": len(times),
+        candidates.append(dataclasses.replace(candidate, result=None))
+    time_in_turn(candidates, rounds)
+    for candidate in candidates:
+        pixels, seconds = candidate.pixels, candidate.seconds
+        rates[candidate.way.setting][candidate.way.name] = {
+            "mpx_per_s": round(pixels / np.median(seconds) / 1e6, 2),
+            "fastest": round(pixels / min(seconds) / 1e6, 2),
+            "calls": len(seconds),
         }
     return {"speed": rates, **costs}
 
 
-def frames_of(way: Way, cell: Cell, frames: np.ndarray) -> int:
-    """How many frames a call gets: all, or what a slow competitor does in its time."""
-    count = len(frames)
-    is_competitor = way.is_filter and way.name != "jaxbkgd"
-    if is_competitor or way.name == "kornia":
-        run = way.prepare(frames[: cell.checked])
-        run()
-        started = time.perf_counter()
-        run()
-        per_frame = (time.perf_counter() - started) / cell.checked
-        count = min(count, max(cell.checked, int(SECONDS_PER_CALL / per_frame)))
-    return count - count % way.chunk
+@dataclass(frozen=True)
+class Candidate:
+    """A way with frames to work on, which has done so once."""
+
+    way: Way
+    run: Callable[[], Any]
+    pixels: int
+    result: Any
+    seconds: list[float]
+
+
+def prepared(way: Way, cell: Cell, frames: np.ndarray) -> Candidate:
+    """jaxbkgd gets all frames, and so do the limits; a competitor that is slow gets as many
+    as it can do in its time."""
+    count = len(frames) - len(frames) % way.chunk
+    way.before()
+    if way.name.split(":")[0] in COMPETITORS:
+        few = frames[: max(cell.checked, way.chunk)]
+        run = way.prepare(few)
+        result = run()
+        seconds = time_of(run)
+        affordable = int(SECONDS_PER_CALL / seconds * len(few))
+        count = min(count, affordable - affordable % way.chunk)
+        if count <= len(few):
+            return Candidate(way, run, few.size, result, [seconds])
+    part = frames[:count]
+    run = way.prepare(part)
+    return Candidate(way, run, part.size, run(), [])
+
+
+def time_in_turn(candidates: list[Candidate], rounds: int) -> None:
+    for _ in range(rounds):
+        for candidate in candidates:
+            if sum(candidate.seconds) < SECONDS_PER_WAY:
+                candidate.way.before()
+                time.sleep(SETTLING_SECONDS)
+                candidate.seconds.append(time_of(candidate.run))
+
+
+def time_of(run: Callable[[], Any]) -> float:
+    started = time.perf_counter()
+    run()
+    return time.perf_counter() - started
 
 
 def error_of(result: Any, reference: np.ndarray, frames: np.ndarray) -> float:
@@ -525,45 +557,29 @@ def error_of(result: Any, reference: np.ndarray, frames: np.ndarray) -> float:
     return float(np.max(difference) / np.max(frames))
 
 
-def time_in_turn(runs: list, rounds: int) -> list[list[float]]:
-    seconds = [[] for _ in runs]
-    for _ in range(rounds):
-        for (before, run), times in zip(runs, seconds, strict=True):
-            if sum(times) < SECONDS_PER_WAY:
-                before()
-                time.sleep(SETTLING_SECONDS)
-                started = time.perf_counter()
-                run()
-                times.append(time.perf_counter() - started)
-    return seconds
-
-
 def costs_of(cell: Cell, stack: np.ndarray) -> dict[str, float]:
-    """What compiling takes, in s, and memory beside the input, in sizes of the output."""
+    """What compiling takes, and memory beside the input and the output."""
     frames = jnp.asarray(stack)
-    seconds = []
-    for _ in range(2):
-        started = time.perf_counter()
-        jaxbkgd.spatial_mean(frames, cell.radius_pix).block_until_ready()
-        seconds.append(time.perf_counter() - started)
 
-    def memory(function, *arguments):
-        analysis = jax.jit(function).lower(*arguments).compile().memory_analysis()
-        return analysis.temp_size_in_bytes + analysis.output_size_in_bytes
+    def plain(frames):
+        return jaxbkgd.spatial_mean(frames, cell.radius_pix)
 
+    first, warm = (time_of(lambda: plain(frames).block_until_ready()) for _ in range(2))
     output_bytes = 4 * stack.size
-    plain = memory(lambda frames: jaxbkgd.spatial_mean(frames, cell.radius_pix), frames)
+    memory = memory_of(jax.jit(plain).lower(frames).compile())
     costs = {
-        "compile_s": round(seconds[0] - seconds[1], 3),
-        "scratch_mib": round((plain - output_bytes) / 2**20, 2),
+        "compile_s": round(first - warm, 3),
+        "scratch_mib": round((memory - output_bytes) / 2**20, 2),
     }
     if cell.dtype == "float32":
-        gradient = jax.value_and_grad(loss_of(cell), (0, 1))
-        radii = jnp.full(2, cell.radius_pix, jnp.float32)
-        costs["value_and_grad_outputs"] = round(
-            memory(gradient, radii, frames) / output_bytes, 2
-        )
+        memory = memory_of(compiled_loss(cell, "value_and_grad"))
+        costs["value_and_grad_outputs"] = round(memory / output_bytes, 2)
     return costs
+
+
+def memory_of(compiled: Any) -> int:
+    analysis = compiled.memory_analysis()
+    return analysis.temp_size_in_bytes + analysis.output_size_in_bytes
 
 
 def serve(process: str) -> None:
@@ -618,7 +634,11 @@ class Process:
                 stdout=subprocess.PIPE,
                 text=True,
             )
-        self.description = self._answer()
+
+    @functools.cached_property
+    def description(self) -> dict[str, Any]:
+        """Its first answer, for which there is no question."""
+        return self._answer()
 
     def measure(self, cell: Cell, rounds: int) -> dict[str, Any]:
         assert self.popen.stdin is not None
@@ -667,7 +687,9 @@ def all_cells(options: argparse.Namespace) -> list[Cell]:
 def run_benchmark(options: argparse.Namespace) -> dict[str, Any]:
     started = time.monotonic()
     processes = {name: Process(name) for name in PROCESSES}
-    if processes[GPU].description["backend"] == "cpu":
+    descriptions = {name: process.description for name, process in processes.items()}
+    if descriptions[GPU]["backend"] == "cpu":
+        del descriptions[GPU]
         processes.pop(GPU).close()
     records = []
     for cell in progress(all_cells(options)):
@@ -680,7 +702,7 @@ def run_benchmark(options: argparse.Namespace) -> dict[str, Any]:
     for process in processes.values():
         process.close()
     return {
-        "machine": machine({name: each.description for name, each in processes.items()}),
+        "machine": machine(descriptions),
         "method": {
             "is_quick": options.quick,
             "rounds": options.rounds,
@@ -907,7 +929,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
     cells = [cell for cell in results["cells"] if cell["dtype"] == "uint16"]
     sizes = sorted({cell["size"] for cell in cells})
     radii = sorted({cell["radius_pix"] for cell in cells})
-    figure = Figure((max(2.1 * len(sizes), 5), 5.2), dpi=100, layout="constrained")
+    figure = Figure((max(2.1 * len(sizes), 6.5), 5.2), dpi=100, layout="constrained")
     grid = figure.subplots(2, len(sizes), sharex=True, sharey=True, squeeze=False)
     for row, setting in zip(grid, (ONE_THREAD_WARM, ALL_CORES), strict=True):
         for axes, size in zip(row, sizes, strict=True):
@@ -925,7 +947,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
             axes.set_xticks([], minor=True)
             axes.grid(alpha=0.3, lw=0.5)
         row[0].set_ylabel(f"{setting}\nMpx/s", fontsize=9)
-    figure.supxlabel("radius (px)", fontsize=10)
+    figure.supxlabel("radius (px), frames of uint16", fontsize=10)
     handles, labels = grid[1, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=4, frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -963,8 +985,10 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--serve", choices=PROCESSES, help=argparse.SUPPRESS)
     options = parser.parse_args()
     quick = options.quick
-    options.sizes = options.sizes or ([128, 512] if quick else [128, 256, 512, 1024, 2048])
-    options.radii = options.radii or ([7, 30] if quick else [3, 7, 15, 30, 60])
+    options.sizes = options.sizes or ([512] if quick else [128, 256, 512, 1024, 2048])
+    options.radii = options.radii or (
+        [7.0, 30.0] if quick else [3.0, 7.0, 15.0, 30.0, 60.0]
+    )
     options.rounds = options.rounds or (3 if quick else 7)
     return options
 

@@ -152,14 +152,15 @@ def _filter_in_strips(frames, *radii, outputs, is_adjoint):
 
     def filter_frame(images, index_and_frame):
         index, frame = index_and_frame
-        is_finite = jnp.isfinite(frame)
-        finite = jnp.where(is_finite, frame, 0) if must_spread else frame
 
         def filter_strip(strip, images):
             # The last strip overlaps the one before.
             start = jnp.minimum(strip * lines, height - lines)
-            filter_y = ft.partial(_filter_strip, finite, start=start, count=lines)
+            filter_y = ft.partial(
+                _filter_strip, frame, start=start, count=lines, must_clean=must_spread
+            )
             if lines == height:
+                finite = _finite(frame) if must_spread else frame
                 filter_y = ft.partial(_filter_axis, finite, axis=-2)
             filtered = _filter_both(filter_y, rows, outputs, is_adjoint)
             return [
@@ -171,16 +172,15 @@ def _filter_in_strips(frames, *radii, outputs, is_adjoint):
             # Depending on the round, it is not moved out of the loop, where it would
             # be worked out for every frame.
             not_finite, _ = lax.optimization_barrier((frame, round))
-            return [
-                image.at[index].add(_spread(not_finite, rows, kernels))
-                for image, kernels in zip(images, outputs, strict=True)
-            ]
+            spread = _spread(not_finite, rows, outputs[0])
+            return [image.at[index].add(spread) for image in images]
 
         images = lax.fori_loop(0, -(-height // lines), filter_strip, images)
         if must_spread:
+            # Line by line, since XLA takes a sum over all pixels one by one.
+            is_finite = jnp.all(jnp.isfinite(jnp.sum(frame * 0, axis=0)))
             # A loop of one round or none leaves the images where they are.
-            rounds = 1 - jnp.all(is_finite).astype(int)
-            images = lax.fori_loop(0, rounds, add_spread, images)
+            images = lax.fori_loop(0, 1 - is_finite.astype(int), add_spread, images)
         return images, None
 
     images = [jnp.zeros_like(stack, radii[0].dtype) for _ in outputs]
@@ -199,17 +199,13 @@ def _filter_at_once(frames, *radii, outputs, is_adjoint):
 
     if not _must_spread(frames, rows):
         return filter_finite(frames)
-    is_finite = jnp.isfinite(frames)
-    return lax.cond(
-        jnp.all(is_finite),
-        lambda: filter_finite(frames),
-        lambda: [
-            image + _spread(frames, rows, kernels)
-            for image, kernels in zip(
-                filter_finite(jnp.where(is_finite, frames, 0)), outputs, strict=True
-            )
-        ],
-    )
+
+    def filter_rest():
+        spread = _spread(frames, rows, outputs[0])
+        return [image + spread for image in filter_finite(_finite(frames))]
+
+    is_finite = jnp.all(jnp.isfinite(frames))
+    return lax.cond(is_finite, lambda: filter_finite(frames), filter_rest)
 
 
 mlir.register_lowering(_filter_p, mlir.lower_fun(_filter_at_once, multiple_results=True))
@@ -259,12 +255,14 @@ def _filter_both(filter_y, rows, outputs, is_adjoint):
     ]
 
 
-def _filter_strip(frame, row, is_adjoint, start, count):
+def _filter_strip(frame, row, is_adjoint, start, count, must_clean):
     """The lines from `start` of the frame filtered along y."""
     height, half_width = frame.shape[0], row.taps.size - 1
     lines = start - half_width + jnp.arange(count + 2 * half_width)
     padded = frame.at[jnp.clip(lines, 0, height - 1)].get(mode="promise_in_bounds")
     padded = padded.astype(row.taps.dtype)
+    if must_clean:
+        padded = _finite(padded)
     if is_adjoint:
         is_inside = (lines >= 0) & (lines < height)
         padded = jnp.where(is_inside[:, None], padded, 0)
@@ -273,6 +271,7 @@ def _filter_strip(frame, row, is_adjoint, start, count):
     filtered = _correlate(padded, row, count, axis=-2)[:, : frame.shape[1]]
     if not is_adjoint:
         return filtered
+    frame = _finite(frame) if must_clean else frame
     return _fold_edges(filtered, frame.astype(row.taps.dtype), row.taps, -2, start)
 
 
@@ -388,6 +387,10 @@ def _banded_products(padded, row, count, axis):
     return jnp.concatenate(pieces, axis=axis)
 
 
+def _finite(image):
+    return jnp.where(jnp.isfinite(image), image, 0)
+
+
 def _must_spread(frames, rows) -> bool:
     """Whether what is not finite would reach more than the pixels it should: a product
     spreads it over lines of pixels, and a zero tap times infinity is a NaN."""
@@ -397,22 +400,39 @@ def _must_spread(frames, rows) -> bool:
 
 
 def _spread(frames, rows, kernels):
-    """NaN or infinity where a kernel covers one, and zero elsewhere."""
+    """NaN or infinity where the kernels cover one, and zero elsewhere. What is not finite
+    in an image is not finite in its derivatives: they all get the same."""
 
-    def count(values, weigh):
-        values = values.astype(frames.dtype)
+    def count(values, is_read):
+        values = values.astype(jnp.int32)
         for axis, kernel in enumerate(kernels):
-            weights = weigh(kernel, rows[axis, kernel].all_taps).astype(frames.dtype)
-            row = _row(weights, frames.shape[axis - len(kernels)])
-            values = _filter_axis(values, row, False, axis - len(kernels))
+            taps = rows[axis, kernel].all_taps
+            distance = jnp.sum(is_read(kernel, taps)) - 1
+            values = _box_sum(values, distance, taps.size - 1, axis - len(kernels))
         return values
 
     covering = count(
         ~jnp.isfinite(frames),
-        lambda kernel, taps: (taps != 0) if kernel.is_bound else jnp.ones_like(taps),
+        lambda kernel, taps: (taps != 0) if kernel.is_bound else jnp.ones_like(taps, bool),
     )
     signs = jnp.where(jnp.isinf(frames), jnp.sign(frames), 0)
-    signs = count(signs, lambda _, taps: jnp.sign(taps))
-    # Counts are whole numbers. Only infinities of one sign add up to all that is there.
-    infinite = jnp.where(jnp.abs(signs) == covering, jnp.sign(signs) * jnp.inf, jnp.nan)
-    return jnp.where(covering == 0, 0, infinite)
+    signs = count(signs, lambda _, taps: taps != 0)
+    # Only infinities of one sign, under taps of one sign, add up to all that is there.
+    is_one_sign = jnp.abs(signs) == covering
+    for axis, kernel in enumerate(kernels):
+        is_one_sign &= jnp.all(rows[axis, kernel].all_taps >= 0)
+    infinite = jnp.where(is_one_sign, jnp.sign(signs) * jnp.inf, jnp.nan)
+    return jnp.where(covering == 0, 0, infinite).astype(frames.dtype)
+
+
+def _box_sum(values, distance, most, axis):
+    """The sum of the pixels up to a distance of each, edges repeated."""
+    size = values.shape[axis]
+    # A box so large has had all pixels for long, and more is more of the edges.
+    most = min(most, 8 * size)
+    distance = jnp.minimum(distance, most)
+    padded = _pad(values, (most + 1, most), axis, "edge")
+    # Not `cumsum`, which is a loop on GPU.
+    total = lax.associative_scan(jnp.add, padded, axis=axis % padded.ndim)
+    last = lax.dynamic_slice_in_dim(total, most + 1 + distance, size, axis=axis)
+    return last - lax.dynamic_slice_in_dim(total, most - distance, size, axis=axis)

@@ -1,0 +1,102 @@
+"""The benchmark runs, and its results have the structure that the docs page relies on.
+How fast anything is depends on the machine, and is not tested."""
+
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+ROOT = Path(__file__).parents[1]
+SCRIPT = ROOT / "examples" / "benchmark.py"
+BEFORE, AFTER = "# A page\n", "\nand its end\n"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What one tiny run writes, on a page with text around the tables."""
+    folder = tmp_path_factory.mktemp("benchmark")
+    marks = re.findall("<!-- .* -->", (ROOT / "docs/pages/performance.md").read_text())
+    (folder / "performance.md").write_text(BEFORE + "\nold\n".join(marks) + AFTER)
+    tiny = ("--sizes", "24", "--radii", "3", "--megapixels", "0.003", "--rounds", "1")
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, SCRIPT, *tiny, "--out", folder]
+    subprocess.run(command, env=environment, check=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def results(folder: Path) -> dict:
+    return json.loads((folder / "performance.json").read_text())
+
+
+def test_every_setting_of_every_cell_has_jaxbkgd_in_it(results: dict):
+    assert [cell["dtype"] for cell in results["cells"]] == ["float32", "uint16"]
+    filtering = {
+        *("one thread, fresh output", "one thread, warm output"),
+        *("all cores", "plain call", "plain call, huge pages"),
+    }
+    for cell in results["cells"]:
+        assert filtering <= set(cell["speed"])
+        for setting in filtering:
+            way = cell["speed"][setting]["jaxbkgd"]
+            assert math.isfinite(way["mpx_per_s"])
+            assert 0 < way["mpx_per_s"] <= way["fastest"]
+        assert cell["compile_s"] > 0
+        assert cell["frames"] == 5
+
+
+def test_derivatives_are_measured_where_frames_have_them(results: dict):
+    of_float, of_integers = results["cells"]
+    assert {"forward", "value_and_grad", "jvp"} <= set(of_float["speed"]["gradient"])
+    assert of_float["value_and_grad_outputs"] > 0
+    assert "gradient" not in of_integers["speed"]
+
+
+def test_no_way_that_was_timed_gives_other_numbers_than_the_reference(results: dict):
+    ways = {
+        name: way
+        for cell in results["cells"]
+        for ways in cell["speed"].values()
+        for name, way in ways.items()
+    }
+    assert {"scipy: correlate1d twice, a pool over frames", "lax.conv: two passes"} <= set(
+        ways
+    )
+    assert [name for name, way in ways.items() if "error" in way] == []
+
+
+def test_one_thread_is_one_thread(results: dict):
+    process = results["machine"]["processes"]["one thread"]
+    assert set(process.get("pools", {}).values()) <= {1}
+    if sys.platform == "linux":
+        assert process["cores"] == 1
+
+
+def test_the_machine_is_described(results: dict):
+    machine = results["machine"]
+    assert {"cpu", "cores", "system", "python", "date", "versions"} <= set(machine)
+    assert {"jax", "jaxlib", "numpy", "scipy"} <= set(machine["versions"])
+
+
+def test_the_tables_replace_what_is_between_the_markers(folder: Path, results: dict):
+    page = (folder / "performance.md").read_text()
+    assert page.startswith(BEFORE)
+    assert page.endswith(AFTER)
+    assert "old" not in page
+    assert "| 5 x 24² | 3 | uint16 |" in page
+    assert results["machine"]["cpu"] in page
+    # Every row of a table has as many columns as its head.
+    for table in re.findall(r"(?:^\|.*\n)+", page, re.M):
+        assert len({line.count("|") for line in table.splitlines()}) == 1
+
+
+def test_the_figure_is_a_small_png(folder: Path):
+    figure = (folder / "figures" / "performance.png").read_bytes()
+    assert figure.startswith(b"\x89PNG")
+    assert len(figure) < 100_000
