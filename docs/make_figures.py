@@ -97,7 +97,7 @@ def _simulated(
         gain_electrons_per_adu=_GAIN,
         offset_adu=_OFFSET_ADU,
     )
-    return frames - _OFFSET_ADU, truth.bkgds
+    return frames - _OFFSET_ADU, truth.bkgds_adu
 
 
 def _draw_taps(axes: Axes, *, radius_pix: float) -> None:

@@ -23,9 +23,8 @@ background = jaxbkgd.SpatialMean(radii_pix=7.0)(frames)
 noise_correction = background.noise_corrections
 snr = background.snr(frames, gains=gain)
 
-print(
-    f"background        {background.bkgds.mean():.1f} ADU (true {truth.bkgds.mean():.1f})"
-)
+mean, true_mean = background.bkgds.mean(), truth.bkgds_adu.mean()
+print(f"background        {mean:.1f} ADU (true {true_mean:.1f})")
 print(f"noise correction  {noise_correction:.3f}")
 
 figure = Figure((9, 3), layout="constrained")

@@ -6,7 +6,7 @@ from ._estimator import (
     Background as Background,
     snr as snr,
 )
-from ._simulate import simulate_movie as simulate_movie
+from ._simulate import simulate_movie as simulate_movie, Truth as Truth
 from ._spatial_mean import (
     noise_correction as noise_correction,
     spatial_mean as spatial_mean,

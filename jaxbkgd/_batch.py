@@ -2,11 +2,13 @@
 
 import os
 from collections.abc import Callable
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from concurrent.futures import as_completed, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Shaped
+from jaxtyping import Array, Float, Shaped
+
+from ._estimator import as_frames
 
 
 # Of an output so small, the allocator hands out the same memory again; one that is larger
@@ -15,9 +17,9 @@ _CHUNK_PIXELS = 2**18
 
 
 def map_frames(
-    function: Callable[[Any], Any],
-    frames: Shaped[np.ndarray, "frames height width"],
-    out: Float[np.ndarray, "_ height width"] | None = None,
+    function: Callable[[Array], Array],
+    frames: Shaped[np.ndarray, "..."],
+    out: Float[np.ndarray, "..."] | None = None,
     *,
     chunk_frames: int | None = None,
     workers: int | None = None,
@@ -25,43 +27,77 @@ def map_frames(
     """Applies `function` to chunks of frames on a pool of threads.
 
     XLA works on one chunk in one thread, and Python's lock is free meanwhile. So this is
-    how to use all cores. Chunks have one length, so that nothing is compiled twice: the
-    last one overlaps the one before.
+    how to use all cores. Chunks have one length, the last one filled up with zeros, so that
+    nothing is compiled twice.
 
     **Arguments:**
 
     - `function`: takes a chunk and gives an array of its shape, each frame by itself,
         best jitted, as `jax.jit(lambda chunk: jaxbkgd.spatial_mean(chunk, 7.0))`.
-    - `frames`: a NumPy array or memory map of any real dtype.
+    - `frames`: (frames, height, width), a NumPy array or memory map of any real dtype.
     - `out`: where to write the results; by default a new float32 array.
     - `chunk_frames`: frames in a chunk, by default a quarter of a megapixel.
     - `workers`: the number of threads, by default the cores of this process.
 
     **Returns:**
 
-    `out`. What `function` raises is raised, and chunks not yet begun are dropped.
+    `out`.
+
+    **Raises:**
+
+    `ValueError` for arguments that do not fit together. What `function` raises is raised,
+    and chunks not yet begun are dropped.
     """
-    count, height, width = frames.shape
+    if frames.ndim != 3 or 0 in frames.shape[1:]:
+        raise ValueError(
+            "frames must have shape (frames, height, width) with at least one pixel, but "
+            f"their shape is {frames.shape}."
+        )
+    for name, value in (("chunk_frames", chunk_frames), ("workers", workers)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name} must be at least 1, but is {value}.")
+    out = _checked_output(out, frames)
+    if chunk_frames is None:
+        most = max(1, _CHUNK_PIXELS // (frames.shape[1] * frames.shape[2]))
+        chunk_frames = max(1, min(most, len(frames)))
+
+    def run(start: int) -> None:
+        chunk = frames[start : start + chunk_frames]
+        count = len(chunk)
+        if count < chunk_frames:
+            chunk = np.pad(chunk, ((0, chunk_frames - count), (0, 0), (0, 0)))
+        result = np.asarray(function(as_frames(chunk)))
+        if result.shape != chunk.shape:
+            raise ValueError(
+                f"The function must keep the shape {chunk.shape} of its chunk, but gave "
+                f"{result.shape}."
+            )
+        np.copyto(out[start : start + count], result[:count])
+
+    pool = ThreadPoolExecutor(workers or _core_count())
+    try:
+        starts = range(0, len(frames), chunk_frames)
+        for future in as_completed([pool.submit(run, start) for start in starts]):
+            future.result()
+    finally:
+        # After an error or Ctrl-C, only the chunks that have begun are waited for.
+        pool.shutdown(cancel_futures=True)
+    return out
+
+
+def _checked_output(out: Any, frames: np.ndarray) -> np.ndarray:
     if out is None:
-        out = np.empty(frames.shape, np.float32)
+        return np.empty(frames.shape, np.float32)
     if out.shape != frames.shape:
         raise ValueError(
             f"out must have the shape {frames.shape} of the frames, but has {out.shape}."
         )
-    length = chunk_frames or max(1, _CHUNK_PIXELS // (height * width))
-    length = max(1, min(length, count))
-    written = out
-
-    def run(start: int) -> None:
-        stop = start + length
-        np.copyto(written[start:stop], np.asarray(function(frames[start:stop])))
-
-    starts = [min(start, count - length) for start in range(0, count, length)]
-    with ThreadPoolExecutor(workers or len(os.sched_getaffinity(0))) as pool:
-        futures = [pool.submit(run, start) for start in starts]
-        done, waiting = wait(futures, return_when=FIRST_EXCEPTION)
-        for future in waiting:
-            future.cancel()
-        for future in done:
-            future.result()
+    if np.may_share_memory(out, frames):
+        raise ValueError("out shares memory with the frames; give an array of its own.")
     return out
+
+
+def _core_count() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

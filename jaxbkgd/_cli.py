@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Key
 
+from ._batch import map_frames
 from ._estimator import Background
 from ._simulate import simulate_movie
 from ._spatial_mean import noise_correction, spatial_mean, SpatialMean
@@ -160,7 +161,7 @@ def _simulate(
         offset_adu=_DEMO_OFFSET_ADU,
         **parameters,
     )
-    return np.asarray(frames, np.float32) - _DEMO_OFFSET_ADU, np.asarray(truth.bkgds)
+    return np.asarray(frames, np.float32) - _DEMO_OFFSET_ADU, np.asarray(truth.bkgds_adu)
 
 
 def _estimate_and_judge(
@@ -284,13 +285,9 @@ def _bkgds_in_chunks(
 ) -> Iterator[np.ndarray]:
     frame_count, height, width = movie.shape
     chunk_frames = min(frame_count, max(1, _CHUNK_PIXELS // (height * width)))
+    estimate_chunk = jax.jit(lambda frames: spatial_mean(frames, radius_pix))
     for start in range(0, frame_count, chunk_frames):
-        frames = movie[start : start + chunk_frames]
-        count = len(frames)
-        if count < chunk_frames:
-            # The filter is compiled for the shape of the first chunk.
-            frames = np.pad(frames, ((0, chunk_frames - count), (0, 0), (0, 0)))
-        yield np.asarray(spatial_mean(frames, radius_pix))[:count]
+        yield map_frames(estimate_chunk, movie[start : start + chunk_frames])
 
 
 def _print_summary(

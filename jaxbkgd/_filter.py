@@ -86,17 +86,19 @@ def _jvp(primals, tangents, *, outputs, is_adjoint):
         for axis, radius_dot in enumerate(radii_dot)
         if not isinstance(radius_dot, ad.Zero)
     }
-    images = bind(frames, *radii, outputs=(*outputs, *derivatives.values()))
-    images, slopes = images[: len(outputs)], images[len(outputs) :]
+    # Of mixed derivatives, some are the same.
+    wanted = tuple(dict.fromkeys((*outputs, *derivatives.values())))
+    images = dict(zip(wanted, bind(frames, *radii, outputs=wanted), strict=True))
     terms = [[] for _ in outputs]
-    for (index, axis), slope in zip(derivatives, slopes, strict=True):
-        terms[index].append(radii_dot[axis] * slope)
+    for (index, axis), kernels in derivatives.items():
+        terms[index].append(radii_dot[axis] * images[kernels])
     if not isinstance(frames_dot, ad.Zero):
         for term, image in zip(
             terms, bind(frames_dot, *radii, outputs=outputs), strict=True
         ):
             term.append(image)
-    return images, [ft.reduce(jnp.add, term) for term in terms]
+    primals = [images[kernels] for kernels in outputs]
+    return primals, [ft.reduce(jnp.add, term) for term in terms]
 
 
 def _transpose(cotangents, frames, *radii, outputs, is_adjoint):
@@ -156,30 +158,31 @@ def _filter_in_strips(frames, *radii, outputs, is_adjoint):
         def filter_strip(strip, images):
             # The last strip overlaps the one before.
             start = jnp.minimum(strip * lines, height - lines)
-            filter_y = ft.partial(
-                _filter_strip, frame, start=start, count=lines, must_clean=must_spread
-            )
             if lines == height:
                 finite = _finite(frame) if must_spread else frame
                 filter_y = ft.partial(_filter_axis, finite, axis=-2)
+            else:
+                filter_y = ft.partial(
+                    _filter_strip, frame, start=start, count=lines, must_clean=must_spread
+                )
             filtered = _filter_both(filter_y, rows, outputs, is_adjoint)
             return [
                 lax.dynamic_update_slice(image, new[None], (index, start, 0))
                 for image, new in zip(images, filtered, strict=True)
             ]
 
-        def add_spread(round, images):
-            # Depending on the round, it is not moved out of the loop, where it would
-            # be worked out for every frame.
-            not_finite, _ = lax.optimization_barrier((frame, round))
+        def add_spread(turn, images):
+            # Depending on the turn, it is not moved out of the loop, where it would be
+            # worked out for every frame.
+            not_finite, _ = lax.optimization_barrier((frame, turn))
             spread = _spread(not_finite, rows, outputs[0])
             return [image.at[index].add(spread) for image in images]
 
         images = lax.fori_loop(0, -(-height // lines), filter_strip, images)
         if must_spread:
-            # Line by line, since XLA takes a sum over all pixels one by one.
+            # Line by line, since XLA's sum over all pixels is a scalar loop.
             is_finite = jnp.all(jnp.isfinite(jnp.sum(frame * 0, axis=0)))
-            # A loop of one round or none leaves the images where they are.
+            # A loop of one turn or none leaves the images where they are.
             images = lax.fori_loop(0, 1 - is_finite.astype(int), add_spread, images)
         return images, None
 
@@ -266,7 +269,8 @@ def _filter_strip(frame, row, is_adjoint, start, count, must_clean):
     if is_adjoint:
         is_inside = (lines >= 0) & (lines < height)
         padded = jnp.where(is_inside[:, None], padded, 0)
-    # Lines whose pitch is a power of two would compete for the same places in the cache.
+    # Lines whose pitch is a power of two would compete for the same places in the cache:
+    # 16 floats, a line of the cache, keep them apart.
     padded = lax.optimization_barrier(jnp.pad(padded, ((0, 0), (0, 16))))
     filtered = _correlate(padded, row, count, axis=-2)[:, : frame.shape[1]]
     if not is_adjoint:
@@ -435,4 +439,6 @@ def _box_sum(values, distance, most, axis):
     # Not `cumsum`, which is a loop on GPU.
     total = lax.associative_scan(jnp.add, padded, axis=axis % padded.ndim)
     last = lax.dynamic_slice_in_dim(total, most + 1 + distance, size, axis=axis)
-    return last - lax.dynamic_slice_in_dim(total, most - distance, size, axis=axis)
+    first = lax.dynamic_slice_in_dim(total, most - distance, size, axis=axis)
+    # A kernel without taps, as the derivative of a single one, reads nothing.
+    return jnp.where(distance < 0, 0, last - first)

@@ -22,7 +22,7 @@ _LOG_ODDS_OF_FIT = 21
 class Truth(eqx.Module):
     """What a simulated movie was made from.
 
-    `bkgds` is the expected background in ADU above the camera's offset.
+    `bkgds_adu` is the expected background in ADU above the camera's offset.
 
     The molecules are flat arrays, with one event for each molecule and frame in which
     it shines, in the order of the frames. Their length is static: every frame has the
@@ -32,7 +32,7 @@ class Truth(eqx.Module):
     the frame included. Pixel centres are at integers, the first at 0.
     """
 
-    bkgds: Float32[Array, "frames height width"]
+    bkgds_adu: Float32[Array, "frames height width"]
     frame: Int32[Array, " events"]
     y_pix: Float32[Array, " events"]
     x_pix: Float32[Array, " events"]
@@ -104,7 +104,7 @@ def simulate_movie(
         >>> frames, truth = simulate_movie(jax.random.key(0), frame_count=3)
         >>> frames.shape, frames.dtype
         ((3, 128, 128), dtype('uint16'))
-        >>> residuals = frames - 100.0 - truth.bkgds
+        >>> residuals = frames - 100.0 - truth.bkgds_adu
         >>> photons = 0.46 * residuals.sum() / truth.photons.sum()
         >>> bool(0.9 < photons < 1.1)
         True
@@ -210,7 +210,7 @@ def _simulate(
     frames = lax.map(expose, (frame_keys, y_pix, x_pix, photons))
     frame = jnp.arange(frame_count, dtype=jnp.int32)
     truth = Truth(
-        bkgds=jnp.broadcast_to(bkgd / gain_electrons_per_adu, frames.shape),
+        bkgds_adu=jnp.broadcast_to(bkgd / gain_electrons_per_adu, frames.shape),
         frame=jnp.repeat(frame, is_on.shape[1]),
         y_pix=y_pix.ravel(),
         x_pix=x_pix.ravel(),

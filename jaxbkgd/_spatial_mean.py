@@ -24,6 +24,8 @@ from ._kernels import (
 # Wider than any camera: beyond it a radius is a mistake, and taps fill the memory.
 _LARGEST_RADIUS_PIX = 1e5
 
+_NUMBERS = (jnp.integer, jnp.floating)
+
 
 def spatial_mean(
     frames: Any,
@@ -141,6 +143,9 @@ class SpatialMean(AbstractEstimator):
 
         ```
 
+    Saved by `eqx.tree_serialise_leaves`, the radii are loaded into a module with the same
+    `max_radius_pix`: the file holds them as shares of it.
+
     To freeze the radii, partition them out, or stop their gradient with
     `eqx.tree_at(lambda m: m.unbounded_radii, module, replace_fn=jax.lax.stop_gradient)`
     inside the loss. To replace them, take another module's with the same bound:
@@ -193,7 +198,7 @@ class SpatialMean(AbstractEstimator):
         _check_choice("noise", noise, NoiseKind)
         radii = channel_radii(radii_pix)
         if max_radius_pix is None:
-            max_radius_pix = 4 * np.max(_known(radii))
+            max_radius_pix = min(4 * float(np.max(_known(radii))), _LARGEST_RADIUS_PIX)
         bound = _check_bound(max_radius_pix)
         _check_below(np.nextafter(bound, 0), radii_pix)
         xp = jnp if _is_traced(radii) else np
@@ -253,7 +258,7 @@ class SpatialMean(AbstractEstimator):
             self.unbounded_radii
         ):
             return super().__repr__()
-        radii = np.asarray(self.radii_pix, np.float64).round(5).tolist()
+        radii = [[float(f"{r:.6g}") for r in row] for row in np.asarray(self.radii_pix)]
         return (
             f"SpatialMean(radii_pix={radii}, max_radius_pix={self.max_radius_pix}, "
             f"truncation={self.truncation!r}, noise={self.noise!r})"
@@ -266,6 +271,7 @@ def filtered(
     radii: Float[Array, "2"],
     kernels: tuple[GaussianKernel, GaussianKernel],
 ) -> Float[Array, "*batch height width"]:
+    """The frames filtered with the kernels (y, x) at the radii (y, x)."""
     dtype = jnp.float64 if frames.dtype == jnp.float64 else jnp.float32
     if jnp.issubdtype(frames.dtype, jnp.floating):
         # Integers are converted in the filter, a frame at a time.
@@ -322,7 +328,8 @@ def _stacked(radii_pix: Any) -> Any:
 
 def _checked_radii(radii_pix: Any) -> Any:
     radii = radii_pix if _is_traced(radii_pix) else np.asarray(radii_pix)
-    if radii.dtype.kind not in "iuf" or isinstance(radii_pix, np.ma.MaskedArray):
+    is_number = any(jnp.issubdtype(radii.dtype, kind) for kind in _NUMBERS)
+    if not is_number or isinstance(radii_pix, np.ma.MaskedArray):
         raise TypeError(
             f"A radius must be a number of pixels, but got {radii_pix!r}; give a number "
             "or a (y, x) pair."
@@ -363,8 +370,8 @@ def _check_below(bound: float, radii_pix: Any) -> None:
     known = [leaf for leaf in jax.tree.leaves(radii_pix) if not _is_traced(leaf)]
     if any(np.max(radii) > bound for radii in known):
         raise ValueError(
-            f"max_radius_pix must be above all radii, but is {bound:g} for "
-            f"{radii_pix!r}; raise it."
+            f"No radius may exceed what max_radius_pix allows, {bound:g}, but got "
+            f"{radii_pix!r}; raise max_radius_pix."
         )
 
 

@@ -2,7 +2,7 @@
 
 import functools as ft
 import math
-from collections.abc import MutableSequence, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -43,7 +43,8 @@ def bkgd_spatial_mean(
     - `noise_corrections`: noise factors so far, one a channel; the new factors are
         multiplied into them in place. By default 1.
     - `cuda`: compute on the GPU. By default on JAX's default device.
-    - `parallel`: accepted for compatibility; it changes nothing.
+    - `parallel`: accepted for compatibility; it changes nothing, and one core does most of
+        the work either way.
 
     **Returns:**
 
@@ -72,7 +73,7 @@ def bkgd_spatial_mean(
 
         ```
     """
-    channels = list(channels)
+    channels = list(_checked_sequence("channels", channels))
     stacks = [_as_stack(channel, index) for index, channel in enumerate(channels)]
     if not stacks:
         raise ValueError("channels is empty; it must hold at least one stack of frames.")
@@ -144,7 +145,7 @@ def _pairs(channels_mean_radii_pix, count) -> list[tuple[float, float]]:
 def _checked_outputs(bkgds, stacks) -> list[np.ndarray] | None:
     if bkgds is None:
         return None
-    if len(bkgds) != len(stacks):
+    if len(_checked_sequence("bkgds", bkgds)) != len(stacks):
         raise ValueError(
             f"There are {len(stacks)} channels, but {len(bkgds)} arrays in bkgds; give "
             "one for each channel."
@@ -171,23 +172,32 @@ def _checked_corrections(noise_corrections, count) -> Any:
         # An array of integers would round what is multiplied into it.
         is_mutable, kinds = noise_corrections.flags.writeable, "f"
     else:
-        is_mutable, kinds = isinstance(noise_corrections, MutableSequence), "iuf"
+        is_mutable, kinds = isinstance(noise_corrections, list), "iuf"
     if not is_mutable:
         raise TypeError(
             "noise_corrections are updated in place and must be a list or a writable "
             f"NumPy array, but are {noise_corrections!r}."
         )
-    if np.asarray(noise_corrections).dtype.kind not in kinds:
+    numbers = np.asarray(noise_corrections)
+    if numbers.dtype.kind not in kinds and numbers.size:
         raise TypeError(
             f"noise_corrections must be floating-point numbers, but are "
             f"{noise_corrections!r}."
         )
-    if len(noise_corrections) != count:
+    if numbers.shape != (count,):
         raise ValueError(
-            f"There are {count} channels, but {len(noise_corrections)} noise "
-            "corrections; give one for each channel."
+            f"There are {count} channels, but noise_corrections of shape "
+            f"{numbers.shape}; give one number for each channel."
         )
     return noise_corrections
+
+
+def _checked_sequence(name: str, value: Any) -> Any:
+    if not hasattr(value, "__len__"):
+        raise TypeError(
+            f"{name} must be a list with one entry a channel, but is {value!r}."
+        )
+    return value
 
 
 def _gpu():

@@ -1,6 +1,6 @@
 """Chunks of frames on a pool of threads."""
 
-import threading
+import time
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +35,33 @@ def test_results_are_written_to_the_array_that_is_given():
         map_frames(estimate, FRAMES, out[:22])
 
 
+@pytest.mark.parametrize("dtype", [">u2", ">f4", np.int64, np.float64, bool])
+def test_frames_of_any_real_dtype_are_converted(dtype):
+    frames = (FRAMES % 2 if dtype is bool else FRAMES).astype(dtype)
+    expected = estimate(frames.astype(np.float32))
+    # Each chunk is a program of its own shape.
+    np.testing.assert_allclose(map_frames(estimate, frames), expected, rtol=1e-6)
+    with pytest.raises(TypeError, match="masked"):
+        map_frames(estimate, np.ma.array(frames))
+
+
+def test_what_does_not_fit_together_is_refused():
+    out = np.zeros((23, 20, 31), np.float32)
+    for frames, message in (
+        (FRAMES[0], r"\(20, 31\)"),
+        (FRAMES[:, :0], r"\(23, 0, 31\)"),
+        (out, "memory"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            map_frames(estimate, frames, out)
+    with pytest.raises(ValueError, match=r"chunk_frames.*0"):
+        map_frames(estimate, FRAMES, chunk_frames=0)
+    with pytest.raises(ValueError, match=r"workers.*-1"):
+        map_frames(estimate, FRAMES, workers=-1)
+    with pytest.raises(ValueError, match=r"keep the shape.*\(20, 31\)"):
+        map_frames(lambda chunk: chunk.mean(0), FRAMES)
+
+
 def test_a_memory_map_is_read_in_place(tmp_path):
     np.save(tmp_path / "movie.npy", FRAMES)
     movie = np.load(tmp_path / "movie.npy", mmap_mode="r")
@@ -59,13 +86,14 @@ def test_no_chunk_is_compiled_twice():
 
 def test_an_error_is_raised_and_ends_the_work():
     begun = []
-    lock = threading.Lock()
 
-    def fail(chunk):
-        with lock:
-            begun.append(chunk)
-        raise RuntimeError("no more memory")
+    def fail_at_first(chunk):
+        begun.append(chunk)
+        if len(begun) == 1:
+            raise RuntimeError("no more memory")
+        time.sleep(0.01)
+        return chunk
 
     with pytest.raises(RuntimeError, match="no more memory"):
-        map_frames(fail, np.zeros((1000, 2, 2), np.uint16), chunk_frames=1, workers=2)
+        map_frames(fail_at_first, np.zeros((1000, 2, 2), np.uint16), chunk_frames=1)
     assert len(begun) < 1000

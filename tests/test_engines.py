@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import export
+from jax.sharding import Mesh, PartitionSpec
 
 from jaxbkgd import _filter, spatial_mean
 from jaxbkgd._kernels import GaussianKernel, half_width
@@ -116,6 +117,37 @@ def test_there_is_no_loop_over_frames_on_gpu_and_tpu(radius_pix, platform):
     assert "stablehlo.while" not in program
     on_cpu = export.export(call, platforms=["cpu"])(frames).mlir_module()
     assert "stablehlo.while" in on_cpu
+
+
+def test_products_are_sharded_and_exported(rng, x64):
+    """In one program with shifts: at 24 px a kernel has 32 taps, at 2 px it has 3."""
+    frames, radii = rng.normal(100, 10, (2, 48, 40)), np.array([24.0, 2.0])
+
+    def loss(frames, radii):
+        bkgds = spatial_mean(frames, radii, max_radius_pix=25.0, truncation="smooth")
+        return jnp.sum(jnp.sin(bkgds))
+
+    expected = jax.jit(jax.value_and_grad(loss, (0, 1)))(frames, radii)
+    # Roundings of sums of some thousand terms of 64 bits.
+    close = ft.partial(np.testing.assert_allclose, rtol=1e-10, atol=1e-10)
+
+    mesh = Mesh(np.array(jax.devices("cpu")[:2]), ("frames",))
+    each, everywhere = PartitionSpec("frames"), PartitionSpec()
+    sharded = jax.shard_map(
+        lambda frames, radii: jax.lax.psum(loss(frames, radii), "frames"),
+        mesh=mesh,
+        in_specs=(each, everywhere),
+        out_specs=everywhere,
+    )
+    jax.tree.map(
+        close, jax.jit(jax.value_and_grad(sharded, (0, 1)))(frames, radii), expected
+    )
+
+    program = export.export(
+        jax.jit(jax.value_and_grad(loss, (0, 1))), platforms=["cpu", "cuda", "tpu"]
+    )(frames, radii)
+    assert "stablehlo.dot_general" in program.mlir_module()
+    jax.tree.map(close, program.call(frames, radii), expected)
 
 
 def test_another_radius_under_the_same_bound_is_not_compiled_again():

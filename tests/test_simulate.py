@@ -162,7 +162,7 @@ def test_molecules_with_an_endless_on_time_stay_even_in_a_movie_of_one_pixel():
         on_time_frames=1e30,
     )
     frame, _, _, photons = events_of(truth)
-    assert frames.shape == truth.bkgds.shape == (3, 1, 1)
+    assert frames.shape == truth.bkgds_adu.shape == (3, 1, 1)
     np.testing.assert_array_equal(photons, np.float32(700.0))
     assert np.unique(np.bincount(frame, minlength=3)).size == 1
 
@@ -224,7 +224,7 @@ def test_frames_are_the_truth_seen_through_the_camera():
         profile_y = np.diff(special.erf(edges_y)) / 2
         profile_x = np.diff(special.erf(edges_x)) / 2
         signal[frame] += photons * np.outer(profile_y, profile_x)
-    expected = np.asarray(truth.bkgds, np.float64) + signal / gain
+    expected = np.asarray(truth.bkgds_adu, np.float64) + signal / gain
     variance = expected / gain + 1.5**2 / gain**2 + 1 / 12
     scores = (np.asarray(frames, np.float64) - 100.0 - expected) / np.sqrt(variance)
     # Standard scores: mean 0 and variance 1 everywhere, within 4 or, for the largest of
@@ -249,7 +249,7 @@ def test_the_same_key_gives_the_same_movie_and_another_key_another():
     ):
         np.testing.assert_array_equal(field, field_again)
     assert np.mean(np.asarray(frames) == np.asarray(other)) < 0.2
-    assert not np.array_equal(truth.bkgds, other_truth.bkgds)
+    assert not np.array_equal(truth.bkgds_adu, other_truth.bkgds_adu)
     assert not np.array_equal(truth.y_pix, other_truth.y_pix)
 
 
@@ -261,7 +261,7 @@ def test_movies_can_be_made_under_jit_and_vmap_over_keys():
     # thousands may fall to the other side, and no more.
     assert frames.shape == (3, 100, 20, 30)
     assert np.mean(np.asarray(frames[1]) != np.asarray(single)) <= 0.01
-    np.testing.assert_allclose(truth.bkgds[1], single_truth.bkgds, rtol=1e-5)
+    np.testing.assert_allclose(truth.bkgds_adu[1], single_truth.bkgds_adu, rtol=1e-5)
     np.testing.assert_allclose(truth.photons[1], single_truth.photons, rtol=1e-5)
 
 
@@ -269,7 +269,7 @@ def test_other_kinds_of_keys_work():
     key = jax.random.key(13, impl="rbg")
     frames, truth = simulate_movie(key, **EMPTY)
     # Four standard errors of the pixels' photon and read noise.
-    mean = np.mean(truth.bkgds)
+    mean = np.mean(truth.bkgds_adu)
     error = math.sqrt((mean * 0.46 + 1.5**2) / 0.46**2 / frames.size)
     assert abs(np.mean(frames) - 100.0 - mean) < 4 * error
 

@@ -209,6 +209,13 @@ class TestModule:
             assert leaf.shape == shape
             assert module.radii_pix.shape == (shape[0], 2)
 
+    def test_saved_radii_are_shares_of_the_bound(self, tmp_path):
+        saved = SpatialMean(7.0, max_radius_pix=30.0)
+        eqx.tree_serialise_leaves(tmp_path / "module.eqx", saved)
+        other = SpatialMean(2.0, max_radius_pix=30.0)
+        loaded = eqx.tree_deserialise_leaves(tmp_path / "module.eqx", other)
+        np.testing.assert_array_equal(loaded.radii_pix, saved.radii_pix)
+
     def test_radii_come_back(self):
         for bound in 10.0 ** np.arange(-2, 6):
             for fraction in [1e-6, 1e-3, 0.1, 0.25, 0.5, 0.9, 0.999, 0.999999]:
