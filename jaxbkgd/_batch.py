@@ -58,8 +58,8 @@ def map_frames(
             raise ValueError(f"{name} must be at least 1, but is {value}.")
     out = _checked_output(out, frames)
     if chunk_frames is None:
-        most = max(1, _CHUNK_PIXELS // (frames.shape[1] * frames.shape[2]))
-        chunk_frames = max(1, min(most, len(frames)))
+        # The same for every stack of these frames, so that another is not compiled again.
+        chunk_frames = max(1, _CHUNK_PIXELS // (frames.shape[1] * frames.shape[2]))
 
     def run(start: int) -> None:
         chunk = frames[start : start + chunk_frames]

@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from ._movies import MovieReader
 
 
-# Frames are read, computed and written in chunks of as many pixels: 32 MB of float32.
-_CHUNK_PIXELS = 2**23
+# Frames are read, computed and written in blocks of as many pixels: 32 MB of float32.
+_BLOCK_PIXELS = 2**23
 
 
 @dataclass(frozen=True)
@@ -259,7 +259,7 @@ def estimate(
                 _progress() as progress,
             ):
                 task = progress.add_task("estimating", total=len(reader))
-                for bkgds in _bkgds_in_chunks(reader, radius_pix):
+                for bkgds in _bkgds_in_blocks(reader, radius_pix):
                     writer.append(bkgds)
                     progress.advance(task, len(bkgds))
         seconds = time.perf_counter() - start
@@ -280,14 +280,14 @@ def _parsed_radius(text: str) -> tuple[float, float]:
     return y, x
 
 
-def _bkgds_in_chunks(
+def _bkgds_in_blocks(
     movie: "MovieReader", radius_pix: tuple[float, float]
 ) -> Iterator[np.ndarray]:
     frame_count, height, width = movie.shape
-    chunk_frames = min(frame_count, max(1, _CHUNK_PIXELS // (height * width)))
+    block_frames = max(1, _BLOCK_PIXELS // (height * width))
     estimate_chunk = jax.jit(lambda frames: spatial_mean(frames, radius_pix))
-    for start in range(0, frame_count, chunk_frames):
-        yield map_frames(estimate_chunk, movie[start : start + chunk_frames])
+    for start in range(0, frame_count, block_frames):
+        yield map_frames(estimate_chunk, movie[start : start + block_frames])
 
 
 def _print_summary(

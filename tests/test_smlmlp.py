@@ -441,8 +441,8 @@ BAD_INPUT = {
     "a read-only output": ({"last_outputs": [_read_only(SECOND)]}, "read-only"),
     "a JAX output": ({"last_outputs": [jnp.ones(SECOND.shape)]}, "NumPy"),
     "a list as output": ({"last_outputs": [SECOND.tolist()]}, "list"),
-    "one correction too few": ({"corrections": [1.0]}, "1 noise corrections"),
-    "one correction too many": ({"corrections": [1.0] * 3}, "3 noise corrections"),
+    "one correction too few": ({"corrections": [1.0]}, "(1,)"),
+    "one correction too many": ({"corrections": [1.0] * 3}, "(3,)"),
     "corrections in a tuple": ({"corrections": (1.0, 1.0)}, "(1.0, 1.0)"),
     "one number as correction": ({"corrections": 1.0}, "1.0"),
     "a read-only array of corrections": (
