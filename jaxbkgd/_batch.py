@@ -45,14 +45,17 @@ def map_frames(
 
     **Raises:**
 
-    `ValueError` for arguments that do not fit together. What `function` raises is raised,
+    `TypeError` or `ValueError` for frames that are not real, or have no pixels, and for
+    arguments that do not fit together. What `function` raises is raised,
     and chunks not yet begun are dropped.
     """
-    if frames.ndim != 3 or 0 in frames.shape[1:]:
+    if frames.ndim != 3:
         raise ValueError(
-            "frames must have shape (frames, height, width) with at least one pixel, but "
-            f"their shape is {frames.shape}."
+            f"frames must have shape (frames, height, width), but their shape is "
+            f"{frames.shape}."
         )
+    # Refuses what has no background, before anything is begun.
+    as_frames(frames[:1])
     for name, value in (("chunk_frames", chunk_frames), ("workers", workers)):
         if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1, but is {value}.")
