@@ -179,7 +179,7 @@ def _estimate_and_judge(
     )
     return background, {
         "movie": " x ".join(map(str, frames.shape)),
-        "mean background": f"{true_bkgds.mean():.0f} ADU",
+        "true mean background": f"{true_bkgds.mean():.0f} ADU",
         "radius": f"{channel.radius_pix:g} px",
         "RMS error of the background": f"{error:.1f} ADU ({electrons:.1f} e-)",
         "time, once compiled": f"{seconds:.4f} s",
@@ -243,8 +243,8 @@ def estimate(
 ) -> None:
     """Estimate the background of a movie, each frame by itself.
 
-    It is written as a TIFF stack of float32 in the movie's unit. Memory does not grow
-    with the length of the movie.
+    It is written as a TIFF stack of float32 in the movie's unit, the camera's offset
+    included. Memory does not grow with the length of the movie.
     """
     with _one_line_errors():
         from ._movies import open_movie, TiffWriter
@@ -252,6 +252,8 @@ def estimate(
         start = time.perf_counter()
         radius_pix = _parsed_radius(radius)
         with open_movie(movie) as reader:
+            if not out.is_dir() and out.suffix.lower() not in (".tif", ".tiff"):
+                _fail(f"{out}: is written as TIFF; give a name that ends in .tif")
             if out.exists() and out.samefile(movie):
                 _fail(f"{out}: is the movie itself; give --out another name")
             with (

@@ -80,7 +80,9 @@ def snr(
 ) -> Float[Array, "..."]:
     """The signal in units of the photon noise expected where there is no molecule:
     `signal / (noise_correction * sqrt(bkgd / gain))`, in which `bkgd / gain` is the
-    variance in ADU² of `bkgd * gain` photo-electrons.
+    variance in ADU² of `bkgd * gain` photo-electrons. The camera's read noise is not in it:
+    1.5 e- beside a background of 60 e- make the ratio's deviation 1.02 where there is no
+    molecule, beside 20 e- 1.05.
 
     **Arguments:** (broadcast against each other)
 

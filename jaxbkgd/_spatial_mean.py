@@ -261,7 +261,8 @@ class SpatialMean(AbstractEstimator):
         radii = [[float(f"{r:.6g}") for r in row] for row in np.asarray(self.radii_pix)]
         return (
             f"SpatialMean(radii_pix={radii}, max_radius_pix={self.max_radius_pix}, "
-            f"truncation={self.truncation!r}, noise={self.noise!r})"
+            f"truncation={self.truncation!r}, noise={self.noise!r}, "
+            f"unbounded_radii={np.asarray(self.unbounded_radii).tolist()})"
         )
 
 

@@ -290,6 +290,7 @@ def test_the_same_output_after_a_fault_is_still_there(folder):
         (["--out", "none/bkgd.tif"], "there is no folder none.*make"),
         (["--out", "there.tif/bkgd.tif"], "there is no folder there.tif.*make"),
         (["--out", f"{'long' * 100}.tif"], "name too long"),
+        (["--out", "bkgd.npy"], "bkgd.npy: .*ends in .tif"),
         (["--out", "bkgd.tif", "--radius", "0"], "--radius 0: .*positive"),
         (["--out", "bkgd.tif", "--radius", "-3"], "--radius -3: .*positive"),
         (["--out", "bkgd.tif", "--radius", "nan"], "--radius nan: .*positive"),

@@ -371,8 +371,8 @@ class TestModule:
     def test_it_prints_what_it_was_made_of(self):
         module = SpatialMean((6.0, 10.0), max_radius_pix=50.0, noise="separable")
         printed = re.fullmatch(
-            r"SpatialMean\(radii_pix=\[\[(.*), (.*)\]\], max_radius_pix=50.0, "
-            r"truncation='smooth', noise='separable'\)",
+            r"SpatialMean\(radii_pix=\[\[(.*?), (.*?)\]\], max_radius_pix=50.0, "
+            r"truncation='smooth', noise='separable', unbounded_radii=\[\[.*\]\]\)",
             repr(module),
         )
         assert printed is not None
