@@ -320,10 +320,10 @@ def test_a_wrong_argument_is_one_line_and_leaves_nothing(arguments, pattern, fol
 def test_a_folder_that_refuses_files_is_one_line(folder, monkeypatch):
     real_open = Path.open
 
-    def refuse(path, mode="r", *arguments):
+    def refuse(path, mode="r", *arguments, **options):
         if "x" in mode:
             raise PermissionError(13, "Permission denied", str(path))
-        return real_open(path, mode, *arguments)
+        return real_open(path, mode, *arguments, **options)
 
     _write("movie.tif", _frames(2))
     monkeypatch.setattr(Path, "open", refuse)
