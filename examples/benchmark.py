@@ -37,6 +37,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
+from PIL import Image
 from scipy.ndimage import correlate1d
 from scipy.special import ndtr
 
@@ -952,6 +953,10 @@ def draw(results: dict[str, Any], path: Path) -> None:
     figure.legend(handles, labels, loc="outside upper center", ncols=4, frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
+    # It is a part of every clone: a few colours are enough for lines.
+    with Image.open(path) as drawn:
+        small = drawn.convert("RGB").quantize(64)
+    small.save(path, optimize=True)
 
 
 # The results.
