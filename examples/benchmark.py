@@ -254,17 +254,22 @@ def opencv_on_one_thread(cell: Cell) -> Iterator[Way]:
             return run
 
         def prepare_warm(frames, blur=blur):
-            out = np.empty(frames.shape, np.float32)
-
-            def run():
-                for frame, frame_out in zip(frames, out, strict=True):
-                    blur(frame, frame_out)
-                return out
-
-            return run
+            return into_kept_output(frames, blur)
 
         yield Way(ONE_THREAD_FRESH, name, prepare_fresh, is_sampled)
         yield Way(ONE_THREAD_WARM, name, prepare_warm, is_sampled)
+
+
+def into_kept_output(frames: np.ndarray, blur: Callable[..., Any]) -> Callable[[], Any]:
+    """A run that writes each frame, blurred, to the same array again and again."""
+    out = np.empty(frames.shape, np.float32)
+
+    def run():
+        for frame, frame_out in zip(frames, out, strict=True):
+            blur(frame, frame_out)
+        return out
+
+    return run
 
 
 def opencv_on_all_cores(cell: Cell) -> Iterator[Way]:
@@ -275,14 +280,7 @@ def opencv_on_all_cores(cell: Cell) -> Iterator[Way]:
     for name, blur, is_sampled in opencv_blurs(cell):
 
         def prepare(frames, blur=blur):
-            out = np.empty(frames.shape, np.float32)
-
-            def run():
-                for frame, frame_out in zip(frames, out, strict=True):
-                    blur(frame, frame_out)
-                return out
-
-            return run
+            return into_kept_output(frames, blur)
 
         def prepare_pool(frames, blur=blur):
             return pooled(frames, blur)
