@@ -77,7 +77,7 @@ def map_frames(
             )
         np.copyto(out[start : start + count], result[:count])
 
-    pool = ThreadPoolExecutor(workers or _core_count())
+    pool = ThreadPoolExecutor(workers or core_count())
     try:
         starts = range(0, len(frames), chunk_frames)
         for future in as_completed([pool.submit(run, start) for start in starts]):
@@ -100,7 +100,8 @@ def _checked_output(out: Any, frames: np.ndarray) -> np.ndarray:
     return out
 
 
-def _core_count() -> int:
+def core_count() -> int:
+    """The cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -1,12 +1,14 @@
 """The local mean of each frame by itself: the background of `smlmlp.bkgd_spatial_mean`."""
 
 import functools as ft
+import json
 from typing import Any, get_args
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.core import Tracer
 from jaxtyping import Array, Float, Shaped
 
@@ -23,6 +25,9 @@ from ._kernels import (
 
 # Wider than any camera: beyond it a radius is a mistake, and taps fill the memory.
 _LARGEST_RADIUS_PIX = 1e5
+
+# What a module kept as JSON begins with.
+_JSON_HEADER = {"format": "jaxbkgd.SpatialMean", "version": 1}
 
 _NUMBERS = (jnp.integer, jnp.floating)
 
@@ -143,12 +148,7 @@ class SpatialMean(AbstractEstimator):
 
         ```
 
-    Saved by `eqx.tree_serialise_leaves`, the radii are loaded into a module with the same
-    `max_radius_pix`: the file holds them as shares of it.
-
-    To freeze the radii, partition them out, or stop their gradient with
-    `eqx.tree_at(lambda m: m.unbounded_radii, module, replace_fn=jax.lax.stop_gradient)`
-    inside the loss. To replace them, take another module's with the same bound:
+    To replace the radii, take another module's with the same bound:
 
     !!! example
 
@@ -162,12 +162,16 @@ class SpatialMean(AbstractEstimator):
         [[5.0, 5.0]]
 
         ```
+
+    Saved by `to_json`, a module is whole. What `eqx.tree_serialise_leaves` saves are shares
+    of `max_radius_pix`, to be loaded into a module with the same bound.
     """
 
     unbounded_radii: Float[Array, "channels axes"]
     max_radius_pix: float = eqx.field(static=True)
     truncation: Truncation = eqx.field(static=True)
     noise: NoiseKind = eqx.field(static=True)
+    frozen: tuple[tuple[bool, ...], ...] = eqx.field(static=True)
 
     def __init__(
         self,
@@ -176,6 +180,7 @@ class SpatialMean(AbstractEstimator):
         max_radius_pix: int | float | None = None,
         truncation: Truncation = "smooth",
         noise: NoiseKind = "exact",
+        frozen: Any = False,
     ):
         """**Arguments:**
 
@@ -188,6 +193,8 @@ class SpatialMean(AbstractEstimator):
         - `truncation`: `"smooth"`, or `"hard"` for the taps of smlmlp, whose gradient
             misses the jumps where a tap enters.
         - `noise`: the kind of noise factor; see [`jaxbkgd.noise_correction`][].
+        - `frozen`: the radii that are not learned, whose gradient is zero: a boolean for
+            all, a pair of them beside a pair of radii, or one or a pair for each channel.
 
         **Raises:**
 
@@ -207,6 +214,7 @@ class SpatialMean(AbstractEstimator):
         self.max_radius_pix = bound
         self.truncation = truncation
         self.noise = noise
+        self.frozen = _frozen_mask(frozen, radii.shape)
 
     @property
     def halo_frames(self) -> int:
@@ -216,7 +224,12 @@ class SpatialMean(AbstractEstimator):
     @property
     def radii_pix(self) -> Float[Array, "channels 2"]:
         """The averaging radii (y, x) in pixels, a row a channel; one row serves all."""
-        share = jax.nn.sigmoid(self.unbounded_radii)
+        unbounded = jnp.where(
+            np.array(self.frozen),
+            lax.stop_gradient(self.unbounded_radii),
+            self.unbounded_radii,
+        )
+        share = jax.nn.sigmoid(unbounded)
         # Far out, the sigmoid rounds to 0 or 1.
         share = jnp.clip(share, 1e-12, 1 - jnp.finfo(share.dtype).epsneg)
         radii = self.max_radius_pix * share
@@ -253,6 +266,61 @@ class SpatialMean(AbstractEstimator):
             map_channels(lambda _, row: _noise(row, kernels, self.noise), frames, rows),
         )
 
+    def to_json(self) -> str:
+        """The module as a JSON text, to be kept in a file and read by `from_json`."""
+        radii = np.asarray(self.radii_pix)[:, : self.unbounded_radii.shape[1]]
+        fields = {
+            **_JSON_HEADER,
+            # No more digits than a number of their type has.
+            "radii_pix": [[float(str(radius)) for radius in row] for row in radii],
+            "max_radius_pix": self.max_radius_pix,
+            "truncation": self.truncation,
+            "noise": self.noise,
+            "frozen": self.frozen,
+        }
+        return json.dumps(fields, indent=2)
+
+    @classmethod
+    def from_json(cls, text: str) -> "SpatialMean":
+        """The module that `to_json` wrote as `text`. Names that it does not know are passed
+        over.
+
+        **Raises:**
+
+        `ValueError` for a text that is no such module, or is of a later version.
+
+        !!! example
+
+            ```python
+            >>> import jaxbkgd
+            >>> text = jaxbkgd.SpatialMean(5.0).to_json()
+            >>> jaxbkgd.SpatialMean.from_json(text).radii_pix.round(3).tolist()
+            [[5.0, 5.0]]
+
+            ```
+        """
+        try:
+            fields = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"This is no JSON: {error}.") from error
+        has_header = isinstance(fields, dict) and fields.items() >= _JSON_HEADER.items()
+        if not has_header:
+            raise ValueError(
+                f"A module is kept as a JSON object that begins with {_JSON_HEADER}, but "
+                f"this begins with {text[:80]!r}."
+            )
+        names = ("radii_pix", "max_radius_pix", "truncation", "noise", "frozen")
+        missing = [name for name in names if name not in fields]
+        if missing:
+            raise ValueError(f"There is no {', '.join(missing)} in this JSON.")
+        radii_pix, *others = (fields[name] for name in names)
+        try:
+            _check_bound(fields["max_radius_pix"])
+            # Rows, one a channel: two numbers in a list would be a pair.
+            return cls(np.array(radii_pix), **dict(zip(names[1:], others, strict=True)))
+        except TypeError as error:
+            raise ValueError(f"This JSON does not fit a module. {error}") from error
+
     def __repr__(self) -> str:
         if not isinstance(self.unbounded_radii, jax.Array) or _is_traced(
             self.unbounded_radii
@@ -261,7 +329,7 @@ class SpatialMean(AbstractEstimator):
         radii = [[float(f"{r:.6g}") for r in row] for row in np.asarray(self.radii_pix)]
         return (
             f"SpatialMean(radii_pix={radii}, max_radius_pix={self.max_radius_pix}, "
-            f"truncation={self.truncation!r}, noise={self.noise!r}, "
+            f"truncation={self.truncation!r}, noise={self.noise!r}, frozen={self.frozen}, "
             f"unbounded_radii={np.asarray(self.unbounded_radii).tolist()})"
         )
 
@@ -290,6 +358,24 @@ def _noise(
         kernel.taps(radius) for kernel, radius in zip(kernels, radii, strict=True)
     )
     return noise_factor(taps_y, taps_x, kind)
+
+
+def _frozen_mask(frozen: Any, shape: tuple[int, ...]) -> tuple[tuple[bool, ...], ...]:
+    """A boolean for each radius of an array `(channels, axes)`."""
+    rows = list(frozen) if isinstance(frozen, list | tuple | np.ndarray) else [frozen]
+    if shape[0] == 1 and len(rows) > 1:
+        rows = [rows]
+    try:
+        mask = np.stack([np.broadcast_to(row, shape[1]) for row in rows])
+        mask = np.broadcast_to(mask, shape)
+    except ValueError:
+        mask = np.array(None)
+    if mask.dtype != bool:
+        raise ValueError(
+            "frozen must be True or False, or have one for each radius of an array "
+            f"(channels, axes) of shape {shape}, but is {frozen!r}."
+        )
+    return tuple(map(tuple, mask.tolist()))
 
 
 def channel_radii(radii_pix: Any) -> Any:

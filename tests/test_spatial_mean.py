@@ -1,4 +1,5 @@
 import functools as ft
+import json
 import math
 import re
 
@@ -372,7 +373,8 @@ class TestModule:
         module = SpatialMean((6.0, 10.0), max_radius_pix=50.0, noise="separable")
         printed = re.fullmatch(
             r"SpatialMean\(radii_pix=\[\[(.*?), (.*?)\]\], max_radius_pix=50.0, "
-            r"truncation='smooth', noise='separable', unbounded_radii=\[\[.*\]\]\)",
+            r"truncation='smooth', noise='separable', frozen=\(\(False, False\),\), "
+            r"unbounded_radii=\[\[.*\]\]\)",
             repr(module),
         )
         assert printed is not None
@@ -403,6 +405,28 @@ class TestModule:
         assert jax.tree.leaves(learned) == []
         assert eqx.tree_equal(eqx.combine(learned, fixed), module)
 
+    @pytest.mark.parametrize(
+        ("radii_pix", "frozen", "mask"),
+        [
+            (3.0, True, [[True]]),
+            (3.0, False, [[False]]),
+            ((3.0, 4.0), (True, False), [[True, False]]),
+            ((3.0, 4.0), [[False, True]], [[False, True]]),
+            ([3.0, 4.0, 5.0], [False, True, False], [[False], [True], [False]]),
+            ([(3.0, 4.0), 5.0], [True, False], [[True, True], [False, False]]),
+            ([(3.0, 4.0), 5.0], [(True, False), True], [[True, False], [True, True]]),
+            ([(3.0, 4.0), 5.0], np.eye(2, dtype=bool), [[True, False], [False, True]]),
+        ],
+    )
+    def test_frozen_radii_have_no_gradient(self, radii_pix, frozen, mask):
+        module = SpatialMean(radii_pix, frozen=frozen)
+        np.testing.assert_array_equal(module.radii_pix, SpatialMean(radii_pix).radii_pix)
+        gradient = eqx.filter_grad(lambda module: module.radii_pix.sum())(module)
+        np.testing.assert_array_equal(gradient.unbounded_radii == 0, mask)
+        moved = eqx.apply_updates(module, gradient)
+        both = np.broadcast_to(mask, module.radii_pix.shape)
+        np.testing.assert_array_equal(moved.radii_pix == module.radii_pix, both)
+
     def test_traced_radii_make_a_module_where_a_bound_is_given(self):
         def radii_of(radius):
             return SpatialMean(radius, max_radius_pix=10.0).radii_pix
@@ -411,6 +435,116 @@ class TestModule:
         slope = jax.jit(jax.jacfwd(radii_of))(3.0)
         # There and back again: roundings of float32.
         np.testing.assert_allclose(slope, [(1.0, 1.0)], rtol=1e-6)
+
+
+FIELDS = {
+    "format": "jaxbkgd.SpatialMean",
+    "version": 1,
+    "radii_pix": [[6.0]],
+    "max_radius_pix": 50.0,
+    "truncation": "smooth",
+    "noise": "exact",
+    "frozen": [[False]],
+}
+
+
+class TestJson:
+    @pytest.mark.parametrize(
+        "module",
+        [
+            SpatialMean(),
+            SpatialMean((6.0, 10.0), max_radius_pix=50.0, truncation="hard"),
+            SpatialMean([3.0, 4.0], max_radius_pix=9.5),
+            SpatialMean([3.0, 4.0, 1 / 3], noise="separable", frozen=[True, False, False]),
+            SpatialMean([(2.0, 5.0), (math.pi, 4.0)], frozen=[(True, False), False]),
+            SpatialMean(1e-3, max_radius_pix=1e5),
+        ],
+    )
+    def test_a_module_comes_back(self, module):
+        loaded = SpatialMean.from_json(module.to_json())
+        assert loaded.unbounded_radii.shape == module.unbounded_radii.shape
+        # There and back again: roundings of float32.
+        np.testing.assert_allclose(loaded.radii_pix, module.radii_pix, rtol=1e-6)
+        for name in ("max_radius_pix", "truncation", "noise", "frozen"):
+            assert getattr(loaded, name) == getattr(module, name)
+
+    def test_two_channels_do_not_become_a_pair(self):
+        loaded = SpatialMean.from_json(SpatialMean([(3.0, 3.0), (4.0, 4.0)]).to_json())
+        assert loaded.radii_pix.shape == (2, 2)
+        tied = SpatialMean.from_json(json.dumps({**FIELDS, "radii_pix": [[3.0], [4.0]]}))
+        np.testing.assert_allclose(tied.radii_pix, [(3.0, 3.0), (4.0, 4.0)], rtol=1e-6)
+
+    def test_it_comes_back_in_64_bit_mode(self, x64):
+        module = SpatialMean((math.pi, 10.0))
+        loaded = SpatialMean.from_json(module.to_json())
+        np.testing.assert_allclose(loaded.radii_pix, module.radii_pix, rtol=1e-14)
+
+    def test_learned_radii_come_back_from_beside_the_bound(self):
+        module = set_parameters(SpatialMean(3.0), 1e6)
+        loaded = SpatialMean.from_json(module.to_json())
+        np.testing.assert_allclose(loaded.radii_pix, module.radii_pix, rtol=1e-6)
+        assert np.all(loaded.radii_pix < loaded.max_radius_pix)
+
+    def test_it_is_read_without_this_package(self):
+        fields = json.loads(SpatialMean((6.0, 10.0), max_radius_pix=50.0).to_json())
+        (radii,) = fields.pop("radii_pix")
+        # float32.
+        np.testing.assert_allclose(radii, (6.0, 10.0), rtol=1e-6)
+        expected = {**FIELDS, "frozen": [[False, False]]}
+        del expected["radii_pix"]
+        assert fields == expected
+
+    def test_a_name_that_it_does_not_know_is_passed_over(self):
+        text = json.dumps({**FIELDS, "comment": "a calibration of May"})
+        assert eqx.tree_equal(
+            SpatialMean.from_json(text), SpatialMean.from_json(json.dumps(FIELDS))
+        )
+
+    @pytest.mark.parametrize(
+        ("text", "name"),
+        [
+            ("", "no JSON"),
+            ("radii_pix = 3", "no JSON"),
+            ("[1, 2]", "begins with"),
+            ("null", "begins with"),
+            ("{}", "begins with"),
+            (json.dumps({"format": "jaxbkgd.SpatialMean", "version": 2}), "begins with"),
+            (json.dumps({"format": "jaxbkgd.LocalMean", "version": 1}), "LocalMean"),
+            (
+                json.dumps({"format": "jaxbkgd.SpatialMean", "version": 1}),
+                "radii_pix, max_radius_pix, truncation, noise, frozen",
+            ),
+        ],
+    )
+    def test_what_is_no_module_is_refused(self, text, name):
+        with pytest.raises(ValueError, match=name):
+            SpatialMean.from_json(text)
+
+    @pytest.mark.usefixtures("as_installed")
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [
+            ("radii_pix", [[-3.0]]),
+            ("radii_pix", [[math.nan]]),
+            ("radii_pix", [["3"]]),
+            ("radii_pix", [[3.0], [4.0, 5.0]]),
+            ("radii_pix", [[60.0]]),
+            ("radii_pix", None),
+            ("radii_pix", {}),
+            ("max_radius_pix", "60"),
+            ("max_radius_pix", None),
+            ("max_radius_pix", [60.0]),
+            ("truncation", "soft"),
+            ("truncation", ["hard"]),
+            ("noise", None),
+            ("frozen", "no"),
+            ("frozen", [[0.0]]),
+            ("frozen", None),
+        ],
+    )
+    def test_a_field_that_cannot_be_right_is_refused(self, name, value):
+        with pytest.raises(ValueError, match=r"."):
+            SpatialMean.from_json(json.dumps({**FIELDS, name: value}))
 
 
 class Value:
@@ -558,6 +692,26 @@ class TestBadInput:
             if not isinstance(frames, np.ma.MaskedArray):
                 with pytest.raises((TypeError, ValueError), match=name):
                     jax.jit(lambda f: spatial_mean(f, 3.0))(array)
+
+    @pytest.mark.parametrize(
+        ("radii_pix", "frozen"),
+        [
+            (3.0, (True, False)),
+            (3.0, 1),
+            (3.0, None),
+            (3.0, "True"),
+            (3.0, []),
+            ((3.0, 4.0), (True, False, True)),
+            ((3.0, 4.0), (True, None)),
+            ((3.0, 4.0), (1, 0)),
+            ([3.0, 4.0, 5.0], (True, False)),
+            ([3.0, 4.0, 5.0], [(True, False)] * 3),
+            ([(3.0, 4.0), 5.0], [(True, False, True), True]),
+        ],
+    )
+    def test_what_is_frozen(self, radii_pix, frozen):
+        with pytest.raises(ValueError, match=r"frozen must be .*\(channels, axes\)"):
+            SpatialMean(radii_pix, frozen=frozen)
 
     @pytest.mark.parametrize("choice", ["soft", "", None, 1, ["hard"]])
     def test_a_choice_that_is_none(self, choice):

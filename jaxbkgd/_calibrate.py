@@ -1,0 +1,504 @@
+"""Calibration: an estimator's radii learned from the movie that it is for."""
+
+import functools as ft
+import math
+import warnings
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from ._batch import core_count
+from ._estimator import AbstractEstimator, map_channels
+from ._objectives import FramePairLoss, Objective, read_frames, TruthLoss
+from ._progress import progress_bar
+
+
+# Windows of frames that the loss is summed over: enough to say how it varies among them.
+_MOST_WINDOWS, _LEAST_WINDOWS = 16, 8
+# Pixels of all channels and windows together. More sharpen the radius by little.
+_SAMPLE_PIXELS = 2**25
+
+# Radii have settled if they moved by no more than this, over so many steps.
+_SETTLED, _SETTLED_STEPS = 1e-3, 4
+# From here on a radius is as large as it may be.
+_AT_BOUND = 0.98
+# The step in a parameter, about relative in the radius, over which gradients are compared.
+_CURVATURE_STEP = 0.05
+
+
+class History(eqx.Module):
+    """How a calibration went.
+
+    **Attributes:**
+
+    - `losses`: the objective before each step, `(steps,)`.
+    - `radii_pix`: the radii that it belongs to, `(steps, channels, 2)`. Of an estimator
+        without radii, its learnable numbers in one row.
+    - `radii_std_pix`: the standard deviation of the learned radii, `(channels, 2)`. It is
+        what the gradients of the windows of frames, which differ by chance, and the
+        curvature of their mean let expect. It is infinite at the bound and where the loss
+        does not curve upwards, and NaN for frozen radii and from fewer than three windows.
+    - `is_at_bound`: whether a radius is as large as its bound allows, `(channels, 2)`.
+    - `is_converged`: whether the radii have settled.
+    - `stop_reason`: why it ended, in words.
+    - `objective`: what was minimised, with the lag that was found.
+    """
+
+    losses: Float[np.ndarray, " steps"]
+    radii_pix: Float[np.ndarray, "steps channels axes"]
+    radii_std_pix: Float[np.ndarray, "channels axes"]
+    is_at_bound: Bool[np.ndarray, "channels axes"]
+    is_converged: bool
+    stop_reason: str
+    objective: Any
+
+
+def calibrate(
+    estimator: AbstractEstimator,
+    channels: Any,
+    *,
+    objective: Objective | None = None,
+    optimizer: optax.GradientTransformation | None = None,
+    steps: int = 200,
+    progress: bool = True,
+) -> tuple[Any, History]:
+    """Learns an estimator's radii from a movie, without a truth.
+
+    The loss is averaged over up to 16 windows of consecutive frames, spread evenly over
+    the movie, and about 32 megapixels in all, however long the movie is; a short one is
+    used whole. Every step sees all of them, so that the loss can be compared between
+    steps. It ends when the radii have moved by less than a thousandth in 4 steps, when
+    the steps are used up, or on Ctrl-C; the radii with the lowest loss are kept.
+
+    **Arguments:**
+
+    - `estimator`: what to calibrate, as `SpatialMean(7.0, max_radius_pix=60)`. All its
+        inexact arrays are learned, from where they are.
+    - `channels`: one movie (frames, height, width), or a list or tuple of them, one a
+        channel and of equal length: arrays, memory maps, or whatever has a shape and
+        is sliced by frame.
+    - `objective`: the loss, called as `objective(estimator, channels, frame_indices)` with
+        a window of frames and their places in the movie. By default
+        [`jaxbkgd.FramePairLoss`][], with a lag found from the movie.
+    - `optimizer`: from optax. By default Newton's method along each number by itself, its
+        curvature from the last two gradients.
+    - `steps`: at most as many steps.
+    - `progress`: whether to show loss and radii in a progress bar, at a terminal with
+        rich installed.
+
+    **Returns:**
+
+    The calibrated estimator and a [`jaxbkgd.History`][].
+
+    **Raises:**
+
+    `TypeError` or `ValueError` for channels that are no movies of one length with finite
+    pixels, or are shorter than the objective's lag asks for, and for an objective that
+    does not give one finite number at the first radii. If it gives none later, calibration
+    stops with a warning and keeps the best radii so far.
+
+    !!! example
+
+        ```python
+        >>> import jax
+        >>> import jaxbkgd
+        >>> frames, _ = jaxbkgd.simulate_movie(
+        ...     jax.random.key(0), frame_count=20, bkgd_length_scale_pix=8.0
+        ... )
+        >>> start = jaxbkgd.SpatialMean(7.0, max_radius_pix=20.0)
+        >>> objective = jaxbkgd.FramePairLoss(lag=8)
+        >>> estimator, history = jaxbkgd.calibrate(start, frames, objective=objective)
+        >>> history.is_converged
+        True
+        >>> bool(3 < estimator.radii_pix[0, 0] < 6)
+        True
+
+        ```
+    """
+    if not steps >= 1:
+        raise ValueError(f"steps must be at least 1, but is {steps}.")
+    if objective is None:
+        objective = FramePairLoss()
+    problem = _posed_problem(estimator, channels, objective)
+    path = _descend(problem, optimizer or secant_descent(), steps, progress)
+    best = path.points[int(np.argmin(path.losses))]
+    calibrated = problem.estimator(best)
+    try:
+        radii_std_pix = _standard_deviations(problem, best)
+    except KeyboardInterrupt:
+        radii_std_pix = np.full_like(radii_of(calibrated), np.nan)
+    is_at_bound = _is_at_bound(calibrated)
+    if is_at_bound.any():
+        warnings.warn(
+            f"{is_at_bound.sum()} of {is_at_bound.size} radii went to the bound of "
+            f"{calibrated.max_radius_pix:g} px: the background is even, or max_radius_pix "
+            "too small.",
+            stacklevel=2,
+        )
+    return calibrated, History(
+        losses=np.array(path.losses),
+        radii_pix=np.stack([radii_of(problem.estimator(point)) for point in path.points]),
+        radii_std_pix=np.where(is_at_bound, np.inf, radii_std_pix),
+        is_at_bound=is_at_bound,
+        is_converged=path.is_converged,
+        stop_reason=path.stop_reason,
+        objective=problem.objective,
+    )
+
+
+def losses_at(
+    estimators: Sequence[AbstractEstimator], channels: Any, objective: Objective
+) -> Float[np.ndarray, " estimators"]:
+    """The loss of each estimator, on the frames that `calibrate` looks at.
+
+    They differ in what they learn, and have the rest of the first.
+    """
+    problem = _posed_problem(estimators[0], channels, objective)
+    points = [eqx.filter(estimator, eqx.is_inexact_array) for estimator in estimators]
+    losses = [problem.window_values_and_gradients(point)[0].mean() for point in points]
+    return np.array(losses)
+
+
+def radii_of(estimator: AbstractEstimator) -> Float[np.ndarray, "channels axes"]:
+    """The radii, or all that is learned of an estimator without radii, in one row."""
+    return np.asarray(_traced_radii(estimator))
+
+
+def _traced_radii(estimator):
+    if hasattr(estimator, "radii_pix"):
+        return estimator.radii_pix
+    return ravel_pytree(eqx.filter(estimator, eqx.is_inexact_array))[0][None]
+
+
+def _is_at_bound(estimator: AbstractEstimator) -> Bool[np.ndarray, "channels axes"]:
+    return radii_of(estimator) > _AT_BOUND * getattr(estimator, "max_radius_pix", np.inf)
+
+
+# The movie, and the windows of it that the loss is averaged over.
+
+
+class Window(NamedTuple):
+    """Consecutive frames of all channels, and their places in the movie."""
+
+    channels: Any
+    frame_indices: Int[Array, " frames"]
+
+
+def _checked_movie(channel: Any) -> Any:
+    movie = channel if hasattr(channel, "shape") else np.asarray(channel)
+    if len(movie.shape) != 3 or 0 in movie.shape:
+        raise ValueError(
+            "A movie to calibrate with must have shape (frames, height, width), but its "
+            f"shape is {tuple(movie.shape)}."
+        )
+    return movie
+
+
+def _common_length(movies: Any) -> int:
+    lengths = jax.tree.leaves(map_channels(lambda movie: movie.shape[0], movies))
+    if len(set(lengths)) > 1:
+        raise ValueError(
+            f"The channels have {', '.join(map(str, lengths))} frames; give channels of "
+            "the same length, or calibrate each by itself."
+        )
+    return lengths[0]
+
+
+def _draw_windows(
+    movies: Any, frame_count: int, estimator: AbstractEstimator, objective: Objective
+) -> list[Window]:
+    lag = getattr(objective, "lag", 0)
+    # Frames that a window has beside those that it counts.
+    extra = lag + 2 * estimator.halo_frames
+    if frame_count <= extra:
+        raise ValueError(
+            f"The movie has {frame_count} frames, but a lag of {lag} frames and a halo of "
+            f"{estimator.halo_frames} need {extra + 1}; give a longer movie, or a shorter "
+            "lag."
+        )
+    sizes = map_channels(lambda movie: math.prod(movie.shape[1:]), movies)
+    frame_pixels = sum(jax.tree.leaves(sizes))
+    counted = frame_count - extra
+    most_frames = _SAMPLE_PIXELS // frame_pixels
+    # All that can be counted, unless it does not fit.
+    length = extra + math.ceil(counted / _MOST_WINDOWS)
+    length = max(extra + 1, min(length, most_frames // _MOST_WINDOWS))
+    fitting = max(most_frames // length, _LEAST_WINDOWS)
+    count = min(math.ceil(counted / (length - extra)), fitting, _MOST_WINDOWS)
+    starts = np.linspace(0, frame_count - length, count).round().astype(int)
+    return [_window(movies, start, length) for start in starts.tolist()]
+
+
+def _window(movies: Any, start: int, length: int) -> Window:
+    names: Any = ""
+    if isinstance(movies, list | tuple):
+        names = [f" of channel {number}" for number in range(1, len(movies) + 1)]
+    frames = map_channels(
+        lambda movie, name: read_frames(movie, start, start + length, name), movies, names
+    )
+    return Window(frames, start + jnp.arange(length))
+
+
+def _posed_problem(
+    estimator: AbstractEstimator, channels: Any, objective: Objective
+) -> "_Problem":
+    movies = map_channels(_checked_movie, channels)
+    frame_count = _common_length(movies)
+    if isinstance(objective, FramePairLoss):
+        objective = objective.fitted(movies)
+    if isinstance(objective, TruthLoss):
+        objective.check_frames(frame_count)
+    windows = _draw_windows(movies, frame_count, estimator, objective)
+    return _Problem(estimator, objective, windows)
+
+
+class _Problem:
+    """The loss as a function of what is learned of the estimator, a point."""
+
+    def __init__(
+        self, estimator: AbstractEstimator, objective: Objective, windows: list[Window]
+    ):
+        self.objective = objective
+        self.start, self._rest = eqx.partition(estimator, eqx.is_inexact_array)
+        self._windows = windows
+        # Arrays are arguments of the compiled loss, not constants in it.
+        self._arrays, self._others = eqx.partition((self._rest, objective), eqx.is_array)
+
+        def loss(point, arrays, window):
+            rest, objective = eqx.combine(arrays, self._others)
+            return objective(eqx.combine(point, rest), *window)
+
+        arguments = self.start, self._arrays, windows[0]
+        answer = jax.eval_shape(loss, *arguments)
+        is_number = eqx.is_array_like(answer) or isinstance(answer, jax.ShapeDtypeStruct)
+        if not (
+            is_number and answer.shape == () and jnp.issubdtype(answer.dtype, jnp.floating)
+        ):
+            raise TypeError(
+                f"The objective must give one real number, but gives {answer}; take the "
+                "mean over frames, pixels and channels."
+            )
+        # Here, where JAX is configured as it is for the caller.
+        self._evaluate = jax.jit(jax.value_and_grad(loss)).lower(*arguments).compile()
+        self._loss = loss
+
+    def estimator(self, point: PyTree) -> Any:
+        return eqx.combine(point, self._rest)
+
+    def window_values_and_gradients(self, point: PyTree) -> tuple[np.ndarray, np.ndarray]:
+        """The loss of each window, `(windows,)`, and its gradient, `(windows, numbers)`."""
+
+        def evaluate(window):
+            value, gradient = self._evaluate(point, self._arrays, window)
+            # With NumPy, since JAX has another configuration in other threads.
+            numbers = [np.ravel(leaf) for leaf in jax.tree.leaves(gradient)]
+            return float(value), np.concatenate(numbers, dtype=np.float64)
+
+        # A window is worked on in one thread.
+        with ThreadPoolExecutor(core_count()) as pool:
+            values, gradients = zip(*pool.map(evaluate, self._windows), strict=True)
+        return np.array(values), np.stack(gradients)
+
+    def independent_gradients(self, point: PyTree) -> np.ndarray:
+        """Gradients whose scatter is that of their mean, `(blocks, numbers)`.
+
+        Those of the windows, unless the objective knows better.
+        """
+        if not hasattr(self.objective, "independent_losses"):
+            return self.window_values_and_gradients(point)[1]
+        flat, unravel = ravel_pytree(point)
+
+        @jax.jit
+        @jax.jacfwd
+        def gradients(flat, arrays, window):
+            rest, objective = eqx.combine(arrays, self._others)
+            estimator = eqx.combine(unravel(flat), rest)
+            return objective.independent_losses(estimator, *window)
+
+        every = [gradients(flat, self._arrays, window) for window in self._windows]
+        return np.concatenate(every).astype(np.float64)
+
+    def mean(self, point: PyTree) -> Float[Array, ""]:
+        """The loss, for optimizers that search along a line."""
+        windows = jax.tree.map(lambda *parts: jnp.stack(parts), *self._windows)
+        loss = ft.partial(self._loss, point, self._arrays)
+        return jnp.mean(lax.map(loss, windows))
+
+
+# The way down.
+
+
+class _SecantState(NamedTuple):
+    """Number by number: how long the last step was, its gradient, and whether there were
+    gradients of both signs."""
+
+    length: PyTree
+    gradient: PyTree
+    has_turned: PyTree
+
+
+def secant_descent(
+    first_step: float = 0.3, most_growth: float = 2.0, longest_step: float = 1.0
+) -> optax.GradientTransformation:
+    """Newton's steps along each number, its curvature from the last two gradients.
+
+    Where the loss does not curve upwards, and wherever that step would be long, it follows
+    the sign of the gradient, with steps that grow until they have passed a minimum. For few
+    numbers that hardly depend on each other, such as the logarithms of radii, and gradients
+    without noise.
+    """
+
+    def init(params):
+        return _SecantState(
+            jax.tree.map(lambda number: jnp.full_like(number, first_step), params),
+            jax.tree.map(jnp.zeros_like, params),
+            jax.tree.map(lambda number: jnp.zeros_like(number, bool), params),
+        )
+
+    def next_length(gradient, length, before, has_turned):
+        # The last step was of this length, against the gradient before.
+        curvature = (gradient - before) / (-jnp.sign(before) * length)
+        is_curved = (before != 0) & (curvature > 0)
+        growth = jnp.where((before == 0) | (has_turned & ~is_curved), 1.0, most_growth)
+        limit = jnp.minimum(growth * length, longest_step)
+        newton = jnp.abs(gradient) / jnp.where(is_curved, curvature, 1)
+        step = jnp.where(is_curved, jnp.minimum(newton, limit), limit)
+        return jnp.where(gradient == 0, length, step)
+
+    def update(updates, state, params=None):
+        del params
+        has_turned = jax.tree.map(
+            lambda gradient, before, has_turned: has_turned | (gradient * before < 0),
+            *(updates, state.gradient, state.has_turned),
+        )
+        lengths = jax.tree.map(
+            next_length, updates, state.length, state.gradient, has_turned
+        )
+        steps = jax.tree.map(
+            lambda gradient, length: -jnp.sign(gradient) * length, updates, lengths
+        )
+        return steps, _SecantState(lengths, updates, has_turned)
+
+    return optax.GradientTransformation(init, update)
+
+
+class _Path(NamedTuple):
+    """Points that were visited, with their losses, and why there are no more."""
+
+    points: list[PyTree]
+    losses: list[float]
+    is_converged: bool
+    stop_reason: str
+
+
+def _descend(
+    problem: _Problem, optimizer: optax.GradientTransformation, steps: int, progress: bool
+) -> _Path:
+    optimizer = optax.with_extra_args_support(optimizer)
+    point, state = problem.start, optimizer.init(problem.start)
+    flat, unravel = ravel_pytree(point)
+    points, losses, radii = [], [], []
+    is_converged, stop_reason = False, f"all {steps} steps were used up"
+    try:
+        with progress_bar(steps, progress) as report:
+            for step in range(steps):
+                values, gradients = problem.window_values_and_gradients(point)
+                loss, gradient = values.mean(), gradients.mean(axis=0)
+                found = f"the loss is {loss:g}, its gradient {gradient.tolist()}"
+                if step == 0:
+                    _check_start(loss, gradients, found)
+                elif not np.isfinite([loss, *gradient]).all():
+                    stop_reason = f"at step {step} {found}"
+                    warnings.warn(
+                        f"Calibration stopped, since {stop_reason}; the best radii before "
+                        "it are kept.",
+                        stacklevel=3,
+                    )
+                    break
+                points.append(point)
+                losses.append(float(loss))
+                radii.append(radii_of(problem.estimator(point)))
+                text = ", ".join(f"{radius:.3g}" for radius in radii[-1].ravel())
+                report(step + 1, f"loss {loss:.4g}, radii {text} px")
+                if _have_settled(radii):
+                    is_converged = True
+                    stop_reason = f"the radii had settled after {step + 1} steps"
+                    break
+                gradient = unravel(jnp.asarray(gradient, flat.dtype))
+                updates, state = optimizer.update(
+                    gradient, state, point, value=loss, grad=gradient, value_fn=problem.mean
+                )
+                point = eqx.apply_updates(point, updates)
+    except KeyboardInterrupt:
+        if not points:
+            raise
+        stop_reason = f"interrupted after {len(points)} steps"
+    return _Path(points, losses, is_converged, stop_reason)
+
+
+def _check_start(loss: float, gradients: np.ndarray, found: str) -> None:
+    if not np.isfinite([loss, *gradients.ravel()]).all():
+        raise ValueError(f"At the first radii {found}; they must be finite.")
+    if not gradients.any():
+        raise ValueError(
+            "There is nothing to learn, since the objective does not depend on the radii: "
+            "are they frozen, or is the movie constant?"
+        )
+
+
+def _have_settled(radii: list[np.ndarray]) -> bool:
+    recent = np.stack(radii[-_SETTLED_STEPS:])
+    moved = np.ptp(recent, axis=0)
+    return len(recent) == _SETTLED_STEPS and bool(
+        np.all(moved <= _SETTLED * np.abs(recent[-1]))
+    )
+
+
+def _standard_deviations(
+    problem: _Problem, point: PyTree
+) -> Float[np.ndarray, "channels axes"]:
+    """What the scatter of the windows' gradients means for the radii at the minimum.
+
+    The parameters that a mean of independent losses is minimal at have the covariance
+    `H^-1 S H^-1`, where `S` is that of the mean's gradient and `H` its second derivative
+    (Huber, Proc. 5th Berkeley Symp. 1, 221, 1967).
+    """
+    flat, unravel = ravel_pytree(point)
+
+    def radii(flat):
+        return _traced_radii(problem.estimator(unravel(flat)))
+
+    jacobian = np.asarray(jax.jacobian(radii)(flat), np.float64)
+    gradients = problem.independent_gradients(point)
+    if len(gradients) < _LEAST_WINDOWS:
+        return np.full(jacobian.shape[:-1], np.nan)
+    scatter = np.atleast_2d(np.cov(gradients, rowvar=False)) / len(gradients)
+
+    def mean_gradient(flat):
+        return problem.window_values_and_gradients(unravel(flat))[1].mean(axis=0)
+
+    steps = _CURVATURE_STEP * np.eye(flat.size, dtype=flat.dtype)
+    curvature = np.stack(
+        [mean_gradient(flat + step) - mean_gradient(flat - step) for step in steps]
+    ) / (2 * _CURVATURE_STEP)
+    curvature = (curvature + curvature.T) / 2
+    is_frozen = ~gradients.any(axis=0)
+    is_curved = np.diag(curvature) > 0
+    kept = np.ix_(is_curved, is_curved)
+    inverse = np.linalg.pinv(curvature[kept])
+    slopes = jacobian[..., is_curved]
+    covariance = inverse @ scatter[kept] @ inverse
+    variances = np.einsum("cai,ij,caj->ca", slopes, covariance, slopes)
+    is_flat = jacobian[..., ~is_curved].any(axis=-1)
+    # What is frozen has no gradient, and nothing that is learned depends on it.
+    is_learned = jacobian[..., ~is_frozen].any(axis=-1)
+    return np.where(is_learned, np.where(is_flat, np.inf, np.sqrt(variances)), np.nan)

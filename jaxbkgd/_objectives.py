@@ -1,0 +1,314 @@
+"""What calibration minimises: functions of an estimator and some frames of a movie."""
+
+import functools as ft
+import math
+import warnings
+from typing import Any, Protocol, runtime_checkable
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jaxtyping import Array, Float, Int, Shaped
+
+from ._estimator import AbstractEstimator, as_frames, Channels, map_channels
+from ._spatial_mean import spatial_mean
+
+
+@runtime_checkable
+class Objective(Protocol):
+    """A loss that calibration minimises: any callable with this signature.
+
+    An objective that compares frames with those `lag` frames later has an attribute `lag`,
+    and is given that many frames more.
+    """
+
+    def __call__(
+        self,
+        estimator: AbstractEstimator,
+        channels: Channels,
+        frame_indices: Int[Array, " frames"],
+    ) -> Float[Array, ""]:
+        """**Arguments:**
+
+        - `estimator`: the estimator as it is learned.
+        - `channels`: consecutive frames of the movie, `(frames, height, width)`, in the
+            structure that `calibrate` was given.
+        - `frame_indices`: the places of these frames in the movie.
+
+        **Returns:**
+
+        One real number.
+        """
+        ...
+
+
+class FramePairLoss(eqx.Module):
+    """The error of the background against frames `lag` later and earlier: no truth needed.
+
+    A frame is its background, its molecules and noise. The noise of two frames is
+    independent, and so are their molecules if the lag exceeds the time that they stay on.
+    Then the mean square of `frames[t + lag] - bkgds[t]` is that of `bkgds[t]` less the true
+    background, plus the variance of a frame about it. That is no matter of the estimator,
+    and is half the mean square of `frames[t + lag] - frames[t]`. The loss is the first less
+    the second, over the second, averaged over all pairs and both directions of time: the
+    mean square error of the background over the variance of a frame. (The mean light of the
+    molecules counts as background.)
+
+    So a pair is weighted by its noise, with one number for all of its pixels. A weight of
+    each pixel's own would move the minimum to another radius.
+
+    **Arguments:**
+
+    - `lag`: frames between the two of a pair. By default the shortest at which the movie's
+        molecules no longer correlate, which is found when the objective meets the movie.
+    """
+
+    lag: int | None = eqx.field(static=True)
+
+    def __init__(self, lag: Any = None):
+        is_count = isinstance(lag, int | np.integer) and not isinstance(lag, bool)
+        if lag is not None and not (is_count and lag >= 1):
+            raise ValueError(
+                f"lag must be a whole number of frames, at least 1, but is {lag!r}; leave "
+                "it out to have it found from the movie."
+            )
+        self.lag = None if lag is None else int(lag)
+
+    def __call__(
+        self,
+        estimator: AbstractEstimator,
+        channels: Channels,
+        frame_indices: Int[Array, " frames"] | None = None,
+    ) -> Float[Array, ""]:
+        """See [`jaxbkgd.calibrate`][] for the arguments; `frame_indices` are not used."""
+        lag = decorrelation_lag(channels) if self.lag is None else self.lag
+        return jnp.mean(_frame_pair_losses(estimator, channels, lag))
+
+    def independent_losses(
+        self,
+        estimator: AbstractEstimator,
+        channels: Channels,
+        frame_indices: Int[Array, " frames"],
+    ) -> Float[Array, " blocks"]:
+        """Losses of blocks of pairs, from whose scatter `calibrate` has its uncertainty.
+
+        What moves the minimum away from that of the true error is the noise of the frames
+        as targets. The noise of the same frames as sources, which moves both minima, goes
+        the other way. So a block has pairs of one direction and is no longer than the lag:
+        no frame is both. The other direction adds nothing, since its products of noise and
+        background are the same.
+        """
+        del frame_indices
+        lag = self.fitted(channels).lag or 1
+        forward, _ = _frame_pair_losses(estimator, channels, lag)
+        blocks = jnp.array_split(forward, -(-len(forward) // lag))
+        return jnp.stack([jnp.mean(block) for block in blocks])
+
+    def fitted(self, channels: Any) -> "FramePairLoss":
+        """This objective with the lag of the movie, if it has none of its own."""
+        return self if self.lag is not None else FramePairLoss(decorrelation_lag(channels))
+
+
+class TruthLoss(eqx.Module):
+    """The mean square error against a background that is known, over all channels.
+
+    For simulations, and for slides whose background was recorded without molecules.
+
+    **Arguments:**
+
+    - `bkgds`: the true background in the unit of the frames, `(frames, height, width)`, or
+        `(height, width)` where it is steady; or a list or tuple of them, one a channel.
+    """
+
+    bkgds: Any
+
+    def __init__(self, bkgds: Any):
+        self.bkgds = map_channels(as_frames, bkgds)
+
+    def __call__(
+        self,
+        estimator: AbstractEstimator,
+        channels: Channels,
+        frame_indices: Int[Array, " frames"] | None = None,
+    ) -> Float[Array, ""]:
+        """See [`jaxbkgd.calibrate`][] for the arguments. Without `frame_indices`, the
+        channels are the whole movie."""
+
+        def loss(bkgd, truth):
+            if truth.ndim == 3 and frame_indices is not None:
+                truth = truth[frame_indices]
+            if truth.shape not in (bkgd.shape, bkgd.shape[1:]):
+                raise ValueError(
+                    f"The frames have shape {bkgd.shape}, but their true background has "
+                    f"{truth.shape}; give one image, or one for each frame."
+                )
+            return jnp.mean(jnp.square(bkgd - truth))
+
+        return _mean(map_channels(loss, estimator(channels).bkgds, self.bkgds))
+
+    def check_frames(self, frame_count: int) -> None:
+        """Raises `ValueError` unless there is a truth for each frame of the movie: within
+        `jax.jit`, an index beyond the last is not noticed."""
+        for truth in jax.tree.leaves(self.bkgds):
+            if truth.ndim == 3 and len(truth) != frame_count:
+                raise ValueError(
+                    f"The movie has {frame_count} frames, but the true background "
+                    f"{len(truth)}; give one image, or one for each frame."
+                )
+
+
+def _frame_pair_losses(
+    estimator: AbstractEstimator, channels: Channels, lag: int
+) -> Float[Array, "2 pairs"]:
+    """Of each pair, forward and backward in time, the mean over channels."""
+
+    def losses(channel, bkgds):
+        frames = as_frames(channel).astype(bkgds.dtype)
+        if len(frames) <= lag:
+            raise ValueError(
+                f"Frames {lag} apart make no pair in a movie of {len(frames)}; give at "
+                f"least {lag + 1} frames, or a shorter lag."
+            )
+        before, after = frames[:-lag], frames[lag:]
+        # Half the square is subtracted pixel by pixel, while it is of the size of the
+        # rest: what is sought is a small part of both, and their sums would be rounded.
+        noise = jnp.square(after - before) / 2
+        forward = jnp.square(after - bkgds[:-lag]) - noise
+        backward = jnp.square(before - bkgds[lag:]) - noise
+        variance = jnp.mean(noise, axis=(-2, -1))
+        # Two frames that are equal, as blank ones are, say nothing.
+        weights = jnp.where(variance > 0, 1 / jnp.where(variance > 0, variance, 1), 0)
+        means = [jnp.mean(images, axis=(-2, -1)) for images in (forward, backward)]
+        return weights * jnp.stack(means)
+
+    every = map_channels(losses, channels, estimator(channels).bkgds)
+    return jnp.mean(jnp.stack(jax.tree.leaves(every)), axis=0)
+
+
+def _mean(losses: Any) -> Float[Array, ""]:
+    return jnp.mean(jnp.stack(jax.tree.leaves(losses)))
+
+
+# How a lag is found.
+
+# Two Gaussian means, one as wide as the image of a molecule and one far wider: what lies
+# between them shows molecules best.
+_NARROW_RADIUS_PIX, _WIDE_RADIUS_PIX = 2.6, 7.0
+# What may be left of the molecules' correlation, over the variance of a frame. At 1.4 % the
+# learned radius is 1 % too small.
+_MOST_CORRELATION = 0.005
+# As many frames, and pixels on a lattice over all of them, are looked at.
+_MOST_FRAMES, _MOST_PIXELS, _CHUNK_PIXELS = 512, 2**22, 2**21
+
+
+def decorrelation_lag(channels: Any) -> int:
+    """The shortest lag in frames at which molecules no longer correlate, in any channel.
+
+    The structure function `D(lag)`, half the mean square of the residuals' change over
+    `lag` frames, rises with the part of the molecules that have vanished or appeared, and
+    then stays. Where `D(2 lag)` is above `D(lag)` by no more than 0.5 %, or the standard
+    error of the difference if that is more, little is left, and half as much again is the
+    lag that is given. What is steady does not count, and what drifts over many frames
+    hardly does.
+    """
+    lags = map_channels(_decorrelation_lag, channels)
+    return max(lags) if isinstance(lags, list | tuple) else lags
+
+
+def _decorrelation_lag(channel: Any) -> int:
+    if any(isinstance(part, Tracer) for part in jax.tree.leaves(channel)):
+        raise ValueError(
+            "A lag can't be found from traced frames; give one, as FramePairLoss(lag=1)."
+        )
+    if channel.shape[0] < 3:
+        raise ValueError(
+            f"A lag can't be found from {channel.shape[0]} frames, which may hold the same "
+            "molecules; give three or more frames, or a lag, as FramePairLoss(lag=1)."
+        )
+    residuals = _molecule_residuals(channel)
+
+    @ft.cache
+    def changes(lag):
+        squares = np.square(residuals[lag:] - residuals[:-lag])
+        return np.array([np.mean(image, dtype=np.float64) / 2 for image in squares])
+
+    if not changes(1).any():
+        raise ValueError(
+            "A lag can't be found from a movie in which nothing changes from one frame to "
+            "the next; is it a movie?"
+        )
+
+    def remaining_correlation(lag):
+        """What is left over the variance of a frame, and its standard error."""
+        rises = changes(2 * lag) - changes(lag)[: len(residuals) - 2 * lag]
+        variance = np.mean(changes(lag))
+        return np.mean(rises) / variance, _standard_error(rises, lag) / variance
+
+    longest = (len(residuals) - 1) // 2
+    for lag in range(1, longest + 1):
+        share, error = remaining_correlation(lag)
+        if share <= max(_MOST_CORRELATION, error):
+            # What is left falls off as it did so far: go on until it is far less.
+            return min(math.ceil(1.5 * lag), longest) if lag > 1 else 1
+    share, _ = remaining_correlation(longest)
+    warnings.warn(
+        f"Molecules stay on for long in {len(residuals)} frames: {longest} frames apart, "
+        f"they still correlate by {share:.1%} of the variance, so that the learned radii "
+        "may be too small; give a longer movie, or a lag.",
+        stacklevel=2,
+    )
+    return longest
+
+
+def _standard_error(series: np.ndarray, reach: int) -> float:
+    """Of the mean of a series in which numbers up to `reach` apart may correlate."""
+    deviations = series - np.mean(series)
+    products = [
+        deviations[distance:] @ deviations[: len(series) - distance]
+        for distance in range(min(reach + 1, len(series)))
+    ]
+    # Estimates may add up to less than if there were no correlation at all.
+    total = max(2 * sum(products) - products[0], products[0])
+    return float(np.sqrt(total)) / len(series)
+
+
+def _molecule_residuals(channel: Any) -> Float[np.ndarray, "frames y x"]:
+    """Frames from the middle of a movie, filtered for molecules, at a lattice of pixels."""
+    count, height, width = channel.shape
+    used = min(count, _MOST_FRAMES)
+    first = (count - used) // 2
+    stride = int(np.ceil(np.sqrt(used * height * width / _MOST_PIXELS)))
+    chunk = max(1, min(used, _CHUNK_PIXELS // (height * width)))
+
+    lattice = np.empty((used, -(-height // stride), -(-width // stride)), np.float32)
+    for start in range(0, used, chunk):
+        # The last chunk overlaps the one before.
+        start = min(start, used - chunk)
+        frames = read_frames(channel, first + start, first + start + chunk)
+        lattice[start : start + chunk] = _lattice(frames, stride)
+    return lattice
+
+
+@ft.partial(jax.jit, static_argnames="stride")
+def _lattice(frames, stride):
+    narrow = spatial_mean(frames, _NARROW_RADIUS_PIX)
+    wide = spatial_mean(frames, _WIDE_RADIUS_PIX)
+    return (narrow - wide)[:, ::stride, ::stride]
+
+
+def read_frames(
+    channel: Any, start: int, stop: int, name: str = ""
+) -> Shaped[Array, "frames y x"]:
+    """Frames `start` to `stop` of an array or movie, which must be finite."""
+    frames = as_frames(channel[start:stop])
+    is_finite = jnp.isfinite(frames)
+    if not jnp.all(is_finite):
+        frame, y, x = np.argwhere(~np.asarray(is_finite))[0]
+        raise ValueError(
+            f"Frame {start + frame}{name} holds {frames[frame, y, x]} at y = {y}, x = {x}, "
+            "and calibration needs finite frames; replace such pixels, for example by "
+            "their neighbours' median, or leave these frames out."
+        )
+    return frames
