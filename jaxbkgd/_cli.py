@@ -2,19 +2,26 @@
 
 import contextlib
 import importlib.metadata
+import json
 import os
+import secrets
 import time
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, NoReturn, TYPE_CHECKING
+from typing import Annotated, Any, NoReturn, TYPE_CHECKING
 
 import jax
 import numpy as np
 from jaxtyping import Array, Float, Key
 
+from . import _calibrate
 from ._batch import map_frames
 from ._estimator import Background
+from ._kernels import Truncation
+from ._objectives import FramePairLoss
+from ._progress import progress_bar
 from ._simulate import simulate_movie
 from ._spatial_mean import noise_correction, spatial_mean, SpatialMean
 
@@ -22,7 +29,6 @@ from ._spatial_mean import noise_correction, spatial_mean, SpatialMean
 try:
     import typer
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
     from rich.table import Table
 except ModuleNotFoundError as error:
     raise SystemExit(
@@ -31,8 +37,15 @@ except ModuleNotFoundError as error:
     ) from error
 
 if TYPE_CHECKING:
+    from ._figures import CalibratedChannel
     from ._movies import MovieReader
 
+
+# What smlmlp takes for every movie.
+_USUAL_RADIUS_PIX = 7.0
+
+# The loss is drawn at as many radii.
+_GRID_RADII = 15
 
 # Frames are read, computed and written in blocks of as many pixels: 32 MB of float32.
 _BLOCK_PIXELS = 2**23
@@ -115,17 +128,14 @@ def demo(
             _fail(f"{out}: cannot be made a folder ({error.strerror}); choose another")
         columns: list[dict[str, str]] = []
         paths: list[Path] = []
-        with _progress() as progress:
-            task = progress.add_task("", total=2 * len(_DEMO_CHANNELS))
+        with progress_bar(2 * len(_DEMO_CHANNELS)) as report:
             for number, channel in enumerate(_DEMO_CHANNELS, 1):
                 key = jax.random.key(seed + number)
                 path = out / f"channel-{number}.png"
-                progress.update(task, description=f"channel {number}: estimating")
+                report(2 * number - 2, f"channel {number}: estimating")
                 frames, true_bkgds = _simulate(channel, key)
                 background, column = _estimate_and_judge(channel, frames, true_bkgds)
-                progress.update(
-                    task, advance=1, description=f"channel {number}: measuring noise"
-                )
+                report(2 * number - 1, f"channel {number}: measuring noise")
                 measured = _measured_noise_factor(channel, key)
                 columns.append(column | {"  measured": f"{measured:.3f}"})
                 snr = background.snr(frames, _DEMO_GAIN_ELECTRONS_PER_ADU)
@@ -139,9 +149,8 @@ def demo(
                     title=f"Simulated channel {number}, frame {middle}: spatial mean, "
                     f"radius {channel.radius_pix:g} px",
                 )
-                progress.update(task, advance=1)
                 paths.append(path)
-        _print_table(columns)
+        _print_table("Spatial mean of a simulated movie", columns)
         for path in paths:
             typer.echo(f"wrote {_printable(path)}")
 
@@ -214,8 +223,8 @@ def _measured_noise_factor(channel: _DemoChannel, key: Key[Array, ""]) -> float:
     return float(np.sqrt(after / before))
 
 
-def _print_table(columns: list[dict[str, str]]) -> None:
-    table = Table(title="Spatial mean of a simulated movie")
+def _print_table(title: str, columns: list[dict[str, str]]) -> None:
+    table = Table(title=title)
     table.add_column("")
     for number in range(1, len(columns) + 1):
         table.add_column(f"channel {number}", justify="right")
@@ -232,11 +241,26 @@ def estimate(
     ],
     out: Annotated[Path, typer.Option(metavar="BKGD.tif", help="The file to write.")],
     radius: Annotated[
-        str,
+        str | None,
         typer.Option(
-            metavar="PIXELS", help="The averaging radius: a number, or y,x as in 6,10."
+            metavar="PIXELS",
+            help="The averaging radius: a number, or y,x as in 6,10.",
+            show_default=f"{_USUAL_RADIUS_PIX:g}",
         ),
-    ] = "7",
+    ] = None,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="CALIBRATION.json",
+            help="What `jaxbkgd calibrate` has written, instead of a radius.",
+        ),
+    ] = None,
+    channel: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Which channel of CALIBRATION.json the movie is, from 1 on."
+        ),
+    ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace BKGD.tif if it exists.")
     ] = False,
@@ -250,7 +274,7 @@ def estimate(
         from ._movies import open_movie, TiffWriter
 
         start = time.perf_counter()
-        radius_pix = _parsed_radius(radius)
+        radius_pix, truncation = _chosen_radius(radius, calibration, channel)
         with open_movie(movie) as reader:
             if not out.is_dir() and out.suffix.lower() not in (".tif", ".tiff"):
                 _fail(f"{out}: is written as TIFF; give a name that ends in .tif")
@@ -258,14 +282,42 @@ def estimate(
                 _fail(f"{out}: is the movie itself; give --out another name")
             with (
                 TiffWriter(out, reader.shape, overwrite=overwrite) as writer,
-                _progress() as progress,
+                progress_bar(len(reader)) as report,
             ):
-                task = progress.add_task("estimating", total=len(reader))
-                for bkgds in _bkgds_in_blocks(reader, radius_pix):
+                done = 0
+                report(done, "estimating")
+                for bkgds in _bkgds_in_blocks(reader, radius_pix, truncation):
                     writer.append(bkgds)
-                    progress.advance(task, len(bkgds))
+                    done += len(bkgds)
+                    report(done, "estimating")
         seconds = time.perf_counter() - start
-        _print_summary(out, reader.shape, radius_pix, seconds)
+        _print_summary(out, reader.shape, radius_pix, truncation, seconds)
+
+
+def _chosen_radius(
+    radius: str | None, calibration: Path | None, channel: int | None
+) -> tuple[tuple[float, float], Truncation]:
+    """The radii (y, x) in pixels, and how their kernels end."""
+    if calibration is None:
+        if channel is not None:
+            _fail(f"--channel {channel}: belongs to a calibration; give --calibration too")
+        usual = f"{_USUAL_RADIUS_PIX:g}"
+        return _parsed_radius(usual if radius is None else radius), "hard"
+    if radius is not None:
+        _fail("--radius and --calibration: each gives a radius; leave one of them out")
+    try:
+        module = SpatialMean.from_json(calibration.read_text("utf-8"))
+    except OSError as error:
+        _fail(f"{calibration}: cannot be read ({error.strerror})")
+    except (TypeError, ValueError) as error:
+        _fail(f"{calibration}: is no calibration: {error}")
+    radii = module.radii_pix.tolist()
+    if channel is None and len(radii) > 1:
+        _fail(f"{calibration}: has {len(radii)} channels; say which one with --channel")
+    if channel is not None and channel > len(radii):
+        _fail(f"--channel {channel}: {calibration} has {len(radii)} of them")
+    y, x = radii[(channel or 1) - 1]
+    return (y, x), module.truncation
 
 
 def _parsed_radius(text: str) -> tuple[float, float]:
@@ -283,11 +335,13 @@ def _parsed_radius(text: str) -> tuple[float, float]:
 
 
 def _bkgds_in_blocks(
-    movie: "MovieReader", radius_pix: tuple[float, float]
+    movie: "MovieReader", radius_pix: tuple[float, float], truncation: Truncation
 ) -> Iterator[np.ndarray]:
     frame_count, height, width = movie.shape
     block_frames = max(1, _BLOCK_PIXELS // (height * width))
-    estimate_chunk = jax.jit(lambda frames: spatial_mean(frames, radius_pix))
+    estimate_chunk = jax.jit(
+        lambda frames: spatial_mean(frames, radius_pix, truncation=truncation)
+    )
     for start in range(0, frame_count, block_frames):
         yield map_frames(estimate_chunk, movie[start : start + block_frames])
 
@@ -296,12 +350,14 @@ def _print_summary(
     path: Path,
     shape: tuple[int, int, int],
     radius_pix: tuple[float, float],
+    truncation: Truncation,
     seconds: float,
 ) -> None:
     frames, height, width = shape
     y, x = radius_pix
     exact, separable = (
-        float(noise_correction(radius_pix, kind=kind)) for kind in ("exact", "separable")
+        float(noise_correction(radius_pix, truncation=truncation, kind=kind))
+        for kind in ("exact", "separable")
     )
     rate = frames * height * width / seconds / 1e6
     typer.echo(f"wrote {_printable(path)}")
@@ -311,18 +367,269 @@ def _print_summary(
     typer.echo(f"time          {seconds:.2f} s, {rate:.1f} Mpx/s")
 
 
-def _progress() -> Progress:
-    """A progress bar on stderr that is gone in the end, and absent off a terminal."""
-    console = Console(stderr=True)
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.completed:.0f}/{task.total:.0f}"),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
+@app.command()
+def calibrate(
+    movies: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="MOVIE.tif",
+            help="TIFF or BigTIFF stacks of the same length, one for each channel.",
+        ),
+    ],
+    out: Annotated[
+        Path, typer.Option(metavar="CALIBRATION.json", help="The file to write.")
+    ] = Path("calibration.json"),
+    figure: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FIGURE.png",
+            help="The figure to draw.",
+            show_default="CALIBRATION.png, beside CALIBRATION.json",
+        ),
+    ] = None,
+    radius: Annotated[
+        str,
+        typer.Option(
+            metavar="PIXELS",
+            help="Where to start: y,x to learn the two apart, or a number to learn one "
+            "radius for both.",
+        ),
+    ] = "7,7",
+    max_radius: Annotated[
+        float, typer.Option(metavar="PIXELS", help="As large may a radius become.")
+    ] = 60.0,
+    lag: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Frames that are compared are so many apart, longer than molecules stay "
+            "on.",
+            show_default="found from the movie",
+        ),
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1, help="At most as many steps.")] = 200,
+    overwrite: Annotated[
+        bool,
+        typer.Option(
+            "--overwrite", help="Replace CALIBRATION.json and FIGURE.png if they exist."
+        ),
+    ] = False,
+) -> None:
+    """Learn the averaging radii of a movie from the movie itself.
+
+    Prints them and the error that they save, and writes them for
+    `jaxbkgd estimate --calibration`. Ctrl-C ends the search with the best radii so far.
+    """
+    with _one_line_errors(), contextlib.ExitStack() as files:
+        from ._figures import save_calibration_figure
+        from ._movies import MovieError, open_movie
+
+        start = _start(radius, max_radius, len(movies))
+        png = out.with_suffix(".png") if figure is None else figure
+        _check_destination(out, ".json", overwrite)
+        _check_destination(png, ".png", overwrite)
+        readers = [files.enter_context(open_movie(movie)) for movie in movies]
+        try:
+            with _one_line_warnings():
+                module, history = _calibrate.calibrate(
+                    start, readers, objective=FramePairLoss(lag), steps=steps
+                )
+        except MovieError:
+            raise
+        except ValueError as error:
+            _fail(f"{', '.join(map(str, movies))}: {error}")
+        bound = module.max_radius_pix
+        grid_pix = np.geomspace(min(1, bound / 10), 0.99 * bound, _GRID_RADII)
+        losses = _channel_losses(module, history.objective, readers, grid_pix)
+        _print_calibration(movies, module, history, losses)
+        with _written_whole(out) as draft:
+            draft.write_text(_calibration_json(movies, module, history, losses), "utf-8")
+        typer.echo(f"wrote {_printable(out)}")
+        channels = [
+            _drawn_channel(number, module, history, reader, grid_pix, losses[number, 2:])
+            for number, reader in enumerate(readers)
+        ]
+        with _written_whole(png) as draft:
+            save_calibration_figure(draft, channels)
+        typer.echo(f"wrote {_printable(png)}")
+
+
+def _start(radius: str, max_radius: float, channel_count: int) -> SpatialMean:
+    """A row of radii for each channel: a pair, or one number for both axes."""
+    row = _parsed_radius(radius)[: radius.count(",") + 1]
+    try:
+        return SpatialMean(channel_count * [row], max_radius_pix=max_radius)
+    except ValueError as error:
+        _fail(f"--radius {radius}, --max-radius {max_radius:g}: {error}")
+
+
+def _channel_losses(
+    module: SpatialMean,
+    objective: FramePairLoss,
+    readers: Sequence["MovieReader"],
+    grid_pix: np.ndarray,
+) -> np.ndarray:
+    """Of each channel by itself: at its radii, at the usual one, and over the grid."""
+    others = [(radius, radius) for radius in (_USUAL_RADIUS_PIX, *grid_pix)]
+    bound = max(module.max_radius_pix, 2 * _USUAL_RADIUS_PIX)
+    losses = []
+    with progress_bar(len(readers)) as report:
+        for number, reader in enumerate(readers):
+            report(number, f"channel {number + 1}: drawing the loss")
+            pairs = [tuple(module.radii_pix[number].tolist()), *others]
+            estimators = [SpatialMean(pair, max_radius_pix=bound) for pair in pairs]
+            losses.append(_calibrate.losses_at(estimators, [reader], objective))
+    return np.stack(losses)
+
+
+def _drawn_channel(
+    number: int,
+    module: SpatialMean,
+    history: _calibrate.History,
+    reader: "MovieReader",
+    grid_pix: np.ndarray,
+    grid_losses: np.ndarray,
+) -> "CalibratedChannel":
+    from ._figures import CalibratedChannel
+
+    middle = len(reader) // 2
+    frame = reader[middle : middle + 1][0]
+    radii_pix = np.asarray(module.radii_pix[number])
+    bkgds = [
+        spatial_mean(frame, share * radii_pix, truncation=module.truncation)
+        for share in (0.5, 1, 2)
+    ]
+    return CalibratedChannel(
+        f"Channel {number + 1}: {_printable(reader.path.name)}, frame {middle}",
+        radii_pix=radii_pix,
+        radii_std_pix=history.radii_std_pix[number],
+        path_pix=history.radii_pix[:, number],
+        grid_pix=grid_pix,
+        grid_losses=grid_losses,
+        frame=frame,
+        bkgds=np.stack(bkgds),
     )
+
+
+def _print_calibration(
+    movies: list[Path],
+    module: SpatialMean,
+    history: _calibrate.History,
+    losses: np.ndarray,
+) -> None:
+    columns = []
+    for number, movie in enumerate(movies):
+        learned, usual = losses[number, :2]
+        y, x = (
+            _described_radius(*values)
+            for values in zip(
+                module.radii_pix[number].tolist(),
+                history.radii_std_pix[number].tolist(),
+                history.is_at_bound[number].tolist(),
+                strict=True,
+            )
+        )
+        is_measured = learned > 0 and usual > 0
+        change = 100 * (np.sqrt(learned / usual) - 1) if is_measured else np.nan
+        columns.append(
+            {
+                "movie": _printable(movie.name),
+                "radius in y": y,
+                "radius in x": x,
+                "RMS error, learned": _described_error(learned),
+                f"RMS error at r = {_USUAL_RADIUS_PIX:g}": _described_error(usual),
+                "  change": f"{change:+.0f} %" if is_measured else "",
+            }
+        )
+    _print_table("Radii learned from the movie itself", columns)
+    lag = history.objective.lag
+    typer.echo(f"lag        {lag} frame{'s' if lag > 1 else ''}")
+    is_converged = "yes" if history.is_converged else "no"
+    typer.echo(f"converged  {is_converged}: {history.stop_reason}")
+
+
+def _described_radius(radius_pix: float, std_pix: float, is_at_bound: bool) -> str:
+    if is_at_bound:
+        return f"{radius_pix:.2f} px, at its bound"
+    if not np.isfinite(std_pix):
+        return f"{radius_pix:.2f} px, uncertainty unknown"
+    # No smaller than the last digit.
+    return f"{radius_pix:.2f} +- {max(std_pix, 0.01):.2f} px"
+
+
+def _described_error(loss: float) -> str:
+    """The loss is the mean square error over the variance of the noise."""
+    return f"{np.sqrt(loss):.3f} of the noise" if loss > 0 else "below what can be measured"
+
+
+def _calibration_json(
+    movies: list[Path],
+    module: SpatialMean,
+    history: _calibrate.History,
+    losses: np.ndarray,
+) -> str:
+    """The module, with what is known of how it was learned."""
+    calibration = {
+        "movies": [_printable(movie.name) for movie in movies],
+        "lag": history.objective.lag,
+        "radii_std_pix": _json_numbers(history.radii_std_pix),
+        "is_at_bound": history.is_at_bound.tolist(),
+        "is_converged": history.is_converged,
+        "stop_reason": history.stop_reason,
+        "steps": len(history.losses),
+        "loss": _json_numbers(losses[:, 0]),
+        f"loss_at_{_USUAL_RADIUS_PIX:g}_pix": _json_numbers(losses[:, 1]),
+    }
+    fields = json.loads(module.to_json()) | {"calibration": calibration}
+    return json.dumps(fields, indent=2, allow_nan=False) + "\n"
+
+
+def _json_numbers(values: Any) -> Any:
+    """In lists, to 4 digits, and None for what JSON has no number for."""
+    if np.ndim(values):
+        return [_json_numbers(value) for value in values]
+    return float(f"{values:.4g}") if np.isfinite(values) else None
+
+
+def _check_destination(path: Path, suffix: str, overwrite: bool) -> None:
+    """Refuse now what could not be written in the end."""
+    if path.suffix.lower() != suffix:
+        _fail(f"{path}: give a name that ends in {suffix}")
+    if not path.parent.is_dir():
+        _fail(f"{path}: there is no folder {path.parent}; make it, or choose another place")
+    if not os.access(path.parent, os.W_OK):
+        _fail(f"{path}: cannot be written, because {path.parent} refuses files")
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        return
+    if not overwrite:
+        _fail(f"{path}: exists already; choose another name, or give --overwrite")
+    if not path.is_file():
+        _fail(f"{path}: is not a regular file; choose another name")
+
+
+@contextlib.contextmanager
+def _written_whole(path: Path) -> Iterator[Path]:
+    """A file to write in, which gets the name `path` once that has gone well."""
+    destination = Path(os.path.realpath(path))
+    draft = destination.with_name(f".{secrets.token_hex(6)}.part")
+    try:
+        yield draft
+        draft.replace(destination)
+    except OSError as error:
+        _fail(f"{path}: cannot be written ({error.strerror or error})")
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _one_line_warnings() -> Iterator[None]:
+    """Say warnings as errors are said."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", UserWarning)
+        warnings.showwarning = lambda message, *where: _say(str(message))
+        yield
 
 
 @contextlib.contextmanager
@@ -345,9 +652,14 @@ def _one_line_errors() -> Iterator[None]:
 
 
 def _fail(message: str) -> NoReturn:
+    _say(message)
+    raise typer.Exit(2)
+
+
+def _say(message: str) -> None:
+    """One line on stderr."""
     line = _printable(message).replace("\n", " ")
     typer.echo(f"jaxbkgd: {line}", err=True)
-    raise typer.Exit(2)
 
 
 def _printable(text: str | Path) -> str:

@@ -1,6 +1,8 @@
-"""The figure that `jaxbkgd demo` draws of a channel."""
+"""The figures that `jaxbkgd demo` and `jaxbkgd calibrate` draw."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib import colormaps
@@ -9,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 from PIL import Image
 
 
@@ -19,6 +21,13 @@ _PANEL_INCHES = 2.2
 # is one byte: three maps of 64 colours, and greys for text and lines.
 _INTENSITY, _LEVEL, _SIGNED = (
     colormaps[name].resampled(64) for name in ("magma", "viridis", "RdBu_r")
+)
+
+# y and x, told apart where their lines meet.
+_AXES = ("y", "x")
+_AXIS_LINES = (
+    {"color": _SIGNED(6), "linestyle": "-"},
+    {"color": _SIGNED(57), "linestyle": "--"},
 )
 
 
@@ -66,6 +75,85 @@ def save_channel_figure(
         beside.tick_params(labelsize=8)
         _draw_scale_bar(axes, image.shape)
     _save_with_palette(figure, path)
+
+
+class CalibratedChannel(NamedTuple):
+    """How the radii (y, x) of a channel were learned, and what they do to a frame.
+
+    `path_pix` has the radii step by step, `(steps, 2)`. The losses over the grid are at
+    equal radii in y and x. `bkgds` are at half, once and twice the radii,
+    `(3, height, width)`.
+    """
+
+    title: str
+    radii_pix: np.ndarray
+    radii_std_pix: np.ndarray
+    path_pix: np.ndarray
+    grid_pix: np.ndarray
+    grid_losses: np.ndarray
+    frame: np.ndarray
+    bkgds: np.ndarray
+
+
+def save_calibration_figure(path: Path, channels: Sequence[CalibratedChannel]) -> None:
+    """Draw, a row a channel, the loss, the way to its minimum, and a frame's background.
+
+    The file is a PNG, 1050 pixels wide.
+    """
+    figure = Figure((10.5, 2.4 * len(channels)), dpi=100, layout="constrained")
+    rows = figure.subfigures(len(channels), 1, squeeze=False)[:, 0]
+    for row, channel in zip(rows, channels, strict=True):
+        row.suptitle(channel.title, fontsize=11)
+        grid = row.subplots(1, 6, width_ratios=(1.7, 1.4, 1, 1, 1, 1))
+        _draw_loss(grid[0], channel)
+        _draw_path(grid[1], channel)
+        images = (channel.frame, *channel.bkgds)
+        level = _range(channel.bkgds)
+        names = ("frame", "background at r/2", "at r", "at 2 r")
+        for axes, image, name in zip(grid[2:], images, names, strict=True):
+            is_frame = name == "frame"
+            colours = _INTENSITY if is_frame else _LEVEL
+            low, high = _range(image) if is_frame else level
+            axes.set_title(name, fontsize=10)
+            axes.set_axis_off()
+            axes.imshow(image, cmap=colours, vmin=low, vmax=high, interpolation="nearest")
+            _draw_scale_bar(axes, image.shape)
+    _save_with_palette(figure, path)
+
+
+def _draw_loss(axes: Axes, channel: CalibratedChannel) -> None:
+    axes.loglog(
+        channel.grid_pix, channel.grid_losses, "o-", color="0.4", ms=3, nonpositive="clip"
+    )
+    for name, radius, std, line in zip(
+        _AXES, channel.radii_pix, channel.radii_std_pix, _AXIS_LINES, strict=True
+    ):
+        uncertainty = f" ± {std:.2f}" if np.isfinite(std) else ""
+        axes.axvline(radius, label=f"{name}: {radius:.2f}{uncertainty} px", **line)
+        if uncertainty:
+            axes.axvspan(radius - std, radius + std, color=line["color"], alpha=0.3, lw=0)
+    # Room for the legend.
+    axes.set_ylim(top=8 * axes.get_ylim()[1])
+    axes.set_title("loss over a common radius", fontsize=10)
+    axes.set_xlabel("radius (px)", fontsize=9)
+    axes.set_ylabel("mean square error\n/ noise variance", fontsize=9)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axis.set_minor_formatter(NullFormatter())
+    axes.tick_params(labelsize=8)
+    axes.legend(fontsize=8, loc="upper center")
+
+
+def _draw_path(axes: Axes, channel: CalibratedChannel) -> None:
+    for name, radii, line in zip(_AXES, channel.path_pix.T, _AXIS_LINES, strict=True):
+        axes.plot(radii, label=name, marker="o", ms=3, **line)
+    axes.set_title("path of the optimizer", fontsize=10)
+    axes.set_xlabel("step", fontsize=9)
+    axes.set_ylabel("radius (px)", fontsize=9)
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.tick_params(labelsize=8)
+    axes.legend(fontsize=8)
 
 
 def _range(image: np.ndarray) -> tuple[float, float]:

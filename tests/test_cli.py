@@ -1,5 +1,6 @@
 """The command line does a movie from disk, and says in one line what is wrong."""
 
+import json
 import math
 import os
 import re
@@ -7,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from scipy.ndimage import correlate1d
 from scipy.special import ndtr, ndtri
 from typer.testing import CliRunner
 
-from jaxbkgd import _cli
+from jaxbkgd import _calibrate, _cli, _figures, FramePairLoss, SpatialMean
 from jaxbkgd._cli import app
 
 
@@ -75,9 +77,9 @@ def test_a_movie_in_several_chunks_gets_its_background(
     monkeypatch.setattr(_cli, "_BLOCK_PIXELS", 3 * 21 * 34 + 5)
     shapes = []
 
-    def spatial_mean(frames, radius_pix):
+    def spatial_mean(frames, radius_pix, **options):
         shapes.append(frames.shape)
-        return real_spatial_mean(frames, radius_pix)
+        return real_spatial_mean(frames, radius_pix, **options)
 
     real_spatial_mean = _cli.spatial_mean
     monkeypatch.setattr(_cli, "spatial_mean", spatial_mean)
@@ -280,6 +282,7 @@ def test_the_same_output_after_a_fault_is_still_there(folder):
 @pytest.mark.parametrize(
     ("arguments", "pattern"),
     [
+        (["--out", "bkgd.tif", "--channel", "2"], "--channel 2: .*give --calibration"),
         (["--out", "there.tif"], "there.tif: exists already.*--overwrite"),
         (["--out", "folder"], "folder: is a folder"),
         (["--out", "folder", "--overwrite"], "folder: is a folder"),
@@ -370,7 +373,8 @@ def test_a_wrong_usage_is_short(arguments):
 
 def test_help_and_version_are_answered():
     for arguments, texts in (
-        (["--help"], ["estimate", "demo", "--version"]),
+        (["--help"], ["calibrate", "estimate", "demo", "--version"]),
+        (["calibrate", "--help"], ["MOVIE.tif", "--lag", "--figure", "7,7"]),
         (["estimate", "--help"], ["MOVIE.tif", "--radius", "--out", "--overwrite"]),
         (["demo", "--help"], ["--out", "--seed"]),
         (["--version"], ["jaxbkgd "]),
@@ -436,15 +440,20 @@ def test_ctrl_c_ends_the_real_command_and_leaves_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == [movie]
 
 
+def _table(text: str) -> dict[str, list[str]]:
+    """The rows of a printed table with two channels."""
+    return {
+        cells[0].strip(): [cell.strip() for cell in cells[1:]]
+        for line in text.splitlines()
+        if len(cells := re.split("[│┃|]", line)[1:-1]) == 3
+    }
+
+
 def test_the_demo_shows_what_it_measured(folder):
     result = CliRunner().invoke(app, ["demo", "--out", "figures"])
     assert result.exit_code == 0, result.output
     assert result.stderr == ""
-    table = {
-        cells[0].strip(): cells[1:]
-        for line in result.stdout.splitlines()
-        if len(cells := re.split("[│┃|]", line)[1:-1]) == 3
-    }
+    table = _table(result.stdout)
     separable, exact, measured = (
         np.array(table[name], float)
         for name in ("separable, as smlmlp has it", "exact", "measured")
@@ -469,3 +478,241 @@ def test_a_demo_that_cannot_be_written_is_one_line(folder):
     (folder / "file").touch()
     result = CliRunner().invoke(app, ["demo", "--out", "file"])
     _assert_one_line(result, "file: cannot be made a folder")
+
+
+@pytest.fixture(scope="module")
+def calibrated(tmp_path_factory):
+    """The folder in which two channels were calibrated, and what was printed."""
+    folder = tmp_path_factory.mktemp("calibrated")
+    rng = np.random.default_rng(4)
+    y, x = np.mgrid[:48, :48]
+    waves = 100 + 20 * np.sin(2 * np.pi * y / 30) + 20 * np.sin(2 * np.pi * x / 20)
+    # Shot noise without molecules. The other channel has smaller frames, and is even.
+    first, second = (
+        rng.poisson(bkgd, (24, *bkgd.shape)).astype(np.uint16)
+        for bkgd in (waves, np.full((48, 40), 60))
+    )
+    _write(folder / "first.tif", first)
+    _write(folder / "second.tif", second)
+    movies = [str(folder / name) for name in ("first.tif", "second.tif")]
+    options = ["--out", str(folder / "radii.json"), "--max-radius", "12", "--lag", "2"]
+    result = CliRunner().invoke(app, ["calibrate", *movies, *options])
+    assert result.exit_code == 0, result.output
+    return folder, result, (first, second)
+
+
+def test_a_calibration_is_written_as_it_is_printed(calibrated):
+    folder, result, _ = calibrated
+    names = {"first.tif", "second.tif", "radii.json", "radii.png"}
+    assert {path.name for path in folder.iterdir()} == names
+    text = (folder / "radii.json").read_text()
+    # Nothing that JSON does not know, as NaN.
+    fields = json.loads(text, parse_constant=pytest.fail)["calibration"]
+    module = SpatialMean.from_json(text)
+    table = _table(result.stdout)
+    for axis, name in enumerate(["radius in y", "radius in x"]):
+        radius, even = module.radii_pix[:, axis]
+        std, no_std = np.array(fields["radii_std_pix"])[:, axis]
+        assert table[name] == [
+            f"{radius:.2f} +- {std:.2f} px",
+            f"{even:.2f} px, at its bound",
+        ]
+        assert no_std is None
+    assert table["movie"] == fields["movies"] == ["first.tif", "second.tif"]
+    assert fields["is_at_bound"] == [[False, False], [True, True]]
+    assert fields["is_converged"]
+    assert "lag        2 frames" in result.stdout
+    assert f"converged  yes: {fields['stop_reason']}" in result.stdout
+    assert f"after {fields['steps']} steps" in fields["stop_reason"]
+    assert result.stdout.count("wrote ") == 2
+    assert re.fullmatch("jaxbkgd: 2 of 4 radii went to the bound .*\n", result.stderr)
+
+
+def test_the_errors_printed_are_those_of_the_loss(calibrated):
+    folder, result, movies = calibrated
+    text = (folder / "radii.json").read_text()
+    fields = json.loads(text)["calibration"]
+    table = _table(result.stdout)
+    for number, frames in enumerate(movies):
+        radii_pix = SpatialMean.from_json(text).radii_pix[number].tolist()
+        learned, usual = _calibrate.losses_at(
+            [
+                SpatialMean(tuple(pair), max_radius_pix=14)
+                for pair in (radii_pix, (7.0, 7.0))
+            ],
+            frames,
+            FramePairLoss(2),
+        )
+        # Four digits are kept.
+        np.testing.assert_allclose(fields["loss"][number], learned, rtol=1e-3)
+        np.testing.assert_allclose(fields["loss_at_7_pix"][number], usual, rtol=1e-3)
+        assert table["RMS error, learned"][number] == f"{learned**0.5:.3f} of the noise"
+        assert table["RMS error at r = 7"][number] == f"{usual**0.5:.3f} of the noise"
+        change = 100 * ((learned / usual) ** 0.5 - 1)
+        assert change < 0
+        assert table["change"][number] == f"{change:+.0f} %"
+
+
+def test_an_error_that_is_too_small_to_measure_is_said_to_be():
+    assert _cli._described_error(0.04) == "0.200 of the noise"
+    assert _cli._described_error(-1e-4) == "below what can be measured"
+
+
+def test_the_figure_is_small(calibrated):
+    folder, _, _ = calibrated
+    assert (folder / "radii.png").stat().st_size < 100_000
+    with Image.open(folder / "radii.png") as image:
+        assert image.size[0] == 1050
+
+
+@pytest.mark.parametrize("channel", [1, 2])
+def test_an_estimate_takes_the_radii_of_its_channel(channel, calibrated, folder):
+    source, _, movies = calibrated
+    module = SpatialMean.from_json((source / "radii.json").read_text())
+    movie = str(source / f"{('first', 'second')[channel - 1]}.tif")
+    arguments = ["estimate", movie, "--calibration", str(source / "radii.json")]
+    result = CliRunner().invoke(
+        app, [*arguments, "--channel", str(channel), "--out", "bkgd.tif"]
+    )
+    assert result.exit_code == 0, result.output
+    background = module(list(movies))
+    # Some ten float32 roundings.
+    np.testing.assert_allclose(
+        tifffile.imread("bkgd.tif"), background.bkgds[channel - 1], rtol=2e-6
+    )
+    y, x = module.radii_pix[channel - 1]
+    assert f"{y:g} px in y, {x:g} px in x" in result.stdout
+    assert f"{background.noise_corrections[channel - 1]:.4f} (exact)" in result.stdout
+
+
+def test_a_module_with_one_row_of_radii_needs_no_channel(folder):
+    module = SpatialMean((3.0, 5.0), truncation="hard")
+    Path("radii.json").write_text(module.to_json())
+    frames = _frames()
+    _write("movie.tif", frames)
+    result = CliRunner().invoke(
+        app, ["estimate", "movie.tif", "--calibration", "radii.json", "--out", "bkgd.tif"]
+    )
+    assert result.exit_code == 0, result.output
+    _assert_is_background_of(tifffile.imread("bkgd.tif"), frames, (3, 5))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "pattern"),
+    [
+        (["two.json"], "two.json: has 2 channels.*--channel"),
+        (["two.json", "--channel", "3"], "--channel 3: two.json has 2"),
+        (["two.json", "--channel", "1", "--radius", "7"], "leave one of them out"),
+        (["none.json"], "none.json: cannot be read .No such file"),
+        (["folder"], "folder: cannot be read .Is a directory"),
+        (["movie.tif"], "movie.tif: is no calibration: .*codec"),
+        (["text.json"], "text.json: is no calibration: .*no JSON"),
+        (["other.json"], "other.json: is no calibration: .*jaxbkgd.SpatialMean"),
+        (["words.json"], "words.json: is no calibration: .*radius must be a number"),
+    ],
+)
+def test_a_calibration_that_does_not_fit_is_one_line(arguments, pattern, folder):
+    _write("movie.tif", _frames(2))
+    two = SpatialMean([[7.0, 7.0], [5.0, 5.0]]).to_json()
+    Path("two.json").write_text(two)
+    Path("text.json").write_text("radius 7\nradius 5")
+    Path("other.json").write_text('{"radius": 7}')
+    Path("words.json").write_text(json.dumps(json.loads(two) | {"radii_pix": [["a", "b"]]}))
+    Path("folder").mkdir()
+    before = sorted(folder.iterdir())
+    result = CliRunner().invoke(
+        app, ["estimate", "movie.tif", "--out", "bkgd.tif", "--calibration", *arguments]
+    )
+    _assert_one_line(result, pattern)
+    assert sorted(folder.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "pattern"),
+    [
+        (["movie.tif", "short.tif"], "movie.tif, short.tif: .*10, 2 frames"),
+        (["short.tif"], "short.tif: .*2 frames"),
+        (["movie.tif", "--lag", "10"], "movie.tif: .*10 frames.*lag of 10"),
+        (["nan.tif"], "nan.tif: Frame 3 holds nan at y = 4, x = 5"),
+        (["still.tif"], "still.tif: .*nothing changes"),
+        (["none.tif"], "none.tif: no such file"),
+        (["text.tif"], "text.tif: .*not a TIFF"),
+        (["movie.tif", "--radius", "seven"], "--radius seven: .*nor a pair"),
+        (["movie.tif", "--max-radius", "5"], "--max-radius 5: No radius may exceed"),
+        (["movie.tif", "--max-radius", "nan"], "--max-radius nan: .*must be positive"),
+        (["movie.tif", "--out", "movie.tif", "--overwrite"], "ends in .json"),
+        (["movie.tif", "--figure", "movie.tif", "--overwrite"], "ends in .png"),
+        (["movie.tif", "--out", "there.json"], "there.json: exists.*--overwrite"),
+        (["movie.tif", "--figure", "there.png"], "there.png: exists.*--overwrite"),
+        (["movie.tif", "--out", "pipe.json", "--overwrite"], "not a regular file"),
+        (["movie.tif", "--out", "none/radii.json"], "no folder none.*make"),
+        (["movie.tif", "--out", f"{'long' * 100}.json"], "name too long"),
+    ],
+)
+def test_what_cannot_be_calibrated_is_one_line(arguments, pattern, folder):
+    frames = _frames(dtype="float32")
+    _write("movie.tif", frames)
+    _write("short.tif", frames[:2])
+    _write("still.tif", np.ones_like(frames))
+    blemished = frames.copy()
+    blemished[3, 4, 5] = np.nan
+    _write("nan.tif", blemished)
+    for name in ("text.tif", "there.json", "there.png"):
+        Path(name).write_text("precious")
+    os.mkfifo("pipe.json")
+    before = sorted(folder.iterdir())
+    result = CliRunner().invoke(app, ["calibrate", *arguments])
+    _assert_one_line(result, pattern)
+    assert sorted(folder.iterdir()) == before
+    assert Path("there.json").read_text() == Path("there.png").read_text() == "precious"
+
+
+def _instead_of_calibrating(estimator, channels, *, steps, **options):
+    """Warns, and takes the first radii."""
+    warnings.warn("Molecules stay on\nfor long.", stacklevel=2)
+    axes = (1, *estimator.radii_pix.shape)
+    return estimator, _calibrate.History(
+        losses=np.zeros(1),
+        radii_pix=np.asarray(estimator.radii_pix).reshape(axes),
+        radii_std_pix=np.full(axes[1:], np.nan),
+        is_at_bound=np.zeros(axes[1:], bool),
+        is_converged=False,
+        stop_reason=f"all {steps} steps were used up",
+        objective=FramePairLoss(1),
+    )
+
+
+def test_a_search_that_has_not_ended_and_its_warnings_are_told(folder, monkeypatch):
+    monkeypatch.setattr(_calibrate, "calibrate", _instead_of_calibrating)
+    _write("movie.tif", _frames())
+    Path("calibration.json").write_text("old")
+    Path("calibration.png").write_text("old")
+    arguments = ["calibrate", "movie.tif", "--radius", "3", "--steps", "1", "--overwrite"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    assert result.stderr == "jaxbkgd: Molecules stay on for long.\n"
+    for text in ("3.00 px, uncertainty unknown", "1 frame\n", "no: all 1 steps"):
+        assert text in result.stdout
+    fields = json.loads(Path("calibration.json").read_text())
+    # One number is one radius for both axes.
+    assert fields["radii_pix"] == [[3.0]]
+    assert fields["calibration"]["radii_std_pix"] == [[None, None]]
+    with Image.open("calibration.png") as image:
+        image.load()
+
+
+@pytest.mark.parametrize("broken", ["save_calibration_figure", "calibrate"])
+def test_an_interruption_of_a_calibration_leaves_nothing_half(broken, folder, monkeypatch):
+    def interrupt(*arguments, **options):
+        if broken == "save_calibration_figure":
+            arguments[0].write_text("half")
+        raise KeyboardInterrupt
+
+    module = _calibrate if broken == "calibrate" else _figures
+    monkeypatch.setattr(_calibrate, "calibrate", _instead_of_calibrating)
+    monkeypatch.setattr(module, broken, interrupt)
+    _write("movie.tif", _frames())
+    result = CliRunner().invoke(app, ["calibrate", "movie.tif"])
+    assert result.exit_code == 130
+    left = {"movie.tif"} | ({"calibration.json"} if broken != "calibrate" else set())
+    assert {path.name for path in folder.iterdir()} == left
