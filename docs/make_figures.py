@@ -2,15 +2,18 @@
 
     python docs/make_figures.py [FOLDER]
 
-All is simulated, from fixed random keys. It takes about a minute on two cores.
+All is simulated, from fixed random keys. It takes a few minutes on two cores.
 """
 
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jaxtyping import Array, Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -18,6 +21,7 @@ from matplotlib.figure import Figure
 import jaxbkgd
 from jaxbkgd._figures import save_channel_figure
 from jaxbkgd._kernels import NoiseKind, Truncation
+from jaxbkgd._objectives import Objective
 
 
 _GAIN = 0.46  # electrons per ADU
@@ -26,6 +30,11 @@ _OFFSET_ADU = 100.0
 _ORANGE, _BLUE, _DARK = "#d95f02", "#1b6ca8", "#222222"
 _TRUNCATIONS: dict[Truncation, str] = {"hard": _ORANGE, "smooth": _BLUE}
 _NOISE_KINDS: dict[NoiseKind, str] = {"exact": _BLUE, "separable": _ORANGE}
+
+# Losses are computed at these; a parabola through the lowest three has their minimum.
+_RADII_PIX = np.geomspace(1.6, 30, 19)
+
+Frames = Float[Array, "frames height width"]
 
 
 def draw_overview(path: Path) -> None:
@@ -86,16 +95,130 @@ def draw_noise_factor(path: Path) -> None:
     figure.savefig(path)
 
 
-def _simulated(
-    *, frame_count: int, bkgd_length_scale_pix: float
-) -> tuple[Float[Array, "frames height width"], Float[Array, "frames height width"]]:
+def draw_calibration_loss(path: Path) -> None:
+    """The frame-pair loss over the radius, and the true mean square error beside it."""
+    figure = Figure((9, 2.7), dpi=100, layout="constrained")
+    panels = figure.subplots(1, 4)
+    print("loss: minimum (px), and what it costs beside the oracle")
+    scenes: dict[str, dict[str, Any]] = {
+        "background of 8 px": {"bkgd_length_scale_pix": 8.0},
+        "background of 25 px": {"bkgd_length_scale_pix": 25.0},
+        "60 molecules on": {"molecules_per_frame": 60.0},
+        "on for 6 frames": {"on_time_frames": 6.0},
+    }
+    for axes, (scene, settings) in zip(panels, scenes.items(), strict=True):
+        frames, truth = _simulated(**settings)
+        lag = _found_lag(frames)
+        objectives: dict[str, Objective] = {
+            "truth": jaxbkgd.TruthLoss(truth),
+            f"pairs, lag {lag}": jaxbkgd.FramePairLoss(lag),
+        }
+        if scene == "on for 6 frames":
+            objectives["pairs, lag 1"] = jaxbkgd.FramePairLoss(1)
+        print(f"  {scene}")
+        _draw_pair_losses(axes, frames, objectives)
+        axes.set_title(scene, fontsize=10)
+    panels[0].set_ylabel("mean square error\nabove its least (ADU²)")
+    figure.savefig(path)
+
+
+def draw_calibration_lag(path: Path) -> None:
+    """The structure function over the lag for three on-times, and the lag chosen."""
+    figure = Figure((6, 3), dpi=100, layout="constrained")
+    axes = figure.subplots()
+    lags = np.unique(np.geomspace(1, 64, 28).round().astype(int))
+    print("lag: on-time (frames), lag chosen")
+    for on_time, colour in ((1.0, _BLUE), (3.0, _ORANGE), (10.0, _DARK)):
+        frames, _ = _simulated(frame_count=200, on_time_frames=on_time)
+        # What lies between a mean as wide as a molecule's image and one far wider.
+        spots = jaxbkgd.spatial_mean(frames, 2.6) - jaxbkgd.spatial_mean(frames, 7.0)
+
+        def structure(lag, spots=spots):
+            return jnp.mean((spots[lag:] - spots[:-lag]) ** 2) / 2
+
+        chosen = _found_lag(frames)
+        print(f"  {on_time:.0f}, {chosen}")
+        axes.plot(
+            lags,
+            [structure(lag) for lag in lags],
+            color=colour,
+            lw=1.2,
+            label=f"molecules on for {on_time:.0f}",
+        )
+        axes.plot(chosen, structure(chosen), "o", color=colour, mfc="white", ms=7)
+    axes.plot([], [], "o", color=_DARK, mfc="white", label="the lag chosen")
+    axes.set(xscale="log", xlabel="lag (frames)", ylabel="D(lag) (ADU²)", ylim=(0, None))
+    ticks = [1, 2, 5, 10, 20, 50]
+    axes.set_xticks(ticks, labels=map(str, ticks))
+    axes.legend(frameon=False)
+    figure.savefig(path)
+
+
+def print_weights() -> None:
+    """Where a weight for each pixel moves the minimum of the frame-pair loss."""
+    scenes: dict[str, dict[str, Any]] = {
+        "60 photons": {},
+        "the same, contrast 1": {"bkgd_contrast": 1.0},
+        "5 photons": {"bkgd_photons": 5.0, "photons_per_frame": 200.0},
+    }
+    print("weights: minimum (px), and what it costs beside the oracle")
+    for scene, settings in scenes.items():
+        frames, truth = _simulated(**settings)
+        lag = _found_lag(frames)
+        print(f"  {scene}, lag {lag}")
+        objectives = {
+            "truth": jaxbkgd.TruthLoss(truth),
+            "one for a pair": jaxbkgd.FramePairLoss(lag),
+            "true background": _weighted(lag, lambda later, bkgds, truth=truth: truth[0]),
+            "estimated background": _weighted(lag, lambda later, bkgds: bkgds),
+            "later frame": _weighted(lag, lambda later, bkgds: later),
+            "Anscombe and Huber": _robust(lag),
+        }
+        _print_minima(_losses_over_radius(frames, objectives))
+
+
+def print_failures() -> None:
+    """What changes, and what is steady but no background, do to the minimum."""
+    count, size = 100, 128
+    field = np.asarray(_simulated(frame_count=1, height_pix=160)[1][0])
+    steady = np.broadcast_to(field[:size], (count, size, size))
+    bleaching = steady * np.linspace(1, 0.5, count)[:, None, None]
+    starts = np.linspace(0, 20, count).round().astype(int)
+    drifting = np.stack([field[start : start + size] for start in starts])
+    rng = np.random.default_rng(0)
+    hot_pixels = 300.0 * (rng.random((size, size)) < 0.01)
+    persistent, _ = _simulated(bkgd_photons=0.0, on_time_frames=1e6)
+    scenes = {
+        "nothing": (steady, 0, None),
+        "bleaching to a half": (bleaching, 0, None),
+        "bleaching to a half, too long a lag": (bleaching, 0, 50),
+        "drift by 20 px": (drifting, 0, None),
+        "drift by 20 px, too long a lag": (drifting, 0, 50),
+        "1 % of pixels hot by 300 ADU": (steady, hot_pixels, None),
+        "20 molecules that never vanish": (steady, np.asarray(persistent), None),
+    }
+    molecules, _ = _simulated(bkgd_photons=0.0)
+    print("failures: minimum (px), and what it costs beside the oracle")
+    for scene, (truth, added, lag) in scenes.items():
+        electrons = rng.poisson(_GAIN * truth)
+        frames = jnp.asarray(molecules + electrons / _GAIN + added, jnp.float32)
+        lag = lag or _found_lag(frames)
+        print(f"  {scene}")
+        objectives = {
+            "truth": jaxbkgd.TruthLoss(truth.astype(np.float32)),
+            f"pairs, lag {lag}": jaxbkgd.FramePairLoss(lag),
+        }
+        _print_minima(_losses_over_radius(frames, objectives))
+
+
+def _simulated(*, frame_count: int = 100, **settings: Any) -> tuple[Frames, Frames]:
     """Frames above the camera's offset and their true background, in ADU."""
     frames, truth = jaxbkgd.simulate_movie(
         jax.random.key(3),
         frame_count=frame_count,
-        bkgd_length_scale_pix=bkgd_length_scale_pix,
         gain_electrons_per_adu=_GAIN,
         offset_adu=_OFFSET_ADU,
+        **settings,
     )
     return frames - _OFFSET_ADU, truth.bkgds_adu
 
@@ -172,6 +295,96 @@ def _draw_loss(axes: Axes) -> None:
     axes.legend(frameon=False)
 
 
+def _found_lag(frames: Frames) -> int:
+    lag = jaxbkgd.FramePairLoss().fitted(frames).lag
+    assert lag is not None
+    return lag
+
+
+def _losses_over_radius(
+    frames: Frames, objectives: Mapping[str, Objective]
+) -> dict[str, np.ndarray]:
+    """Each objective at each of the radii."""
+    places = jnp.arange(len(frames))
+
+    def losses(radius):
+        estimator = jaxbkgd.SpatialMean(radius, max_radius_pix=40.0)
+        return [objective(estimator, frames, places) for objective in objectives.values()]
+
+    values = jax.lax.map(losses, jnp.asarray(_RADII_PIX))
+    return {name: np.asarray(loss) for name, loss in zip(objectives, values, strict=True)}
+
+
+def _weighted(lag: int, variance: Callable) -> Objective:
+    """Pairs forward in time, each pixel over a variance of its own."""
+
+    def objective(estimator, channels, frame_indices):
+        bkgds, later = estimator(channels).bkgds[:-lag], channels[lag:]
+        # Not so small that a few pixels are all.
+        return jnp.mean((later - bkgds) ** 2 / jnp.maximum(variance(later, bkgds), 1))
+
+    return objective
+
+
+def _robust(lag: int) -> Objective:
+    """Pairs forward in time, stabilised after Anscombe, by the loss of Huber."""
+
+    def stabilised(adu):
+        return 2 * jnp.sqrt(jnp.maximum(_GAIN * adu + 3 / 8, 0))
+
+    def objective(estimator, channels, frame_indices):
+        bkgds, later = estimator(channels).bkgds[:-lag], channels[lag:]
+        return jnp.mean(optax.huber_loss(stabilised(later), stabilised(bkgds), delta=1.345))
+
+    return objective
+
+
+def _minimum(losses: np.ndarray) -> float:
+    """The radius of the minimum, by a parabola over its logarithm."""
+    lowest = int(np.clip(np.argmin(losses), 1, len(losses) - 2))
+    near = slice(lowest - 1, lowest + 2)
+    around = np.log(_RADII_PIX[near] / _RADII_PIX[lowest])
+    curvature, slope, _ = np.polyfit(around, losses[near], 2)
+    return float(_RADII_PIX[lowest] * np.exp(-slope / (2 * curvature)))
+
+
+def _at(radius_pix: float, losses: np.ndarray) -> float:
+    """A loss between the radii, by a cubic through the four around."""
+    first = int(np.clip(np.searchsorted(_RADII_PIX, radius_pix) - 2, 0, len(losses) - 4))
+    near = slice(first, first + 4)
+    around = np.log(_RADII_PIX[near] / radius_pix)
+    return float(np.polyfit(around, losses[near], 3)[-1])
+
+
+def _print_minima(losses: Mapping[str, np.ndarray]) -> None:
+    truth = losses["truth"]
+    least = _at(_minimum(truth), truth)
+    for name, values in losses.items():
+        excess = abs(np.sqrt(_at(_minimum(values), truth) / least) - 1)
+        print(f"    {name}: {_minimum(values):.2f}, {excess:.2%}")
+
+
+def _draw_pair_losses(
+    axes: Axes, frames: Frames, objectives: Mapping[str, Objective]
+) -> None:
+    """The true error, and losses of pairs in its unit, above what each has at its least."""
+    losses = _losses_over_radius(frames, objectives)
+    _print_minima(losses)
+    styles = ((_DARK, "-", 3.0), (_ORANGE, "--", 1.5), (_BLUE, ":", 1.5))
+    for (name, values), (colour, style, width) in zip(losses.items(), styles, strict=False):
+        lag = getattr(objectives[name], "lag", None)
+        # A loss of pairs is in units of the variance of a frame.
+        unit = jnp.mean((frames[lag:] - frames[:-lag]) ** 2) / 2 if lag else 1
+        heights = unit * (values - _at(_minimum(values), values))
+        axes.plot(_RADII_PIX, heights, style, color=colour, lw=width, label=name)
+        axes.plot(_minimum(values), 0, "o", color=colour, mfc="white", ms=5, clip_on=False)
+    ticks = [2, 5, 10, 20]
+    axes.set(xscale="log", xlabel="radius (px)")
+    axes.set_xticks(ticks, labels=map(str, ticks))
+    axes.set_xticks([], minor=True)
+    axes.legend(frameon=False, fontsize=8)
+
+
 def _measured_noise(radius_pix: float) -> tuple[float, float]:
     """The standard deviation of white noise less its background, away from the borders,
     and the standard error of the mean over frames."""
@@ -189,7 +402,13 @@ if __name__ == "__main__":
     beside = Path(__file__).parent / "pages" / "figures"
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else beside
     folder.mkdir(parents=True, exist_ok=True)
-    for draw in (draw_overview, draw_truncation, draw_noise_factor):
+    drawn = (
+        *(draw_overview, draw_truncation, draw_noise_factor),
+        *(draw_calibration_loss, draw_calibration_lag),
+    )
+    for draw in drawn:
         path = folder / f"{draw.__name__.removeprefix('draw_').replace('_', '-')}.png"
         draw(path)
         print(f"wrote {path.name}, {path.stat().st_size / 1000:.0f} kB")
+    print_weights()
+    print_failures()

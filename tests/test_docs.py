@@ -8,6 +8,7 @@ import runpy
 import shlex
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import jaxbkgd
@@ -60,6 +61,18 @@ def test_the_quick_start_writes_its_picture(
     monkeypatch.chdir(tmp_path)
     runpy.run_path(str(ROOT / "examples" / "quick_start.py"))
     assert (tmp_path / "quick_start.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_example_of_calibration_comes_to_the_same_radii_from_all_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    example = runpy.run_path(str(ROOT / "examples" / "calibrate.py"))
+    histories = example["main"](size_pix=48, frame_count=30, starts_pix=(2, 25))
+    small, large = (history.radii_pix[-1] for history in histories)
+    # They have settled to a thousandth, each from its side.
+    np.testing.assert_allclose(small, large, rtol=3e-3)
+    assert (tmp_path / "calibrate.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_readme_has_two_commands_that_each_stand_alone():
