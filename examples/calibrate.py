@@ -5,7 +5,7 @@
 It prints the radii that each start leads to, and those that the true background gives. It
 draws the way of each to calibrate.png in the folder it runs in. The movie is simulated; one
 of your own is an array (frames, height, width) for each channel, less the camera's offset.
-It needs the extra `plots`, and takes about half a minute on two cores.
+It needs the extra `plots`, and takes about a minute on two cores.
 """
 
 from collections.abc import Sequence

@@ -22,17 +22,18 @@ from ._objectives import FramePairLoss, Objective, read_frames, TruthLoss
 from ._progress import progress_bar
 
 
-# Windows of frames that the loss is summed over: enough to say how it varies among them.
-_MOST_WINDOWS, _LEAST_WINDOWS = 16, 8
-# Pixels of all channels and windows together. More sharpen the radius by little.
-_SAMPLE_PIXELS = 2**25
+# Windows of frames that the loss is averaged over, and pixels of all of them and all
+# channels together, unless the least number of windows needs more.
+_MOST_WINDOWS, _LEAST_WINDOWS, _SAMPLE_PIXELS = 16, 8, 2**25
 
-# Radii have settled if they moved by no more than this, over so many steps.
-_SETTLED, _SETTLED_STEPS = 1e-3, 4
+# Radii have settled if they are so close to each other, relatively, at so many points.
+_SETTLED, _SETTLED_POINTS = 1e-3, 4
 # From here on a radius is as large as it may be.
 _AT_BOUND = 0.98
 # The step in a parameter, about relative in the radius, over which gradients are compared.
 _CURVATURE_STEP = 0.05
+# Fewer gradients say too little of how they scatter, and more numbers cost too much.
+_LEAST_GRADIENTS, _MOST_NUMBERS = 8, 32
 
 
 class History(eqx.Module):
@@ -43,10 +44,11 @@ class History(eqx.Module):
     - `losses`: the objective before each step, `(steps,)`.
     - `radii_pix`: the radii that it belongs to, `(steps, channels, 2)`. Of an estimator
         without radii, its learnable numbers in one row.
-    - `radii_std_pix`: the standard deviation of the learned radii, `(channels, 2)`. It is
-        what the gradients of the windows of frames, which differ by chance, and the
-        curvature of their mean let expect. It is infinite at the bound and where the loss
-        does not curve upwards, and NaN for frozen radii and from fewer than three windows.
+    - `radii_std_pix`: the standard deviation of the learned radii about the best ones for
+        the movie, `(channels, 2)`, from the scatter of gradients between blocks of frames
+        and the curvature of the loss. It is infinite at the bound and where the loss does
+        not curve upwards; NaN for frozen radii, from fewer than 8 blocks, and of an
+        estimator with more than 32 numbers.
     - `is_at_bound`: whether a radius is as large as its bound allows, `(channels, 2)`.
     - `is_converged`: whether the radii have settled.
     - `stop_reason`: why it ended, in words.
@@ -73,11 +75,12 @@ def calibrate(
 ) -> tuple[Any, History]:
     """Learns an estimator's radii from a movie, without a truth.
 
-    The loss is averaged over up to 16 windows of consecutive frames, spread evenly over
-    the movie, and about 32 megapixels in all, however long the movie is; a short one is
-    used whole. Every step sees all of them, so that the loss can be compared between
-    steps. It ends when the radii have moved by less than a thousandth in 4 steps, when
-    the steps are used up, or on Ctrl-C; the radii with the lowest loss are kept.
+    The loss is averaged over up to 16 windows of frames, spread evenly over the movie. They
+    hold about 32 megapixels in all, or 16 frames if these are more; a short movie is used
+    whole. Every step sees all of them, so that the loss can be compared between steps. It
+    ends when the radii of 4 successive steps are within a thousandth (at once, therefore,
+    with a very small learning rate), when the steps are used up, or on Ctrl-C. The radii
+    with the lowest loss are kept.
 
     **Arguments:**
 
@@ -101,10 +104,11 @@ def calibrate(
 
     **Raises:**
 
-    `TypeError` or `ValueError` for channels that are no movies of one length with finite
-    pixels, or are shorter than the objective's lag asks for, and for an objective that
-    does not give one finite number at the first radii. If it gives none later, calibration
-    stops with a warning and keeps the best radii so far.
+    `TypeError` or `ValueError` for channels that are no movies of one length, or are
+    shorter than the objective's lag asks for; for pixels of the windows that are not
+    finite; and for an objective that does not give one finite number at the first radii. If
+    it gives none later, or raises, calibration stops with a warning and keeps the best
+    radii so far.
 
     !!! example
 
@@ -136,17 +140,17 @@ def calibrate(
         radii_std_pix = _standard_deviations(problem, best)
     except KeyboardInterrupt:
         radii_std_pix = np.full_like(radii_of(calibrated), np.nan)
-    is_at_bound = _is_at_bound(calibrated)
+    is_at_bound = _is_at_bound(calibrated) & np.ptp(path.radii, axis=0).astype(bool)
     if is_at_bound.any():
         warnings.warn(
-            f"{is_at_bound.sum()} of {is_at_bound.size} radii went to the bound of "
-            f"{calibrated.max_radius_pix:g} px: the background is even, or max_radius_pix "
-            "too small.",
+            f"{is_at_bound.sum()} of {is_at_bound.size} radii went to the bound, "
+            f"{calibrated.max_radius_pix} px: the background is even, or the bound "
+            "(max_radius_pix) too small.",
             stacklevel=2,
         )
     return calibrated, History(
         losses=np.array(path.losses),
-        radii_pix=np.stack([radii_of(problem.estimator(point)) for point in path.points]),
+        radii_pix=np.stack(path.radii),
         radii_std_pix=np.where(is_at_bound, np.inf, radii_std_pix),
         is_at_bound=is_at_bound,
         is_converged=path.is_converged,
@@ -158,7 +162,7 @@ def calibrate(
 def losses_at(
     estimators: Sequence[AbstractEstimator], channels: Any, objective: Objective
 ) -> Float[np.ndarray, " estimators"]:
-    """The loss of each estimator, on the frames that `calibrate` looks at.
+    """The loss of each estimator, on the windows that `calibrate` draws of these channels.
 
     They differ in what they learn, and have the rest of the first.
     """
@@ -187,7 +191,7 @@ def _is_at_bound(estimator: AbstractEstimator) -> Bool[np.ndarray, "channels axe
 
 
 class Window(NamedTuple):
-    """Consecutive frames of all channels, and their places in the movie."""
+    """Frames of all channels, and their places in the movie."""
 
     channels: Any
     frame_indices: Int[Array, " frames"]
@@ -216,36 +220,44 @@ def _common_length(movies: Any) -> int:
 def _draw_windows(
     movies: Any, frame_count: int, estimator: AbstractEstimator, objective: Objective
 ) -> list[Window]:
-    lag = getattr(objective, "lag", 0)
-    # Frames that a window has beside those that it counts.
-    extra = lag + 2 * estimator.halo_frames
-    if frame_count <= extra:
+    lag = getattr(objective, "lag", None) or 0
+    halo = 2 * estimator.halo_frames
+    if frame_count <= lag + halo:
         raise ValueError(
-            f"The movie has {frame_count} frames, but a lag of {lag} frames and a halo of "
-            f"{estimator.halo_frames} need {extra + 1}; give a longer movie, or a shorter "
-            "lag."
+            f"The movie has {frame_count} frames, but at least {lag + halo + 1} are needed "
+            f"for a lag of {lag} and a halo of {estimator.halo_frames} frames; give a "
+            "longer movie, or a shorter lag."
         )
     sizes = map_channels(lambda movie: math.prod(movie.shape[1:]), movies)
-    frame_pixels = sum(jax.tree.leaves(sizes))
-    counted = frame_count - extra
-    most_frames = _SAMPLE_PIXELS // frame_pixels
-    # All that can be counted, unless it does not fit.
-    length = extra + math.ceil(counted / _MOST_WINDOWS)
-    length = max(extra + 1, min(length, most_frames // _MOST_WINDOWS))
-    fitting = max(most_frames // length, _LEAST_WINDOWS)
-    count = min(math.ceil(counted / (length - extra)), fitting, _MOST_WINDOWS)
-    starts = np.linspace(0, frame_count - length, count).round().astype(int)
-    return [_window(movies, start, length) for start in starts.tolist()]
+    most_frames = _SAMPLE_PIXELS // sum(jax.tree.leaves(sizes))
+    # A window has so many frames, and as many that are `lag` later, or the rest of them.
+    counted = frame_count - lag - halo
+    length = math.ceil(counted / _MOST_WINDOWS)
+    while length > 1 and length + min(length, lag) + halo > most_frames // _MOST_WINDOWS:
+        length -= 1
+    in_all = length + min(length, lag) + halo
+    fitting = max(most_frames // in_all, _LEAST_WINDOWS)
+    count = min(math.ceil(counted / length), fitting, _MOST_WINDOWS)
+    starts = np.linspace(0, counted - length, count).round().astype(int)
+    if length > lag:
+        runs = [[(start, start + length + lag + halo)] for start in starts.tolist()]
+    else:
+        runs = [
+            [(start, start + length + halo), (start + lag, start + lag + length + halo)]
+            for start in starts.tolist()
+        ]
+    return [_window(movies, some) for some in runs]
 
 
-def _window(movies: Any, start: int, length: int) -> Window:
+def _window(movies: Any, runs: list[tuple[int, int]]) -> Window:
+    def read(movie, name):
+        return jnp.concatenate([read_frames(movie, *run, name) for run in runs])
+
     names: Any = ""
     if isinstance(movies, list | tuple):
         names = [f" of channel {number}" for number in range(1, len(movies) + 1)]
-    frames = map_channels(
-        lambda movie, name: read_frames(movie, start, start + length, name), movies, names
-    )
-    return Window(frames, start + jnp.arange(length))
+    indices = jnp.concatenate([jnp.arange(*run) for run in runs])
+    return Window(map_channels(read, movies, names), indices)
 
 
 def _posed_problem(
@@ -254,6 +266,12 @@ def _posed_problem(
     movies = map_channels(_checked_movie, channels)
     frame_count = _common_length(movies)
     if isinstance(objective, FramePairLoss):
+        if estimator.halo_frames:
+            raise ValueError(
+                "FramePairLoss is for estimators that see one frame at a time: one that "
+                f"sees {estimator.halo_frames} on either side could learn to copy what it "
+                "is compared with. Give another objective."
+            )
         objective = objective.fitted(movies)
     if isinstance(objective, TruthLoss):
         objective.check_frames(frame_count)
@@ -313,7 +331,7 @@ class _Problem:
 
         Those of the windows, unless the objective knows better.
         """
-        if not hasattr(self.objective, "independent_losses"):
+        if not isinstance(self.objective, FramePairLoss):
             return self.window_values_and_gradients(point)[1]
         flat, unravel = ravel_pytree(point)
 
@@ -346,9 +364,10 @@ class _SecantState(NamedTuple):
     has_turned: PyTree
 
 
-def secant_descent(
-    first_step: float = 0.3, most_growth: float = 2.0, longest_step: float = 1.0
-) -> optax.GradientTransformation:
+_FIRST_STEP, _LONGEST_STEP, _MOST_GROWTH = 0.3, 1.0, 2.0
+
+
+def secant_descent() -> optax.GradientTransformation:
     """Newton's steps along each number, its curvature from the last two gradients.
 
     Where the loss does not curve upwards, and wherever that step would be long, it follows
@@ -359,7 +378,7 @@ def secant_descent(
 
     def init(params):
         return _SecantState(
-            jax.tree.map(lambda number: jnp.full_like(number, first_step), params),
+            jax.tree.map(lambda number: jnp.full_like(number, _FIRST_STEP), params),
             jax.tree.map(jnp.zeros_like, params),
             jax.tree.map(lambda number: jnp.zeros_like(number, bool), params),
         )
@@ -368,8 +387,8 @@ def secant_descent(
         # The last step was of this length, against the gradient before.
         curvature = (gradient - before) / (-jnp.sign(before) * length)
         is_curved = (before != 0) & (curvature > 0)
-        growth = jnp.where((before == 0) | (has_turned & ~is_curved), 1.0, most_growth)
-        limit = jnp.minimum(growth * length, longest_step)
+        growth = jnp.where((before == 0) | (has_turned & ~is_curved), 1.0, _MOST_GROWTH)
+        limit = jnp.minimum(growth * length, _LONGEST_STEP)
         newton = jnp.abs(gradient) / jnp.where(is_curved, curvature, 1)
         step = jnp.where(is_curved, jnp.minimum(newton, limit), limit)
         return jnp.where(gradient == 0, length, step)
@@ -392,10 +411,11 @@ def secant_descent(
 
 
 class _Path(NamedTuple):
-    """Points that were visited, with their losses, and why there are no more."""
+    """Points that were visited, with their losses and radii, and why there are no more."""
 
     points: list[PyTree]
     losses: list[float]
+    radii: list[np.ndarray]
     is_converged: bool
     stop_reason: str
 
@@ -406,7 +426,7 @@ def _descend(
     optimizer = optax.with_extra_args_support(optimizer)
     point, state = problem.start, optimizer.init(problem.start)
     flat, unravel = ravel_pytree(point)
-    points, losses, radii = [], [], []
+    points, losses, radii, numbers = [], [], [], []
     is_converged, stop_reason = False, f"all {steps} steps were used up"
     try:
         with progress_bar(steps, progress) as report:
@@ -429,7 +449,10 @@ def _descend(
                 radii.append(radii_of(problem.estimator(point)))
                 text = ", ".join(f"{radius:.3g}" for radius in radii[-1].ravel())
                 report(step + 1, f"loss {loss:.4g}, radii {text} px")
-                if _have_settled(radii):
+                numbers.append(np.asarray(ravel_pytree(point)[0]))
+                # At the bound, what a radius is made of goes on to infinity.
+                is_at_bound = _is_at_bound(problem.estimator(point)).any()
+                if _have_settled(radii) and (is_at_bound or _have_settled(numbers)):
                     is_converged = True
                     stop_reason = f"the radii had settled after {step + 1} steps"
                     break
@@ -442,7 +465,16 @@ def _descend(
         if not points:
             raise
         stop_reason = f"interrupted after {len(points)} steps"
-    return _Path(points, losses, is_converged, stop_reason)
+    except Exception as error:
+        if not points:
+            raise
+        (said, *_) = [*str(error).splitlines(), ""]
+        stop_reason = f"at step {len(points)}, the objective raised {said!r}"
+        warnings.warn(
+            f"Calibration stopped, since {stop_reason}; the best radii before it are kept.",
+            stacklevel=3,
+        )
+    return _Path(points, losses, radii, is_converged, stop_reason)
 
 
 def _check_start(loss: float, gradients: np.ndarray, found: str) -> None:
@@ -455,10 +487,10 @@ def _check_start(loss: float, gradients: np.ndarray, found: str) -> None:
         )
 
 
-def _have_settled(radii: list[np.ndarray]) -> bool:
-    recent = np.stack(radii[-_SETTLED_STEPS:])
+def _have_settled(numbers: list[np.ndarray]) -> bool:
+    recent = np.stack(numbers[-_SETTLED_POINTS:])
     moved = np.ptp(recent, axis=0)
-    return len(recent) == _SETTLED_STEPS and bool(
+    return len(recent) == _SETTLED_POINTS and bool(
         np.all(moved <= _SETTLED * np.abs(recent[-1]))
     )
 
@@ -466,7 +498,7 @@ def _have_settled(radii: list[np.ndarray]) -> bool:
 def _standard_deviations(
     problem: _Problem, point: PyTree
 ) -> Float[np.ndarray, "channels axes"]:
-    """What the scatter of the windows' gradients means for the radii at the minimum.
+    """What the scatter of gradients between blocks of frames means for the radii.
 
     The parameters that a mean of independent losses is minimal at have the covariance
     `H^-1 S H^-1`, where `S` is that of the mean's gradient and `H` its second derivative
@@ -477,10 +509,13 @@ def _standard_deviations(
     def radii(flat):
         return _traced_radii(problem.estimator(unravel(flat)))
 
-    jacobian = np.asarray(jax.jacobian(radii)(flat), np.float64)
+    unknown = np.full(np.shape(radii(flat)), np.nan)
+    if flat.size > _MOST_NUMBERS:
+        return unknown
     gradients = problem.independent_gradients(point)
-    if len(gradients) < _LEAST_WINDOWS:
-        return np.full(jacobian.shape[:-1], np.nan)
+    if len(gradients) < _LEAST_GRADIENTS:
+        return unknown
+    jacobian = np.asarray(jax.jacobian(radii)(flat), np.float64)
     scatter = np.atleast_2d(np.cov(gradients, rowvar=False)) / len(gradients)
 
     def mean_gradient(flat):

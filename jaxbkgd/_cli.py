@@ -309,6 +309,8 @@ def _chosen_radius(
         module = SpatialMean.from_json(calibration.read_text("utf-8"))
     except OSError as error:
         _fail(f"{calibration}: cannot be read ({error.strerror})")
+    except UnicodeDecodeError:
+        _fail(f"{calibration}: is no calibration, and no text at all")
     except (TypeError, ValueError) as error:
         _fail(f"{calibration}: is no calibration: {error}")
     radii = module.radii_pix.tolist()
@@ -396,18 +398,18 @@ def calibrate(
         ),
     ] = "7,7",
     max_radius: Annotated[
-        float, typer.Option(metavar="PIXELS", help="As large may a radius become.")
+        float, typer.Option(metavar="PIXELS", help="The largest radius allowed.")
     ] = 60.0,
     lag: Annotated[
         int | None,
         typer.Option(
             min=1,
-            help="Frames that are compared are so many apart, longer than molecules stay "
-            "on.",
+            help="How many frames apart the frames of a pair are: more than molecules "
+            "stay on.",
             show_default="found from the movie",
         ),
     ] = None,
-    steps: Annotated[int, typer.Option(min=1, help="At most as many steps.")] = 200,
+    steps: Annotated[int, typer.Option(min=1, help="The most steps to take.")] = 200,
     overwrite: Annotated[
         bool,
         typer.Option(
@@ -418,7 +420,8 @@ def calibrate(
     """Learn the averaging radii of a movie from the movie itself.
 
     Prints them and the error that they save, and writes them for
-    `jaxbkgd estimate --calibration`. Ctrl-C ends the search with the best radii so far.
+    `jaxbkgd estimate --calibration`. Ctrl-C ends the search with the best radii so far;
+    what follows takes as long as a few steps more, and another Ctrl-C leaves it out.
     """
     with _one_line_errors(), contextlib.ExitStack() as files:
         from ._figures import save_calibration_figure
@@ -429,6 +432,12 @@ def calibrate(
         _check_destination(out, ".json", overwrite)
         _check_destination(png, ".png", overwrite)
         readers = [files.enter_context(open_movie(movie)) for movie in movies]
+        for reader in readers:
+            if (count := reader.count_channels()) > 1:
+                _fail(
+                    f"{reader.path}: holds {count} channels; save each as a file of its "
+                    "own, and give all of them"
+                )
         try:
             with _one_line_warnings():
                 module, history = _calibrate.calibrate(
@@ -440,11 +449,17 @@ def calibrate(
             _fail(f"{', '.join(map(str, movies))}: {error}")
         bound = module.max_radius_pix
         grid_pix = np.geomspace(min(1, bound / 10), 0.99 * bound, _GRID_RADII)
-        losses = _channel_losses(module, history.objective, readers, grid_pix)
+        try:
+            losses = _channel_losses(module, history.objective, readers, grid_pix)
+        except KeyboardInterrupt:
+            losses = np.full((len(readers), 2 + _GRID_RADII), np.nan)
         _print_calibration(movies, module, history, losses)
         with _written_whole(out) as draft:
             draft.write_text(_calibration_json(movies, module, history, losses), "utf-8")
         typer.echo(f"wrote {_printable(out)}")
+        if np.isnan(losses).all():
+            typer.echo("interrupted before the figure")
+            return
         channels = [
             _drawn_channel(number, module, history, reader, grid_pix, losses[number, 2:])
             for number, reader in enumerate(readers)
@@ -457,6 +472,11 @@ def calibrate(
 def _start(radius: str, max_radius: float, channel_count: int) -> SpatialMean:
     """A row of radii for each channel: a pair, or one number for both axes."""
     row = _parsed_radius(radius)[: radius.count(",") + 1]
+    if max_radius <= max(row):
+        _fail(
+            f"--max-radius {max_radius:g}: must be more than --radius {radius}, where the "
+            "search starts"
+        )
     try:
         return SpatialMean(channel_count * [row], max_radius_pix=max_radius)
     except ValueError as error:
@@ -559,6 +579,8 @@ def _described_radius(radius_pix: float, std_pix: float, is_at_bound: bool) -> s
 
 def _described_error(loss: float) -> str:
     """The loss is the mean square error over the variance of the noise."""
+    if np.isnan(loss):
+        return "not measured"
     return f"{np.sqrt(loss):.3f} of the noise" if loss > 0 else "below what can be measured"
 
 

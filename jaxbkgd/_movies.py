@@ -40,7 +40,8 @@ class MovieError(ValueError):
 class MovieReader(contextlib.AbstractContextManager):
     """A movie of shape `(frames, height, width)` that is read as it is sliced.
 
-    `movie[start:stop]` gives these frames as an array, and keeps none. A reader is a
+    `movie[start:stop]` gives these frames as an array, and keeps none. Those of several
+    channels follow each other as they do in the file. A reader is a
     context manager that closes its file; it is not thread-safe.
     """
 
@@ -67,6 +68,10 @@ class MovieReader(contextlib.AbstractContextManager):
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+    @abc.abstractmethod
+    def count_channels(self) -> int:
+        """Channels whose frames follow each other in the file, as its axes say."""
 
     @abc.abstractmethod
     def _read(self, start: int, stop: int) -> np.ndarray:
@@ -270,6 +275,12 @@ class TiffReader(MovieReader):
         if self._stack_offset is None:
             with self._naming(pages - 1):
                 self._page(pages - 1)
+
+    def count_channels(self) -> int:
+        # Of its own, since tifffile reads pages in another way once it has looked at axes.
+        with tifffile.TiffFile(self.path) as tiff:
+            series = tiff.series[0]
+            return dict(zip(series.axes, series.shape, strict=True)).get("C", 1)
 
     def close(self) -> None:
         self._tiff.close()

@@ -20,8 +20,9 @@ from ._spatial_mean import spatial_mean
 class Objective(Protocol):
     """A loss that calibration minimises: any callable with this signature.
 
-    An objective that compares frames with those `lag` frames later has an attribute `lag`,
-    and is given that many frames more.
+    An objective that compares frames with those `lag` frames later has an attribute `lag`.
+    Then a window has some frames and, after them, as many that are `lag` frames later;
+    where the two overlap, it is one run of consecutive frames.
     """
 
     def __call__(
@@ -33,8 +34,8 @@ class Objective(Protocol):
         """**Arguments:**
 
         - `estimator`: the estimator as it is learned.
-        - `channels`: consecutive frames of the movie, `(frames, height, width)`, in the
-            structure that `calibrate` was given.
+        - `channels`: a window of the movie, `(frames, height, width)`, in the structure
+            that `calibrate` was given.
         - `frame_indices`: the places of these frames in the movie.
 
         **Returns:**
@@ -50,19 +51,19 @@ class FramePairLoss(eqx.Module):
     A frame is its background, its molecules and noise. The noise of two frames is
     independent, and so are their molecules if the lag exceeds the time that they stay on.
     Then the mean square of `frames[t + lag] - bkgds[t]` is that of `bkgds[t]` less the true
-    background, plus the variance of a frame about it. That is no matter of the estimator,
-    and is half the mean square of `frames[t + lag] - frames[t]`. The loss is the first less
-    the second, over the second, averaged over all pairs and both directions of time: the
-    mean square error of the background over the variance of a frame. (The mean light of the
-    molecules counts as background.)
+    background, plus the variance of a frame about it. That does not depend on the
+    estimator, and is half the mean square of `frames[t + lag] - frames[t]`. The loss is the
+    first less the second, over the second, averaged over all pairs and both directions of
+    time: the mean square error of the background over the variance of a frame. (The mean
+    light of the molecules counts as background.)
 
     So a pair is weighted by its noise, with one number for all of its pixels. A weight of
     each pixel's own would move the minimum to another radius.
 
     **Arguments:**
 
-    - `lag`: frames between the two of a pair. By default the shortest at which the movie's
-        molecules no longer correlate, which is found when the objective meets the movie.
+    - `lag`: frames between the two of a pair. By default it is found from the movie, so
+        that its molecules no longer correlate.
     """
 
     lag: int | None = eqx.field(static=True)
@@ -82,9 +83,10 @@ class FramePairLoss(eqx.Module):
         channels: Channels,
         frame_indices: Int[Array, " frames"] | None = None,
     ) -> Float[Array, ""]:
-        """See [`jaxbkgd.calibrate`][] for the arguments; `frame_indices` are not used."""
-        lag = decorrelation_lag(channels) if self.lag is None else self.lag
-        return jnp.mean(_frame_pair_losses(estimator, channels, lag))
+        """See [`jaxbkgd.calibrate`][] for the arguments. Without `frame_indices`, the
+        frames are consecutive."""
+        forward, backward = self._pair_losses(estimator, channels, frame_indices)
+        return jnp.mean(forward + backward) / 2
 
     def independent_losses(
         self,
@@ -100,15 +102,39 @@ class FramePairLoss(eqx.Module):
         no frame is both. The other direction adds nothing, since its products of noise and
         background are the same.
         """
-        del frame_indices
-        lag = self.fitted(channels).lag or 1
-        forward, _ = _frame_pair_losses(estimator, channels, lag)
-        blocks = jnp.array_split(forward, -(-len(forward) // lag))
+        assert self.lag is not None
+        forward, _ = self._pair_losses(estimator, channels, frame_indices)
+        blocks = jnp.array_split(forward, -(-len(forward) // self.lag))
         return jnp.stack([jnp.mean(block) for block in blocks])
 
     def fitted(self, channels: Any) -> "FramePairLoss":
         """This objective with the lag of the movie, if it has none of its own."""
-        return self if self.lag is not None else FramePairLoss(decorrelation_lag(channels))
+        return self if self.lag is not None else type(self)(decorrelation_lag(channels))
+
+    def _pair_losses(
+        self,
+        estimator: AbstractEstimator,
+        channels: Channels,
+        frame_indices: Int[Array, " frames"] | None,
+    ) -> Float[Array, "2 pairs"]:
+        """Of each pair, forward and backward in time, the mean over channels."""
+        lag = self.lag
+        if lag is None:
+            lag = decorrelation_lag(channels)
+
+        def losses(channel, bkgds):
+            frames = as_frames(channel)
+            if frames.ndim != 3 or len(frames) <= (1 if frame_indices is not None else lag):
+                raise ValueError(
+                    f"Frames {lag} apart make no pair in frames of shape {frames.shape}; "
+                    f"give (frames, height, width) with at least {lag + 1} frames, or a "
+                    "shorter lag."
+                )
+            is_run = frame_indices is None or len(frames) > 2 * lag
+            return _frame_pair_losses(frames, bkgds, lag if is_run else len(frames) // 2)
+
+        every = map_channels(losses, channels, estimator(channels).bkgds)
+        return jnp.mean(jnp.stack(jax.tree.leaves(every)), axis=0)
 
 
 class TruthLoss(eqx.Module):
@@ -160,31 +186,21 @@ class TruthLoss(eqx.Module):
 
 
 def _frame_pair_losses(
-    estimator: AbstractEstimator, channels: Channels, lag: int
+    frames: Shaped[Array, "frames y x"], bkgds: Float[Array, "frames y x"], places: int
 ) -> Float[Array, "2 pairs"]:
-    """Of each pair, forward and backward in time, the mean over channels."""
-
-    def losses(channel, bkgds):
-        frames = as_frames(channel).astype(bkgds.dtype)
-        if len(frames) <= lag:
-            raise ValueError(
-                f"Frames {lag} apart make no pair in a movie of {len(frames)}; give at "
-                f"least {lag + 1} frames, or a shorter lag."
-            )
-        before, after = frames[:-lag], frames[lag:]
-        # Half the square is subtracted pixel by pixel, while it is of the size of the
-        # rest: what is sought is a small part of both, and their sums would be rounded.
-        noise = jnp.square(after - before) / 2
-        forward = jnp.square(after - bkgds[:-lag]) - noise
-        backward = jnp.square(before - bkgds[lag:]) - noise
-        variance = jnp.mean(noise, axis=(-2, -1))
-        # Two frames that are equal, as blank ones are, say nothing.
-        weights = jnp.where(variance > 0, 1 / jnp.where(variance > 0, variance, 1), 0)
-        means = [jnp.mean(images, axis=(-2, -1)) for images in (forward, backward)]
-        return weights * jnp.stack(means)
-
-    every = map_channels(losses, channels, estimator(channels).bkgds)
-    return jnp.mean(jnp.stack(jax.tree.leaves(every)), axis=0)
+    """Forward and backward, of frames so many places apart."""
+    frames = frames.astype(bkgds.dtype)
+    before, after = frames[:-places], frames[places:]
+    # Half the square is subtracted pixel by pixel, while it is of the size of the rest:
+    # what is sought is a small part of both, and their sums would be rounded.
+    noise = jnp.square(after - before) / 2
+    forward = jnp.square(after - bkgds[:-places]) - noise
+    backward = jnp.square(before - bkgds[places:]) - noise
+    variance = jnp.mean(noise, axis=(-2, -1))
+    # Two frames that are equal, as blank ones are, say nothing.
+    weights = jnp.where(variance > 0, 1 / jnp.where(variance > 0, variance, 1), 0)
+    means = [jnp.mean(images, axis=(-2, -1)) for images in (forward, backward)]
+    return weights * jnp.stack(means)
 
 
 def _mean(losses: Any) -> Float[Array, ""]:
@@ -199,19 +215,21 @@ _NARROW_RADIUS_PIX, _WIDE_RADIUS_PIX = 2.6, 7.0
 # What may be left of the molecules' correlation, over the variance of a frame. At 1.4 % the
 # learned radius is 1 % too small.
 _MOST_CORRELATION = 0.005
+# A movie that can't tell so little is believed if it finds no more than this.
+_MOST_DOUBT = 0.03
 # As many frames, and pixels on a lattice over all of them, are looked at.
 _MOST_FRAMES, _MOST_PIXELS, _CHUNK_PIXELS = 512, 2**22, 2**21
 
 
 def decorrelation_lag(channels: Any) -> int:
-    """The shortest lag in frames at which molecules no longer correlate, in any channel.
+    """A lag in frames at which molecules no longer correlate, in any channel.
 
     The structure function `D(lag)`, half the mean square of the residuals' change over
     `lag` frames, rises with the part of the molecules that have vanished or appeared, and
-    then stays. Where `D(2 lag)` is above `D(lag)` by no more than 0.5 %, or the standard
-    error of the difference if that is more, little is left, and half as much again is the
-    lag that is given. What is steady does not count, and what drifts over many frames
-    hardly does.
+    then stays. Where `D(2 lag)` is above `D(lag)` by no more than 0.5 %, or twice the
+    standard error of the difference if that is more, up to 3 %, little is left, and half as
+    much again is the lag that is given. What is steady does not count, and what drifts over
+    many frames hardly does.
     """
     lags = map_channels(_decorrelation_lag, channels)
     return max(lags) if isinstance(lags, list | tuple) else lags
@@ -225,7 +243,7 @@ def _decorrelation_lag(channel: Any) -> int:
     if channel.shape[0] < 3:
         raise ValueError(
             f"A lag can't be found from {channel.shape[0]} frames, which may hold the same "
-            "molecules; give three or more frames, or a lag, as FramePairLoss(lag=1)."
+            "molecules; give a longer movie, or a lag that molecules do not stay on for."
         )
     residuals = _molecule_residuals(channel)
 
@@ -249,14 +267,14 @@ def _decorrelation_lag(channel: Any) -> int:
     longest = (len(residuals) - 1) // 2
     for lag in range(1, longest + 1):
         share, error = remaining_correlation(lag)
-        if share <= max(_MOST_CORRELATION, error):
+        if share <= max(_MOST_CORRELATION, min(2 * error, _MOST_DOUBT)):
             # What is left falls off as it did so far: go on until it is far less.
             return min(math.ceil(1.5 * lag), longest) if lag > 1 else 1
     share, _ = remaining_correlation(longest)
     warnings.warn(
-        f"Molecules stay on for long in {len(residuals)} frames: {longest} frames apart, "
-        f"they still correlate by {share:.1%} of the variance, so that the learned radii "
-        "may be too small; give a longer movie, or a lag.",
+        f"Molecules stay on for long in the {len(residuals)} frames that were looked at: "
+        f"at a lag of {longest}, they still correlate by {share:.1%} of the variance, so "
+        "that the learned radii may be too small; give a lag, or a longer movie.",
         stacklevel=2,
     )
     return longest

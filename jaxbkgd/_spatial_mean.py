@@ -303,11 +303,13 @@ class SpatialMean(AbstractEstimator):
             fields = json.loads(text)
         except json.JSONDecodeError as error:
             raise ValueError(f"This is no JSON: {error}.") from error
-        has_header = isinstance(fields, dict) and fields.items() >= _JSON_HEADER.items()
-        if not has_header:
+        header = {"format": None, "version": None}
+        if isinstance(fields, dict):
+            header = {name: fields.get(name) for name in _JSON_HEADER}
+        if header != _JSON_HEADER:
             raise ValueError(
-                f"A module is kept as a JSON object that begins with {_JSON_HEADER}, but "
-                f"this begins with {text[:80]!r}."
+                f"It must be a JSON object with {_JSON_HEADER}, but has {header}; if the "
+                "version is a later one, update jaxbkgd."
             )
         names = ("radii_pix", "max_radius_pix", "truncation", "noise", "frozen")
         missing = [name for name in names if name not in fields]

@@ -525,7 +525,30 @@ def test_a_calibration_is_written_as_it_is_printed(calibrated):
     assert f"converged  yes: {fields['stop_reason']}" in result.stdout
     assert f"after {fields['steps']} steps" in fields["stop_reason"]
     assert result.stdout.count("wrote ") == 2
-    assert re.fullmatch("jaxbkgd: 2 of 4 radii went to the bound .*\n", result.stderr)
+    assert re.fullmatch("jaxbkgd: 2 of 4 radii went to the bound, .*\n", result.stderr)
+
+
+def test_interrupted_before_the_figure_the_radii_are_kept(
+    calibrated, tmp_path, monkeypatch
+):
+    folder, _, _ = calibrated
+
+    def interrupt(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(_calibrate, "losses_at", interrupt)
+    options = ["--out", str(tmp_path / "radii.json"), "--max-radius", "12", "--lag", "2"]
+    result = CliRunner().invoke(app, ["calibrate", str(folder / "first.tif"), *options])
+    assert result.exit_code == 0, result.output
+    assert [path.name for path in tmp_path.iterdir()] == ["radii.json"]
+    text = (tmp_path / "radii.json").read_text()
+    expected = json.loads((folder / "radii.json").read_text())["radii_pix"][0]
+    # Learned together with another channel, on the same windows: to how radii settle.
+    np.testing.assert_allclose(
+        SpatialMean.from_json(text).radii_pix[0], expected, rtol=2e-3
+    )
+    assert json.loads(text)["calibration"]["loss"] == [None]
+    assert "not measured" in result.stdout
 
 
 def test_the_errors_printed_are_those_of_the_loss(calibrated):
@@ -605,7 +628,7 @@ def test_a_module_with_one_row_of_radii_needs_no_channel(folder):
         (["two.json", "--channel", "1", "--radius", "7"], "leave one of them out"),
         (["none.json"], "none.json: cannot be read .No such file"),
         (["folder"], "folder: cannot be read .Is a directory"),
-        (["movie.tif"], "movie.tif: is no calibration: .*codec"),
+        (["movie.tif"], "movie.tif: is no calibration, and no text"),
         (["text.json"], "text.json: is no calibration: .*no JSON"),
         (["other.json"], "other.json: is no calibration: .*jaxbkgd.SpatialMean"),
         (["words.json"], "words.json: is no calibration: .*radius must be a number"),
@@ -637,8 +660,12 @@ def test_a_calibration_that_does_not_fit_is_one_line(arguments, pattern, folder)
         (["still.tif"], "still.tif: .*nothing changes"),
         (["none.tif"], "none.tif: no such file"),
         (["text.tif"], "text.tif: .*not a TIFF"),
+        (["two.tif"], "two.tif: holds 2 channels; save each as a file"),
         (["movie.tif", "--radius", "seven"], "--radius seven: .*nor a pair"),
-        (["movie.tif", "--max-radius", "5"], "--max-radius 5: No radius may exceed"),
+        (
+            ["movie.tif", "--max-radius", "5"],
+            "--max-radius 5: must be more than --radius 7,7",
+        ),
         (["movie.tif", "--max-radius", "nan"], "--max-radius nan: .*must be positive"),
         (["movie.tif", "--out", "movie.tif", "--overwrite"], "ends in .json"),
         (["movie.tif", "--figure", "movie.tif", "--overwrite"], "ends in .png"),
@@ -654,6 +681,8 @@ def test_what_cannot_be_calibrated_is_one_line(arguments, pattern, folder):
     _write("movie.tif", frames)
     _write("short.tif", frames[:2])
     _write("still.tif", np.ones_like(frames))
+    both = np.stack([frames, frames], axis=1)
+    tifffile.imwrite("two.tif", both, imagej=True, metadata={"axes": "TCYX"})
     blemished = frames.copy()
     blemished[3, 4, 5] = np.nan
     _write("nan.tif", blemished)

@@ -505,10 +505,13 @@ class TestJson:
         [
             ("", "no JSON"),
             ("radii_pix = 3", "no JSON"),
-            ("[1, 2]", "begins with"),
-            ("null", "begins with"),
-            ("{}", "begins with"),
-            (json.dumps({"format": "jaxbkgd.SpatialMean", "version": 2}), "begins with"),
+            ("[1, 2]", "must be a JSON object"),
+            ("null", "must be a JSON object"),
+            ("{}", "must be a JSON object"),
+            (
+                json.dumps({"format": "jaxbkgd.SpatialMean", "version": 2}),
+                "later one, update",
+            ),
             (json.dumps({"format": "jaxbkgd.LocalMean", "version": 1}), "LocalMean"),
             (
                 json.dumps({"format": "jaxbkgd.SpatialMean", "version": 1}),
