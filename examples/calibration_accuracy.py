@@ -493,7 +493,7 @@ class Row:
             self.name,
             ", ".join(f"{radius:.2f}" for radius in oracle.radii_pix),
             ", ".join(
-                f"{radius:.2f} ± {std:.2f}{' (bound)' if at_bound else ''}"
+                f"{radius:.2f} (bound)" if at_bound else f"{radius:.2f} ± {std:.2f}"
                 for radius, std, at_bound in learned
             ),
             f"{self.outcome.spread_percent[channel]:.2f}",
@@ -503,7 +503,6 @@ class Row:
             f"{max(self.learned_excess, 0.0):.3f}",
             f"{max(self.supervised_excess, 0.0):.3f}",
             f"{self.usual_excess:.1f}",
-            f"{max(run.seconds for run in self.outcome.self_supervised):.1f}",
         ]
 
 
@@ -517,7 +516,6 @@ HEADINGS = (
     "excess, learned (%)",
     "excess, with truth (%)",
     "excess, r = 7 (%)",
-    "time (s)",
 )
 
 
