@@ -78,8 +78,8 @@ def one_scale(length_pix: float) -> tuple[tuple[float, float]]:
 
 
 SCENES = (
-    # Beyond about 50 px, the noise of the edge pixels, which are repeated, counts more than
-    # what a larger radius averages over.
+    # In frames only a few times as wide as the radius, a larger one is not always better:
+    # an edge pixel is repeated, and its own noise counts more.
     Scene("uniform", shape="uniform", bound_pix=30.0),
     Scene("scale-6", lengths_pix=one_scale(6.0)),
     Scene("scale-10", lengths_pix=one_scale(10.0)),

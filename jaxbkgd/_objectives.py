@@ -212,8 +212,7 @@ def _mean(losses: Any) -> Float[Array, ""]:
 # Two Gaussian means, one as wide as the image of a molecule and one far wider: what lies
 # between them shows molecules best.
 _NARROW_RADIUS_PIX, _WIDE_RADIUS_PIX = 2.6, 7.0
-# What may be left of the molecules' correlation, over the variance of a frame. At 1.4 % the
-# learned radius is 1 % too small.
+# What may be left of the molecules' correlation, over the variance of a frame.
 _MOST_CORRELATION = 0.005
 # A movie that can't tell so little is believed if it finds no more than this.
 _MOST_DOUBT = 0.03
