@@ -73,7 +73,7 @@ def calibrate(
     steps: int = 200,
     progress: bool = True,
 ) -> tuple[Any, History]:
-    """Learns an estimator's radii from a movie, without a truth.
+    """Learns an estimator's radii from a movie.
 
     The loss is averaged over up to 16 windows of frames, spread evenly over the movie. They
     hold about 32 megapixels in all, or 16 frames if these are more; a short movie is used
@@ -94,7 +94,7 @@ def calibrate(
         [`jaxbkgd.FramePairLoss`][], with a lag found from the movie.
     - `optimizer`: from optax. By default Newton's method along each number by itself, its
         curvature from the last two gradients.
-    - `steps`: at most as many steps.
+    - `steps`: the most steps to take.
     - `progress`: whether to show loss and radii in a progress bar, at a terminal with
         rich installed.
 
@@ -230,20 +230,24 @@ def _draw_windows(
         )
     sizes = map_channels(lambda movie: math.prod(movie.shape[1:]), movies)
     most_frames = _SAMPLE_PIXELS // sum(jax.tree.leaves(sizes))
-    # A window has so many frames, and as many that are `lag` later, or the rest of them.
+
+    def window_frames(length):
+        """So many, and as many that are `lag` later, of which some may be the same. What
+        has a halo must not see a gap."""
+        return length + (lag if halo else min(length, lag)) + halo
+
     counted = frame_count - lag - halo
     length = math.ceil(counted / _MOST_WINDOWS)
-    while length > 1 and length + min(length, lag) + halo > most_frames // _MOST_WINDOWS:
+    while length > 1 and window_frames(length) > most_frames // _MOST_WINDOWS:
         length -= 1
-    in_all = length + min(length, lag) + halo
-    fitting = max(most_frames // in_all, _LEAST_WINDOWS)
+    fitting = max(most_frames // window_frames(length), _LEAST_WINDOWS)
     count = min(math.ceil(counted / length), fitting, _MOST_WINDOWS)
     starts = np.linspace(0, counted - length, count).round().astype(int)
-    if length > lag:
-        runs = [[(start, start + length + lag + halo)] for start in starts.tolist()]
+    if halo or length > lag:
+        runs = [[(start, start + window_frames(length))] for start in starts.tolist()]
     else:
         runs = [
-            [(start, start + length + halo), (start + lag, start + lag + length + halo)]
+            [(start, start + length), (start + lag, start + lag + length)]
             for start in starts.tolist()
         ]
     return [_window(movies, some) for some in runs]
@@ -297,10 +301,8 @@ class _Problem:
 
         arguments = self.start, self._arrays, windows[0]
         answer = jax.eval_shape(loss, *arguments)
-        is_number = eqx.is_array_like(answer) or isinstance(answer, jax.ShapeDtypeStruct)
-        if not (
-            is_number and answer.shape == () and jnp.issubdtype(answer.dtype, jnp.floating)
-        ):
+        is_number = isinstance(answer, jax.ShapeDtypeStruct) and answer.shape == ()
+        if not (is_number and jnp.issubdtype(answer.dtype, jnp.floating)):
             raise TypeError(
                 f"The objective must give one real number, but gives {answer}; take the "
                 "mean over frames, pixels and channels."
@@ -437,13 +439,7 @@ def _descend(
                 if step == 0:
                     _check_start(loss, gradients, found)
                 elif not np.isfinite([loss, *gradient]).all():
-                    stop_reason = f"at step {step} {found}"
-                    warnings.warn(
-                        f"Calibration stopped, since {stop_reason}; the best radii before "
-                        "it are kept.",
-                        stacklevel=3,
-                    )
-                    break
+                    raise FloatingPointError(found)
                 points.append(point)
                 losses.append(float(loss))
                 radii.append(radii_of(problem.estimator(point)))
@@ -469,9 +465,9 @@ def _descend(
         if not points:
             raise
         (said, *_) = [*str(error).splitlines(), ""]
-        stop_reason = f"at step {len(points)}, the objective raised {said!r}"
+        stop_reason = f"at step {len(points)}: {said}"
         warnings.warn(
-            f"Calibration stopped, since {stop_reason}; the best radii before it are kept.",
+            f"Calibration stopped {stop_reason}; the best radii before it are kept.",
             stacklevel=3,
         )
     return _Path(points, losses, radii, is_converged, stop_reason)

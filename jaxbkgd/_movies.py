@@ -41,8 +41,8 @@ class MovieReader(contextlib.AbstractContextManager):
     """A movie of shape `(frames, height, width)` that is read as it is sliced.
 
     `movie[start:stop]` gives these frames as an array, and keeps none. Those of several
-    channels follow each other as they do in the file. A reader is a
-    context manager that closes its file; it is not thread-safe.
+    channels follow each other as they do in the file. A reader is a context manager that
+    closes its file; it is not thread-safe.
     """
 
     path: Path

@@ -22,7 +22,8 @@ class Objective(Protocol):
 
     An objective that compares frames with those `lag` frames later has an attribute `lag`.
     Then a window has some frames and, after them, as many that are `lag` frames later;
-    where the two overlap, it is one run of consecutive frames.
+    where the two overlap, and for an estimator with a halo, it is one run of consecutive
+    frames.
     """
 
     def __call__(
@@ -172,7 +173,8 @@ class TruthLoss(eqx.Module):
                 )
             return jnp.mean(jnp.square(bkgd - truth))
 
-        return _mean(map_channels(loss, estimator(channels).bkgds, self.bkgds))
+        losses = map_channels(loss, estimator(channels).bkgds, self.bkgds)
+        return jnp.mean(jnp.stack(jax.tree.leaves(losses)))
 
     def check_frames(self, frame_count: int) -> None:
         """Raises `ValueError` unless there is a truth for each frame of the movie: within
@@ -201,10 +203,6 @@ def _frame_pair_losses(
     weights = jnp.where(variance > 0, 1 / jnp.where(variance > 0, variance, 1), 0)
     means = [jnp.mean(images, axis=(-2, -1)) for images in (forward, backward)]
     return weights * jnp.stack(means)
-
-
-def _mean(losses: Any) -> Float[Array, ""]:
-    return jnp.mean(jnp.stack(jax.tree.leaves(losses)))
 
 
 # How a lag is found.

@@ -327,7 +327,7 @@ class TestObjectives:
 
         with pytest.warns(UserWarning, match=r"stopped.* is nan") as warned:
             estimator, history = quietly(level(), FEW, objective=objective)
-        assert f"step {len(history.losses)} " in str(warned[0].message)
+        assert f"step {len(history.losses)}: " in str(warned[0].message)
         assert not history.is_converged
         assert 3 < estimator.levels <= 5
         assert estimator.levels == history.radii_pix[-1, 0, 0]
@@ -467,8 +467,11 @@ class TestTheWay:
             value = towards_ten(estimator, channels, frame_indices)
             return eqx.error_if(value, estimator.levels > 5, "too high")
 
-        with pytest.warns(UserWarning, match=r"at step \d+, .* raised .*best radii before"):
+        with pytest.warns(
+            UserWarning, match=r"stopped at step \d+: .*best radii"
+        ) as warned:
             estimator, history = quietly(level(), FEW, objective=brittle)
+        assert f"step {len(history.losses)}: " in str(warned[0].message)
         assert not history.is_converged
         assert estimator.levels == history.radii_pix[np.argmin(history.losses)]
 
