@@ -71,6 +71,11 @@ class AbstractEstimator(eqx.Module):
         """Estimates the background of one stack of frames `(..., height, width)`, or of
         a list or tuple of them, one a channel."""
 
+    def for_inference(self) -> "AbstractEstimator":
+        """An estimator that gives the same, and may cost less, where the parameters are
+        known and stay. [`jaxbkgd.estimate_movie`][] uses it."""
+        return self
+
 
 def snr(
     signal: Real[ArrayLike, "..."],

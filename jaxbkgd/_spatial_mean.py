@@ -31,6 +31,9 @@ _JSON_HEADER = {"format": "jaxbkgd.SpatialMean", "version": 1}
 
 _NUMBERS = (jnp.integer, jnp.floating)
 
+# The static halves of one channel's kernels, (y, x).
+KernelPair = tuple[GaussianKernel, GaussianKernel]
+
 
 def spatial_mean(
     frames: Any,
@@ -188,8 +191,9 @@ class SpatialMean(AbstractEstimator):
             and both axes, which stay equal as they are learned; a `(y, x)` pair for all
             channels; or a sequence with one number or pair for each channel. Two
             numbers are a pair, never two channels.
-        - `max_radius_pix`: a static bound above all radii, which sets the number of taps
-            and so the cost. By default four times the largest initial radius.
+        - `max_radius_pix`: a static bound above all radii. Where these are traced, it sets
+            the number of taps, and so the cost. By default four times the largest initial
+            radius.
         - `truncation`: `"smooth"`, or `"hard"` for the taps of smlmlp, whose gradient
             misses the jumps where a tap enters.
         - `noise`: the kind of noise factor; see [`jaxbkgd.noise_correction`][].
@@ -250,20 +254,58 @@ class SpatialMean(AbstractEstimator):
         `TypeError` or `ValueError` for channels that are not as above, or are not as
         many as the module has radii for.
         """
+        # Where the radii are known, there are no more taps than they need.
+        is_known = not _is_traced(self.unbounded_radii)
+        kernels = self._known_kernels() if is_known else self._kernels()
+        return self._filtered_with(kernels, channels)
+
+    def for_inference(self) -> AbstractEstimator:
+        """The same, with taps for these radii and no others, also where it is compiled."""
+        return _WithKnownRadii(self, self._known_kernels())
+
+    def _kernels(self) -> tuple[KernelPair, ...]:
+        """For any radii below the bound."""
+        kernel = _bounded_kernel(self.max_radius_pix, self.truncation)
+        return ((kernel, kernel),)
+
+    def _known_kernels(self) -> tuple[KernelPair, ...]:
+        """A pair for each row of radii."""
+        with jax.ensure_compile_time_eval():
+            rows = np.asarray(self.radii_pix, np.float64)
+        if not np.all(np.isfinite(rows)):
+            return self._kernels()
+        return tuple(_known_pair(row, self.truncation) for row in rows)
+
+    def _filtered_with(
+        self, kernels: tuple[KernelPair, ...], channels: Channels
+    ) -> Background:
+        """The background under the module's radii, by kernels that hold them."""
         frames = map_channels(as_frames, channels)
-        count = len(frames) if isinstance(frames, list | tuple) else 1
-        radii = self.radii_pix
+        is_list = isinstance(frames, list | tuple)
+        count = len(frames) if is_list else 1
+        # What XLA computes of constants as it compiles is a bit off what it computes later.
+        radii = lax.optimization_barrier(self.radii_pix)
         if radii.shape[0] not in (1, count):
             raise ValueError(
                 f"This module has radii for {radii.shape[0]} channels, but was given "
                 f"{count}; give a list with one stack for each channel."
             )
-        rows = jnp.broadcast_to(radii, (count, 2))
-        rows = list(rows) if isinstance(frames, list | tuple) else rows[0]
-        kernels = 2 * (_bounded_kernel(self.max_radius_pix, self.truncation),)
+        filters = [
+            ft.partial(_background, radii=row, kernels=pair, noise=self.noise)
+            for row, pair in zip(
+                jnp.broadcast_to(radii, (count, 2)),
+                kernels * (count // len(kernels)),
+                strict=True,
+            )
+        ]
+        backgrounds = map_channels(
+            lambda frames, filter: filter(frames),
+            frames,
+            filters if is_list else filters[0],
+        )
         return Background(
-            map_channels(lambda frames, row: filtered(frames, row, kernels), frames, rows),
-            map_channels(lambda _, row: _noise(row, kernels, self.noise), frames, rows),
+            map_channels(lambda one: one.bkgds, backgrounds),
+            map_channels(lambda one: one.noise_corrections, backgrounds),
         )
 
     def to_json(self) -> str:
@@ -336,11 +378,35 @@ class SpatialMean(AbstractEstimator):
         )
 
 
+class _WithKnownRadii(AbstractEstimator):
+    """A module whose radii stay, so that it needs no taps for others."""
+
+    module: SpatialMean
+    kernels: tuple[KernelPair, ...] = eqx.field(static=True)
+
+    @property
+    def halo_frames(self) -> int:
+        return self.module.halo_frames
+
+    def __call__(self, channels: Channels) -> Background:
+        return self.module._filtered_with(self.kernels, channels)
+
+
+def _background(
+    frames: Shaped[Array, "*batch height width"],
+    radii: Float[Array, "2"],
+    kernels: KernelPair,
+    noise: NoiseKind,
+) -> Background:
+    """Of one channel."""
+    return Background(filtered(frames, radii, kernels), _noise(radii, kernels, noise))
+
+
 @ft.partial(jax.jit, static_argnames="kernels")
 def filtered(
     frames: Shaped[Array, "*batch height width"],
     radii: Float[Array, "2"],
-    kernels: tuple[GaussianKernel, GaussianKernel],
+    kernels: KernelPair,
 ) -> Float[Array, "*batch height width"]:
     """The frames filtered with the kernels (y, x) at the radii (y, x)."""
     dtype = jnp.float64 if frames.dtype == jnp.float64 else jnp.float32
@@ -353,7 +419,7 @@ def filtered(
 @ft.partial(jax.jit, static_argnames=("kernels", "kind"))
 def _noise(
     radii: Float[Array, "2"],
-    kernels: tuple[GaussianKernel, GaussianKernel],
+    kernels: KernelPair,
     kind: NoiseKind,
 ) -> Float[Array, ""]:
     taps_y, taps_x = (
@@ -448,10 +514,7 @@ def _pair_and_kernels(radius_pix, max_radius_pix, truncation):
         _check_below(bound, radius_pix)
         kernels = 2 * (_bounded_kernel(bound, truncation),)
     else:
-        kernels = tuple(
-            GaussianKernel(half_width(radius, truncation), truncation)
-            for radius in np.broadcast_to(_known(radii), (1, 2))[0]
-        )
+        kernels = _known_pair(np.broadcast_to(_known(radii), (1, 2))[0], truncation)
     return jnp.broadcast_to(jnp.asarray(radii, float), (1, 2))[0], kernels
 
 
@@ -462,6 +525,13 @@ def _check_below(bound: float, radii_pix: Any) -> None:
             f"No radius may exceed what max_radius_pix allows, {bound:g}, but got "
             f"{radii_pix!r}; raise max_radius_pix."
         )
+
+
+def _known_pair(radii_pix: np.ndarray, truncation: Truncation) -> KernelPair:
+    y, x = (
+        GaussianKernel(half_width(radius, truncation), truncation) for radius in radii_pix
+    )
+    return y, x
 
 
 def _bounded_kernel(bound: float, truncation: Truncation) -> GaussianKernel:

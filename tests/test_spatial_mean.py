@@ -18,7 +18,7 @@ from conftest import (
 )
 from hypothesis import given, settings, strategies as st
 
-from jaxbkgd import noise_correction, spatial_mean, SpatialMean
+from jaxbkgd import _spatial_mean, noise_correction, spatial_mean, SpatialMean
 from jaxbkgd._kernels import Truncation
 
 
@@ -230,6 +230,33 @@ class TestModule:
         assert SpatialMean().max_radius_pix == 28.0
         assert SpatialMean([(1.0, 10.0), 3.0]).max_radius_pix == 40.0
         assert SpatialMean(7.0, max_radius_pix=9.5).max_radius_pix == 9.5
+
+    def test_with_known_radii_it_needs_no_more_taps_than_spatial_mean(self, monkeypatch):
+        halves = []
+        half_width = _spatial_mean.half_width
+        monkeypatch.setattr(
+            _spatial_mean,
+            "half_width",
+            lambda *arguments: halves.append(half_width(*arguments)) or halves[-1],
+        )
+        module = SpatialMean([(2.0, 3.0), (4.0, 1.0)])
+        channels = [FRAMES, FRAMES[:, 1:]]
+        known = module(channels)
+        # Of radii of 2, 3, 4 and 1 px: 1.29 times as many pixels, to the nearest.
+        assert halves == [3, 4, 5, 1]
+        fixed = eqx.filter_jit(module.for_inference())(channels)
+        closed_over = jax.jit(lambda channels: module(channels))(channels)
+        jax.tree.map(np.testing.assert_array_equal, closed_over, known)
+        bounded = eqx.filter_jit(module)(channels)
+        for one, same, close in zip(known.bkgds, fixed.bkgds, bounded.bkgds, strict=True):
+            np.testing.assert_array_equal(one, same)
+            # Of the largest input: what the order of a sum in float32 makes.
+            np.testing.assert_allclose(one, close, atol=2e-6 * FRAMES.max())
+        np.testing.assert_array_equal(fixed.noise_corrections, known.noise_corrections)
+
+    def test_radii_that_training_has_lost_give_no_background(self):
+        lost = set_parameters(SpatialMean(3.0), np.nan)
+        assert np.isnan(lost(FRAMES).bkgds).all()
 
     def test_no_step_leads_out_of_the_bound(self):
         module, target = SpatialMean(3.0), FRAMES.mean()
