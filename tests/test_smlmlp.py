@@ -183,7 +183,8 @@ REAL_DTYPES = ["bool", "int8", "uint8", "int16", "uint16", "int32", "uint32", "i
 REAL_DTYPES += ["uint64", "float16", "float32", "float64"]
 
 
-@settings(max_examples=15, deadline=None)
+# Each example is compiled.
+@settings(max_examples=8, deadline=None)
 @given(data=st.data())
 def test_any_frames_have_the_bkgd_of_the_definition(data: st.DataObject):
     dtype = np.dtype(data.draw(st.sampled_from(REAL_DTYPES)))
