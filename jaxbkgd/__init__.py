@@ -1,12 +1,15 @@
 """The background layer for single-molecule localization microscopy in JAX."""
 
 from . import smlmlp as smlmlp
+from ._batch import estimate_movie as estimate_movie, Summary as Summary
 from ._calibrate import calibrate as calibrate, History as History
+from ._dask import estimate_dask as estimate_dask
 from ._estimator import (
     AbstractEstimator as AbstractEstimator,
     Background as Background,
     snr as snr,
 )
+from ._movies import Movie as Movie, MovieError as MovieError, open_movie as open_movie
 from ._objectives import FramePairLoss as FramePairLoss, TruthLoss as TruthLoss
 from ._simulate import simulate_movie as simulate_movie, Truth as Truth
 from ._spatial_mean import (

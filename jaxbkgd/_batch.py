@@ -1,19 +1,656 @@
-"""Frames in host memory, a chunk at a time on every core."""
+"""A movie in, its background out: by chunks, on every core and device, resumed after
+whatever goes wrong."""
 
+import contextlib
+import functools as ft
+import hashlib
+import importlib.metadata
+import itertools as it
+import math
 import os
-from collections.abc import Callable
-from concurrent.futures import as_completed, ThreadPoolExecutor
-from typing import Any
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, get_args, Literal, NamedTuple, TypeVar
 
+import equinox as eqx
+import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Array, Bool, Float, Shaped
 
-from ._estimator import as_frames
+from ._estimator import AbstractEstimator, as_frames
+from ._journal import Journal
+from ._movies import ArrayMovie, Box, Channel, Movie, MovieError, one_line, open_movie
+from ._progress import progress_bar
+from ._sinks import (
+    ArraySink,
+    draft_of,
+    DRAFT_SUFFIXES,
+    JOURNAL_SUFFIX,
+    Layout,
+    open_sink,
+    Sink,
+)
 
 
-# Of an output so small, the allocator hands out the same memory again; one that is larger
-# is new to the process, and each of its pages costs a fault.
-_CHUNK_PIXELS = 2**18
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+
+# What is written of each frame.
+Output = Literal["background", "residual", "snr"]
+
+# Of uint16, the background is rounded to the nearest number, to the even one of two.
+Dtype = Literal["float32", "uint16"]
+
+# Pixels of all channels in a chunk: of an output so small, the allocator hands out the
+# same memory again; one that is larger is new to the process, and each of its pages costs
+# a fault.
+_CHUNK_PIXELS = 2**20
+
+# Bytes that a pixel takes on its way, as it is read, converted, filtered and written.
+_PIXEL_BYTES = 32
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What [`jaxbkgd.estimate_movie`][] has done.
+
+    **Attributes:**
+
+    - `frames`: of the movie.
+    - `resumed_frames`: of these, what earlier runs had done.
+    - `seconds`: that this run took, compilation included.
+    - `megapixels_per_second`: of all channels, in this run.
+    - `noise_corrections`: of each channel, see [`jaxbkgd.Background`][].
+    - `chunk_frames`, `workers`: what was chosen.
+    - `nonfinite_frames`: frames in whose result a NaN or an infinity stands.
+    """
+
+    frames: int
+    resumed_frames: int
+    seconds: float
+    megapixels_per_second: float
+    noise_corrections: tuple[float, ...]
+    chunk_frames: int
+    workers: int
+    nonfinite_frames: int
+
+
+class Wanted(NamedTuple):
+    """What is made of the frames; offsets and gains are those of each channel."""
+
+    output: Output
+    dtype: Dtype
+    offsets: tuple[float, ...]
+    gains: tuple[float, ...]
+    # Whether the estimator is called with one stack of frames, or with a list of them.
+    is_one_stack: bool
+
+
+class Window(NamedTuple):
+    """Frames `start` to `stop` are estimated from frames `low` to `high`."""
+
+    number: int
+    start: int
+    stop: int
+    low: int
+    high: int
+
+
+def estimate_movie(
+    source: Any,
+    estimator: AbstractEstimator,
+    sink: Any,
+    *,
+    output: Output = "background",
+    dtype: Dtype = "float32",
+    boxes: Sequence[Box] | None = None,
+    offsets: Any = 0.0,
+    gains: Any = None,
+    chunk_frames: int | None = None,
+    workers: int | None = None,
+    progress: bool = True,
+    resume: bool = True,
+    overwrite: bool = False,
+) -> Summary:
+    """Estimates the background of a whole movie, and writes it as it goes.
+
+    Memory is bounded by the chunks that are worked on, not by the movie. A result has its
+    name only when it is complete. Until then it lies beside it as `NAME.part`, with
+    `NAME.part.journal`; the same call goes on from there, whatever has ended the one
+    before. The result is that of the estimator on the whole movie, to the bit.
+
+    **Arguments:**
+
+    - `source`: a path, an array or memory map (frames, height, width), or an open movie;
+        see [`jaxbkgd.open_movie`][]. One with several channels is estimated as such. A
+        list or tuple of sources holds a channel each.
+    - `estimator`: any estimator; each chunk is read with its `halo_frames`.
+    - `sink`: where to write, by the suffix of the name `.tif`, `.ome.tif`, `.zarr` or
+        `.ome.zarr`, or a NumPy array to fill; a list of these for a list of sources, or
+        for boxes. Several channels of one source are written to one sink.
+    - `output`: `"background"` or `"residual"`, in the unit of the frames, or `"snr"`, see
+        [`jaxbkgd.snr`][].
+    - `dtype`: `"float32"`, or `"uint16"` for a background that is rounded to the nearest
+        number (to the even one of two) and clipped to 0 and 65535.
+    - `boxes`: parts (x0, y0, x1, y1) of the frames, in pixels, up to and without x1 and
+        y1, which are estimated as channels.
+    - `offsets`: the camera's offset in ADU that is subtracted from the frames, a number
+        for all channels or one for each.
+    - `gains`: electrons per ADU, a number for all channels or one for each; for `"snr"`.
+    - `chunk_frames`: frames in a chunk, by default a megapixel, or less where memory is
+        short.
+    - `workers`: the number of threads, by default the cores of this process.
+    - `progress`: whether to show a progress bar, where there is a terminal.
+    - `resume`: whether to go on with what an earlier call has left; otherwise it is begun
+        anew.
+    - `overwrite`: whether a result that has the name already is replaced, in the end.
+
+    **Returns:**
+
+    A [`jaxbkgd.Summary`][].
+
+    **Raises:**
+
+    [`jaxbkgd.MovieError`][], a `ValueError`, if a movie cannot be read or written, or what
+    an earlier call has left was begun with other settings; `ValueError` or `TypeError` for
+    arguments that do not fit the estimator or each other. What is done by then is kept.
+    """
+    clock = time.perf_counter()
+    with contextlib.ExitStack() as files:
+        channels = _opened_channels(source, boxes, files)
+        is_split = _is_list(source) or boxes is not None
+        wanted = Wanted(
+            checked_choice("output", output, Output),
+            checked_choice("dtype", dtype, Dtype),
+            one_for_each("offsets", offsets, channels),
+            one_for_each("gains", gains, channels),
+            is_one_stack=len(channels) == 1 and not is_split,
+        )
+        check_wanted(wanted)
+        noise_corrections = _checked_noise_corrections(estimator, channels, wanted)
+        workers = _at_least_1("workers", workers) or core_count()
+        targets = _grouped(sink, channels, is_split)
+        chunk_frames = (
+            _at_least_1("chunk_frames", chunk_frames)
+            or (_begun_chunk_frames(targets) if resume else None)
+            or _default_chunk_frames(channels, estimator.halo_frames, workers)
+        )
+        job = files.enter_context(_Job(channels, estimator, wanted, chunk_frames))
+        job.open(targets, resume=resume, overwrite=overwrite)
+        frame_count = len(channels[0])
+        resumed_frames = frame_count - sum(w.stop - w.start for w in job.todo())
+        nonfinite_frames = job.run(workers, progress=progress, done_frames=resumed_frames)
+        job.commit()
+
+    seconds = time.perf_counter() - clock
+    return Summary(
+        frames=frame_count,
+        resumed_frames=resumed_frames,
+        seconds=seconds,
+        megapixels_per_second=(frame_count - resumed_frames) * job.megapixels / seconds,
+        noise_corrections=noise_corrections,
+        chunk_frames=chunk_frames,
+        workers=workers,
+        nonfinite_frames=nonfinite_frames,
+    )
+
+
+class _Job(contextlib.AbstractContextManager):
+    """Windows of a movie's channels on their way to sinks, each for some of the channels.
+
+    What ends the job early leaves drafts for a later one, if there is anything in them.
+
+    **Attributes:**
+
+    - `megapixels`: of a frame of all channels.
+    """
+
+    def __init__(
+        self,
+        channels: Sequence[Channel],
+        estimator: AbstractEstimator,
+        wanted: Wanted,
+        chunk_frames: int,
+    ) -> None:
+        self.megapixels = sum(math.prod(channel.shape[1:]) for channel in channels) / 1e6
+        self._channels = channels
+        self._halo_frames = estimator.halo_frames
+        self._chunk_frames = chunk_frames
+        self._settings = _settings(channels, estimator, wanted, chunk_frames)
+        self._estimate = ft.partial(
+            estimated, channels[0].movie.name, estimator.for_inference()
+        )
+        self._wanted = wanted
+        self._sinks: dict[Sink | ArraySink, list[int]] = {}
+        self._new_sinks: set[Sink | ArraySink] = set()
+        self._is_open = False
+
+    def open(
+        self,
+        targets: Sequence[tuple[Any, list[int]]],
+        *,
+        resume: bool,
+        overwrite: bool,
+    ) -> None:
+        """Open the sink of each group of channels: one that an earlier job with these
+        settings has left, or a new one."""
+        for target, group in targets:
+            layout = _layout([self._channels[index] for index in group], self._settings)
+            self._sinks[open_sink(target, layout, overwrite=overwrite)] = group
+        committed = [sink for sink in self._sinks if resume and sink.is_committed]
+        for sink, group in list(self._sinks.items()):
+            settings = self._settings | {"channels": group}
+            is_begun = resume and (sink.is_begun or sink.is_committed)
+            if is_begun and (names := sink.journal.differences(settings)):
+                raise MovieError(
+                    f"{sink.journal.path}: was begun with another "
+                    f"{' and another '.join(names)}; give the same again, or begin anew "
+                    "(resume=False, in the command line --fresh)"
+                )
+            if sink not in committed:
+                sink.check()
+        for sink, group in list(self._sinks.items()):
+            if sink in committed:
+                sink.finish()
+                del self._sinks[sink]
+            elif resume and sink.is_begun:
+                sink.resume()
+            else:
+                self._new_sinks.add(sink)
+                sink.begin(self._settings | {"channels": group})
+        self._is_open = True
+
+    def todo(self) -> Iterator[Window]:
+        """The windows that a sink lacks."""
+        frames = len(self._channels[0])
+        done = [sink.journal.done for sink in self._sinks]
+        for window in windows(frames, self._chunk_frames, self._halo_frames):
+            if not all(window.number in numbers for numbers in done):
+                yield window
+
+    def run(self, workers: int, *, progress: bool, done_frames: int) -> int:
+        """Works on what is to do, and gives the number of frames that are not finite."""
+        begun, megapixels, nonfinite_frames = time.perf_counter(), 0.0, 0
+        # Threads have settings of their own.
+        is_64_bit = jax.config.read("jax_enable_x64")
+        devices = jax.local_devices()
+
+        def run(window: Window) -> tuple[Window, int]:
+            # Each device has windows of its own: none waits for another.
+            device = devices[window.number % len(devices)]
+            with jax.enable_x64(is_64_bit), jax.default_device(device):
+                return window, self._do(window)
+
+        todo = list(self.todo())
+        with progress_bar(len(self._channels[0]), progress, done_frames) as report:
+            for window, count in _on_threads(run, todo, workers):
+                nonfinite_frames += count
+                done_frames += window.stop - window.start
+                megapixels += (window.stop - window.start) * self.megapixels
+                report(
+                    done_frames, f"{megapixels / (time.perf_counter() - begun):.0f} Mpx/s"
+                )
+        return nonfinite_frames
+
+    def _do(self, window: Window) -> int:
+        chunks = [channel[window.low : window.high] for channel in self._channels]
+        images, nonfinite_frames = self._estimate(chunks, self._wanted, window)
+        for sink, group in self._sinks.items():
+            parts = [images[index][:, None] for index in group]
+            sink.write(window.start, parts[0] if len(parts) == 1 else np.hstack(parts))
+            sink.note(window.number)
+        return nonfinite_frames
+
+    def commit(self) -> None:
+        self._check_sources()
+        for sink in self._sinks:
+            sink.commit()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        kept = []
+        for sink in self._sinks:
+            if error is not None and sink in self._new_sinks and not sink.journal.done:
+                sink.discard()
+                continue
+            if error is not None and isinstance(sink, Sink) and sink.journal.done:
+                kept.append(str(sink.draft))
+            sink.close()
+        if error is not None and kept and self._is_open:
+            error.add_note(
+                f"what is done is kept in {', '.join(kept)}; run the same again to go on"
+            )
+
+    def _check_sources(self) -> None:
+        for movie in {channel.movie for channel in self._channels}:
+            try:
+                has_changed = movie.state() != movie.opened_state
+            except OSError:
+                has_changed = True
+            if has_changed:
+                raise MovieError(
+                    f"{movie.name}: has changed since it was opened; begin anew once it is "
+                    "whole (resume=False, in the command line --fresh)"
+                )
+
+
+@eqx.filter_jit
+def estimate_window(
+    estimator: AbstractEstimator, channels: Sequence[Any], wanted: Wanted
+) -> tuple[list[Array], list[Bool[Array, " frames"] | None]]:
+    """What is wanted of each channel's frames, and which frames of it are finite, where
+    that can't be known beforehand."""
+    stacks = [
+        as_frames(channel) - np.float32(offset) if offset else as_frames(channel)
+        for channel, offset in zip(channels, wanted.offsets, strict=True)
+    ]
+    frames = stacks[0] if wanted.is_one_stack else stacks
+    background = estimator(frames)
+    match wanted.output:
+        case "background":
+            images = background.bkgds
+        case "residual":
+            images = background.residuals(frames)
+        case "snr":
+            gains = list(wanted.gains)
+            images = background.snr(frames, gains[0] if wanted.is_one_stack else gains)
+    images = [images] if wanted.is_one_stack else list(images)
+    is_finite = [
+        jnp.isfinite(image).all((-2, -1))
+        if wanted.output == "snr" or jnp.issubdtype(stack.dtype, jnp.floating)
+        else None
+        for image, stack in zip(images, stacks, strict=True)
+    ]
+    if wanted.dtype == "uint16":
+        images = [jnp.clip(jnp.round(image), 0, 2**16 - 1) for image in images]
+    return [image.astype(wanted.dtype) for image in images], is_finite
+
+
+def windows(frame_count: int, chunk_frames: int, halo_frames: int) -> Iterator[Window]:
+    """The chunks of a movie, each with what must be seen to estimate it. All are of one
+    length, so that nothing is compiled twice."""
+    length = min(frame_count, chunk_frames + 2 * halo_frames)
+    for number, start in enumerate(range(0, frame_count, chunk_frames)):
+        low = min(max(0, start - halo_frames), frame_count - length)
+        stop = min(start + chunk_frames, frame_count)
+        yield Window(number, start, stop, low, low + length)
+
+
+def estimated(
+    name: str,
+    estimator: AbstractEstimator,
+    chunks: Sequence[np.ndarray],
+    wanted: Wanted,
+    window: Window,
+) -> tuple[list[np.ndarray], int]:
+    """What is wanted of the frames `start` to `stop` of a window, of which the chunks hold
+    frames `low` to `high`, and how many of them are not finite."""
+    kept = slice(window.start - window.low, window.stop - window.low)
+    try:
+        images, is_finite = estimate_window(
+            estimator, [as_frames(chunk) for chunk in chunks], wanted
+        )
+        images = [np.asarray(image)[kept] for image in images]
+        is_finite = [np.asarray(flags)[kept] for flags in is_finite if flags is not None]
+    except Exception as error:
+        raise MovieError(
+            f"{name}: frames {window.start} to {window.stop - 1} cannot be estimated "
+            f"({one_line(error)})"
+        ) from error
+    is_bad = ~np.all(is_finite, axis=0) if is_finite else np.zeros(0, bool)
+    if is_bad.any() and wanted.dtype == "uint16":
+        raise MovieError(
+            f"{name}: the background of frame {window.start + int(is_bad.argmax())} is not "
+            "finite, and uint16 has no number for that; write float32"
+        )
+    return images, int(is_bad.sum())
+
+
+def _opened_channels(
+    source: Any, boxes: Sequence[Box] | None, files: contextlib.ExitStack
+) -> list[Channel]:
+    movies = []
+    for one in source if _is_list(source) else [source]:
+        movies.append(open_movie(one))
+        if not isinstance(one, Movie):
+            files.enter_context(movies[-1])
+    if not movies:
+        raise ValueError("There is no source; give a path or an array, or a list of them.")
+    if not _is_list(source) and boxes is None:
+        return movies[0].channels
+    for movie in movies:
+        if movie.shape[1] > 1:
+            raise MovieError(
+                f"{movie.name}: holds {movie.shape[1]} channels; estimate it by itself, "
+                "without a list of sources or boxes"
+            )
+    if boxes is not None:
+        if _is_list(source) or not boxes:
+            raise ValueError(
+                f"boxes are {boxes} of {len(movies)} sources; give at least one, of the "
+                "frames of one source."
+            )
+        return [Channel(movies[0], 0, box) for box in boxes]
+    lengths = [movie.shape[0] for movie in movies]
+    if len(set(lengths)) > 1:
+        raise MovieError(
+            f"{movies[0].name}: the channels have {', '.join(map(str, lengths))} frames; "
+            "give movies of the same length"
+        )
+    return [Channel(movie, 0) for movie in movies]
+
+
+def check_wanted(wanted: Wanted) -> None:
+    if wanted.output == "snr" and not wanted.gains:
+        raise ValueError("An SNR needs gains, in electrons per ADU.")
+    if wanted.output != "background" and wanted.dtype == "uint16":
+        raise ValueError(
+            f"A {wanted.output} is negative in places, and uint16 is not; write float32."
+        )
+    for name, values in (("offsets", wanted.offsets), ("gains", wanted.gains)):
+        for value in values:
+            if not math.isfinite(value) or (name == "gains" and value <= 0):
+                rule = "positive and finite" if name == "gains" else "finite"
+                raise ValueError(f"{name} must be {rule}, but one is {value}.")
+
+
+@eqx.filter_jit
+def _noise_corrections(
+    estimator: AbstractEstimator, shapes: Sequence[tuple[int, ...]], is_one_stack: bool
+) -> list[Array]:
+    # Where they do not depend on the frames, there are none in the compiled program.
+    frames = [jnp.zeros(shape) for shape in shapes]
+    background = estimator(frames[0] if is_one_stack else frames)
+    return jax.tree.leaves(background.noise_corrections)
+
+
+def _checked_noise_corrections(
+    estimator: AbstractEstimator, channels: Sequence[Channel], wanted: Wanted
+) -> tuple[float, ...]:
+    """Raises what would be raised in the middle of the work, too."""
+    frames = min(len(channels[0]), 2 * estimator.halo_frames + 1)
+    shapes = [(frames, *channel.shape[1:]) for channel in channels]
+    corrections = _noise_corrections(estimator, shapes, wanted.is_one_stack)
+    return tuple(float(value) for value in corrections)
+
+
+def _settings(
+    channels: Sequence[Channel],
+    estimator: AbstractEstimator,
+    wanted: Wanted,
+    chunk_frames: int,
+) -> dict[str, Any]:
+    """What the result depends on, to the bit, in terms of JSON."""
+    numbers = hashlib.sha256()
+    for array in jax.tree.leaves(eqx.filter(estimator, eqx.is_array)):
+        numbers.update(np.asarray(array).tobytes())
+    prints = {movie: movie.fingerprint() for movie in {c.movie for c in channels}}
+    return {
+        "source": [[prints[c.movie], c.index, list(c.box)] for c in channels],
+        "estimator": [eqx.tree_pformat(estimator), numbers.hexdigest()],
+        "output": wanted.output,
+        "dtype": wanted.dtype,
+        "offsets": list(wanted.offsets),
+        "gains": list(wanted.gains),
+        "chunk_frames": chunk_frames,
+        "version of jaxbkgd": installed_version(),
+        "version of jax": jax.__version__,
+        "device": jax.local_devices()[0].device_kind,
+        "64-bit mode": jax.config.read("jax_enable_x64"),
+    }
+
+
+def _layout(channels: Sequence[Channel], settings: dict[str, Any]) -> Layout:
+    """Of the channels of one sink, which are of one size."""
+    frames, height, width = channels[0].shape
+    movie = channels[0].movie
+    return Layout(
+        (frames, len(channels), height, width),
+        np.dtype(settings["dtype"]),
+        settings["chunk_frames"],
+        movie.pixel_size_um,
+        movie.frame_interval_s,
+    )
+
+
+def _grouped(
+    sink: Any, channels: Sequence[Channel], is_split: bool
+) -> list[tuple[Any, list[int]]]:
+    """Each target, with the numbers of the channels that go there."""
+    indices = list(range(len(channels)))
+    groups = [[index] for index in indices] if is_split else [indices]
+    targets = list(sink) if is_split and _is_list(sink) else [sink]
+    if len(targets) != len(groups):
+        raise ValueError(
+            f"There are {len(channels)} channels, but {len(targets)} sinks; give a list "
+            "with a sink for each channel."
+        )
+    _check_arrays(
+        [target for target in targets if isinstance(target, np.ndarray)], channels
+    )
+    _check_paths([Path(target) for target in targets if _is_path(target)], channels)
+    return list(zip(targets, groups, strict=True))
+
+
+def _check_arrays(arrays: Sequence[np.ndarray], channels: Sequence[Channel]) -> None:
+    sources = [c.movie for c in channels if isinstance(c.movie, ArrayMovie)]
+    for number, array in enumerate(arrays):
+        others = arrays[:number]
+        if any(source.shares_memory(array) for source in sources) or any(
+            np.may_share_memory(array, other) for other in others
+        ):
+            raise ValueError(
+                "An array to fill shares memory with the movie or with another one; give "
+                "an array of its own."
+            )
+
+
+def _check_paths(paths: Sequence[Path], channels: Sequence[Channel]) -> None:
+    """Nothing that is read may be written to, or removed."""
+    sources = {path.resolve() for channel in channels for path in channel.movie.paths}
+    real_paths = [path.resolve() for path in paths]
+    for path in real_paths:
+        if real_paths.count(path) > 1:
+            raise MovieError(f"{path}: is given for two channels; give each a name")
+        touched = {path, *(draft_of(path, suffix) for suffix in DRAFT_SUFFIXES)}
+        if any(
+            source == one or source in one.parents or one in source.parents
+            for source in sources
+            for one in touched
+        ):
+            raise MovieError(f"{path}: is the movie itself; give another name")
+
+
+def _begun_chunk_frames(targets: Sequence[tuple[Any, list[int]]]) -> int | None:
+    """Of an earlier job, whose drafts have its chunks."""
+    for target, _ in targets:
+        if _is_path(target):
+            with contextlib.closing(Journal(draft_of(Path(target), JOURNAL_SUFFIX))) as old:
+                if old.settings is not None and "chunk_frames" in old.settings:
+                    return old.settings["chunk_frames"]
+    return None
+
+
+def _default_chunk_frames(
+    channels: Sequence[Channel], halo_frames: int, workers: int
+) -> int:
+    """A megapixel, more where a halo would be read again and again, and less where memory
+    is short."""
+    frame_pixels = sum(math.prod(channel.shape[1:]) for channel in channels)
+    frames = max(1, _CHUNK_PIXELS // frame_pixels, 4 * halo_frames)
+    held = _free_bytes() // (2 * workers * _PIXEL_BYTES * frame_pixels)
+    return max(1, min(frames, held - 2 * halo_frames, len(channels[0])))
+
+
+def _free_bytes() -> int:
+    """The memory that this machine has free, or half of it where it does not say."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return 1024 * int(line.split()[1])
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+
+
+def one_for_each(name: str, value: Any, channels: Sequence[Channel]) -> tuple[float, ...]:
+    if value is None:
+        return ()
+    values = [value] * len(channels) if np.ndim(value) == 0 else list(value)
+    if len(values) != len(channels):
+        raise ValueError(
+            f"There are {len(channels)} channels, but {len(values)} {name}; give a number "
+            "for all, or one for each."
+        )
+    return tuple(float(one) for one in values)
+
+
+def checked_choice(name: str, value: Any, choices: Any) -> Any:
+    if value not in get_args(choices):
+        raise ValueError(f"{name} must be one of {get_args(choices)}, but is {value!r}.")
+    return value
+
+
+def _at_least_1(name: str, value: int | None) -> int | None:
+    if value is not None and value < 1:
+        raise ValueError(f"{name} must be at least 1, but is {value}.")
+    return value
+
+
+def _is_path(value: Any) -> bool:
+    return isinstance(value, str | os.PathLike)
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list | tuple)
+
+
+def _on_threads(
+    run: Callable[[_Item], _Result], items: Iterable[_Item], workers: int
+) -> Iterator[_Result]:
+    """What `run` gives for each item, as it comes.
+
+    After an error or Ctrl-C, only what has begun is waited for.
+    """
+    items = iter(items)
+    pool = ThreadPoolExecutor(workers)
+    try:
+        # Twice as many as work on them, so that none waits for this thread.
+        running = {pool.submit(run, item) for item in it.islice(items, 2 * workers)}
+        while running:
+            done, running = wait(running, return_when=FIRST_COMPLETED)
+            for future in done:
+                yield future.result()
+                running |= {pool.submit(run, item) for item in it.islice(items, 1)}
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def map_frames(
@@ -62,7 +699,7 @@ def map_frames(
     out = _checked_output(out, frames)
     if chunk_frames is None:
         # The same for every stack of these frames, so that another is not compiled again.
-        chunk_frames = max(1, _CHUNK_PIXELS // (frames.shape[1] * frames.shape[2]))
+        chunk_frames = max(1, _CHUNK_PIXELS // 4 // (frames.shape[1] * frames.shape[2]))
 
     def run(start: int) -> None:
         chunk = frames[start : start + chunk_frames]
@@ -77,14 +714,8 @@ def map_frames(
             )
         np.copyto(out[start : start + count], result[:count])
 
-    pool = ThreadPoolExecutor(workers or core_count())
-    try:
-        starts = range(0, len(frames), chunk_frames)
-        for future in as_completed([pool.submit(run, start) for start in starts]):
-            future.result()
-    finally:
-        # After an error or Ctrl-C, only the chunks that have begun are waited for.
-        pool.shutdown(cancel_futures=True)
+    for _ in _on_threads(run, range(0, len(frames), chunk_frames), workers or core_count()):
+        pass
     return out
 
 
@@ -98,6 +729,14 @@ def _checked_output(out: Any, frames: np.ndarray) -> np.ndarray:
     if np.may_share_memory(out, frames):
         raise ValueError("out shares memory with the frames; give an array of its own.")
     return out
+
+
+def installed_version() -> str:
+    """Of this package, which may be run from where it is written."""
+    try:
+        return importlib.metadata.version("jaxbkgd")
+    except importlib.metadata.PackageNotFoundError:
+        return "(not installed)"
 
 
 def core_count() -> int:

@@ -1,13 +1,12 @@
 """The command `jaxbkgd`."""
 
 import contextlib
-import importlib.metadata
 import json
 import os
-import secrets
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TYPE_CHECKING
@@ -17,16 +16,18 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from . import _calibrate
-from ._batch import map_frames
+from ._batch import Dtype, estimate_movie, installed_version, Output, Summary
 from ._estimator import Background
-from ._kernels import Truncation
+from ._movies import Box, Channel, Movie, MovieError, open_movie
 from ._objectives import FramePairLoss
-from ._progress import progress_bar
+from ._progress import end_progress, progress_bar
 from ._simulate import simulate_movie
+from ._sinks import check_destination, draft_of
 from ._spatial_mean import noise_correction, spatial_mean, SpatialMean
 
 
 try:
+    import rich.filesize
     import typer
     from rich.console import Console
     from rich.table import Table
@@ -38,7 +39,6 @@ except ModuleNotFoundError as error:
 
 if TYPE_CHECKING:
     from ._figures import CalibratedChannel
-    from ._movies import MovieReader
 
 
 # What smlmlp takes for every movie.
@@ -46,9 +46,6 @@ _USUAL_RADIUS_PIX = 7.0
 
 # The loss is drawn at as many radii.
 _GRID_RADII = 15
-
-# Frames are read, computed and written in blocks of as many pixels: 32 MB of float32.
-_BLOCK_PIXELS = 2**23
 
 
 @dataclass(frozen=True)
@@ -82,11 +79,7 @@ app = typer.Typer(
 
 def _print_version(is_asked: bool) -> bool:
     if is_asked:
-        try:
-            version = importlib.metadata.version("jaxbkgd")
-        except importlib.metadata.PackageNotFoundError:
-            version = "(not installed)"
-        typer.echo(f"jaxbkgd {version}")
+        typer.echo(f"jaxbkgd {installed_version()}")
         raise typer.Exit
     return is_asked
 
@@ -234,17 +227,68 @@ def _print_table(title: str, columns: list[dict[str, str]]) -> None:
 
 
 @app.command()
-def estimate(
-    movie: Annotated[
-        Path,
-        typer.Argument(metavar="MOVIE.tif", help="A TIFF or BigTIFF stack of frames."),
+def info(
+    movies: Annotated[
+        list[Path],
+        typer.Argument(metavar="MOVIE", help="Files, folders or quoted patterns."),
     ],
-    out: Annotated[Path, typer.Option(metavar="BKGD.tif", help="The file to write.")],
+) -> None:
+    """Say what a movie is."""
+    with _one_line_errors(), _one_line_warnings():
+        for number, path in enumerate(movies):
+            with open_movie(path) as movie:
+                if number:
+                    typer.echo()
+                _print_info(movie)
+
+
+def _print_info(movie: Movie) -> None:
+    frames, channels, height, width = movie.shape
+    size_um, interval_s = movie.pixel_size_um, movie.frame_interval_s
+    rows = {
+        "movie": movie.name,
+        "format": movie.format,
+        "frames": f"{frames} of {height} x {width} px",
+        "channels": f"{channels}",
+        "pixels": movie.dtype.name,
+        "pixel size": "unknown" if size_um is None else _in_y_and_x(*size_um, "um"),
+        "frame interval": "unknown" if interval_s is None else f"{interval_s:g} s",
+        "size on disk": rich.filesize.decimal(_bytes_on_disk(movie.paths)),
+    }
+    _print_rows(rows)
+
+
+def _bytes_on_disk(paths: Sequence[Path]) -> int:
+    """Of files, and of folders, some of which may be inside another."""
+    roots = {path.resolve() for path in paths}
+    files = roots.union(*(root.rglob("*") for root in roots))
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
+@app.command()
+def estimate(
+    movies: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="MOVIE",
+            help="A file, a folder or a quoted pattern, such as 'movie_*.tif'; of several "
+            "channels in files of their own, one for each.",
+        ),
+    ],
+    out: Annotated[
+        Path,
+        typer.Option(
+            metavar="OUT",
+            help="What to write, as its suffix says: .tif, .ome.tif, .zarr or .ome.zarr. "
+            "Several movies or boxes are written as OUT-1, OUT-2 and so on.",
+        ),
+    ],
     radius: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
             metavar="PIXELS",
-            help="The averaging radius: a number, or y,x as in 6,10.",
+            help="The averaging radius: a number, or y,x as in 6,10. Give it once for all "
+            "channels, or once for each.",
             show_default=f"{_USUAL_RADIUS_PIX:g}",
         ),
     ] = None,
@@ -252,7 +296,7 @@ def estimate(
         Path | None,
         typer.Option(
             metavar="CALIBRATION.json",
-            help="What `jaxbkgd calibrate` has written, instead of a radius.",
+            help="What `jaxbkgd calibrate` has written, instead of radii.",
         ),
     ] = None,
     channel: Annotated[
@@ -261,65 +305,201 @@ def estimate(
             min=1, help="Which channel of CALIBRATION.json the movie is, from 1 on."
         ),
     ] = None,
+    channels: Annotated[
+        str | None,
+        typer.Option(
+            metavar="BOXES",
+            help="Parts of the frames that are channels: x0,y0,x1,y1 in pixels, up to and "
+            "without x1 and y1, with a semicolon between two, all in quotes.",
+        ),
+    ] = None,
+    output: Annotated[
+        Output,
+        typer.Option(
+            help="What to write: the background, the frames less their background, or "
+            "their signal-to-noise ratio, which needs --gain and the right --offset."
+        ),
+    ] = "background",
+    dtype: Annotated[
+        Dtype,
+        typer.Option(
+            help="The type to write; uint16 is rounded, and for backgrounds alone."
+        ),
+    ] = "float32",
+    offset: Annotated[
+        list[float] | None,
+        typer.Option(
+            metavar="ADU",
+            help="The camera's offset, which is subtracted first; once for all channels, "
+            "or once for each.",
+            show_default="0",
+        ),
+    ] = None,
+    gain: Annotated[
+        list[float] | None,
+        typer.Option(
+            metavar="E-/ADU",
+            help="Electrons per ADU, for --output snr; once for all channels, or once for "
+            "each.",
+        ),
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Threads.", show_default="the cores")
+    ] = None,
+    chunk_frames: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Frames in a chunk, which memory grows with.",
+            show_default="a megapixel",
+        ),
+    ] = None,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume/--fresh",
+            help="Go on with what an interrupted run has left, or begin anew.",
+        ),
+    ] = True,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace BKGD.tif if it exists.")
+        bool, typer.Option("--overwrite", help="Replace OUT if it exists.")
     ] = False,
 ) -> None:
     """Estimate the background of a movie, each frame by itself.
 
-    It is written as a TIFF stack of float32 in the movie's unit, the camera's offset
-    included. Memory does not grow with the length of the movie.
+    It is written in the movie's unit. Memory does not grow with the length of the movie.
+    After Ctrl-C, or whatever else ends it early, the same command goes on from there.
     """
-    with _one_line_errors():
-        from ._movies import open_movie, TiffWriter
+    with _one_line_errors(), _one_line_warnings(), contextlib.ExitStack() as files:
+        opened = [files.enter_context(open_movie(movie)) for movie in movies]
+        boxes = None if channels is None else _parsed_boxes(channels)
+        sizes = _channel_sizes(opened, boxes)
+        estimator = _chosen_estimator(radius, calibration, channel, len(sizes))
+        _check_camera(output, offset, gain)
+        is_split = len(opened) > 1 or boxes is not None
+        sinks = _numbered(out, len(sizes)) if is_split else [out]
 
-        start = time.perf_counter()
-        radius_pix, truncation = _chosen_radius(radius, calibration, channel)
-        with open_movie(movie) as reader:
-            if not out.is_dir() and out.suffix.lower() not in (".tif", ".tiff"):
-                _fail(f"{out}: is written as TIFF; give a name that ends in .tif")
-            if out.exists() and out.samefile(movie):
-                _fail(f"{out}: is the movie itself; give --out another name")
-            with (
-                TiffWriter(out, reader.shape, overwrite=overwrite) as writer,
-                progress_bar(len(reader)) as report,
-            ):
-                done = 0
-                report(done, "estimating")
-                for bkgds in _bkgds_in_blocks(reader, radius_pix, truncation):
-                    writer.append(bkgds)
-                    done += len(bkgds)
-                    report(done, "estimating")
-        seconds = time.perf_counter() - start
-        _print_summary(out, reader.shape, radius_pix, truncation, seconds)
+        def run() -> Summary:
+            return estimate_movie(
+                opened if len(opened) > 1 else opened[0],
+                estimator,
+                sinks if is_split else out,
+                output=output,
+                dtype=dtype,
+                boxes=boxes,
+                offsets=_shared_or_each(offset) or 0.0,
+                gains=_shared_or_each(gain),
+                chunk_frames=chunk_frames,
+                workers=workers,
+                resume=resume,
+                overwrite=overwrite,
+            )
+
+        try:
+            summary = _until_ctrl_c(run, sinks)
+        except (TypeError, ValueError) as error:
+            _fail(_with_notes(error))
+        for sink in sinks:
+            typer.echo(f"wrote {_printable(sink)}")
+        _print_rows(
+            {
+                "frames": f"{summary.frames} of {_listed(sizes)}",
+                "written": _described_output(output, dtype, offset),
+                "radius": _listed(
+                    _in_y_and_x(y, x, "px") for y, x in estimator.radii_pix.tolist()
+                ),
+                **_summary_rows(summary),
+            }
+        )
 
 
-def _chosen_radius(
-    radius: str | None, calibration: Path | None, channel: int | None
-) -> tuple[tuple[float, float], Truncation]:
-    """The radii (y, x) in pixels, and how their kernels end."""
-    if calibration is None:
-        if channel is not None:
-            _fail(f"--channel {channel}: belongs to a calibration; give --calibration too")
-        usual = f"{_USUAL_RADIUS_PIX:g}"
-        return _parsed_radius(usual if radius is None else radius), "hard"
-    if radius is not None:
-        _fail("--radius and --calibration: each gives a radius; leave one of them out")
+def _parsed_boxes(text: str) -> list[Box]:
     try:
-        module = SpatialMean.from_json(calibration.read_text("utf-8"))
+        boxes = [tuple(map(int, box.split(","))) for box in text.split(";")]
+        return [(x0, y0, x1, y1) for x0, y0, x1, y1 in boxes]
+    except ValueError:
+        _fail(
+            f"--channels {text}: are no boxes x0,y0,x1,y1 of whole pixels, as in "
+            "'0,0,256,512;256,0,512,512'"
+        )
+
+
+def _channel_sizes(movies: list[Movie], boxes: list[Box] | None) -> list[str]:
+    """What is estimated as a channel, each in words."""
+    if boxes is not None:
+        sizes = [(y1 - y0, x1 - x0) for x0, y0, x1, y1 in boxes]
+    elif len(movies) > 1:
+        sizes = [movie.shape[2:] for movie in movies]
+    else:
+        sizes = movies[0].shape[1] * [movies[0].shape[2:]]
+    return [f"{height} x {width} px" for height, width in sizes]
+
+
+def _chosen_estimator(
+    radii: list[str] | None,
+    calibration: Path | None,
+    channel: int | None,
+    channel_count: int,
+) -> SpatialMean:
+    are = "is 1 channel" if channel_count == 1 else f"are {channel_count} channels"
+    if calibration is not None:
+        if radii:
+            _fail("--radius and --calibration: each gives radii; leave one of them out")
+        if channel is not None and channel_count > 1:
+            _fail(f"--channel {channel}: is for one channel alone, but there {are}")
+        estimator = _read_calibration(calibration, channel)
+        count = len(estimator.radii_pix)
+        if count not in (1, channel_count):
+            remedy = "; say which one with --channel" if channel_count == 1 else ""
+            _fail(f"{calibration}: has {count} channels, but there {are}{remedy}")
+        return estimator
+    if channel is not None:
+        _fail(f"--channel {channel}: belongs to a calibration; give --calibration too")
+    rows = [_parsed_radius(text) for text in radii or [f"{_USUAL_RADIUS_PIX:g}"]]
+    if len(rows) not in (1, channel_count):
+        _fail(
+            f"--radius: is given {len(rows)} times, but there {are}; give it once for all "
+            "channels, or once for each"
+        )
+    return SpatialMean(rows, truncation="hard")
+
+
+def _read_calibration(path: Path, channel: int | None) -> SpatialMean:
+    """With the radii of one channel, or of all."""
+    try:
+        text = path.read_text("utf-8")
+        module = SpatialMean.from_json(text)
+        kept = slice(None) if channel is None else slice(channel - 1, channel)
+        faults = _calibration_faults(json.loads(text), kept)
     except OSError as error:
-        _fail(f"{calibration}: cannot be read ({error.strerror})")
+        _fail(f"{path}: cannot be read ({error.strerror})")
     except UnicodeDecodeError:
-        _fail(f"{calibration}: is no calibration, and no text at all")
+        _fail(f"{path}: is no calibration, and no text at all")
     except (TypeError, ValueError) as error:
-        _fail(f"{calibration}: is no calibration: {error}")
-    radii = module.radii_pix.tolist()
-    if channel is None and len(radii) > 1:
-        _fail(f"{calibration}: has {len(radii)} channels; say which one with --channel")
-    if channel is not None and channel > len(radii):
-        _fail(f"--channel {channel}: {calibration} has {len(radii)} of them")
-    y, x = radii[(channel or 1) - 1]
-    return (y, x), module.truncation
+        _fail(f"{path}: is no calibration: {error}")
+    radii_pix = np.asarray(module.radii_pix)
+    if channel is not None and channel > len(radii_pix):
+        _fail(f"--channel {channel}: {path} has {len(radii_pix)} of them")
+    if faults:
+        _say(f"{path}: {' and '.join(faults)}; the background may be off")
+    return SpatialMean(
+        radii_pix[kept],
+        max_radius_pix=module.max_radius_pix,
+        truncation=module.truncation,
+        noise=module.noise,
+    )
+
+
+def _calibration_faults(fields: dict[str, Any], channels: slice) -> list[str]:
+    """What the calibration itself says of radii that were not found well."""
+    faults = []
+    match fields:
+        case {"calibration": {"is_converged": is_converged, "is_at_bound": [*rows]}}:
+            if not is_converged:
+                faults.append("the search for these radii had not ended")
+            if np.any(rows[channels]):
+                faults.append("a radius is at its bound")
+    return faults
 
 
 def _parsed_radius(text: str) -> tuple[float, float]:
@@ -330,43 +510,89 @@ def _parsed_radius(text: str) -> tuple[float, float]:
     except ValueError:
         _fail(f"--radius {text}: is neither a number of pixels nor a pair as in 6,10")
     try:
-        noise_correction((y, x))
+        SpatialMean((y, x))
     except ValueError as error:
         _fail(f"--radius {text}: {error}")
     return y, x
 
 
-def _bkgds_in_blocks(
-    movie: "MovieReader", radius_pix: tuple[float, float], truncation: Truncation
-) -> Iterator[np.ndarray]:
-    frame_count, height, width = movie.shape
-    block_frames = max(1, _BLOCK_PIXELS // (height * width))
-    estimate_chunk = jax.jit(
-        lambda frames: spatial_mean(frames, radius_pix, truncation=truncation)
-    )
-    for start in range(0, frame_count, block_frames):
-        yield map_frames(estimate_chunk, movie[start : start + block_frames])
-
-
-def _print_summary(
-    path: Path,
-    shape: tuple[int, int, int],
-    radius_pix: tuple[float, float],
-    truncation: Truncation,
-    seconds: float,
+def _check_camera(
+    output: Output, offset: list[float] | None, gain: list[float] | None
 ) -> None:
-    frames, height, width = shape
-    y, x = radius_pix
-    exact, separable = (
-        float(noise_correction(radius_pix, truncation=truncation, kind=kind))
-        for kind in ("exact", "separable")
-    )
-    rate = frames * height * width / seconds / 1e6
-    typer.echo(f"wrote {_printable(path)}")
-    typer.echo(f"frames        {frames} of {height} x {width} px, float32")
-    typer.echo(f"radius        {y:g} px" + (f" in y, {x:g} px in x" if x != y else ""))
-    typer.echo(f"noise factor  {exact:.4f} (exact), {separable:.4f} (separable)")
-    typer.echo(f"time          {seconds:.2f} s, {rate:.1f} Mpx/s")
+    if output != "snr" and gain:
+        _fail("--gain: is for --output snr; leave it out, or give that")
+    if output == "snr" and not gain:
+        _fail("--output snr: needs --gain, in electrons per ADU")
+    if output == "snr" and not offset:
+        _say("--output snr: takes the camera's offset for light, unless --offset is given")
+
+
+def _shared_or_each(values: list[float] | None) -> Any:
+    return values[0] if values and len(values) == 1 else values
+
+
+def _numbered(out: Path, count: int) -> list[Path]:
+    """A name for each channel, as bkgd-1.ome.tif for bkgd.ome.tif."""
+    if count == 1:
+        return [out]
+    is_double = out.stem.lower().endswith(".ome")
+    suffix = "".join(out.suffixes[-2:]) if is_double else out.suffix
+    stem = out.name.removesuffix(suffix)
+    return [out.parent / f"{stem}-{number}{suffix}" for number in range(1, count + 1)]
+
+
+def _until_ctrl_c(run: Callable[[], Summary], sinks: list[Path]) -> Summary:
+    """Runs it in another thread, since Ctrl-C is heard in this one, and only between two
+    steps of Python: to compile is one step."""
+    try:
+        return ThreadPoolExecutor(1).submit(run).result()
+    except KeyboardInterrupt:
+        try:
+            end_progress()
+            is_begun = any(draft_of(sink).exists() for sink in sinks)
+            remedy = "; run the same command again to go on, or with --fresh to begin anew"
+            _say("interrupted" + (remedy if is_begun else ""))
+        finally:
+            # What is done is safe, and nothing that works on more is waited for.
+            os._exit(130)
+
+
+def _described_output(output: Output, dtype: Dtype, offset: list[float] | None) -> str:
+    if output == "residual":
+        return f"residual, {dtype}"
+    adu = _listed(f"{value:g}" for value in offset or [])
+    rest = f"above the offset of {adu} ADU" if adu else "the camera's offset included"
+    return f"{'SNR' if output == 'snr' else output}, {dtype}, {rest}"
+
+
+def _summary_rows(summary: Summary) -> dict[str, str]:
+    rows = {
+        "noise factor": _listed(f"{factor:.4f}" for factor in summary.noise_corrections),
+        "chunks": f"of {summary.chunk_frames} frames, on {summary.workers} threads",
+        "time": f"{summary.seconds:.2f} s, {summary.megapixels_per_second:.1f} Mpx/s",
+    }
+    if summary.resumed_frames:
+        rows["resumed"] = f"{summary.resumed_frames} frames had been done before"
+    if summary.nonfinite_frames:
+        rows["not finite"] = (
+            f"NaN or infinity in {summary.nonfinite_frames} of {summary.frames} frames"
+        )
+    return rows
+
+
+def _in_y_and_x(y: float, x: float, unit: str) -> str:
+    return f"{y:g} {unit}" + (f" in y, {x:g} {unit} in x" if x != y else "")
+
+
+def _listed(channels: Iterable[str]) -> str:
+    """What belongs to each channel."""
+    return "; ".join(channels)
+
+
+def _print_rows(rows: dict[str, str]) -> None:
+    width = max(map(len, rows))
+    for name, value in rows.items():
+        typer.echo(f"{name:<{width}}  {_printable(value)}")
 
 
 @app.command()
@@ -374,8 +600,9 @@ def calibrate(
     movies: Annotated[
         list[Path],
         typer.Argument(
-            metavar="MOVIE.tif",
-            help="TIFF or BigTIFF stacks of the same length, one for each channel.",
+            metavar="MOVIE",
+            help="Movies of the same length, each with one channel or more; see `jaxbkgd "
+            "info`.",
         ),
     ],
     out: Annotated[
@@ -423,26 +650,23 @@ def calibrate(
     `jaxbkgd estimate --calibration`. Ctrl-C ends the search with the best radii so far;
     what follows takes as long as a few steps more, and another Ctrl-C leaves it out.
     """
-    with _one_line_errors(), contextlib.ExitStack() as files:
+    with _one_line_errors(), _one_line_warnings(), contextlib.ExitStack() as files:
         from ._figures import save_calibration_figure
-        from ._movies import MovieError, open_movie
 
-        start = _start(radius, max_radius, len(movies))
+        _parsed_radius(radius)
         png = out.with_suffix(".png") if figure is None else figure
         _check_destination(out, ".json", overwrite)
         _check_destination(png, ".png", overwrite)
-        readers = [files.enter_context(open_movie(movie)) for movie in movies]
-        for reader in readers:
-            if (count := reader.count_channels()) > 1:
-                _fail(
-                    f"{reader.path}: holds {count} channels; save each as a file of its "
-                    "own, and give all of them"
-                )
+        channels = [
+            channel
+            for movie in movies
+            for channel in files.enter_context(open_movie(movie)).channels
+        ]
+        start = _start(radius, max_radius, len(channels))
         try:
-            with _one_line_warnings():
-                module, history = _calibrate.calibrate(
-                    start, readers, objective=FramePairLoss(lag), steps=steps
-                )
+            module, history = _calibrate.calibrate(
+                start, channels, objective=FramePairLoss(lag), steps=steps
+            )
         except MovieError:
             raise
         except ValueError as error:
@@ -450,22 +674,23 @@ def calibrate(
         bound = module.max_radius_pix
         grid_pix = np.geomspace(min(1, bound / 10), 0.99 * bound, _GRID_RADII)
         try:
-            losses = _channel_losses(module, history.objective, readers, grid_pix)
+            losses = _channel_losses(module, history.objective, channels, grid_pix)
         except KeyboardInterrupt:
-            losses = np.full((len(readers), 2 + _GRID_RADII), np.nan)
-        _print_calibration(movies, module, history, losses)
+            losses = np.full((len(channels), 2 + _GRID_RADII), np.nan)
+        names = [_channel_name(channel) for channel in channels]
+        _print_calibration(names, module, history, losses)
         with _written_whole(out) as draft:
-            draft.write_text(_calibration_json(movies, module, history, losses), "utf-8")
+            draft.write_text(_calibration_json(names, module, history, losses), "utf-8")
         typer.echo(f"wrote {_printable(out)}")
         if np.isnan(losses).all():
             typer.echo("interrupted before the figure")
             return
-        channels = [
-            _drawn_channel(number, module, history, reader, grid_pix, losses[number, 2:])
-            for number, reader in enumerate(readers)
+        drawn = [
+            _drawn_channel(number, module, history, channel, grid_pix, losses[number, 2:])
+            for number, channel in enumerate(channels)
         ]
         with _written_whole(png) as draft:
-            save_calibration_figure(draft, channels)
+            save_calibration_figure(draft, drawn)
         typer.echo(f"wrote {_printable(png)}")
 
 
@@ -483,22 +708,29 @@ def _start(radius: str, max_radius: float, channel_count: int) -> SpatialMean:
         _fail(f"--radius {radius}, --max-radius {max_radius:g}: {error}")
 
 
+def _channel_name(channel: Channel) -> str:
+    """The name of its file, and its number where that holds several."""
+    movie = channel.movie
+    number = f", channel {channel.index + 1}" if movie.shape[1] > 1 else ""
+    return _printable(Path(movie.name).name) + number
+
+
 def _channel_losses(
     module: SpatialMean,
     objective: FramePairLoss,
-    readers: Sequence["MovieReader"],
+    channels: Sequence[Channel],
     grid_pix: np.ndarray,
 ) -> np.ndarray:
     """Of each channel by itself: at its radii, at the usual one, and over the grid."""
     others = [(radius, radius) for radius in (_USUAL_RADIUS_PIX, *grid_pix)]
     bound = max(module.max_radius_pix, 2 * _USUAL_RADIUS_PIX)
     losses = []
-    with progress_bar(len(readers)) as report:
-        for number, reader in enumerate(readers):
+    with progress_bar(len(channels)) as report:
+        for number, channel in enumerate(channels):
             report(number, f"channel {number + 1}: drawing the loss")
             pairs = [tuple(module.radii_pix[number].tolist()), *others]
             estimators = [SpatialMean(pair, max_radius_pix=bound) for pair in pairs]
-            losses.append(_calibrate.losses_at(estimators, [reader], objective))
+            losses.append(_calibrate.losses_at(estimators, [channel], objective))
     return np.stack(losses)
 
 
@@ -506,21 +738,21 @@ def _drawn_channel(
     number: int,
     module: SpatialMean,
     history: _calibrate.History,
-    reader: "MovieReader",
+    channel: Channel,
     grid_pix: np.ndarray,
     grid_losses: np.ndarray,
 ) -> "CalibratedChannel":
     from ._figures import CalibratedChannel
 
-    middle = len(reader) // 2
-    frame = reader[middle : middle + 1][0]
+    middle = len(channel) // 2
+    frame = channel[middle : middle + 1][0]
     radii_pix = np.asarray(module.radii_pix[number])
     bkgds = [
         spatial_mean(frame, share * radii_pix, truncation=module.truncation)
         for share in (0.5, 1, 2)
     ]
     return CalibratedChannel(
-        f"Channel {number + 1}: {_printable(reader.path.name)}, frame {middle}",
+        f"Channel {number + 1}: {_channel_name(channel)}, frame {middle}",
         radii_pix=radii_pix,
         radii_std_pix=history.radii_std_pix[number],
         path_pix=history.radii_pix[:, number],
@@ -532,13 +764,13 @@ def _drawn_channel(
 
 
 def _print_calibration(
-    movies: list[Path],
+    names: list[str],
     module: SpatialMean,
     history: _calibrate.History,
     losses: np.ndarray,
 ) -> None:
     columns = []
-    for number, movie in enumerate(movies):
+    for number, name in enumerate(names):
         learned, usual = losses[number, :2]
         y, x = (
             _described_radius(*values)
@@ -553,7 +785,7 @@ def _print_calibration(
         change = 100 * (np.sqrt(learned / usual) - 1) if is_measured else np.nan
         columns.append(
             {
-                "movie": _printable(movie.name),
+                "movie": name,
                 "radius in y": y,
                 "radius in x": x,
                 "RMS error, learned": _described_error(learned),
@@ -585,14 +817,14 @@ def _described_error(loss: float) -> str:
 
 
 def _calibration_json(
-    movies: list[Path],
+    names: list[str],
     module: SpatialMean,
     history: _calibrate.History,
     losses: np.ndarray,
 ) -> str:
     """The module, with what is known of how it was learned."""
     calibration = {
-        "movies": [_printable(movie.name) for movie in movies],
+        "movies": names,
         "lag": history.objective.lag,
         "radii_std_pix": _json_numbers(history.radii_std_pix),
         "is_at_bound": history.is_at_bound.tolist(),
@@ -617,28 +849,18 @@ def _check_destination(path: Path, suffix: str, overwrite: bool) -> None:
     """Refuse now what could not be written in the end."""
     if path.suffix.lower() != suffix:
         _fail(f"{path}: give a name that ends in {suffix}")
-    if not path.parent.is_dir():
-        _fail(f"{path}: there is no folder {path.parent}; make it, or choose another place")
-    if not os.access(path.parent, os.W_OK):
-        _fail(f"{path}: cannot be written, because {path.parent} refuses files")
-    try:
-        path.lstat()
-    except FileNotFoundError:
-        return
-    if not overwrite:
-        _fail(f"{path}: exists already; choose another name, or give --overwrite")
-    if not path.is_file():
+    check_destination(path, overwrite=overwrite)
+    if path.exists() and not path.is_file():
         _fail(f"{path}: is not a regular file; choose another name")
 
 
 @contextlib.contextmanager
 def _written_whole(path: Path) -> Iterator[Path]:
     """A file to write in, which gets the name `path` once that has gone well."""
-    destination = Path(os.path.realpath(path))
-    draft = destination.with_name(f".{secrets.token_hex(6)}.part")
+    draft = draft_of(path)
     try:
         yield draft
-        draft.replace(destination)
+        draft.replace(os.path.realpath(path))
     except OSError as error:
         _fail(f"{path}: cannot be written ({error.strerror or error})")
     finally:
@@ -658,19 +880,20 @@ def _one_line_warnings() -> Iterator[None]:
 def _one_line_errors() -> Iterator[None]:
     """Say in one line what the user can mend, and end with an exit code."""
     try:
-        from ._movies import MovieError
-
-        try:
-            yield
-        except MovieError as error:
-            _fail(str(error))
+        yield
+    except MovieError as error:
+        _fail(_with_notes(error))
     except ModuleNotFoundError as error:
         _fail(f"the package {error.name} is missing: pip install 'jaxbkgd[cli]'")
     except OSError as error:
-        _fail(str(error))
+        _fail(_with_notes(error))
     except KeyboardInterrupt:
-        typer.echo("jaxbkgd: interrupted", err=True)
+        _say("interrupted")
         raise typer.Exit(130) from None
+
+
+def _with_notes(error: BaseException) -> str:
+    return "; ".join([str(error), *getattr(error, "__notes__", [])])
 
 
 def _fail(message: str) -> NoReturn:

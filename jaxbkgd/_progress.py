@@ -3,18 +3,22 @@
 import contextlib
 import importlib.util
 from collections.abc import Callable, Iterator
+from typing import Any
 
 
 # Told what was done of the whole, and what to say of it.
 Report = Callable[[int, str], None]
 
+# Those of rich that are drawn now.
+_drawn: list[Any] = []
+
 
 @contextlib.contextmanager
-def progress_bar(total: int, is_shown: bool = True) -> Iterator[Report]:
+def progress_bar(total: int, is_shown: bool = True, done: int = 0) -> Iterator[Report]:
     """Gives a function that is told how much of `total` is done, and what to say of it.
 
-    The bar is drawn on stderr by rich, and is gone in the end. There is none off a
-    terminal, or where rich is not installed.
+    `done` is what was done before. The bar is drawn on stderr by rich, and is gone in the
+    end. There is none off a terminal, or where rich is not installed.
     """
     if not is_shown or importlib.util.find_spec("rich") is None:
         yield lambda done, text: None
@@ -33,5 +37,15 @@ def progress_bar(total: int, is_shown: bool = True) -> Iterator[Report]:
         disable=not console.is_terminal,
     )
     with progress:
-        task = progress.add_task("", total=total)
-        yield lambda done, text: progress.update(task, completed=done, description=text)
+        _drawn.append(progress)
+        task = progress.add_task("", total=total, completed=done)
+        try:
+            yield lambda done, text: progress.update(task, completed=done, description=text)
+        finally:
+            _drawn.remove(progress)
+
+
+def end_progress() -> None:
+    """Leaves the terminal as it was, from any thread, where a process ends at once."""
+    for progress in _drawn:
+        progress.stop()

@@ -3,12 +3,17 @@ and SciPy alone, and JAX's 64-bit mode."""
 
 import os
 from collections.abc import Iterator
+from typing import Any
 
+import equinox as eqx
 import jax
+import jax.numpy as jnp
 import jaxtyping
 import numpy as np
 import pytest
 from scipy.special import erfinv, ndtr
+
+from jaxbkgd import AbstractEstimator, Background
 
 
 # Read when JAX first looks for its devices: the tests of sharding need two.
@@ -106,3 +111,20 @@ def entries_of_smooth_taps(low_pix: float, high_pix: float) -> np.ndarray:
 def central_difference(function, point, step):
     """The derivative of `function` at `point`, to second order in `step`."""
     return (function(point + step) - function(point - step)) / (2 * step)
+
+
+class MovingSum(AbstractEstimator):
+    """Of the frames that there are, up to `reach` before and behind."""
+
+    reach: int = eqx.field(static=True)
+
+    @property
+    def halo_frames(self) -> int:
+        return self.reach
+
+    def __call__(self, channels: Any) -> Background:
+        frames = jnp.asarray(channels, jnp.float32)
+        total = frames
+        for shift in range(1, min(self.halo_frames, len(frames) - 1) + 1):
+            total = total.at[shift:].add(frames[:-shift]).at[:-shift].add(frames[shift:])
+        return Background(total, jnp.ones(()))

@@ -1,48 +1,579 @@
-"""Chunks of frames on a pool of threads."""
+"""Movies in chunks, on threads and devices, and what is left of them by an error."""
 
+import errno
+import os
+import shutil
+import signal
+import subprocess
+import sys
 import time
+from types import SimpleNamespace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import MovingSum
 
-from jaxbkgd import spatial_mean
-from jaxbkgd._batch import map_frames
+from jaxbkgd import (
+    AbstractEstimator,
+    estimate_movie,
+    MovieError,
+    open_movie,
+    spatial_mean,
+    SpatialMean,
+)
+from jaxbkgd._batch import _Job, map_frames, windows
+from jaxbkgd._journal import Journal
+from jaxbkgd._movies import ArrayMovie, FramesInFile
+from jaxbkgd._tiff import TiffSink
 
 
 FRAMES = np.random.default_rng(0).integers(0, 65536, (23, 20, 31)).astype(np.uint16)
+ESTIMATOR = SpatialMean((3.0, 5.0))
+BKGDS = np.asarray(ESTIMATOR(FRAMES).bkgds)
+
+
+class CountingMovie(ArrayMovie):
+    """Knows how often each frame was read."""
+
+    def __init__(self, array):
+        super().__init__(array)
+        self.counts = np.zeros(len(array), int)
+
+    def read(self, start, stop, channel=0):
+        # A fingerprint reads single frames, chunks here are of more.
+        self.counts[start:stop] += stop - start > 1
+        return super().read(start, stop, channel)
+
+
+def _written(source: Any, estimator: AbstractEstimator = ESTIMATOR, **options: Any):
+    out = np.empty(np.shape(source), options.get("dtype", np.float32))
+    estimate_movie(source, estimator, out, progress=False, **options)
+    return out
+
+
+@pytest.mark.parametrize(
+    ("chunk_frames", "workers"), [(None, None), (1, 3), (4, 1), (22, 3), (1000, 2)]
+)
+def test_a_movie_is_estimated_as_a_whole_to_the_bit(chunk_frames, workers):
+    options = {"chunk_frames": chunk_frames, "workers": workers}
+    np.testing.assert_array_equal(_written(FRAMES, **options), BKGDS)
+    # Border frames differ from those inside, so that a missing halo would show.
+    estimator = MovingSum(2)
+    expected = jax.jit(lambda frames: estimator(frames).bkgds)(FRAMES)
+    np.testing.assert_array_equal(_written(FRAMES, estimator, **options), expected)
+
+
+@pytest.mark.parametrize("halo_frames", [0, 1, 7])
+def test_windows_are_of_one_length_and_hold_what_must_be_seen(halo_frames):
+    for frame_count in (1, 2, 5, 23):
+        for chunk_frames in (1, 4, 23):
+            plan = list(windows(frame_count, chunk_frames, halo_frames))
+            kept = [frame for w in plan for frame in range(w.start, w.stop)]
+            assert kept == list(range(frame_count))
+            assert len({window.high - window.low for window in plan}) == 1
+            for window in plan:
+                assert 0 <= window.low <= max(0, window.start - halo_frames)
+                assert min(window.stop + halo_frames, frame_count) <= window.high
+                assert window.high <= frame_count
+
+
+def test_only_halos_are_read_twice():
+    movie = CountingMovie(FRAMES)
+    estimate_movie(movie, MovingSum(1), np.empty_like(BKGDS), chunk_frames=6)
+    # Chunks of 6 with a frame on either side; the last window begins earlier instead.
+    assert movie.counts.max() == 2
+    movie = CountingMovie(FRAMES[:20])
+    estimate_movie(movie, ESTIMATOR, np.empty_like(BKGDS[:20]), chunk_frames=5)
+    assert (movie.counts == 1).all()
+
+
+def test_residuals_and_snr_are_those_of_the_background_above_the_offset():
+    above = FRAMES - np.float32(100)
+    background = ESTIMATOR(above)
+    for output, expected in (
+        ("background", background.bkgds),
+        ("residual", background.residuals(above)),
+        ("snr", background.snr(above, 0.5)),
+    ):
+        written = _written(FRAMES, output=output, offsets=100, gains=0.5)
+        # Fused otherwise than one by one: a rounding each.
+        np.testing.assert_allclose(written, expected, rtol=1e-6, atol=1e-6 * 65536)
+    np.testing.assert_array_equal(_written(FRAMES, offsets=100), background.bkgds)
+
+
+def test_uint16_is_rounded_to_the_nearest_number_and_clipped():
+    bkgds = np.asarray(ESTIMATOR(FRAMES - np.float32(30000)).bkgds)
+    expected = np.clip(np.rint(bkgds), 0, 65535)
+    written = _written(FRAMES, offsets=30000, dtype="uint16")
+    assert (expected == 0).any()
+    np.testing.assert_array_equal(written, expected)
+
+
+def test_channels_have_their_own_radii_offsets_and_noise_factors():
+    boxes = [(0, 0, 16, 20), (16, 4, 31, 18)]
+    estimator = SpatialMean([[3.0, 5.0], [2.0, 2.0]])
+    parts = [FRAMES[:, y0:y1, x0:x1] for x0, y0, x1, y1 in boxes]
+    above = [parts[0] - np.float32(100), parts[1] - np.float32(200)]
+    background = estimator(above)
+    for source, cut in ((parts, None), (FRAMES, boxes)):
+        sinks = [np.empty(part.shape, np.float32) for part in parts]
+        summary = estimate_movie(source, estimator, sinks, offsets=[100, 200], boxes=cut)
+        for written, bkgds in zip(sinks, background.bkgds, strict=True):
+            np.testing.assert_array_equal(written, bkgds)
+        np.testing.assert_allclose(
+            summary.noise_corrections, background.noise_corrections, rtol=1e-6
+        )
+    stacked = np.stack([FRAMES, FRAMES[::-1]], axis=1)
+    written = np.empty(stacked.shape, np.float32)
+    estimate_movie(stacked, estimator, written, chunk_frames=12)
+    expected = estimator([FRAMES, FRAMES[::-1]]).bkgds
+    np.testing.assert_array_equal(written, np.stack(expected, axis=1))
+
+
+def test_frames_that_are_not_finite_are_counted():
+    frames = FRAMES.astype(np.float32)
+    frames[5, 3, 3], frames[17, 0, 0] = np.nan, np.inf
+    out = np.empty_like(frames)
+    summary = estimate_movie(frames, ESTIMATOR, out)
+    assert summary.nonfinite_frames == 2
+    assert np.isfinite(out).all((1, 2)).sum() == 21
+    with pytest.raises(MovieError, match="frame 5 is not finite"):
+        _written(frames, dtype="uint16", chunk_frames=100)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"output": "mean"}, "output must be one of.*'mean'"),
+        ({"dtype": "int8"}, "dtype must be one of.*'int8'"),
+        ({"output": "snr"}, "needs gains"),
+        ({"output": "snr", "gains": 0}, "positive and finite.*0.0"),
+        ({"offsets": np.nan}, "offsets must be finite.*nan"),
+        ({"offsets": [1, 2]}, "1 channels, but 2 offsets"),
+        ({"output": "residual", "dtype": "uint16"}, "uint16 is not"),
+        ({"chunk_frames": 0}, "chunk_frames must be at least 1.*0"),
+        ({"workers": -1}, "workers must be at least 1.*-1"),
+        ({"boxes": []}, "at least one"),
+        ({"boxes": [(0, 0, 32, 20)]}, r"\(0, 0, 32, 20\) is not inside"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_before_anything_is_written(
+    options, message, tmp_path, as_installed
+):
+    with pytest.raises(ValueError, match=message):
+        estimate_movie(FRAMES, ESTIMATOR, tmp_path / "bkgd.tif", **options)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def movie_path(tmp_path):
+    path = tmp_path / "movie.npy"
+    np.save(path, FRAMES)
+    return path
+
+
+def _before_frame(frame, monkeypatch, do):
+    """Lets something happen when a chunk is read that holds this frame."""
+    read = FramesInFile.read
+
+    def reading(self, start, stop, channel=0):
+        # A fingerprint reads single frames, chunks here are of more.
+        if start <= frame < stop and stop - start > 1:
+            do()
+        return read(self, start, stop, channel)
+
+    monkeypatch.setattr(FramesInFile, "read", reading)
+
+
+def _fail_at(frame, monkeypatch):
+    def fail():
+        raise MovieError(f"movie.npy: frame {frame} cannot be read")
+
+    _before_frame(frame, monkeypatch, fail)
+
+
+OPTIONS = {"chunk_frames": 3, "workers": 1, "progress": False}
+
+
+@pytest.mark.parametrize("name", ["bkgd.tif", "bkgd.ome.tif", "bkgd.zarr", "bkgd.ome.zarr"])
+def test_what_an_error_leaves_is_gone_on_with(name, movie_path, tmp_path, monkeypatch):
+    sink = tmp_path / name
+    with monkeypatch.context() as failing:
+        _fail_at(12, failing)
+        with pytest.raises(MovieError, match="frame 12") as raised:
+            estimate_movie(movie_path, ESTIMATOR, sink, **OPTIONS)
+    assert raised.value.__notes__ == [
+        f"what is done is kept in {sink}.part; run the same again to go on"
+    ]
+    assert not sink.exists()
+    done = len((tmp_path / f"{name}.part.journal").read_text().splitlines()) - 1
+    # Of the windows that wait, some may still begin.
+    assert 4 <= done <= 7
+    # The length of the chunks is that of the run before.
+    summary = estimate_movie(movie_path, ESTIMATOR, sink, workers=2)
+    assert (summary.resumed_frames, summary.chunk_frames) == (3 * done, 3)
+    with open_movie(sink) as written:
+        np.testing.assert_array_equal(written.channels[0][:], BKGDS)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([name, "movie.npy"])
+
+
+def test_an_error_before_the_first_chunk_leaves_nothing(movie_path, tmp_path, monkeypatch):
+    _fail_at(1, monkeypatch)
+    with pytest.raises(MovieError, match="frame 1"):
+        estimate_movie(movie_path, ESTIMATOR, tmp_path / "bkgd.tif")
+    assert list(tmp_path.iterdir()) == [movie_path]
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        ({"offsets": 3}, "offsets"),
+        ({"chunk_frames": 4}, "chunk_frames"),
+        ({"dtype": "uint16"}, "dtype"),
+        ({"estimator": SpatialMean((3.0, 5.1))}, "estimator"),
+        ({"source": FRAMES + 1}, "source"),
+    ],
+)
+def test_what_was_begun_otherwise_is_not_gone_on_with(
+    change, name, movie_path, tmp_path, monkeypatch
+):
+    sink = tmp_path / "bkgd.tif"
+    with monkeypatch.context() as failing:
+        _fail_at(12, failing)
+        with pytest.raises(MovieError):
+            estimate_movie(movie_path, ESTIMATOR, sink, **OPTIONS)
+    left = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    arguments = {"source": movie_path, "estimator": ESTIMATOR, "sink": sink} | OPTIONS
+    with pytest.raises(MovieError, match=f"begun with another {name}; .*--fresh"):
+        estimate_movie(**arguments | change)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == left
+    estimate_movie(**arguments | change, resume=False)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bkgd.tif", "movie.npy"]
+
+
+def test_ctrl_c_ends_soon_and_loses_nothing(movie_path, tmp_path, monkeypatch):
+    sink = tmp_path / "bkgd.zarr"
+    with monkeypatch.context() as interrupting:
+        _before_frame(12, interrupting, lambda: signal.raise_signal(signal.SIGINT))
+        with pytest.raises(KeyboardInterrupt):
+            estimate_movie(movie_path, ESTIMATOR, sink, **OPTIONS)
+    assert not sink.exists()
+    assert estimate_movie(movie_path, ESTIMATOR, sink, **OPTIONS).resumed_frames >= 3
+    np.testing.assert_array_equal(open_movie(sink).channels[0][:], BKGDS)
+
+
+def test_a_source_that_changes_meanwhile_is_no_result(movie_path, tmp_path, monkeypatch):
+    _before_frame(12, monkeypatch, lambda: np.save(movie_path, FRAMES[::-1]))
+    with pytest.raises(MovieError, match="changed since it was opened"):
+        estimate_movie(movie_path, ESTIMATOR, tmp_path / "bkgd.tif", **OPTIONS)
+    assert not (tmp_path / "bkgd.tif").exists()
+
+
+def test_a_source_is_never_written_to(movie_path, tmp_path):
+    (tmp_path / "link.tif").symlink_to(movie_path)
+    with pytest.raises(MovieError, match="is the movie itself"):
+        estimate_movie(movie_path, ESTIMATOR, tmp_path / "link.tif", overwrite=True)
+    with pytest.raises(MovieError, match="two channels"):
+        estimate_movie(
+            [FRAMES, FRAMES], ESTIMATOR, [tmp_path / "b.tif", tmp_path / "b.tif"]
+        )
+
+
+def test_a_result_is_replaced_only_when_asked_and_only_in_the_end(
+    movie_path, tmp_path, monkeypatch
+):
+    sink = tmp_path / "bkgd.tif"
+    sink.write_text("precious")
+    with pytest.raises(MovieError, match="exists already"):
+        estimate_movie(movie_path, ESTIMATOR, sink, **OPTIONS)
+    with monkeypatch.context() as failing:
+        _fail_at(12, failing)
+        with pytest.raises(MovieError, match="frame 12"):
+            estimate_movie(movie_path, ESTIMATOR, sink, overwrite=True, **OPTIONS)
+    assert sink.read_text() == "precious"
+    estimate_movie(movie_path, ESTIMATOR, sink, overwrite=True, **OPTIONS)
+    np.testing.assert_array_equal(open_movie(sink).channels[0][:], BKGDS)
+
+
+def _let_go(job):
+    """As the end of the process does."""
+    for sink in job._sinks:
+        sink.close()
+
+
+def test_a_new_draft_never_passes_for_an_old_one(movie_path, tmp_path, monkeypatch):
+    """As if the process was killed after it had begun anew, before it noted that."""
+    sink = tmp_path / "bkgd.tif"
+    with monkeypatch.context() as failing:
+        _fail_at(12, failing)
+        with pytest.raises(MovieError, match="frame 12"):
+            estimate_movie(movie_path, ESTIMATOR, sink, **OPTIONS)
+        failing.setattr(Journal, "begin", lambda self, settings: 1 / 0)
+        failing.setattr(_Job, "__exit__", lambda job, *error: _let_go(job))
+        with pytest.raises(ZeroDivisionError):
+            estimate_movie(movie_path, ESTIMATOR, sink, resume=False, **OPTIONS)
+    assert estimate_movie(movie_path, ESTIMATOR, sink, **OPTIONS).resumed_frames == 0
+
+
+def test_two_runs_do_not_write_the_same_result(movie_path, tmp_path):
+    journal = Journal(tmp_path / "b.tif.part.journal")
+    journal.clear()
+    sinks = [tmp_path / "a.tif", tmp_path / "b.tif"]
+    with pytest.raises(MovieError, match=r"b\.tif\.part\.journal: is in use"):
+        estimate_movie([movie_path, movie_path], ESTIMATOR, sinks)
+    journal.close()
+
+
+def test_each_result_is_gone_on_with_by_its_own_journal(movie_path, tmp_path, monkeypatch):
+    """Another job may have begun one of the results anew since."""
+    a, b = tmp_path / "a.tif", tmp_path / "b.tif"
+    np.save(tmp_path / "other.npy", FRAMES[::-1])
+    with monkeypatch.context() as failing:
+        _fail_at(12, failing)
+        for sources, sinks in (
+            ([movie_path, movie_path], [a, b]),
+            ([tmp_path / "other.npy"], [b]),
+        ):
+            with pytest.raises(MovieError, match="frame 12"):
+                estimate_movie(sources, ESTIMATOR, sinks, resume=False, **OPTIONS)
+    with pytest.raises(MovieError, match=r"b\.tif.*begun with .*another source"):
+        estimate_movie([movie_path, movie_path], ESTIMATOR, [a, b], **OPTIONS)
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_result_that_was_given_its_name_is_believed_if_it_is_there(
+    kept, movie_path, tmp_path, monkeypatch
+):
+    """As if the process was killed after the last step but one."""
+    sink = tmp_path / "bkgd.zarr"
+    with monkeypatch.context() as killed:
+        killed.setattr(Journal, "remove", lambda self: 1 / 0)
+        killed.setattr(_Job, "__exit__", lambda job, *error: _let_go(job))
+        with pytest.raises(ZeroDivisionError):
+            estimate_movie(movie_path, ESTIMATOR, sink, **OPTIONS)
+    if not kept:
+        shutil.rmtree(sink)
+    summary = estimate_movie(movie_path, ESTIMATOR, sink, **OPTIONS)
+    assert summary.resumed_frames == (23 if kept else 0)
+    np.testing.assert_array_equal(open_movie(sink).channels[0][:], BKGDS)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bkgd.zarr", "movie.npy"]
+
+
+@pytest.mark.parametrize("end", [b"1", b"\x00\x00", b'{"a', b"[]\n", b"13\nnull\n"])
+def test_the_torn_end_of_a_journal_is_not_believed(end, tmp_path):
+    path = tmp_path / "journal"
+    journal = Journal(path)
+    journal.clear()
+    journal.begin({"a": 1})
+    journal.add(12)
+    journal.close()
+    path.write_bytes(path.read_bytes() + end)
+    journal = Journal(path)
+    # Either what is whole is believed, or nothing.
+    assert (journal.settings, journal.done) in (({"a": 1}, {12}), (None, set()))
+    if journal.settings:
+        journal.add(3)
+        journal.close()
+        journal = Journal(path)
+        assert journal.done == {12, 3}
+    journal.close()
+
+
+def test_a_line_for_which_there_is_no_room_is_an_error_and_leaves_nothing(tmp_path):
+    resource = pytest.importorskip("resource")
+    journal = Journal(tmp_path / "journal")
+    journal.clear()
+    journal.begin({})
+    journal.add(1)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (7, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"No space|too large"):
+            journal.add(234)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    journal.add(5)
+    journal.close()
+    journal = Journal(tmp_path / "journal")
+    assert journal.done == {1, 5}
+    journal.close()
+
+
+def test_an_array_is_not_written_over_while_it_is_read():
+    frames = FRAMES.astype(np.float32)
+    with pytest.raises(ValueError, match="shares memory"):
+        estimate_movie(frames, MovingSum(2), frames)
+
+
+def test_64_bit_mode_is_that_of_the_call():
+    frames = FRAMES.astype(np.float64) + 1e-7
+    with jax.enable_x64(True):
+        expected = np.asarray(SpatialMean(3.0)(frames).bkgds, np.float32)
+        written = np.empty(frames.shape, np.float32)
+        estimate_movie(frames, SpatialMean(3.0), written, chunk_frames=4)
+    np.testing.assert_array_equal(written, expected)
+
+
+def test_a_full_disk_is_said_in_one_line_and_what_is_done_is_kept(
+    movie_path, tmp_path, monkeypatch
+):
+    sink = tmp_path / "bkgd.tif"
+    write = TiffSink._write
+
+    def writing(self, start, frames):
+        if start >= 12:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(self, start, frames)
+
+    with monkeypatch.context() as full:
+        full.setattr(TiffSink, "_write", writing)
+        with pytest.raises(MovieError, match=r"bkgd\.tif: .*No space left on device"):
+            estimate_movie(movie_path, ESTIMATOR, sink, **OPTIONS)
+    assert estimate_movie(movie_path, ESTIMATOR, sink, **OPTIONS).resumed_frames >= 12
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=1000))
+    with pytest.raises(MovieError, match=r"bkgd\.zarr: needs 0\.00 GB"):
+        estimate_movie(movie_path, ESTIMATOR, tmp_path / "bkgd.zarr", **OPTIONS)
+
+
+def test_a_folder_that_is_removed_meanwhile_is_said(movie_path, tmp_path, monkeypatch):
+    folder = tmp_path / "results"
+    folder.mkdir()
+    _before_frame(12, monkeypatch, lambda: shutil.rmtree(folder))
+    with pytest.raises(MovieError, match=r"bkgd\.tif\.part has been removed"):
+        estimate_movie(movie_path, ESTIMATOR, folder / "bkgd.tif", **OPTIONS)
+
+
+# Imports jaxbkgd once, forks for each run, and kills it at a random moment of the time that
+# a whole run takes.
+_KILLING = """
+import os, random, shutil, signal, sys, time
+from pathlib import Path
+from jaxbkgd import estimate_movie, SpatialMean
+
+folder, kills = Path(sys.argv[1]), int(sys.argv[2])
+source, names = folder / "movie.npy", ("bkgd.tif", "bkgd.ome.zarr")
+
+def started(to):
+    child = os.fork()
+    if child == 0:
+        sinks = [folder / to / name for name in names]
+        estimate_movie([source, source], SpatialMean(3.0), sinks, chunk_frames=1)
+        os._exit(0)
+    return child
+
+def contents(path):
+    files = sorted(path.rglob("*")) if path.is_dir() else [path]
+    return [(file.relative_to(path), file.read_bytes()) for file in files if file.is_file()]
+
+# The first one fills the cache of compiled programs.
+for to in ("first", "whole"):
+    (folder / to).mkdir()
+    clock = time.monotonic()
+    assert os.waitpid(started(to), 0)[1] == 0
+    seconds = time.monotonic() - clock
+
+random, killed, ended = random.Random(1), 0, 0
+while killed < kills or not ended:
+    (folder / "killed").mkdir(exist_ok=True)
+    child = started("killed")
+    if killed < kills:
+        time.sleep(random.uniform(0, seconds))
+        os.kill(child, signal.SIGKILL)
+    status = os.waitpid(child, 0)[1]
+    assert status in (0, signal.SIGKILL), status
+    there = [name for name in names if (folder / "killed" / name).exists()]
+    for name in there:
+        assert contents(folder / "killed" / name) == contents(folder / "whole" / name)
+    if status == 0:
+        assert sorted(path.name for path in (folder / "killed").iterdir()) == sorted(names)
+        shutil.rmtree(folder / "killed")
+    ended += status == 0
+    killed += status == signal.SIGKILL
+print(killed, "killed,", ended, "ended")
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_run_that_is_killed_again_and_again_ends_in_the_same_files(tmp_path):
+    frames = np.random.default_rng(0).integers(0, 4000, (150, 32, 40)).astype(np.uint16)
+    np.save(tmp_path / "movie.npy", frames)
+    caching = {
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
+    command = [sys.executable, "-c", _KILLING, str(tmp_path), "8"]
+    run = subprocess.run(
+        command, env=os.environ | caching, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.startswith("8 killed")
+
+
+# The environment of these tests has two devices; here there are four, and one.
+_ON_DEVICES = """
+import sys
+import jax
+import numpy as np
+from jaxbkgd import estimate_movie, SpatialMean
+
+frames = np.load(sys.argv[1])
+written = np.empty(frames.shape, np.float32)
+used = []
+put = jax.default_device
+jax.default_device = lambda device: used.append(device) or put(device)
+estimate_movie(frames, SpatialMean((3.0, 5.0)), written, chunk_frames=2)
+np.save(sys.argv[2], written)
+print(jax.local_device_count(), len(set(used)))
+"""
+
+
+def test_any_number_of_devices_gives_the_same(movie_path, tmp_path):
+    for count in (1, 4):
+        flags = f"--xla_force_host_platform_device_count={count}"
+        run = subprocess.run(
+            [sys.executable, "-c", _ON_DEVICES, movie_path, tmp_path / "bkgd.npy"],
+            env=os.environ | {"XLA_FLAGS": flags},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert run.stdout.split() == [str(count)] * 2
+        np.testing.assert_array_equal(np.load(tmp_path / "bkgd.npy"), BKGDS)
 
 
 @jax.jit
-def estimate(chunk):
+def mean(chunk):
     return spatial_mean(chunk, (3.0, 5.0))
 
 
 @pytest.mark.parametrize("chunk_frames", [None, 1, 4, 22, 23, 1000])
 @pytest.mark.parametrize("workers", [None, 1, 3])
 def test_the_result_is_the_same_to_the_bit_whatever_the_chunks(chunk_frames, workers):
-    bkgds = map_frames(estimate, FRAMES, chunk_frames=chunk_frames, workers=workers)
+    bkgds = map_frames(mean, FRAMES, chunk_frames=chunk_frames, workers=workers)
     assert bkgds.dtype == np.float32
-    np.testing.assert_array_equal(bkgds, estimate(FRAMES))
+    np.testing.assert_array_equal(bkgds, mean(FRAMES))
 
 
 def test_results_are_written_to_the_array_that_is_given():
     out = np.full(FRAMES.shape, np.nan, np.float32)
-    assert map_frames(estimate, FRAMES, out, chunk_frames=5) is out
-    np.testing.assert_array_equal(out, estimate(FRAMES))
+    assert map_frames(mean, FRAMES, out, chunk_frames=5) is out
+    np.testing.assert_array_equal(out, mean(FRAMES))
     with pytest.raises(ValueError, match=r"\(23, 20, 31\).*\(22, 20, 31\)"):
-        map_frames(estimate, FRAMES, out[:22])
+        map_frames(mean, FRAMES, out[:22])
 
 
 @pytest.mark.parametrize("dtype", [">u2", ">f4", np.int64, np.float64, bool])
 def test_frames_of_any_real_dtype_are_converted(dtype):
     frames = (FRAMES % 2 if dtype is bool else FRAMES).astype(dtype)
-    expected = estimate(frames.astype(np.float32))
+    expected = mean(frames.astype(np.float32))
     # Each chunk is a program of its own shape.
-    np.testing.assert_allclose(map_frames(estimate, frames), expected, rtol=1e-6)
+    np.testing.assert_allclose(map_frames(mean, frames), expected, rtol=1e-6)
     with pytest.raises(TypeError, match="masked"):
-        map_frames(estimate, np.ma.array(frames))
+        map_frames(mean, np.ma.array(frames))
 
 
 def test_what_does_not_fit_together_is_refused():
@@ -53,11 +584,11 @@ def test_what_does_not_fit_together_is_refused():
         (out, "memory"),
     ):
         with pytest.raises(ValueError, match=message):
-            map_frames(estimate, frames, out)
+            map_frames(mean, frames, out)
     with pytest.raises(ValueError, match=r"chunk_frames.*0"):
-        map_frames(estimate, FRAMES, chunk_frames=0)
+        map_frames(mean, FRAMES, chunk_frames=0)
     with pytest.raises(ValueError, match=r"workers.*-1"):
-        map_frames(estimate, FRAMES, workers=-1)
+        map_frames(mean, FRAMES, workers=-1)
     with pytest.raises(ValueError, match=r"keep the shape.*\(20, 31\)"):
         map_frames(lambda chunk: chunk.mean(0), FRAMES)
 
@@ -65,11 +596,11 @@ def test_what_does_not_fit_together_is_refused():
 def test_a_memory_map_is_read_in_place(tmp_path):
     np.save(tmp_path / "movie.npy", FRAMES)
     movie = np.load(tmp_path / "movie.npy", mmap_mode="r")
-    np.testing.assert_array_equal(map_frames(estimate, movie), estimate(FRAMES))
+    np.testing.assert_array_equal(map_frames(mean, movie), mean(FRAMES))
 
 
 def test_a_movie_without_frames_gives_none():
-    assert map_frames(estimate, FRAMES[:0]).shape == (0, 20, 31)
+    assert map_frames(mean, FRAMES[:0]).shape == (0, 20, 31)
 
 
 def test_no_chunk_is_compiled_twice():

@@ -1,5 +1,8 @@
 """The command line does a movie from disk, and says in one line what is wrong."""
 
+import contextlib
+import importlib
+import itertools as it
 import json
 import math
 import os
@@ -16,16 +19,27 @@ from typing import Any
 import numpy as np
 import pytest
 import tifffile
+import zarr
 from PIL import Image
 from scipy.ndimage import correlate1d
 from scipy.special import ndtr, ndtri
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
-from jaxbkgd import _calibrate, _cli, _figures, FramePairLoss, SpatialMean
+import jaxbkgd
+from jaxbkgd import (
+    _calibrate,
+    _cli,
+    _figures,
+    FramePairLoss,
+    noise_correction,
+    SpatialMean,
+)
 from jaxbkgd._cli import app
+from jaxbkgd._movies import Channel, MovieError, open_movie
+from jaxbkgd._progress import progress_bar
 
 
-RUN = "from jaxbkgd._cli import app; app(prog_name='jaxbkgd')"
+ESTIMATE = "estimate movie.npy --out bkgd.tif"
 
 Fault = Callable[[Path], None]
 
@@ -67,60 +81,228 @@ def _assert_is_background_of(
     np.testing.assert_allclose(bkgds, _reference(frames, radii_pix), 0, tolerance)
 
 
+def _run(command: str, *more: str) -> Result:
+    return CliRunner().invoke(app, [*command.split(), *more])
+
+
+def _done(command: str, *more: str) -> Result:
+    result = _run(command, *more)
+    assert result.exit_code == 0, result.output
+    return result
+
+
+def _rows(text: str) -> dict[str, str]:
+    """Lines of a name, some blanks, and a value."""
+    pairs = (re.split("  +", line, maxsplit=1) for line in text.splitlines())
+    return {pair[0]: pair[1] for pair in pairs if len(pair) == 2}
+
+
+def _read(path: str, channel: int = 0) -> np.ndarray:
+    with open_movie(path) as movie:
+        return movie.channels[channel][:]
+
+
 @pytest.mark.parametrize(
-    ("radius", "radii_pix"), [("7", (7, 7)), ("3.5,10", (3.5, 10)), (" 2 , 1 ", (2, 1))]
+    ("radius", "radii_pix", "said"),
+    [
+        ("7", (7, 7), "7 px"),
+        ("3.5,10", (3.5, 10), "3.5 px in y, 10 px in x"),
+        (" 2 , 1 ", (2, 1), "2 px in y, 1 px in x"),
+    ],
 )
-def test_a_movie_in_several_chunks_gets_its_background(
-    radius, radii_pix, folder, monkeypatch
-):
-    # Four blocks of three frames, the last of them with one frame.
-    monkeypatch.setattr(_cli, "_BLOCK_PIXELS", 3 * 21 * 34 + 5)
-    shapes = []
-
-    def spatial_mean(frames, radius_pix, **options):
-        shapes.append(frames.shape)
-        return real_spatial_mean(frames, radius_pix, **options)
-
-    real_spatial_mean = _cli.spatial_mean
-    monkeypatch.setattr(_cli, "spatial_mean", spatial_mean)
+def test_a_movie_gets_its_background(radius, radii_pix, said, folder):
     frames = _frames()
-    _write("movie.tif", frames)
-    result = CliRunner().invoke(
-        app, ["estimate", "movie.tif", "--radius", radius, "--out", "bkgd.tif"]
-    )
-    assert result.exit_code == 0, result.output
-    _assert_is_background_of(tifffile.imread("bkgd.tif"), frames, radii_pix)
-    # Another shape would be compiled again.
-    assert len(shapes) == 1
+    np.save("movie.npy", frames)
+    result = _done(f"{ESTIMATE} --chunk-frames 3 --workers 2", "--radius", radius)
+    _assert_is_background_of(_read("bkgd.tif"), frames, radii_pix)
     assert result.stderr == ""
-    for text in ("bkgd.tif", "10 of 21 x 34 px", "float32", "noise factor", "Mpx/s"):
-        assert text in result.stdout
+    rows = _rows(result.stdout)
+    assert result.stdout.startswith("wrote bkgd.tif\n")
+    assert rows["frames"] == "10 of 21 x 34 px"
+    assert rows["written"] == "background, float32, the camera's offset included"
+    assert rows["radius"] == said
+    factor = noise_correction(tuple(map(float, radii_pix)))
+    assert rows["noise factor"] == f"{factor:.4f}"
+    assert rows["chunks"] == "of 3 frames, on 2 threads"
+    assert re.fullmatch(r"[0-9.]+ s, [0-9.]+ Mpx/s", rows["time"])
+    assert not {"resumed", "not finite"} & rows.keys()
 
 
-@pytest.mark.parametrize("dtype", ["u1", "i2", "i4", "u8", "f2", "f4", "f8"])
-def test_every_real_dtype_gets_its_background(dtype, folder):
-    frames = _frames(2, "i2").astype(dtype)
-    _write("movie.tif", frames)
-    result = CliRunner().invoke(app, ["estimate", "movie.tif", "--out", "bkgd.tif"])
-    assert result.exit_code == 0, result.output
-    _assert_is_background_of(tifffile.imread("bkgd.tif"), frames, (7, 7))
-
-
-def test_a_bigtiff_hyperstack_and_an_ome_tiff_are_read(folder):
-    frames = _frames(6)
-    tifffile.imwrite(
-        "ome.tif", frames.reshape(3, 2, 21, 34), ome=True, metadata={"axes": "TCYX"}
-    )
-    tifffile.imwrite(
-        "imagej.tif", frames.reshape(3, 2, 21, 34), imagej=True, metadata={"axes": "TZYX"}
-    )
+def _save_all_formats(frames: np.ndarray) -> list[str]:
+    count, height, width = frames.shape
+    np.save("movie.npy", frames)
     _write("big.tif", frames, bigtiff=True)
-    for movie in ("ome.tif", "imagej.tif", "big.tif"):
-        result = CliRunner().invoke(
-            app, ["estimate", movie, "--out", "bkgd.tif", "--overwrite"]
-        )
-        assert result.exit_code == 0, result.output
-        _assert_is_background_of(tifffile.imread("bkgd.tif"), frames, (7, 7))
+    hyperstack = frames.reshape(2, -1, height, width)
+    tifffile.imwrite("imagej.tif", hyperstack, imagej=True, metadata={"axes": "TZYX"})
+    tifffile.imwrite("movie.ome.tif", frames, ome=True, metadata={"axes": "TYX"})
+    for number, frame in enumerate(frames):
+        _write(f"series_{number}.tif", frame)
+    frames.tofile("movie.dax")
+    Path("movie.inf").write_text(
+        f"frame dimensions = {width} x {height}\nnumber of frames = {count}\n"
+        "data type = 16 bit integers (binary, little endian)\n"
+    )
+    frames.tofile("movie.raw")
+    Path("movie.yaml").write_text(
+        f"Frames: {count}\nHeight: {height}\nWidth: {width}\nData Type: uint16\n"
+        "Byte Order: <\n"
+    )
+    array = zarr.create_array("movie.zarr", shape=frames.shape, dtype=frames.dtype)
+    array[:] = frames
+    paths = ["movie.npy", "big.tif", "imagej.tif", "movie.ome.tif", "series_*.tif"]
+    return [*paths, "movie.dax", "movie.raw", "movie.zarr"]
+
+
+def test_any_format_goes_in_and_out(folder):
+    frames = _frames(6)
+    suffixes = it.cycle(["tif", "ome.tif", "zarr", "ome.zarr"])
+    for number, movie in enumerate(_save_all_formats(frames)):
+        out = f"bkgd{number}.{next(suffixes)}"
+        result = _done(f"estimate {movie} --out {out}")
+        assert result.stderr == ""
+        _assert_is_background_of(_read(out), frames, (7, 7))
+        for path, dtype in ((movie, "uint16"), (out, "float32")):
+            rows = _rows(_done(f"info {path}").stdout)
+            assert rows["movie"] == path
+            assert rows["frames"] == "6 of 21 x 34 px"
+            assert rows["channels"] == "1"
+            assert rows["pixels"] == dtype
+
+
+def test_what_a_file_says_of_itself_is_told(folder):
+    options: Any = {"metadata": {"axes": "TCYX", "unit": "um", "finterval": 0.05}}
+    frames = _frames().reshape(5, 2, 21, 34)
+    tifffile.imwrite("two.tif", frames, imagej=True, resolution=(10, 8), **options)
+    np.save("movie.npy", _frames())
+    result = _done("info two.tif movie.npy")
+    two, movie = result.stdout.split("\n\n")
+    assert _rows(two) == {
+        "movie": "two.tif",
+        "format": "ImageJ TIFF",
+        "frames": "5 of 21 x 34 px",
+        "channels": "2",
+        "pixels": "uint16",
+        "pixel size": "0.125 um in y, 0.1 um in x",
+        "frame interval": "0.05 s",
+        "size on disk": f"{Path('two.tif').stat().st_size / 1000:.1f} kB",
+    }
+    assert _rows(movie)["pixel size"] == _rows(movie)["frame interval"] == "unknown"
+    _assert_one_line(_run("info none.tif"), "none.tif: no such file")
+
+
+class TestSeveralChannels:
+    """Of different sizes, with radii of their own."""
+
+    def test_a_file_for_each_gives_a_file_for_each(self, folder):
+        movies = _frames(), _frames()[:, :15]
+        for name, frames in zip("ab", movies, strict=True):
+            np.save(name, frames)
+        result = _done("estimate a.npy b.npy --out bkgd.ome.tif --radius 7 --radius 5,8")
+        for number, frames, radii in zip((1, 2), movies, [(7, 7), (5, 8)], strict=True):
+            bkgds = _read(f"bkgd-{number}.ome.tif")
+            _assert_is_background_of(bkgds, frames, radii)
+            assert f"wrote bkgd-{number}.ome.tif\n" in result.stdout
+        rows = _rows(result.stdout)
+        assert rows["frames"] == "10 of 21 x 34 px; 15 x 34 px"
+        assert rows["radius"] == "7 px; 5 px in y, 8 px in x"
+        assert len(rows["noise factor"].split("; ")) == 2
+
+    def test_one_file_gives_one_file(self, folder):
+        frames = _frames().reshape(5, 2, 21, 34)
+        np.save("movie.npy", frames)
+        _done(f"{ESTIMATE} --radius 7 --radius 3")
+        assert {path.name for path in folder.iterdir()} == {"movie.npy", "bkgd.tif"}
+        for channel, radius in ((0, 7), (1, 3)):
+            bkgds = _read("bkgd.tif", channel)
+            _assert_is_background_of(bkgds, frames[:, channel], (radius, radius))
+
+    def test_boxes_of_a_camera_give_a_file_for_each(self, folder):
+        frames = _frames()
+        np.save("movie.npy", frames)
+        _done(ESTIMATE, "--channels", "0,0,20,21;20,5,34,21")
+        _assert_is_background_of(_read("bkgd-1.tif"), frames[:, :, :20], (7, 7))
+        _assert_is_background_of(_read("bkgd-2.tif"), frames[:, 5:, 20:], (7, 7))
+        _done(ESTIMATE, "--channels", "0,0,20,21")
+        np.testing.assert_array_equal(_read("bkgd.tif"), _read("bkgd-1.tif"))
+
+    @pytest.mark.parametrize(
+        ("arguments", "pattern"),
+        [
+            ("movie.npy --radius 7 --radius 5", "given 2 times, but there is 1 channel"),
+            ("movie.npy two.npy", "two.npy: holds 2 channels.*by itself"),
+            ("movie.npy short.npy", "10, 3 frames"),
+            ("two.npy --radius 7 --radius 5 --radius 3", "3 times, but there are 2"),
+            ("movie.npy --channels 0,0,20", "--channels 0,0,20: are no boxes"),
+            ("movie.npy --channels 0,0,20,x", "--channels 0,0,20,x: are no boxes"),
+            ("movie.npy --channels 0,0,35,21", r"movie.npy: the box \(0, 0, 35, 21\)"),
+            ("movie.npy movie.npy --channels 0,0,2,2", "boxes .* of one source"),
+            ("two.npy --offset 1 --offset 2 --offset 3", "2 channels, but 3 offsets"),
+        ],
+    )
+    def test_what_does_not_fit_together_is_one_line(self, arguments, pattern, folder):
+        np.save("movie.npy", _frames())
+        np.save("short.npy", _frames(3))
+        np.save("two.npy", _frames().reshape(5, 2, 21, 34))
+        before = sorted(folder.iterdir())
+        _assert_one_line(_run(f"estimate {arguments} --out bkgd.tif"), pattern)
+        assert sorted(folder.iterdir()) == before
+
+
+def test_a_residual_and_a_rounded_background_are_written(folder):
+    frames = _frames()
+    np.save("movie.npy", frames)
+    _done(ESTIMATE)
+    bkgds = _read("bkgd.tif")
+    result = _done(f"{ESTIMATE} --output residual --overwrite")
+    assert _rows(result.stdout)["written"] == "residual, float32"
+    # The subtraction is rounded once.
+    np.testing.assert_allclose(_read("bkgd.tif"), frames - bkgds, atol=2e-5)
+    result = _done(f"{ESTIMATE} --dtype uint16 --overwrite")
+    assert "uint16" in _rows(result.stdout)["written"]
+    rounded = _read("bkgd.tif")
+    assert rounded.dtype == np.uint16
+    np.testing.assert_array_equal(rounded, np.round(bkgds))
+
+
+def test_an_snr_needs_the_camera(folder):
+    frames = _frames()
+    np.save("movie.npy", frames)
+    result = _run(f"{ESTIMATE} --output snr")
+    _assert_one_line(result, "--output snr: needs --gain, in electrons per ADU")
+    result = _run(f"{ESTIMATE} --gain 2")
+    _assert_one_line(result, "--gain: is for --output snr.*")
+    result = _run(f"{ESTIMATE} --output snr --gain -2")
+    said, fault = result.stderr.splitlines()
+    assert "takes the camera's offset for light, unless --offset is given" in said
+    assert "gains must be positive and finite, but one is -2" in fault
+    result = _done(f"{ESTIMATE} --output snr --gain 2 --offset 20")
+    assert result.stderr == ""
+    assert _rows(result.stdout)["written"] == "SNR, float32, above the offset of 20 ADU"
+    above = frames - 20.0
+    bkgds = _reference(above, (7, 7))
+    noise = float(noise_correction((7.0, 7.0))) * np.sqrt(bkgds / 2)
+    # The background's tolerance, 2e-6 of 200, over a noise of 6.
+    expected = (above - bkgds) / noise
+    np.testing.assert_allclose(_read("bkgd.tif"), expected, rtol=0, atol=1e-4)
+
+
+def test_frames_that_are_not_finite_are_counted(folder):
+    frames = _frames(dtype="float32")
+    frames[[3, 7], 4, 5] = np.nan
+    np.save("movie.npy", frames)
+    rows = _rows(_done(ESTIMATE).stdout)
+    assert rows["not finite"] == "NaN or infinity in 2 of 10 frames"
+
+
+def test_a_package_warns_in_one_line(folder, monkeypatch):
+    def warn(*arguments, **options):
+        warnings.warn("A chunk\nis missing.", stacklevel=2)
+        return real_estimate_movie(*arguments, **options)
+
+    real_estimate_movie = _cli.estimate_movie
+    monkeypatch.setattr(_cli, "estimate_movie", warn)
+    np.save("movie.npy", _frames())
+    assert _done(ESTIMATE).stderr == "jaxbkgd: A chunk is missing.\n"
 
 
 def _no_such_file(folder: Path) -> None:
@@ -164,10 +346,10 @@ def _a_movie_cut_within_its_last_frame(folder: Path) -> None:
     (folder / "movie.tif").write_bytes(content[:-100])
 
 
-def _a_corrupt_page(folder: Path) -> None:
+def _a_corrupt_page(folder: Path, page: int = 6) -> None:
     _write(folder / "movie.tif", _frames(), compression="zlib")
     with tifffile.TiffFile(folder / "movie.tif") as tiff:
-        offset = tiff.pages[6].dataoffsets[0]
+        offset = tiff.pages[page].dataoffsets[0]
     with (folder / "movie.tif").open("r+b") as file:
         file.seek(offset)
         file.write(b"\xff" * 20)
@@ -181,10 +363,6 @@ def _pages_that_repeat(folder: Path) -> None:
     with (folder / "movie.tif").open("r+b") as file:
         file.seek(end)
         file.write(first.to_bytes(4, sys.byteorder))
-
-
-def _a_single_page(folder: Path) -> None:
-    _write(folder / "movie.tif", _frames()[0])
 
 
 def _colour(folder: Path) -> None:
@@ -201,10 +379,6 @@ def _planar_colour(folder: Path) -> None:
 
 def _complex(folder: Path) -> None:
     _write(folder / "movie.tif", _frames(dtype="complex64"))
-
-
-def _bits(folder: Path) -> None:
-    _write(folder / "movie.tif", _frames() > 100)
 
 
 def _pages_of_two_sizes(folder: Path) -> None:
@@ -228,7 +402,7 @@ def _a_header_that_lies(folder: Path) -> None:
 
 BROKEN_MOVIES = [
     (_no_such_file, "no such file"),
-    (_a_folder, "is a folder"),
+    (_a_folder, "holds no TIFF file"),
     (_an_empty_file, "is empty"),
     (_not_a_tiff, "not a TIFF"),
     (_a_pipe, "not a regular file"),
@@ -237,14 +411,12 @@ BROKEN_MOVIES = [
     (_a_movie_cut_within_its_last_frame, "truncated"),
     (_a_corrupt_page, "frame 6 of 10 cannot be read"),
     (_pages_that_repeat, "its pages repeat"),
-    (_a_single_page, "single image.*two or more frames"),
     (_colour, "colour.*convert"),
     (_planar_colour, "colour.*convert"),
     (_complex, "complex64.*convert"),
-    (_bits, "bool.*convert"),
-    (_pages_of_two_sizes, "frame 3 is 21 x 30 px.*split"),
-    (_pages_of_two_types, "frame 3 is .*float32.*split"),
-    (_a_header_that_lies, "header says"),
+    (_pages_of_two_sizes, "frame 2 of 4 is 21 x 30 px.*split"),
+    (_pages_of_two_types, "frame 2 of 4 is .*float32.*split"),
+    (_a_header_that_lies, "says .*65535 x 65535 px"),
 ]
 
 
@@ -256,14 +428,10 @@ def _assert_one_line(result, pattern: str) -> None:
 
 
 @pytest.mark.parametrize(("make", "pattern"), BROKEN_MOVIES)
-def test_a_broken_movie_is_one_line_and_leaves_nothing(
-    make: Fault, pattern, folder, monkeypatch
-):
-    # Chunks of two frames, so that a fault in the middle meets a half-written output.
-    monkeypatch.setattr(_cli, "_BLOCK_PIXELS", 2 * 21 * 34)
+def test_a_broken_movie_is_one_line_and_leaves_nothing(make: Fault, pattern, folder):
     make(folder)
     before = sorted(folder.iterdir())
-    result = CliRunner().invoke(app, ["estimate", "movie.tif", "--out", "bkgd.tif"])
+    result = _run("estimate movie.tif --out bkgd.tif")
     _assert_one_line(result, f"movie.tif: .*{pattern}")
     assert sorted(folder.iterdir()) == before
 
@@ -284,16 +452,18 @@ def test_the_same_output_after_a_fault_is_still_there(folder):
     [
         (["--out", "bkgd.tif", "--channel", "2"], "--channel 2: .*give --calibration"),
         (["--out", "there.tif"], "there.tif: exists already.*--overwrite"),
-        (["--out", "folder"], "folder: is a folder"),
-        (["--out", "folder", "--overwrite"], "folder: is a folder"),
+        (["--out", "folder"], "folder: is written as TIFF or Zarr"),
+        (["--out", "folder", "--overwrite"], "folder: is written as TIFF or Zarr"),
         (["--out", "movie.tif"], "movie.tif: is the movie itself"),
         (["--out", "movie.tif", "--overwrite"], "movie.tif: is the movie itself"),
-        (["--out", "link.tif", "--overwrite"], "link.tif: is the movie itself"),
-        (["--out", "pipe.tif", "--overwrite"], "pipe.tif: is not a regular file"),
-        (["--out", "none/bkgd.tif"], "there is no folder none.*make"),
-        (["--out", "there.tif/bkgd.tif"], "there is no folder there.tif.*make"),
+        (["--out", "link.tif", "--overwrite"], "movie.tif: is the movie itself"),
+        (["--out", "pipe.tif", "--overwrite"], "pipe.tif: is no movie of this format"),
+        (["--out", "none/bkgd.tif"], "none/bkgd.tif: .*there is no folder .*none; make"),
+        (["--out", "there.tif/bkgd.tif"], "there.tif/bkgd.tif"),
         (["--out", f"{'long' * 100}.tif"], "name too long"),
         (["--out", "bkgd.npy"], "bkgd.npy: .*ends in .tif"),
+        (["--out", "bkgd.tif", "--output", "residual", "--dtype", "uint16"], "negative"),
+        (["--out", "bkgd.tif", "--offset", "nan"], "offsets must be finite.* nan"),
         (["--out", "bkgd.tif", "--radius", "0"], "--radius 0: .*positive"),
         (["--out", "bkgd.tif", "--radius", "-3"], "--radius -3: .*positive"),
         (["--out", "bkgd.tif", "--radius", "nan"], "--radius nan: .*positive"),
@@ -320,49 +490,136 @@ def test_a_wrong_argument_is_one_line_and_leaves_nothing(arguments, pattern, fol
     assert Path("there.tif").read_text() == "precious"
 
 
-def test_a_folder_that_refuses_files_is_one_line(folder, monkeypatch):
-    real_open = Path.open
+@pytest.mark.parametrize(
+    "kind", [MovieError, ValueError, TypeError, OSError, FileNotFoundError]
+)
+def test_an_error_in_the_middle_is_one_line_with_what_is_added(kind, folder, monkeypatch):
+    def fail(*arguments, **options):
+        error = kind("movie.npy: frame 3\nis broken")
+        error.add_note("run it again")
+        raise error
 
-    def refuse(path, mode="r", *arguments, **options):
-        if "x" in mode:
-            raise PermissionError(13, "Permission denied", str(path))
-        return real_open(path, mode, *arguments, **options)
-
-    _write("movie.tif", _frames(2))
-    monkeypatch.setattr(Path, "open", refuse)
-    result = CliRunner().invoke(app, ["estimate", "movie.tif", "--out", "bkgd.tif"])
-    _assert_one_line(result, "bkgd.tif: cannot be written .Permission denied")
+    np.save("movie.npy", _frames())
+    monkeypatch.setattr(_cli, "estimate_movie", fail)
+    _assert_one_line(_run(ESTIMATE), "movie.npy: frame 3 is broken; run it again")
 
 
-def test_an_interruption_leaves_nothing(folder, monkeypatch):
-    def interrupt(function, frames):
-        if next(calls):
-            raise KeyboardInterrupt
-        return np.zeros(frames.shape, np.float32)
+def test_what_is_done_before_a_fault_is_kept_and_said_to_be(folder):
+    _a_corrupt_page(folder, 7)
+    result = _run("estimate movie.tif --out bkgd.tif --chunk-frames 2 --workers 1")
+    _assert_one_line(result, "frame 7 of 10 cannot be read.*; what is done is kept .*again")
+    left = {"movie.tif", "bkgd.tif.part", "bkgd.tif.part.journal"}
+    assert {path.name for path in folder.iterdir()} == left
 
-    calls = iter([False, False, True])
-    monkeypatch.setattr(_cli, "_BLOCK_PIXELS", 2 * 21 * 34)
-    monkeypatch.setattr(_cli, "map_frames", interrupt)
-    _write("movie.tif", _frames())
-    result = CliRunner().invoke(app, ["estimate", "movie.tif", "--out", "bkgd.tif"])
-    assert result.exit_code == 130
-    assert result.stderr == "jaxbkgd: interrupted\n"
-    assert [path.name for path in folder.iterdir()] == ["movie.tif"]
+
+GO_ON = "run the same command again to go on, or with --fresh to begin anew"
+
+
+class TestInterrupted:
+    """In the third of five chunks."""
+
+    command = f"{ESTIMATE} --chunk-frames 2 --workers 1"
+
+    @pytest.fixture(autouse=True)
+    def interrupted(self, folder, monkeypatch):
+        def interrupt(channel, frames):
+            if frames.start == 4:
+                raise KeyboardInterrupt
+            return read(channel, frames)
+
+        read = Channel.__getitem__
+        np.save("movie.npy", _frames())
+        with monkeypatch.context() as patches:
+            patches.setattr(Channel, "__getitem__", interrupt)
+            patches.setattr(os, "_exit", sys.exit)
+            result = _run(self.command)
+        assert result.exit_code == 130
+        assert result.stdout == ""
+        assert result.stderr == f"jaxbkgd: interrupted; {GO_ON}\n"
+        assert not Path("bkgd.tif").exists()
+
+    def test_the_same_command_goes_on(self, folder):
+        resumed = _done(self.command)
+        assert _rows(resumed.stdout)["resumed"] == "4 frames had been done before"
+        assert {path.name for path in folder.iterdir()} == {"movie.npy", "bkgd.tif"}
+        _done("estimate movie.npy --out whole.tif --chunk-frames 2")
+        assert Path("bkgd.tif").read_bytes() == Path("whole.tif").read_bytes()
+
+    def test_another_command_is_refused_unless_it_begins_anew(self, folder):
+        result = _run(f"{ESTIMATE} --chunk-frames 10")
+        _assert_one_line(result, "begun with another chunk_frames; .*--fresh")
+        fresh = _done(f"{ESTIMATE} --chunk-frames 10 --fresh")
+        assert "resumed" not in _rows(fresh.stdout)
+        _assert_is_background_of(_read("bkgd.tif"), _frames(), (7, 7))
+
+
+def test_an_interruption_before_anything_is_begun_says_no_more(folder, monkeypatch):
+    def interrupt(*arguments, **options):
+        raise KeyboardInterrupt
+
+    np.save("movie.npy", _frames())
+    monkeypatch.setattr(os, "_exit", sys.exit)
+    for name in ("estimate_movie", "open_movie"):
+        monkeypatch.setattr(_cli, name, interrupt)
+        result = _run(ESTIMATE)
+        assert result.exit_code == 130
+        assert result.stderr == "jaxbkgd: interrupted\n"
+        assert [path.name for path in folder.iterdir()] == ["movie.npy"]
+
+
+def test_an_interruption_leaves_the_terminal_as_it_was(folder, monkeypatch):
+    def interrupt(*arguments, **options):
+        # Ctrl-C is not heard in the thread that draws.
+        report = bars.enter_context(progress_bar(10))
+        report(3, "70 Mpx/s")
+        raise KeyboardInterrupt
+
+    np.save("movie.npy", _frames())
+    monkeypatch.setattr(os, "_exit", sys.exit)
+    monkeypatch.setattr(_cli, "estimate_movie", interrupt)
+    with contextlib.ExitStack() as bars:
+        shown = CliRunner().invoke(
+            app, ESTIMATE.split(), env={"FORCE_COLOR": "1", "TERM": "xterm"}
+        )
+    drawn, _, said = shown.stderr.rpartition("\x1b[2K")
+    # The line was erased, and the cursor is shown.
+    assert said == "jaxbkgd: interrupted\n"
+    assert "70 Mpx/s" in drawn
+    assert drawn.rfind("\x1b[?25h") > drawn.rfind("\x1b[?25l")
+
+
+def test_a_result_is_replaced_on_request_alone(folder):
+    np.save("movie.npy", _frames())
+    _done(ESTIMATE)
+    before = Path("bkgd.tif").read_bytes()
+    other = f"{ESTIMATE} --dtype uint16"
+    _assert_one_line(_run(other), "bkgd.tif: exists.*--overwrite")
+    assert Path("bkgd.tif").read_bytes() == before
+    _done(f"{other} --overwrite")
+    assert _read("bkgd.tif").dtype == np.uint16
 
 
 def test_progress_is_shown_on_a_terminal_only(folder):
-    _write("movie.tif", _frames(2))
-    arguments = ["estimate", "movie.tif", "--out", "bkgd.tif", "--overwrite"]
-    quiet = CliRunner().invoke(app, arguments)
+    np.save("movie.npy", _frames())
+    quiet = _done(ESTIMATE)
     assert quiet.stderr == ""
-    shown = CliRunner().invoke(app, arguments, env={"FORCE_COLOR": "1"})
-    assert "estimating" in shown.stderr
-    assert "estimating" not in shown.stdout
+    arguments = [*ESTIMATE.split(), "--overwrite"]
+    shown = CliRunner().invoke(app, arguments, env={"FORCE_COLOR": "1", "COLUMNS": "100"})
+    assert re.search("[0-9]+ Mpx/s.*10/10", shown.stderr)
+    # What is said of the result is on stdout.
+    assert "10/10" not in shown.stdout
 
 
 @pytest.mark.parametrize(
     "arguments",
-    [["estimate"], ["estimate", "movie.tif"], ["nothing"], ["demo", "--seed", "-1"]],
+    [
+        ["estimate"],
+        ["estimate", "movie.tif"],
+        ["estimate", "movie.tif", "--out", "bkgd.tif", "--output", "nothing"],
+        ["info"],
+        ["nothing"],
+        ["demo", "--seed", "-1"],
+    ],
 )
 def test_a_wrong_usage_is_short(arguments):
     result = CliRunner().invoke(app, arguments)
@@ -373,9 +630,9 @@ def test_a_wrong_usage_is_short(arguments):
 
 def test_help_and_version_are_answered():
     for arguments, texts in (
-        (["--help"], ["calibrate", "estimate", "demo", "--version"]),
-        (["calibrate", "--help"], ["MOVIE.tif", "--lag", "--figure", "7,7"]),
-        (["estimate", "--help"], ["MOVIE.tif", "--radius", "--out", "--overwrite"]),
+        (["--help"], ["calibrate", "estimate", "info", "demo", "--version"]),
+        (["calibrate", "--help"], ["MOVIE", "--lag", "--figure", "7,7"]),
+        (["estimate", "--help"], ["MOVIE", "--radius", "--out", "--fresh", "snr"]),
         (["demo", "--help"], ["--out", "--seed"]),
         (["--version"], ["jaxbkgd "]),
     ):
@@ -386,58 +643,47 @@ def test_help_and_version_are_answered():
 
 def test_a_missing_package_is_named_with_the_extra_that_brings_it(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "tifffile", None)
-    monkeypatch.delitem(sys.modules, "jaxbkgd._movies", raising=False)
-    result = CliRunner().invoke(app, ["estimate", "movie.tif", "--out", "bkgd.tif"])
-    _assert_one_line(result, r"tifffile.*pip install 'jaxbkgd\[cli\]'")
+    monkeypatch.delitem(sys.modules, "jaxbkgd._tiff", raising=False)
+    monkeypatch.delattr(jaxbkgd, "_tiff", raising=False)
+    np.save("movie.npy", _frames())
+    _write("movie.tif", _frames())
+    for movie in ("movie.tif", "movie.npy"):
+        result = _run(f"estimate {movie} --out bkgd.tif")
+        _assert_one_line(result, "tifffile.*pip install 'jaxbkgd.*'")
 
 
-def test_the_command_line_without_its_packages_names_the_extra():
-    run = f"import sys; sys.modules['typer'] = None; {RUN}"
-    done = subprocess.run([sys.executable, "-c", run], capture_output=True, text=True)
-    assert done.returncode == 1
-    assert re.fullmatch(r"jaxbkgd: .*typer.*pip install 'jaxbkgd\[cli\]'\n", done.stderr)
+def test_the_command_line_without_its_packages_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "typer", None)
+    monkeypatch.delitem(sys.modules, "jaxbkgd._cli")
+    with pytest.raises(SystemExit, match=r"typer.*pip install 'jaxbkgd\[cli\]'"):
+        importlib.import_module("jaxbkgd._cli")
 
 
-def test_the_real_command_does_a_movie_and_refuses_a_broken_one(tmp_path):
-    frames = _frames()
-    _write(tmp_path / "movie.tif", frames)
-    command = [sys.executable, "-c", RUN, "estimate"]
-    done = subprocess.run(
-        [*command, tmp_path / "movie.tif", "--out", tmp_path / "bkgd.tif"],
-        capture_output=True,
-        text=True,
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-    _assert_is_background_of(tifffile.imread(tmp_path / "bkgd.tif"), frames, (7, 7))
-    (tmp_path / "bkgd.tif").unlink()
-    _a_corrupt_page(tmp_path)
-    done = subprocess.run(
-        [*command, tmp_path / "movie.tif", "--out", tmp_path / "bkgd.tif"],
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 2
-    assert re.fullmatch(r"jaxbkgd: .*movie\.tif: frame 6 of 10 .*\n", done.stderr)
-    assert [path.name for path in tmp_path.iterdir()] == ["movie.tif"]
-
-
-def test_ctrl_c_ends_the_real_command_and_leaves_nothing(tmp_path):
-    movie = tmp_path / "movie.tif"
-    # Small on disk, but long: 250 Mpx in 30 chunks.
-    _write(movie, np.zeros((1000, 512, 512), np.uint8), compression="zlib")
+def test_ctrl_c_ends_the_real_command_at_once(tmp_path):
+    movie, out = tmp_path / "movie.npy", tmp_path / "bkgd.tif"
+    # 130 Mpx in 1000 chunks.
+    np.save(movie, np.zeros((2000, 256, 256), np.uint8))
+    run = "from jaxbkgd._cli import app; app(prog_name='jaxbkgd')"
     process = subprocess.Popen(
-        [sys.executable, "-c", RUN, "estimate", movie, "--out", tmp_path / "bkgd.tif"],
+        [sys.executable, "-c", run, "estimate", movie, "--out", out, "--chunk-frames", "2"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
-    while not list(tmp_path.glob(".*.part")) and process.poll() is None:
+    journal = tmp_path / "bkgd.tif.part.journal"
+    # Its first line are the settings.
+    while process.poll() is None and not (
+        journal.exists() and journal.read_bytes().count(b"\n") > 2
+    ):
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
+    start = time.perf_counter()
     stdout, stderr = process.communicate(timeout=60)
+    assert time.perf_counter() - start < 1
     assert (process.returncode, stdout) == (130, "")
-    assert stderr == "jaxbkgd: interrupted\n"
-    assert list(tmp_path.iterdir()) == [movie]
+    assert stderr == f"jaxbkgd: interrupted; {GO_ON}\n"
+    assert journal.exists()
+    assert not out.exists()
 
 
 def _table(text: str) -> dict[str, list[str]]:
@@ -604,20 +850,43 @@ def test_an_estimate_takes_the_radii_of_its_channel(channel, calibrated, folder)
         tifffile.imread("bkgd.tif"), background.bkgds[channel - 1], rtol=2e-6
     )
     y, x = module.radii_pix[channel - 1]
-    assert f"{y:g} px in y, {x:g} px in x" in result.stdout
-    assert f"{background.noise_corrections[channel - 1]:.4f} (exact)" in result.stdout
+    rows = _rows(result.stdout)
+    assert rows["radius"] == f"{y:g} px in y, {x:g} px in x"
+    assert rows["noise factor"] == f"{background.noise_corrections[channel - 1]:.4f}"
+    # Of the even channel alone, the radii went to the bound.
+    said = "jaxbkgd: .*radii.json: a radius is at its bound; .*\n" if channel == 2 else ""
+    assert re.fullmatch(said, result.stderr)
+
+
+def test_a_calibration_is_for_as_many_channels_as_it_has(folder):
+    frames = _frames().reshape(5, 2, 21, 34)
+    np.save("movie.npy", frames)
+    module = SpatialMean([(3.0, 5.0), (7.0, 7.0)], truncation="hard")
+    fields = json.loads(module.to_json())
+    about = {"is_converged": False, "is_at_bound": [[False, True], [False, False]]}
+    Path("radii.json").write_text(json.dumps(fields | {"calibration": about}))
+    result = _done(f"{ESTIMATE} --calibration radii.json")
+    faults = "the search for these radii had not ended and a radius is at its bound"
+    assert result.stderr == f"jaxbkgd: radii.json: {faults}; the background may be off\n"
+    assert _rows(result.stdout)["radius"] == "3 px in y, 5 px in x; 7 px"
+    for channel, radii in enumerate([(3, 5), (7, 7)]):
+        _assert_is_background_of(_read("bkgd.tif", channel), frames[:, channel], radii)
+    result = _run(f"{ESTIMATE} --calibration radii.json --channel 1 --overwrite")
+    _assert_one_line(result, "--channel 1: is for one channel alone.* 2 channels")
+    three = SpatialMean([(3.0, 5.0), (7.0, 7.0), (4.0, 4.0)])
+    Path("radii.json").write_text(three.to_json())
+    result = _run(f"{ESTIMATE} --calibration radii.json --overwrite")
+    _assert_one_line(result, "radii.json: has 3 channels, but there are 2 channels")
 
 
 def test_a_module_with_one_row_of_radii_needs_no_channel(folder):
-    module = SpatialMean((3.0, 5.0), truncation="hard")
+    module = SpatialMean((3.5, 10.0), truncation="hard")
     Path("radii.json").write_text(module.to_json())
     frames = _frames()
-    _write("movie.tif", frames)
-    result = CliRunner().invoke(
-        app, ["estimate", "movie.tif", "--calibration", "radii.json", "--out", "bkgd.tif"]
-    )
-    assert result.exit_code == 0, result.output
-    _assert_is_background_of(tifffile.imread("bkgd.tif"), frames, (3, 5))
+    np.save("movie.npy", frames)
+    result = _done(f"{ESTIMATE} --calibration radii.json --chunk-frames 3")
+    assert result.stderr == ""
+    _assert_is_background_of(_read("bkgd.tif"), frames, (3.5, 10))
 
 
 @pytest.mark.parametrize(
@@ -632,6 +901,7 @@ def test_a_module_with_one_row_of_radii_needs_no_channel(folder):
         (["text.json"], "text.json: is no calibration: .*no JSON"),
         (["other.json"], "other.json: is no calibration: .*jaxbkgd.SpatialMean"),
         (["words.json"], "words.json: is no calibration: .*radius must be a number"),
+        (["bound.json"], "bound.json: is no calibration: "),
     ],
 )
 def test_a_calibration_that_does_not_fit_is_one_line(arguments, pattern, folder):
@@ -641,6 +911,8 @@ def test_a_calibration_that_does_not_fit_is_one_line(arguments, pattern, folder)
     Path("text.json").write_text("radius 7\nradius 5")
     Path("other.json").write_text('{"radius": 7}')
     Path("words.json").write_text(json.dumps(json.loads(two) | {"radii_pix": [["a", "b"]]}))
+    ragged = {"calibration": {"is_converged": True, "is_at_bound": [[True], [[], 1]]}}
+    Path("bound.json").write_text(json.dumps(json.loads(two) | ragged))
     Path("folder").mkdir()
     before = sorted(folder.iterdir())
     result = CliRunner().invoke(
@@ -660,7 +932,6 @@ def test_a_calibration_that_does_not_fit_is_one_line(arguments, pattern, folder)
         (["still.tif"], "still.tif: .*nothing changes"),
         (["none.tif"], "none.tif: no such file"),
         (["text.tif"], "text.tif: .*not a TIFF"),
-        (["two.tif"], "two.tif: holds 2 channels; save each as a file"),
         (["movie.tif", "--radius", "seven"], "--radius seven: .*nor a pair"),
         (
             ["movie.tif", "--max-radius", "5"],
@@ -681,8 +952,6 @@ def test_what_cannot_be_calibrated_is_one_line(arguments, pattern, folder):
     _write("movie.tif", frames)
     _write("short.tif", frames[:2])
     _write("still.tif", np.ones_like(frames))
-    both = np.stack([frames, frames], axis=1)
-    tifffile.imwrite("two.tif", both, imagej=True, metadata={"axes": "TCYX"})
     blemished = frames.copy()
     blemished[3, 4, 5] = np.nan
     _write("nan.tif", blemished)
@@ -728,6 +997,31 @@ def test_a_search_that_has_not_ended_and_its_warnings_are_told(folder, monkeypat
     assert fields["calibration"]["radii_std_pix"] == [[None, None]]
     with Image.open("calibration.png") as image:
         image.load()
+
+
+def test_a_movie_of_several_channels_is_calibrated_by_channel(folder, monkeypatch):
+    def calibrate(estimator, channels, **options):
+        seen.extend(channel[2:4] for channel in channels)
+        return _instead_of_calibrating(estimator, channels, **options)
+
+    def interrupt(*arguments):
+        raise KeyboardInterrupt
+
+    seen = []
+    # Without the figure, which takes longer than all the rest.
+    monkeypatch.setattr(_calibrate, "calibrate", calibrate)
+    monkeypatch.setattr(_calibrate, "losses_at", interrupt)
+    frames = _frames()
+    options: Any = {"imagej": True, "metadata": {"axes": "TCYX"}}
+    tifffile.imwrite("two.tif", frames.reshape(5, 2, 21, 34), **options)
+    np.save("one.npy", frames[:5])
+    _done("calibrate two.tif one.npy")
+    expected = frames[4:8:2], frames[5:8:2], frames[2:4]
+    np.testing.assert_array_equal(seen, expected)
+    fields = json.loads(Path("calibration.json").read_text())
+    names = ["two.tif, channel 1", "two.tif, channel 2", "one.npy"]
+    assert fields["calibration"]["movies"] == names
+    assert len(fields["radii_pix"]) == 3
 
 
 @pytest.mark.parametrize("broken", ["save_calibration_figure", "calibrate"])

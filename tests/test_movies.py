@@ -1,275 +1,227 @@
-"""Movies are read lazily by frame, and written whole or not at all."""
+"""Movies are read lazily by frame, channel and box, whatever holds them."""
 
+import os
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import dask.array
+import jax.numpy as jnp
 import numpy as np
 import pytest
-import tifffile
+import zarr
 
-from jaxbkgd import _movies
-from jaxbkgd._movies import MovieError, open_movie, TiffWriter
-
-
-SHAPE = (7, 12, 10)
+from jaxbkgd._movies import ArrayMovie, Channel, MovieError, one_line, open_movie
 
 
-@pytest.fixture
-def frames() -> np.ndarray:
-    return np.random.default_rng(0).integers(0, 4000, SHAPE).astype(np.uint16)
+FRAMES = np.random.default_rng(0).integers(0, 4000, (7, 3, 12, 10)).astype(np.uint16)
 
 
-def _write_pages(path: Path, frames: np.ndarray) -> None:
-    tifffile.imwrite(path, frames, photometric="minisblack")
+class _Counted:
+    """An array that says how many pixels were read from it."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self._array = array
+        self.shape = array.shape
+        self.dtype = array.dtype
+        self.pixels_read = 0
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        read = self._array[index]
+        self.pixels_read += read.size
+        return read
 
 
-def _write_page_by_page(path: Path, frames: np.ndarray) -> None:
-    with tifffile.TiffWriter(path) as writer:
-        for frame in frames:
-            writer.write(frame, photometric="minisblack")
-
-
-def _write_bigtiff(path: Path, frames: np.ndarray) -> None:
-    tifffile.imwrite(path, frames, photometric="minisblack", bigtiff=True)
-
-
-def _write_big_endian(path: Path, frames: np.ndarray) -> None:
-    tifffile.imwrite(path, frames, photometric="minisblack", byteorder=">")
-
-
-def _write_deflated_tiles(path: Path, frames: np.ndarray) -> None:
-    tifffile.imwrite(
-        path, frames, photometric="minisblack", compression="zlib", tile=(16, 16)
-    )
-
-
-def _write_imagej(path: Path, frames: np.ndarray) -> None:
-    tifffile.imwrite(path, frames, imagej=True, metadata={"axes": "TYX"})
-
-
-def _write_imagej_with_one_page(path: Path, frames: np.ndarray) -> None:
-    tifffile.imwrite(path, frames, imagej=True, metadata={"axes": "TYX"}, truncate=True)
-
-
-def _write_one_big_endian_page(path: Path, frames: np.ndarray) -> None:
-    tifffile.imwrite(path, frames, photometric="minisblack", truncate=True, byteorder=">")
-
-
-def _write_ome(path: Path, frames: np.ndarray) -> None:
-    tifffile.imwrite(
-        path, frames, ome=True, photometric="minisblack", metadata={"axes": "TYX"}
-    )
-
-
-@pytest.mark.parametrize(
-    "write",
+every_array = pytest.mark.parametrize(
+    "make",
     [
-        _write_pages,
-        _write_page_by_page,
-        _write_bigtiff,
-        _write_big_endian,
-        _write_deflated_tiles,
-        _write_imagej,
-        _write_imagej_with_one_page,
-        _write_one_big_endian_page,
-        _write_ome,
+        np.asarray,
+        jnp.asarray,
+        lambda frames: dask.array.from_array(frames).rechunk({0: 2}),
+        lambda frames: zarr.array(frames, chunks=(2, *frames.shape[1:])),
+        lambda frames: frames.astype(">u2"),
     ],
+    ids=["numpy", "jax", "dask", "zarr", "big-endian"],
 )
-def test_any_tiff_stack_reads_the_same_frames(write, frames, tmp_path):
-    path = tmp_path / "movie.tif"
-    write(path, frames)
-    with open_movie(path) as movie:
-        assert movie.shape == SHAPE
-        assert len(movie) == SHAPE[0]
+
+
+@every_array
+def test_any_array_of_several_channels_is_read_by_channel(make, tmp_path):
+    with open_movie(make(FRAMES)) as movie:
+        assert movie.shape == FRAMES.shape
         assert movie.dtype == np.uint16
         assert movie.dtype.isnative
-        for part in (slice(None), slice(0, 3), slice(3, 7), slice(6, 99), slice(5, 2)):
-            np.testing.assert_array_equal(movie[part], frames[part])
-            assert movie[part].dtype == np.uint16
+        for index, channel in enumerate(movie.channels):
+            for part in (slice(None), slice(0, 3), slice(6, 99), slice(5, 2)):
+                read = channel[part]
+                assert type(read) is np.ndarray
+                assert read.dtype.isnative
+                np.testing.assert_array_equal(read, FRAMES[part, index])
+
+
+@every_array
+def test_any_array_of_frames_has_one_channel(make):
+    movie = open_movie(make(FRAMES[:, 0]))
+    assert movie.shape == (7, 1, 12, 10)
+    assert len(movie.channels[0]) == 7
+    np.testing.assert_array_equal(movie.channels[0][2:5], FRAMES[2:5, 0])
+
+
+def test_only_what_is_asked_for_is_read():
+    array = _Counted(FRAMES)
+    movie = ArrayMovie(array)
+    assert array.pixels_read == 0
+    movie.read(2, 5, 1)
+    assert array.pixels_read == 3 * 12 * 10
+
+
+def test_a_box_is_cut_from_each_frame():
+    channel = Channel(ArrayMovie(FRAMES), 1, (2, 3, 9, 5))
+    assert channel.shape == (7, 2, 7)
+    assert channel[1:4].flags.c_contiguous
+    np.testing.assert_array_equal(channel[1:4], FRAMES[1:4, 1, 3:5, 2:9])
 
 
 @pytest.mark.parametrize(
-    "dtype", ["u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f2", "f4", "f8"]
+    "box", [(0, 0, 11, 12), (0, 0, 10, 13), (-1, 0, 5, 5), (5, 0, 5, 5), (0, 9, 5, 3)]
 )
-@pytest.mark.parametrize("byteorder", ["<", ">"])
-def test_every_real_dtype_is_read_as_it_was_stored(dtype, byteorder, tmp_path):
-    frames = np.arange(2 * 3 * 4).reshape(2, 3, 4).astype(dtype)
-    path = tmp_path / "movie.tif"
-    tifffile.imwrite(path, frames, photometric="minisblack", byteorder=byteorder)
+def test_a_box_outside_the_frames_is_refused(box):
+    with pytest.raises(MovieError, match="is not inside its frames; give x0, y0, x1, y1"):
+        Channel(ArrayMovie(FRAMES), 0, box)
+
+
+def test_steps_are_refused():
+    with pytest.raises(ValueError, match="not with step 2"):
+        ArrayMovie(FRAMES).channels[0][::2]
+
+
+def test_a_fingerprint_is_of_the_pixels_their_type_and_their_shape():
+    fingerprint = ArrayMovie(FRAMES).fingerprint()
+    assert ArrayMovie(FRAMES.copy(), "another name").fingerprint() == fingerprint
+    changed = FRAMES.copy()
+    changed[-1, -1, -1, -1] += 1
+    others = [changed, FRAMES.astype(np.int16), FRAMES[:-1], FRAMES.swapaxes(2, 3)]
+    fingerprints = {ArrayMovie(other).fingerprint() for other in others}
+    assert len(fingerprints) == len(others)
+    assert fingerprint not in fingerprints
+
+
+def test_a_fingerprint_of_a_long_movie_reads_few_frames():
+    # Of what is not in memory.
+    array = _Counted(np.zeros((10_000, 4, 4), np.uint8))
+    ArrayMovie(array).fingerprint()
+    assert array.pixels_read <= 8 * 4 * 4
+
+
+def test_a_file_that_is_written_to_has_another_state_and_fingerprint(tmp_path):
+    path = tmp_path / "movie.npy"
+    np.save(path, FRAMES)
     with open_movie(path) as movie:
-        assert movie.dtype == np.dtype(dtype)
-        np.testing.assert_array_equal(movie[:], frames)
-
-
-def test_hyperstack_axes_become_frames_in_their_order(tmp_path):
-    frames = np.arange(3 * 2 * 4 * 5 * 6).reshape(3, 2, 4, 5, 6).astype(np.uint16)
-    path = tmp_path / "movie.tif"
-    tifffile.imwrite(path, frames, imagej=True, metadata={"axes": "TZCYX"})
+        state, fingerprint = movie.state(), movie.fingerprint()
+        assert (movie.state(), movie.fingerprint()) == (state, fingerprint)
+        os.utime(path, ns=(0, 0))
+        assert movie.state() != state == movie.opened_state
     with open_movie(path) as movie:
-        np.testing.assert_array_equal(movie[:], frames.reshape(24, 5, 6))
+        assert movie.fingerprint() != fingerprint
 
 
-def test_steps_are_refused(frames, tmp_path):
-    path = tmp_path / "movie.tif"
-    _write_pages(path, frames)
-    with open_movie(path) as movie, pytest.raises(ValueError, match="step 2"):
-        movie[::2]
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ([[1, 2], [3, 4]], "the array: is a list; give a path, or an array"),
+        (np.zeros((12, 10)), r"has shape \(12, 10\); give frames of shape"),
+        (np.zeros((1, 2, 3, 4, 5)), r"has shape \(1, 2, 3, 4, 5\); give frames of shape"),
+        (np.zeros((7, 12, 10), complex), "has pixels of complex128; convert them"),
+        (np.zeros((7, 12, 10), np.longdouble), "has pixels of float128; convert them"),
+        (np.zeros((7, 12, 10), object), "has pixels of object; convert them"),
+        (np.zeros((0, 12, 10)), "says 0 frames of 1 channels of 12 x 10 px"),
+        (np.zeros((7, 0, 12, 10)), "says 7 frames of 0 channels"),
+        (np.zeros((7, 12, 0)), "12 x 0 px"),
+        (np.broadcast_to(np.uint8(0), (7, 2**20, 2**20)), "1048576 x 1048576 px"),
+    ],
+)
+def test_what_has_no_frames_is_refused(source, message):
+    with pytest.raises(MovieError, match=f"^the array: .*{message}|^{message}"):
+        open_movie(source)
 
 
-def _read_or_error(path: Path) -> np.ndarray | str:
-    try:
-        with open_movie(path) as movie:
-            return movie[:]
-    except MovieError as error:
-        return str(error)
+def test_a_movie_is_opened_as_it_is():
+    movie = ArrayMovie(FRAMES)
+    assert open_movie(movie) is movie
 
 
-def test_a_file_cut_anywhere_is_never_read_as_a_whole_movie(frames, tmp_path):
-    for write in (
-        _write_pages,
-        _write_page_by_page,
-        _write_deflated_tiles,
-        _write_imagej,
-        _write_imagej_with_one_page,
-        _write_ome,
+def _write_nothing(path: Path) -> None:
+    path.touch()
+
+
+def _write_a_folder(path: Path) -> None:
+    path.mkdir()
+
+
+def _write_text(path: Path) -> None:
+    path.write_text("no pixels")
+
+
+@pytest.mark.parametrize(
+    ("name", "write", "message"),
+    [
+        ("movie.tif", None, "no such file"),
+        ("movie.npy", _write_nothing, "is empty"),
+        ("movie.npy", os.mkfifo, "is not a regular file; copy the movie to one"),
+        ("movie.npy", _write_text, "broken NumPy header"),
+        ("movie.nd2", _write_text, "is of no format that is read; those are TIFF, .*DAX"),
+        ("movie", _write_text, "is of no format that is read; those are TIFF, .*DAX"),
+        ("movie.dax", _write_text, "its movie.inf is missing"),
+        ("movie.raw", _write_text, "its movie.yaml is missing"),
+        ("movie", _write_a_folder, ""),
+    ],
+)
+def test_a_path_that_is_no_movie_is_refused_in_one_line(
+    name: str, write: Callable[[Path], None] | None, message: str, tmp_path
+):
+    path = tmp_path / name
+    if write is not None:
+        write(path)
+    with pytest.raises(MovieError) as caught:
+        open_movie(path)
+    assert caught.match(rf"^{path}: .*{message}")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_may_not_be_read_is_named(tmp_path, monkeypatch):
+    def refuse(self, mode):
+        raise PermissionError(13, "Permission denied")
+
+    path = tmp_path / "movie.npy"
+    np.save(path, FRAMES)
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(
+        MovieError, match=r"movie\.npy: cannot be read \(Permission denied\)"
     ):
-        whole, cut = tmp_path / "whole.tif", tmp_path / "cut.tif"
-        write(whole, frames)
-        content = whole.read_bytes()
-        # Every length would take long; a prime step meets every kind of place.
-        for length in range(1, len(content), 53):
-            cut.write_bytes(content[:length])
-            result = _read_or_error(cut)
-            if isinstance(result, str):
-                assert result.startswith(f"{cut}: ")
-                assert "\n" not in result
-            else:
-                # Only what lies behind the last page and pixel can be missed.
-                np.testing.assert_array_equal(result, frames)
+        open_movie(path)
 
 
-def test_random_damage_gives_frames_or_one_clear_error(frames, tmp_path):
-    random = np.random.default_rng(1)
-    path = tmp_path / "movie.tif"
-    for write in (_write_page_by_page, _write_deflated_tiles, _write_imagej):
-        write(path, frames)
-        content = np.frombuffer(path.read_bytes(), np.uint8)
-        for _ in range(100):
-            damaged = content.copy()
-            damaged[random.integers(0, 600, 4)] = random.integers(0, 256, 4)
-            path.write_bytes(damaged.tobytes())
-            result = _read_or_error(path)
-            if isinstance(result, str):
-                assert result.startswith(f"{path}: ")
-                assert "\n" not in result
-            else:
-                assert result.ndim == 3
-
-
-def test_a_movie_cut_while_it_is_read_names_the_frame(tmp_path):
-    # Larger than the buffer of an open file, which would hide the cut.
-    frames = np.ones((7, 120, 100), np.uint16)
-    path = tmp_path / "movie.tif"
-    for write in (_write_pages, _write_imagej_with_one_page):
-        write(path, frames)
-        with open_movie(path) as movie:
-            movie[0:2]
-            path.write_bytes(path.read_bytes()[: frames[:4].nbytes])
-            with pytest.raises(MovieError, match=r"frame [23] of 7"):
-                movie[2:7]
-
-
-def test_a_committed_movie_is_read_by_others(frames, tmp_path):
-    path = tmp_path / "bkgd.tif"
-    with TiffWriter(path, SHAPE) as writer:
-        writer.append(frames[:4].astype(np.float32))
-        writer.append(frames[4:].astype(np.float32))
-        assert not path.exists()
-    written = tifffile.imread(path)
-    assert written.dtype == np.float32
-    np.testing.assert_array_equal(written, frames)
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_a_movie_beyond_classic_tiff_is_written_as_bigtiff(frames, tmp_path, monkeypatch):
-    path = tmp_path / "bkgd.tif"
-    for limit, is_bigtiff in ((10**6, False), (1000, True)):
-        monkeypatch.setattr(_movies, "_CLASSIC_TIFF_MAX_BYTES", limit)
-        with TiffWriter(path, SHAPE, overwrite=True) as writer:
-            writer.append(frames.astype(np.float32))
-        with tifffile.TiffFile(path) as tiff:
-            assert tiff.is_bigtiff == is_bigtiff
-            np.testing.assert_array_equal(tiff.asarray(), frames)
-
-
-def _write_then_raise(path: Path, error: type[BaseException]) -> None:
-    with TiffWriter(path, SHAPE, overwrite=True) as writer:
-        writer.append(np.zeros((3, 12, 10), np.float32))
-        raise error
-
-
-@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-def test_a_failure_leaves_nothing_behind(error, tmp_path):
-    with pytest.raises(error):
-        _write_then_raise(tmp_path / "bkgd.tif", error)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_failure_keeps_the_file_that_was_to_be_overwritten(tmp_path):
-    path = tmp_path / "bkgd.tif"
-    path.write_text("precious")
-    with pytest.raises(RuntimeError):
-        _write_then_raise(path, RuntimeError)
-    assert path.read_text() == "precious"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_missing_frames_are_not_committed(frames, tmp_path):
-    with (
-        pytest.raises(MovieError, match="only 3 of 7"),
-        TiffWriter(tmp_path / "bkgd.tif", SHAPE) as writer,
+def test_a_package_that_is_missing_is_named_with_its_remedy(tmp_path, monkeypatch):
+    (tmp_path / "movie.raw").write_bytes(b"0")
+    (tmp_path / "movie.yaml").write_bytes(b"0")
+    monkeypatch.setitem(sys.modules, "yaml", None)
+    with pytest.raises(
+        MovieError, match=r"package yaml; .*pip install 'jaxbkgd\[movies\]'"
     ):
-        writer.append(frames[:3].astype(np.float32))
-    assert list(tmp_path.iterdir()) == []
+        open_movie(tmp_path / "movie.raw")
 
 
-def test_frames_of_another_size_are_refused(tmp_path):
-    with (
-        pytest.raises(ValueError, match="do not fit"),
-        TiffWriter(tmp_path / "bkgd.tif", SHAPE) as writer,
-    ):
-        writer.append(np.zeros((1, 10, 12), np.float32))
-    assert list(tmp_path.iterdir()) == []
+def test_what_is_read_with_numpy_alone_needs_no_other_package(tmp_path, monkeypatch):
+    for module in ("_tiff", "_zarr"):
+        monkeypatch.setitem(sys.modules, f"jaxbkgd.{module}", None)
+        monkeypatch.delattr(f"jaxbkgd.{module}", raising=False)
+    np.save(tmp_path / "movie.npy", FRAMES)
+    with open_movie(tmp_path / "movie.npy") as movie:
+        np.testing.assert_array_equal(movie.read(0, 7, 2), FRAMES[:, 2])
 
 
-def test_a_file_that_appears_meanwhile_is_not_overwritten(frames, tmp_path):
-    path = tmp_path / "bkgd.tif"
-    writer = TiffWriter(path, SHAPE)
-    writer.append(frames.astype(np.float32))
-    path.write_text("precious")
-    with pytest.raises(MovieError, match="exists already"):
-        writer.commit()
-    assert path.read_text() == "precious"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_overwriting_through_a_link_replaces_the_file_behind_it(frames, tmp_path):
-    behind, link = tmp_path / "behind.tif", tmp_path / "link.tif"
-    behind.write_text("old")
-    link.symlink_to(behind)
-    with TiffWriter(link, SHAPE, overwrite=True) as writer:
-        writer.append(frames.astype(np.float32))
-    assert link.is_symlink()
-    np.testing.assert_array_equal(tifffile.imread(behind), frames)
-
-
-def test_an_error_of_the_disk_is_one_line_and_leaves_nothing(frames, tmp_path, monkeypatch):
-    def fail(self, frames):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(TiffWriter, "_write", fail)
-    with (
-        pytest.raises(MovieError, match=r"bkgd\.tif: .*No space left on device"),
-        TiffWriter(tmp_path / "bkgd.tif", SHAPE) as writer,
-    ):
-        writer.append(frames.astype(np.float32))
-    assert list(tmp_path.iterdir()) == []
+def test_an_error_of_many_lines_is_told_in_one():
+    assert one_line(ValueError("a\n  b\tc")) == "a b c"
+    assert one_line(ValueError()) == "ValueError"
+    assert len(one_line(ValueError("x" * 1000))) == 200

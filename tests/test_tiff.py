@@ -1,0 +1,826 @@
+"""TIFF of any kind is read as it was meant, or refused; others read what is written."""
+
+import contextlib
+import errno
+import json
+import os
+import time
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import dask_image.imread
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+from jaxbkgd import _tiff
+from jaxbkgd._movies import MovieError, open_movie
+from jaxbkgd._sinks import Layout
+from jaxbkgd._tiff import TiffSink
+
+
+SHAPE = (7, 12, 10)
+
+
+@pytest.fixture
+def frames() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 4000, SHAPE).astype(np.uint16)
+
+
+def _read(path: Path) -> np.ndarray:
+    """All of a movie, (frames, channels, height, width)."""
+    with open_movie(path) as movie:
+        return np.stack([channel[:] for channel in movie.channels], axis=1)
+
+
+def _write(path: Path, frames: np.ndarray, **options) -> None:
+    tifffile.imwrite(path, frames, photometric="minisblack", **options)
+
+
+def _page(tiff: tifffile.TiffFile, index: int) -> tifffile.TiffPage:
+    page = tiff.pages[index]
+    assert isinstance(page, tifffile.TiffPage)
+    return page
+
+
+def _write_page_by_page(path: Path, frames: np.ndarray) -> None:
+    with tifffile.TiffWriter(path) as writer:
+        for frame in frames:
+            writer.write(frame, photometric="minisblack")
+
+
+def _write_ome_page_by_page(path: Path, frames: np.ndarray) -> None:
+    with tifffile.TiffWriter(path, ome=True) as writer:
+        for frame in frames:
+            writer.write(frame, photometric="minisblack")
+
+
+def _write_strips(path: Path, frames: np.ndarray) -> None:
+    # libtiff, and what uses it, likes small strips: here, of 4 rows.
+    _write(path, frames, rowsperstrip=4, metadata=None)
+
+
+def _write_with_pillow(path: Path, frames: np.ndarray) -> None:
+    first, *others = map(Image.fromarray, frames)
+    first.save(path, save_all=True, append_images=others)
+
+
+def _write_thumbnails(path: Path, frames: np.ndarray) -> None:
+    with tifffile.TiffWriter(path) as writer:
+        for frame in frames:
+            writer.write(frame, photometric="minisblack", metadata=None)
+            writer.write(frame[::2, ::2], subfiletype=1, metadata=None)
+
+
+# Each way to store the same frames, and whether their pixels lie in the file as they are.
+WRITERS = {
+    "pages": (_write, True),
+    "page by page": (_write_page_by_page, True),
+    "strips": (_write_strips, True),
+    "Pillow": (_write_with_pillow, True),
+    "thumbnails": (_write_thumbnails, True),
+    "BigTIFF": (lambda *to: _write(*to, bigtiff=True), True),
+    "big-endian": (lambda *to: _write(*to, byteorder=">"), True),
+    "ImageJ": (lambda *to: _write(*to, imagej=True, metadata={"axes": "TYX"}), True),
+    "ImageJ, one page": (
+        lambda *to: _write(*to, imagej=True, metadata={"axes": "TYX"}, truncate=True),
+        True,
+    ),
+    "one page": (lambda *to: _write(*to, truncate=True, byteorder=">"), True),
+    "OME": (lambda *to: _write(*to, ome=True, metadata={"axes": "TYX"}), True),
+    "OME page by page": (_write_ome_page_by_page, True),
+    "deflated": (lambda *to: _write(*to, compression="zlib", predictor=True), False),
+    "tiles": (lambda *to: _write(*to, tile=(16, 16)), False),
+}
+
+
+@pytest.mark.parametrize("way", WRITERS)
+def test_any_tiff_stack_reads_the_same_frames(way, frames, tmp_path, monkeypatch):
+    path = tmp_path / "movie.tif"
+    write, is_plain = WRITERS[way]
+    write(path, frames)
+    with open_movie(path) as movie:
+        if is_plain:
+            # What needs no decoding goes the fast way, without tifffile.
+            monkeypatch.delattr(tifffile, "TiffPage")
+        assert movie.shape == (7, 1, 12, 10)
+        assert movie.dtype == np.uint16
+        assert movie.dtype.isnative
+        for part in (slice(None), slice(0, 3), slice(3, 7), slice(6, 99), slice(5, 2)):
+            read = movie.channels[0][part]
+            assert read.dtype == np.uint16
+            np.testing.assert_array_equal(read, frames[part])
+
+
+def test_a_metamorph_stack_is_read_from_its_one_page(frames, tmp_path):
+    path = tmp_path / "movie.stk"
+    # UIC1 and UIC2 tags of 7 planes, and ones for what UIC2 has more than TIFF lets it.
+    tags = [(33628, 4, 7, [0] * 7, True), (33629, 5, 7, [1] * 14, True)]
+    _write(path, np.ones_like(frames[0]), metadata=None, extratags=tags, software=False)
+    with tifffile.TiffFile(path, mode="r+") as tiff:
+        _page(tiff, 0).tags["StripOffsets"].overwrite(path.stat().st_size)
+    with path.open("ab") as file:
+        file.write(frames.tobytes())
+    np.testing.assert_array_equal(_read(path)[:, 0], frames)
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(MovieError, match=r"truncated: .* 7 frames, .* ends in frame 6"):
+        open_movie(path)
+
+
+@pytest.mark.parametrize(
+    "dtype", ["u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f2", "f4", "f8", "?"]
+)
+@pytest.mark.parametrize("byteorder", ["<", ">"])
+def test_every_real_dtype_is_read_as_it_was_stored(dtype, byteorder, tmp_path):
+    frames = np.arange(2 * 3 * 4).reshape(2, 3, 4).astype(dtype)
+    path = tmp_path / "movie.tif"
+    _write(path, frames, byteorder=byteorder)
+    read = _read(path)
+    assert read.dtype == np.dtype(dtype)
+    np.testing.assert_array_equal(read[:, 0], frames)
+
+
+def _expected(stack: np.ndarray, axes: str) -> np.ndarray:
+    """Channels behind the frames, which are all other axes in their order."""
+    stack = np.moveaxis(stack, axes.index("C"), -3)
+    return stack.reshape(-1, *stack.shape[-3:])
+
+
+@pytest.mark.parametrize(
+    ("axes", "options"),
+    [
+        ("TCYX", {}),
+        ("CTYX", {}),
+        ("TZCYX", {"imagej": True}),
+        ("TCYX", {"imagej": True, "truncate": True}),
+        *((axes, {"ome": True}) for axes in ("TCYX", "CTYX", "TZCYX", "TCZYX", "CZTYX")),
+    ],
+)
+def test_a_channel_axis_becomes_channels_and_others_become_frames(axes, options, tmp_path):
+    lengths = {"T": 3, "Z": 2, "C": 4, "Y": 5, "X": 6}
+    shape = [lengths[axis] for axis in axes]
+    stack = np.arange(np.prod(shape)).reshape(shape).astype(np.uint16)
+    path = tmp_path / "movie.tif"
+    _write(path, stack, metadata={"axes": axes}, **options)
+    np.testing.assert_array_equal(_read(path), _expected(stack, axes))
+
+
+def test_channels_that_were_appended_in_blocks_are_told_apart(tmp_path):
+    stack = np.arange(6 * 2 * 3 * 4).reshape(6, 2, 3, 4).astype(np.uint16)
+    path = tmp_path / "movie.tif"
+    for block in (stack[:2], stack[2:4], stack[4:]):
+        _write(path, block, metadata={"axes": "TCYX"}, append=path.exists())
+    np.testing.assert_array_equal(_read(path), stack)
+
+
+def test_axes_that_do_not_fit_the_pages_are_refused(frames, tmp_path):
+    path = tmp_path / "movie.tif"
+    with tifffile.TiffWriter(path) as writer:
+        said = json.dumps({"shape": [2, 4, 12, 10], "axes": "CTYX"})
+        for frame in frames:
+            writer.write(frame, photometric="minisblack", description=said, metadata=None)
+            said = None
+    with pytest.raises(MovieError, match="says 2 C x 4 T, but has 7 pages"):
+        open_movie(path)
+
+
+UM = 1e4 / 0.1  # a resolution per cm of 0.1 um
+CALIBRATIONS = [
+    ({"resolution": (UM, UM / 2), "resolutionunit": "CENTIMETER"}, (0.2, 0.1), None),
+    ({"resolution": (254000, 254000), "resolutionunit": "INCH"}, (0.1, 0.1), None),
+    # Of a printer, of nothing, and of no unit.
+    ({"resolution": (72, 72), "resolutionunit": "INCH"}, None, None),
+    ({"resolution": (300, 300), "resolutionunit": "INCH"}, None, None),
+    ({"resolution": (10, 10), "resolutionunit": "NONE"}, None, None),
+    ({"resolution": (0, 0), "resolutionunit": "CENTIMETER"}, None, None),
+    *(
+        (
+            {"resolution": per_unit, "imagej": True, "metadata": {"unit": unit}},
+            (0.2, 0.1),
+            None,
+        )
+        for unit, per_unit in {
+            "um": (10, 5),
+            "micron": (10, 5),
+            "\\u00B5m": (10, 5),
+            "nm": (0.01, 0.005),
+            "mm": (10000, 5000),
+            "inch": (254000, 127000),
+        }.items()
+    ),
+    ({"resolution": (10, 10), "imagej": True, "metadata": {"unit": "pixel"}}, None, None),
+    ({"imagej": True, "metadata": {"finterval": 0.05}}, None, 0.05),
+    ({"imagej": True, "metadata": {"finterval": 50.0, "tunit": "ms"}}, None, 0.05),
+    (
+        {"ome": True, "metadata": {"PhysicalSizeX": 0.1, "PhysicalSizeY": 0.2}},
+        (0.2, 0.1),
+        None,
+    ),
+    (
+        {
+            "ome": True,
+            "metadata": {
+                "PhysicalSizeX": 100.0,
+                "PhysicalSizeXUnit": "nm",
+                "PhysicalSizeY": 2e-7,
+                "PhysicalSizeYUnit": "m",
+                "TimeIncrement": 50.0,
+                "TimeIncrementUnit": "ms",
+            },
+        },
+        (0.2, 0.1),
+        0.05,
+    ),
+    (
+        {
+            "ome": True,
+            "metadata": {
+                "PhysicalSizeX": 1.0,
+                "PhysicalSizeXUnit": "pixel",
+                "TimeIncrement": -1.0,
+            },
+        },
+        None,
+        None,
+    ),
+]
+
+
+@pytest.mark.parametrize(("options", "pixel_size_um", "frame_interval_s"), CALIBRATIONS)
+def test_pixel_size_and_frame_interval_are_what_the_file_says(
+    options, pixel_size_um, frame_interval_s, frames, tmp_path
+):
+    path = tmp_path / "movie.tif"
+    options = {**options, "metadata": {"axes": "TYX", **options.get("metadata", {})}}
+    _write(path, frames, **options)
+    with open_movie(path) as movie:
+        assert movie.pixel_size_um == pixel_size_um
+        assert movie.frame_interval_s == frame_interval_s
+
+
+# ---- OME-TIFF of several files ----
+
+
+def _ome_xml(uuid: str, planes: str, frames: int, channels: int = 1) -> str:
+    return (
+        '<?xml version="1.0" encoding="UTF-8"?>'
+        f'<OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06" UUID="{uuid}">'
+        f'<Image><Pixels DimensionOrder="XYCZT" SizeX="10" SizeY="12" SizeZ="1" '
+        f'SizeC="{channels}" SizeT="{frames}" Type="uint16">{planes}</Pixels></Image></OME>'
+    )
+
+
+def _tiff_data(uuid: str, name: str, page: int, time: int, channel: int = 0) -> str:
+    return (
+        f'<TiffData IFD="{page}" FirstT="{time}" FirstC="{channel}" PlaneCount="1">'
+        f'<UUID FileName="{name}">{uuid}</UUID></TiffData>'
+    )
+
+
+def _write_described(path: Path, frames: np.ndarray, xml: str | None) -> None:
+    _write(path, frames, description=xml, metadata=None)
+
+
+def _write_two_files(folder: Path, frames: np.ndarray, last: str | None = None) -> None:
+    """As Micro-Manager does: the first describes both, the second refers to the first."""
+    names = ("m_MMStack.ome.tif", "m_MMStack_1.ome.tif")
+    planes = "".join(
+        _tiff_data(f"urn:{int(t >= 4)}", names[int(t >= 4)], t % 4, t) for t in range(7)
+    )
+    _write_described(folder / names[0], frames[:4], _ome_xml("urn:0", planes, 7))
+    refers = f'<OME UUID="urn:1"><BinaryOnly MetadataFile="{names[0]}" UUID="urn:0"/></OME>'
+    _write_described(folder / names[1], frames[4:], refers if last is None else last)
+
+
+def test_an_ome_tiff_of_two_files_is_one_movie_whichever_is_opened(frames, tmp_path):
+    _write_two_files(tmp_path, frames)
+    for path in sorted(tmp_path.iterdir()):
+        np.testing.assert_array_equal(_read(path)[:, 0], frames)
+    np.testing.assert_array_equal(_read(tmp_path)[:, 0], frames)
+    with open_movie(tmp_path) as movie:
+        assert sorted(movie.paths) == sorted(tmp_path.iterdir())
+        before = movie.state()
+        os.utime(tmp_path / "m_MMStack_1.ome.tif", (1, 1))
+        assert movie.state() != before
+
+
+@pytest.mark.parametrize("lengths", [(7,), (3, 4)])
+def test_of_several_positions_each_is_read_from_its_own_files(lengths, frames, tmp_path):
+    images, parts = "", np.split(frames, np.cumsum(lengths)[:-1])
+    for position in range(2):
+        planes = "".join(
+            _tiff_data(
+                f"urn:{position}{part}", f"p{position}_{part}.ome.tif", t, t + 3 * part
+            )
+            for part, length in enumerate(lengths)
+            for t in range(length)
+        )
+        xml = _ome_xml("urn:00", planes, 7)
+        images += xml[xml.index("<Image") : xml.index("</OME>")]
+    whole = f'<OME UUID="urn:00">{images}</OME>'
+    refers = '<OME><BinaryOnly MetadataFile="p0_0.ome.tif" UUID="urn:00"/></OME>'
+    for position in range(2):
+        for part, pages in enumerate(parts):
+            path = tmp_path / f"p{position}_{part}.ome.tif"
+            xml = refers if position or part else whole
+            _write_described(path, pages + position, xml)
+    for position in range(2):
+        for part in range(len(parts)):
+            read = _read(tmp_path / f"p{position}_{part}.ome.tif")
+            np.testing.assert_array_equal(read[:, 0], frames + position)
+
+
+def test_a_file_that_the_description_does_not_know_is_refused(frames, tmp_path):
+    _write_two_files(tmp_path, frames)
+    known, other = tmp_path / "m_MMStack_1.ome.tif", tmp_path / "other.ome.tif"
+    other.write_bytes(known.read_bytes())
+    with pytest.raises(MovieError, match=r"other\.ome\.tif: is not among the files"):
+        open_movie(other)
+
+
+def test_a_part_of_a_movie_is_never_taken_for_the_whole(frames, tmp_path):
+    _write_two_files(tmp_path, frames)
+    first, second = sorted(tmp_path.iterdir(), key=lambda path: len(path.name))
+    renamed = first.rename(tmp_path / "first.ome.tif")
+    with pytest.raises(MovieError, match=r"MMStack\.ome\.tif describes.*one folder"):
+        open_movie(second)
+    # It is known by its UUID.
+    np.testing.assert_array_equal(_read(renamed)[:, 0], frames)
+    second.unlink()
+    with pytest.raises(MovieError, match=r"MMStack_1\.ome\.tif, which.*one folder"):
+        open_movie(renamed)
+
+
+def test_a_second_file_that_is_shorter_than_described_is_refused(frames, tmp_path):
+    _write_two_files(tmp_path, frames)
+    _write_described(tmp_path / "m_MMStack_1.ome.tif", frames[4:6], None)
+    with pytest.raises(MovieError, match="its 2 files lack 1 of the pages"):
+        open_movie(tmp_path / "m_MMStack.ome.tif")
+
+
+def test_an_aborted_acquisition_is_read_as_the_pages_it_has(frames, tmp_path):
+    path = tmp_path / "renamed.ome.tif"
+    planes = "".join(_tiff_data("urn:0", "was.ome.tif", t, t) for t in range(100))
+    for said in (planes, "<TiffData/>", ""):
+        _write_described(path, frames, _ome_xml("urn:0", said, 100))
+        np.testing.assert_array_equal(_read(path)[:, 0], frames)
+    # The last of 7 pages is a frame that lacks its second channel.
+    _write_described(path, frames, _ome_xml("urn:0", "", 100, channels=2))
+    np.testing.assert_array_equal(_read(path), frames[:6].reshape(3, 2, 12, 10))
+
+
+@pytest.mark.parametrize(
+    ("planes", "message"),
+    [
+        ('<TiffData IFD="0" PlaneCount="5"/>', "describes 5 of its 7 pages"),
+        ("<TiffData/><TiffData/>", "7 more than once"),
+        ('<TiffData FirstT="1"/>', "7 pages"),
+        ('<TiffData PlaneCount="3"/><TiffData IFD="3" FirstT="9" PlaneCount="4"/>', "7 pa"),
+        ('<TiffData IFD="-1"/>', "describes"),
+        ('<TiffData IFD="many"/>', "many"),
+        ('<TiffData PlaneCount="1099511627776" FirstT="-9"/>', "7 pages"),
+        ("<TiffData>", "broken"),
+        ('</Pixels><Pixels SizeC="1" SizeZ="1" SizeT="3">', "2 images"),
+    ],
+)
+def test_ome_xml_that_does_not_fit_the_pages_is_refused(planes, message, frames, tmp_path):
+    path = tmp_path / "movie.ome.tif"
+    _write_described(path, frames, _ome_xml("urn:0", planes, 100))
+    with pytest.raises(MovieError, match=message) as caught:
+        open_movie(path)
+    assert str(caught.value).startswith(f"{path}: ")
+
+
+def test_entities_in_ome_xml_are_not_expanded(frames, tmp_path):
+    path = tmp_path / "movie.ome.tif"
+    xml = _ome_xml("urn:0", "&b;", 7).replace(
+        "<OME", '<!DOCTYPE OME [<!ENTITY a "aaaa"><!ENTITY b "&a;&a;">]><OME', 1
+    )
+    _write_described(path, frames, xml)
+    with pytest.raises(MovieError, match="entities"):
+        open_movie(path)
+
+
+def test_names_in_ome_xml_lead_to_no_other_folder(frames, tmp_path):
+    (tmp_path / "in").mkdir()
+    _write_described(tmp_path / "other.tif", frames, None)
+    path = tmp_path / "in" / "movie.ome.tif"
+    planes = '<TiffData IFD="0"/>' + _tiff_data("urn:1", "../other.tif", 0, 1)
+    _write_described(path, frames[:1], _ome_xml("urn:0", planes, 2))
+    with pytest.raises(MovieError, match=r" other\.tif, which"):
+        open_movie(path)
+
+
+# ---- Files in a row ----
+
+
+def test_a_folder_or_pattern_of_files_is_read_in_natural_order(tmp_path):
+    frames = np.arange(24 * 3 * 4).reshape(24, 3, 4).astype(np.uint16)
+    for index in range(12):
+        # Of two frames each, the third file with other bytes and the fourth deflated.
+        options = {2: {"byteorder": ">"}, 3: {"compression": "zlib"}, 4: {"truncate": True}}
+        part = frames[2 * index : 2 * index + 2]
+        _write(tmp_path / f"img_{index}.tif", part, **options.get(index, {}))
+    (tmp_path / "notes.txt").write_text("no movie")
+    for source in (tmp_path, tmp_path / "img_*.tif"):
+        with open_movie(source) as movie:
+            assert movie.shape == (24, 1, 3, 4)
+            np.testing.assert_array_equal(movie.read(0, 24), frames)
+            np.testing.assert_array_equal(movie.read(3, 9), frames[3:9])
+
+
+def test_a_series_keeps_no_file_open(tmp_path):
+    for index in range(20):
+        _write(tmp_path / f"img_{index}.tif", np.full((1, 3, 4), index, np.uint8))
+    before = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
+    with open_movie(tmp_path) as movie:
+        np.testing.assert_array_equal(movie.read(0, 20)[:, 0, 0], np.arange(20))
+        if before:
+            assert len(os.listdir("/proc/self/fd")) == before
+        (tmp_path / "img_7.tif").unlink()
+        with pytest.raises(MovieError, match=r"img_7\.tif: cannot be read \(No such file"):
+            movie.read(5, 9)
+
+
+def test_a_file_of_a_series_that_does_not_fit_is_named(frames, tmp_path):
+    for index in range(3):
+        _write(tmp_path / f"img_{index}.tif", frames[index])
+    for other in (frames[0, :5], frames[0].astype(np.float32)):
+        _write(tmp_path / "img_1.tif", other)
+        with pytest.raises(MovieError, match=r"img_1\.tif: frame 1 of 3 is .*the first is"):
+            open_movie(tmp_path)
+    (tmp_path / "img_1.tif").write_text("no TIFF")
+    with pytest.raises(MovieError, match=r"img_1\.tif: is not a TIFF file"):
+        open_movie(tmp_path)
+    _write(tmp_path / "img_1.tif", frames[1])
+    _write(tmp_path / "img_0.tif", frames[:2], imagej=True, metadata={"axes": "CYX"})
+    with pytest.raises(MovieError, match="several channels"):
+        open_movie(tmp_path)
+
+
+def test_an_empty_match_is_an_error(tmp_path):
+    for source in (tmp_path, tmp_path / "*.tif"):
+        with pytest.raises(MovieError, match="holds no TIFF file"):
+            open_movie(source)
+
+
+# ---- What cannot be read ----
+
+
+def test_a_page_of_another_size_or_type_is_named(frames, tmp_path):
+    path = tmp_path / "movie.tif"
+    for other in (frames[0, :5], frames[0].astype(np.int16), frames[0].astype(np.uint8)):
+        with tifffile.TiffWriter(path) as writer:
+            for frame in (*frames[:4], other, *frames[5:]):
+                writer.write(frame, photometric="minisblack", metadata=None)
+        with pytest.raises(MovieError, match=r"frame 4 of 7 is .*12 x 10 px of uint16"):
+            open_movie(path)
+
+
+def test_colour_is_refused(tmp_path):
+    path = tmp_path / "movie.tif"
+    tifffile.imwrite(path, np.zeros((2, 12, 10, 3), np.uint8), photometric="rgb")
+    with pytest.raises(MovieError, match=r"3 samples a pixel \(colour\)"):
+        open_movie(path)
+
+
+def test_a_corrupt_page_is_named(frames, tmp_path):
+    path = tmp_path / "movie.tif"
+    _write(path, frames, compression="zlib")
+    with tifffile.TiffFile(path) as tiff:
+        offset = tiff.pages[4].dataoffsets[0]
+    content = bytearray(path.read_bytes())
+    content[offset : offset + 40] = bytes(40)
+    path.write_bytes(content)
+    with open_movie(path) as movie:
+        np.testing.assert_array_equal(movie.read(0, 4), frames[:4])
+        with pytest.raises(MovieError, match="frame 4 of 7 cannot be read"):
+            movie.read(2, 7)
+
+
+def test_a_missing_codec_shows_when_the_movie_is_opened(frames, tmp_path):
+    path = tmp_path / "movie.tif"
+    _write(path, frames, metadata=None)
+    with tifffile.TiffFile(path, mode="r+") as tiff:
+        for index in range(7):
+            _page(tiff, index).tags["Compression"].overwrite(34712)
+    with pytest.raises(MovieError, match=r"frame [06] of 7 cannot be read"):
+        open_movie(path)
+
+
+def test_pixels_behind_the_end_are_named_when_the_movie_is_opened(frames, tmp_path):
+    path = tmp_path / "movie.tif"
+    for write in (_write_page_by_page, _write_strips):
+        write(path, frames)
+        with tifffile.TiffFile(path, mode="r+") as tiff:
+            tag = _page(tiff, 5).tags["StripOffsets"]
+            tag.overwrite([offset + 10**6 for offset in tag.value])
+        with pytest.raises(MovieError, match="frame 5 of 7 is truncated"):
+            open_movie(path)
+
+
+def test_a_chain_of_pages_that_comes_back_is_refused(frames, tmp_path):
+    path = tmp_path / "movie.tif"
+    _write_page_by_page(path, frames)
+    with tifffile.TiffFile(path) as tiff:
+        offsets = [page.offset for page in tiff.pages]
+    for back in range(7):
+        content = bytearray(path.read_bytes())
+        tags = int.from_bytes(content[offsets[6] : offsets[6] + 2], "little")
+        at = offsets[6] + 2 + 12 * tags
+        content[at : at + 4] = offsets[back].to_bytes(4, "little")
+        path.write_bytes(content)
+        with pytest.raises(MovieError, match="its pages repeat"):
+            open_movie(path)
+
+
+def _read_or_error(path: Path) -> np.ndarray | str:
+    try:
+        return _read(path)
+    except MovieError as error:
+        return str(error)
+
+
+def _is_clear(result: np.ndarray | str, path: Path) -> bool:
+    return isinstance(result, str) and result.startswith(f"{path}: ") and "\n" not in result
+
+
+@pytest.mark.parametrize(
+    "way",
+    ["pages", "page by page", "strips", "deflated", "ImageJ", "ImageJ, one page", "OME"],
+)
+def test_a_file_cut_anywhere_is_never_read_as_a_whole_movie(way, frames, tmp_path):
+    whole, cut = tmp_path / "whole.tif", tmp_path / "cut.tif"
+    WRITERS[way][0](whole, frames)
+    content = whole.read_bytes()
+    # Every length would take long; a prime step meets every kind of place.
+    for length in range(1, len(content), 101):
+        cut.write_bytes(content[:length])
+        result = _read_or_error(cut)
+        if not _is_clear(result, cut):
+            # Only what lies behind the last page and pixel can be missed.
+            np.testing.assert_array_equal(result, frames[:, None])
+
+
+@pytest.mark.parametrize("way", ["page by page", "strips", "deflated", "ImageJ", "OME"])
+def test_random_damage_gives_frames_or_one_clear_error(way, frames, tmp_path):
+    random = np.random.default_rng(1)
+    path = tmp_path / "movie.tif"
+    WRITERS[way][0](path, frames)
+    content = np.frombuffer(path.read_bytes(), np.uint8)
+    for turn in range(60):
+        damaged = content.copy()
+        reach = 600 if turn % 2 else content.size
+        damaged[random.integers(0, reach, 4)] = random.integers(0, 256, 4)
+        path.write_bytes(damaged.tobytes())
+        result = _read_or_error(path)
+        assert _is_clear(result, path) or np.ndim(result) == 4
+
+
+def test_headers_that_lie_cost_neither_time_nor_memory(frames, tmp_path):
+    peak_bytes = pytest.importorskip("resource").getrusage
+    path = tmp_path / "movie.tif"
+    lies = [
+        ("ImageWidth", [2**31]),
+        ("ImageLength", [2**31]),
+        ("StripByteCounts", [2**31]),
+        ("StripOffsets", [2**31]),
+        ("BitsPerSample", [60000]),
+        ("SamplesPerPixel", [60000]),
+        ("RowsPerStrip", [2**31]),
+    ]
+    before = peak_bytes(0).ru_maxrss
+    start = time.thread_time()
+    for compression in (None, "zlib"):
+        for name, value in lies:
+            _write(path, frames, metadata=None, compression=compression)
+            with tifffile.TiffFile(path, mode="r+") as tiff:
+                _page(tiff, 0).tags[name].overwrite(value[0])
+                for tag in ("ImageLength", "ImageWidth"):
+                    if name in ("ImageLength", "ImageWidth"):
+                        _page(tiff, 0).tags[tag].overwrite(2**20)
+            result = _read_or_error(path)
+            assert _is_clear(result, path) or name in ("RowsPerStrip", "StripByteCounts")
+    # 2^40 pixels are a terabyte; the kilobytes are for what Python allocates anyhow.
+    assert peak_bytes(0).ru_maxrss - before < 100_000
+    assert time.thread_time() - start < 2
+
+
+def test_pixels_that_would_decode_to_gigabytes_are_refused(frames, tmp_path):
+    path = tmp_path / "movie.tif"
+    _write(path, frames, metadata=None, compression="zlib")
+    bomb = zlib.compress(bytes(2**24), 1)
+    with tifffile.TiffFile(path, mode="r+") as tiff:
+        _page(tiff, 0).tags["StripOffsets"].overwrite(path.stat().st_size)
+        _page(tiff, 0).tags["StripByteCounts"].overwrite(len(bomb))
+    with path.open("ab") as file:
+        file.write(bomb)
+    with pytest.raises(MovieError, match=f"frame 0 .*240 bytes take {len(bomb)} in the"):
+        open_movie(path)
+
+
+def test_stacks_that_are_said_to_be_long_are_refused_at_once(frames, tmp_path):
+    path = tmp_path / "movie.tif"
+    for said in (
+        "ImageJ=1.11a\nimages=1099511627776\n",
+        json.dumps({"shape": [2**40, 12, 10], "axes": "TYX"}),
+    ):
+        _write_described(path, frames[:1], said)
+        with pytest.raises(MovieError, match="truncated: its header says 1099511627776"):
+            open_movie(path)
+
+
+def test_a_movie_cut_while_it_is_read_names_the_frame(tmp_path):
+    frames = np.ones((7, 120, 100), np.uint16)
+    path = tmp_path / "movie.tif"
+    for way in ("pages", "page by page", "ImageJ, one page"):
+        WRITERS[way][0](path, frames)
+        with open_movie(path) as movie:
+            state = movie.state()
+            path.write_bytes(path.read_bytes()[: frames[:4].nbytes])
+            with pytest.raises(MovieError, match="frame 3 of 7"):
+                movie.read(2, 7)
+            assert movie.state() != state
+
+
+@pytest.mark.parametrize("way", ["page by page", "deflated"])
+def test_many_threads_read_one_movie(way, tmp_path):
+    frames = np.arange(40 * 12 * 10).reshape(40, 12, 10).astype(np.uint16)
+    path = tmp_path / "movie.tif"
+    WRITERS[way][0](path, frames)
+    starts = np.random.default_rng(0).integers(0, 35, 40).tolist()
+    with open_movie(path) as movie, ThreadPoolExecutor(8) as pool:
+        parts = pool.map(lambda start: movie.read(start, start + 5), starts)
+        for start, part in zip(starts, parts, strict=True):
+            np.testing.assert_array_equal(part, frames[start : start + 5])
+
+
+# ---- Writing ----
+
+
+def _layout(channels: int = 1, dtype: str = "f4", **options) -> Layout:
+    return Layout((7, channels, 12, 10), np.dtype(dtype), 3, **options)
+
+
+CALIBRATED = {"pixel_size_um": (0.12, 0.1), "frame_interval_s": 0.05}
+
+
+def _stack(layout: Layout) -> np.ndarray:
+    return np.arange(np.prod(layout.shape)).reshape(layout.shape).astype(layout.dtype)
+
+
+def _fill(sink: TiffSink, starts: tuple[int, ...] = (6, 0, 3)) -> None:
+    frames = _stack(sink.layout)
+    for start in starts:
+        sink.write(start, frames[start : start + 3])
+
+
+def _write_movie(path: Path, layout: Layout, **options) -> None:
+    sink = TiffSink(path, layout, **options)
+    sink.begin()
+    _fill(sink)
+    assert not path.exists() or options
+    sink.commit()
+
+
+@pytest.mark.parametrize("name", ["bkgd.tif", "bkgd.ome.tif", "big.tif", "big.ome.tif"])
+@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize("dtype", ["f4", "u2"])
+def test_a_committed_movie_is_read_by_others(name, channels, dtype, tmp_path, monkeypatch):
+    if name.startswith("big"):
+        monkeypatch.setattr(_tiff, "_CLASSIC_TIFF_MAX_BYTES", 1000)
+    path = tmp_path / name
+    layout = _layout(channels, dtype, **CALIBRATED)
+    _write_movie(path, layout)
+    assert list(tmp_path.iterdir()) == [path]
+    expected = _stack(layout) if channels > 1 else _stack(layout)[:, 0]
+    with tifffile.TiffFile(path) as tiff:
+        assert tiff.is_bigtiff == name.startswith("big")
+        assert tiff.is_ome == (".ome." in name)
+        assert tiff.series[0].axes == ("TCYX" if channels > 1 else "TYX")
+        np.testing.assert_array_equal(tiff.asarray(), expected)
+        page = _page(tiff, 0)
+        assert page.tags["ResolutionUnit"].value == tifffile.RESUNIT.CENTIMETER
+        assert page.get_resolution("micrometer") == pytest.approx((10, 1 / 0.12))
+    others = dask_image.imread.imread(str(path))
+    np.testing.assert_array_equal(others.compute().reshape(expected.shape), expected)
+    np.testing.assert_array_equal(_read(path), _stack(layout))
+    with open_movie(path) as movie:
+        assert movie.dtype == layout.dtype
+        assert movie.pixel_size_um == (0.12, 0.1)
+        assert movie.frame_interval_s == 0.05
+
+
+@pytest.mark.parametrize(
+    "shape", [(1, 1, 5, 4), (1, 3, 5, 4), (4, 1, 5, 3), (2, 2, 3, 4), (3, 4, 1, 7)]
+)
+@pytest.mark.parametrize("name", ["bkgd.tif", "bkgd.ome.tif"])
+def test_movies_of_odd_shapes_are_read_as_they_were_written(shape, name, tmp_path):
+    layout = Layout(shape, np.dtype("f8" if shape[0] == 3 else "f4"), 3)
+    path = tmp_path / name
+    _write_movie(path, layout)
+    np.testing.assert_array_equal(_read(path), _stack(layout))
+
+
+@pytest.mark.parametrize("name", ["bkgd.tif", "bkgd.ome.tif"])
+def test_a_resumed_movie_is_identical_to_an_uninterrupted_one(name, tmp_path):
+    layout = _layout(2, **CALIBRATED)
+    (tmp_path / "a").mkdir()
+    _write_movie(tmp_path / "a" / name, layout)
+    interrupted = TiffSink(tmp_path / name, layout)
+    interrupted.begin()
+    _fill(interrupted, (3,))
+    interrupted.close()
+    resumed = TiffSink(tmp_path / name, layout)
+    resumed.resume()
+    _fill(resumed, (0, 6))
+    resumed.commit()
+    assert (tmp_path / name).read_bytes() == (tmp_path / "a" / name).read_bytes()
+
+
+def test_threads_write_one_movie(tmp_path):
+    layout = Layout((64, 1, 12, 10), np.dtype("f4"), 1)
+    frames = _stack(layout)
+    sink = TiffSink(tmp_path / "bkgd.tif", layout)
+    sink.begin()
+    with ThreadPoolExecutor(8) as pool:
+        list(
+            pool.map(lambda start: sink.write(start, frames[start : start + 1]), range(64))
+        )
+    sink.commit()
+    np.testing.assert_array_equal(_read(tmp_path / "bkgd.tif"), frames)
+
+
+def test_a_draft_of_another_movie_is_not_resumed(tmp_path):
+    path = tmp_path / "bkgd.tif"
+    sink = TiffSink(path, _layout())
+    sink.begin()
+    sink.close()
+    for other in (_layout(2), _layout(dtype="u2")):
+        with (
+            contextlib.closing(TiffSink(path, other)) as wrong,
+            pytest.raises(MovieError, match="not the beginning of this movie"),
+        ):
+            wrong.resume()
+    sink.draft.write_bytes(sink.draft.read_bytes()[:-1000])
+    with (
+        contextlib.closing(TiffSink(path, _layout())) as cut,
+        pytest.raises(MovieError, match="truncated"),
+    ):
+        cut.resume()
+
+
+def test_a_write_that_the_system_cuts_short_is_completed(tmp_path, monkeypatch):
+    whole = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda fd, view, at: whole(fd, view[:101], at))
+    _write_movie(tmp_path / "bkgd.tif", _layout())
+    np.testing.assert_array_equal(_read(tmp_path / "bkgd.tif"), _stack(_layout()))
+
+
+def test_a_full_disk_is_one_line_and_the_draft_goes_on_later(tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    path = tmp_path / "bkgd.tif"
+    sink = TiffSink(path, _layout())
+    sink.begin()
+    _fill(sink, (0,))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", fail)
+        with pytest.raises(MovieError, match=r"bkgd\.tif: .*No space left on device"):
+            _fill(sink, (3,))
+    sink.close()
+    assert not path.exists()
+    sink.resume()
+    _fill(sink, (3, 6))
+    sink.commit()
+    np.testing.assert_array_equal(_read(path), _stack(_layout()))
+
+
+def test_a_long_movie_is_begun_quickly_and_takes_no_room(tmp_path):
+    layout = Layout((5_000, 1, 64, 64), np.dtype("f4"), 64)
+    sink = TiffSink(tmp_path / "bkgd.tif", layout)
+    start = time.thread_time()
+    sink.begin()
+    # It takes 0.1 s; a page at a time, tifffile would need seconds.
+    assert time.thread_time() - start < 2
+    if hasattr(os.stat_result, "st_blocks"):
+        # The directories alone, of some 180 bytes a page.
+        assert sink.draft.stat().st_blocks * 512 < 250 * 5_000
+    sink.discard()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_overwritten_is_a_file(tmp_path):
+    path = tmp_path / "bkgd.tif"
+    path.write_text("old")
+    with pytest.raises(MovieError, match="exists already"):
+        TiffSink(path, _layout()).begin()
+    _write_movie(path, _layout(), overwrite=True)
+    np.testing.assert_array_equal(_read(path), _stack(_layout()))
+    folder = tmp_path / "folder.tif"
+    folder.mkdir()
+    with pytest.raises(MovieError, match="not overwritten"):
+        TiffSink(folder, _layout(), overwrite=True).begin()

@@ -1,0 +1,659 @@
+"""Zarr and OME-Zarr are read whoever wrote them, and written for whoever reads them."""
+
+import bz2
+import gzip
+import json
+import os
+import pickle
+import shutil
+import tracemalloc
+import warnings
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import dask.array
+import numcodecs
+import numpy as np
+import pytest
+import zarr
+from zarr.codecs import (
+    BloscCodec,
+    BytesCodec,
+    Crc32cCodec,
+    GzipCodec,
+    ShardingCodec,
+    TransposeCodec,
+    ZstdCodec,
+)
+from zarr.core.metadata import ArrayV3Metadata
+
+from jaxbkgd import _zarr_arrays
+from jaxbkgd._movies import MovieError, open_movie
+from jaxbkgd._sinks import Layout
+from jaxbkgd._zarr import ZarrSink
+
+
+SHAPE = (11, 12, 10)
+# Neither divides the shape.
+CHUNKS = (4, 8, 10)
+
+
+@pytest.fixture
+def frames() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 4000, SHAPE).astype(np.uint16)
+
+
+def _write(path: Path, frames: np.ndarray, **settings: Any) -> Path:
+    settings = {"chunks": CHUNKS, "compressors": None, **settings}
+    array = zarr.create_array(path, shape=frames.shape, dtype=frames.dtype, **settings)
+    array[...] = frames
+    return path
+
+
+def _write_ome(
+    path: Path,
+    array: np.ndarray,
+    axes: str,
+    version: str = "0.5",
+    transformations: Any = None,
+    **settings: Any,
+) -> Path:
+    units = {"t": "millisecond", "z": "nanometer", "y": "nanometer", "x": "micrometer"}
+    kinds = {"t": "time", "c": "channel"}
+    scales = {"t": 20.0, "c": 1.0, "z": 300.0, "y": 50.0, "x": 0.06}
+    multiscale = {
+        "axes": [
+            {"name": axis, "type": kinds.get(axis, "space")}
+            | ({"unit": units[axis]} if axis in units else {})
+            for axis in axes
+        ],
+        "datasets": [
+            {
+                "path": "full/0",
+                "coordinateTransformations": [
+                    {"type": "scale", "scale": [scales[axis] for axis in axes]},
+                    {"type": "translation", "translation": [7.0] * len(axes)},
+                ],
+            },
+            {"path": "a level that is not read"},
+        ],
+    } | (transformations or {})
+    if version == "0.5":
+        about = {"ome": {"version": "0.5", "multiscales": [multiscale]}}
+    else:
+        about = {"multiscales": [multiscale | {"version": version}]}
+    zarr_format = 3 if version == "0.5" else 2
+    zarr.create_group(path, zarr_format=zarr_format, attributes=about)
+    chunks = tuple(-(-length // 2) for length in array.shape)
+    _write(path / "full/0", array, chunks=chunks, zarr_format=zarr_format, **settings)
+    return path
+
+
+def _edit(file: Path, **changes: Any) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def _assert_reads(path: Path, expected: np.ndarray) -> None:
+    """The movie is `expected`, (frames, channels, height, width), and in its type."""
+    with open_movie(path) as movie:
+        assert movie.shape == expected.shape
+        assert movie.dtype == expected.dtype.newbyteorder("=")
+        for index, channel in enumerate(movie.channels):
+            np.testing.assert_array_equal(channel[:], expected[:, index])
+            np.testing.assert_array_equal(channel[3:6], expected[3:6, index])
+
+
+V2_PACKINGS = {
+    "nothing": {},
+    "blosc": {"compressors": numcodecs.Blosc("lz4")},
+    "columns-first": {"compressors": numcodecs.Zstd(), "order": "F"},
+    "gzip": {"compressors": numcodecs.GZip()},
+    "zlib": {"compressors": numcodecs.Zlib()},
+    "lz4": {"compressors": numcodecs.LZ4()},
+    "bz2": {"compressors": numcodecs.BZ2()},
+    "lzma": {"compressors": numcodecs.LZMA()},
+    "delta": {"filters": [numcodecs.Delta("<u2", "<i4"), numcodecs.Shuffle(4)]},
+    "scaled": {"filters": [numcodecs.FixedScaleOffset(2, 1, "<u2", "<i4")]},
+    "folders": {"chunk_key_encoding": {"name": "v2", "separator": "/"}},
+}
+V3_PACKINGS = {
+    "nothing": {},
+    "big-endian": {"serializer": BytesCodec(endian="big")},
+    "blosc": {"compressors": BloscCodec(cname="zstd", shuffle="bitshuffle")},
+    "gzip": {"compressors": GzipCodec()},
+    "checksum": {"compressors": [ZstdCodec(), Crc32cCodec()]},
+    "transposed": {"filters": TransposeCodec(order=(2, 0, 1))},
+    "shards": {"compressors": ZstdCodec(), "shards": (8, 16, 10)},
+    "shards-index-first": {
+        "chunks": (8, 16, 10),
+        "serializer": ShardingCodec(
+            chunk_shape=CHUNKS, index_location="start", index_codecs=[BytesCodec()]
+        ),
+    },
+    "v2-names": {"chunk_key_encoding": {"name": "v2", "separator": "."}},
+}
+
+
+@pytest.mark.parametrize("packing", V2_PACKINGS)
+def test_zarr_v2_is_read_however_it_is_packed(packing, frames, tmp_path):
+    path = _write(tmp_path / "m.zarr", frames, zarr_format=2, **V2_PACKINGS[packing])
+    _assert_reads(path, frames[:, None])
+
+
+@pytest.mark.parametrize("packing", V3_PACKINGS)
+def test_zarr_v3_is_read_however_it_is_packed(packing, frames, tmp_path):
+    path = _write(tmp_path / "m.zarr", frames, **V3_PACKINGS[packing])
+    _assert_reads(path, frames[:, None])
+
+
+@pytest.mark.parametrize("dtype", ["|b1", "|u1", ">i2", "<i8", "<f2", ">f4", "<f8"])
+def test_pixels_of_all_types_are_read(dtype, frames, tmp_path):
+    frames = (frames % 2).astype(dtype)
+    path = _write(tmp_path / "m.zarr", frames, zarr_format=2)
+    _assert_reads(path, frames[:, None])
+
+
+@pytest.mark.parametrize("version", ["0.4", "0.5"])
+@pytest.mark.parametrize(
+    "axes", ["yx", "tyx", "cyx", "zyx", "tcyx", "ctyx", "czyx", "tczyx"]
+)
+def test_the_axes_of_ome_zarr_are_frames_and_channels(axes, version, tmp_path):
+    lengths = {"t": 3, "c": 2, "z": 4, "y": 6, "x": 5}
+    shape = tuple(lengths[axis] for axis in axes)
+    array = np.arange(np.prod(shape), dtype=np.uint16).reshape(shape)
+    path = _write_ome(tmp_path / "m.zarr", array, axes, version)
+    order = [axes.index(axis) for axis in "tzcyx" if axis in axes]
+    whole = [lengths[axis] if axis in axes else 1 for axis in "tzcyx"]
+    expected = array.transpose(order).reshape(whole[0] * whole[1], *whole[2:])
+    _assert_reads(path, expected)
+    with open_movie(path) as movie:
+        assert movie.pixel_size_um == pytest.approx((0.05, 0.06), rel=1e-12)
+        # Between depths there is no time that one could tell.
+        is_timed = "t" in axes and "z" not in axes
+        assert movie.frame_interval_s == (0.02 if is_timed else None)
+
+
+def test_the_scale_of_all_levels_multiplies_that_of_the_first(frames, tmp_path):
+    twice = {"coordinateTransformations": [{"type": "scale", "scale": [2.0, 3.0, 4.0]}]}
+    path = _write_ome(tmp_path / "m.zarr", frames, "tyx", transformations=twice)
+    with open_movie(path) as movie:
+        assert movie.pixel_size_um == pytest.approx((0.15, 0.24), rel=1e-12)
+        assert movie.frame_interval_s == pytest.approx(0.04, rel=1e-12)
+
+
+def test_axes_without_names_or_units_are_read(frames, tmp_path):
+    # As OME-Zarr was before 0.4, and before 0.3.
+    named = _write_ome(tmp_path / "3.zarr", frames, "tyx", "0.3", {"axes": list("tyx")})
+    whole = frames[:, None, None]
+    unnamed = _write_ome(tmp_path / "2.zarr", whole, "tczyx", "0.2")
+    about = json.loads((unnamed / ".zattrs").read_text())
+    del about["multiscales"][0]["axes"]
+    (unnamed / ".zattrs").write_text(json.dumps(about))
+    for path in (named, unnamed):
+        _assert_reads(path, frames[:, None])
+        with open_movie(path) as movie:
+            assert movie.pixel_size_um is None
+
+
+def test_the_first_image_of_bioformats2raw_is_read(frames, tmp_path):
+    about = {"bioformats2raw.layout": 3}
+    zarr.create_group(tmp_path / "m.zarr", zarr_format=2, attributes=about)
+    _write_ome(tmp_path / "m.zarr/0", frames, "tyx", "0.4")
+    _assert_reads(tmp_path / "m.zarr", frames[:, None])
+
+
+def test_a_group_of_one_array_is_that_array(frames, tmp_path):
+    zarr.create_group(tmp_path / "m.zarr")
+    _write(tmp_path / "m.zarr/movie", frames)
+    _assert_reads(tmp_path / "m.zarr", frames[:, None])
+
+
+def test_a_group_of_many_arrays_names_them_and_each_can_be_opened(frames, tmp_path):
+    path = tmp_path / "m.zarr"
+    zarr.create_group(path)
+    _write(path / "green", frames)
+    _write(path / "red", frames)
+    with pytest.raises(MovieError, match=r"arrays green, red .*m\.zarr/green$"):
+        open_movie(path)
+    _assert_reads(path / "red", frames[:, None])
+
+
+def test_four_axes_are_frames_then_channels_unless_they_are_named(tmp_path):
+    array = np.arange(3 * 2 * 6 * 5, dtype=np.uint16).reshape(3, 2, 6, 5)
+    chunks = (2, 1, 6, 5)
+    _assert_reads(_write(tmp_path / "a.zarr", array, chunks=chunks), array)
+    named = _write(
+        tmp_path / "b.zarr",
+        array,
+        chunks=chunks,
+        dimension_names=["channel", "z", "y", "x"],
+    )
+    _assert_reads(named, array.transpose(1, 0, 2, 3))
+    with pytest.raises(MovieError, match="must be of t, c, z, and then y, x"):
+        open_movie(
+            _write(tmp_path / "c.zarr", array, chunks=chunks, dimension_names=list("yxtc"))
+        )
+
+
+def test_a_chunk_is_decoded_once_by_reads_that_follow_each_other(
+    frames, tmp_path, monkeypatch
+):
+    path = _write(tmp_path / "m.zarr", frames, compressors=ZstdCodec())
+    decoded = []
+    load = _zarr_arrays.ZarrArray.load
+    monkeypatch.setattr(
+        _zarr_arrays.ZarrArray,
+        "load",
+        lambda self, index: decoded.append(index) or load(self, index),
+    )
+    with open_movie(path) as movie, ThreadPoolExecutor(3) as threads:
+        read = list(threads.map(lambda start: movie.read(start, start + 1), range(11)))
+    np.testing.assert_array_equal(np.concatenate(read), frames)
+    assert len(decoded) == 3 * 2
+    assert movie.chunk_frames == CHUNKS[0]
+
+
+def test_the_frames_of_a_damaged_chunk_are_named(frames, tmp_path):
+    packings = [
+        {},
+        {"compressors": numcodecs.Blosc("zstd")},
+        {"compressors": numcodecs.Blosc("blosclz")},
+        {"compressors": numcodecs.Zstd()},
+        {"compressors": numcodecs.GZip()},
+        {"compressors": numcodecs.Zlib()},
+        {"compressors": numcodecs.LZ4()},
+        {"compressors": numcodecs.BZ2()},
+        {"compressors": numcodecs.LZMA()},
+    ]
+    for number, packing in enumerate(packings):
+        path = _write(tmp_path / f"{number}.zarr", frames, zarr_format=2, **packing)
+        chunk = path / "1.0.0"
+        whole = chunk.read_bytes()
+        for damaged in (b"", whole[:3], whole[:20], whole[:-1], whole[:16] + whole[40:]):
+            chunk.write_bytes(damaged)
+            with open_movie(path) as movie:
+                with pytest.raises(
+                    MovieError, match=r"frames 4 to 7, chunk 1\.0\.0: is dam"
+                ):
+                    movie.read(3, 6)
+                # The others are as good as before.
+                np.testing.assert_array_equal(movie.read(0, 4), frames[:4])
+
+
+def test_a_damaged_shard_is_an_error(frames, tmp_path):
+    packing = {"compressors": ZstdCodec(), "shards": (8, 16, 10)}
+    path = _write(tmp_path / "m.zarr", frames, **packing)
+    chunk = path / "c/0/0/0"
+    whole = chunk.read_bytes()
+    for damaged in (b"", whole[:9], whole[:-1], whole[100:], whole[:-30] + whole[-29:]):
+        chunk.write_bytes(damaged)
+        with open_movie(path) as movie, pytest.raises(MovieError, match="frames 0 to 3"):
+            movie.read(0, 1)
+
+
+def _zstd_stream_of(byte_count: int) -> bytes:
+    """A zstd frame that doesn't say its length, of blocks of 2^17 equal bytes."""
+    block = (2**17 << 3 | 1 << 1).to_bytes(3, "little") + b"\x07"
+    end = b"\x01\x00\x00"
+    return b"\x28\xb5\x2f\xfd\x00\x58" + block * (byte_count // 2**17) + end
+
+
+def test_a_chunk_that_unpacks_to_more_than_it_should_is_refused_before_it_does(
+    frames, tmp_path
+):
+    blosc = [2, 1, 0x21, 2, *b"\xff\xff\xff\x7f", 0, 0, 4, 0, 100, 0, 0, 0, *bytes(84)]
+    bombs = [
+        (numcodecs.GZip(), gzip.compress(bytes(2**24))),
+        (numcodecs.Zlib(), zlib.compress(bytes(2**24))),
+        (numcodecs.BZ2(), bz2.compress(bytes(2**24))),
+        (numcodecs.Zstd(), numcodecs.Zstd().encode(bytes(2**24))),
+        (numcodecs.Zstd(), _zstd_stream_of(2**26)),
+        (numcodecs.LZ4(), (2**31 - 1).to_bytes(4, "little") + bytes(100)),
+        (numcodecs.Blosc(), bytes(blosc)),
+    ]
+    for number, (codec, bomb) in enumerate(bombs):
+        path = _write(tmp_path / f"{number}.zarr", frames, zarr_format=2, compressors=codec)
+        (path / "0.0.0").write_bytes(bomb)
+        with open_movie(path) as movie:
+            tracemalloc.start()
+            with pytest.raises(MovieError, match="frames 0 to 3"):
+                movie.read(0, 1)
+            _, most = tracemalloc.get_traced_memory()
+            tracemalloc.stop()
+        # What they unpack to is 16 times as much or more.
+        assert most < 2**20
+
+
+class _Payload:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.file),)
+
+
+def test_a_pickle_is_not_opened(frames, tmp_path):
+    path = _write(tmp_path / "m.zarr", frames, zarr_format=2)
+    for chunk in path.glob("[0-9]*"):
+        chunk.write_bytes(pickle.dumps(_Payload(tmp_path / "ran")))
+    metadata = json.loads((path / ".zarray").read_text())
+    for change in (
+        {"filters": [{"id": "pickle", "protocol": 5}]},
+        {"compressor": {"id": "pickle", "protocol": 5}},
+        {"filters": [{"id": "pickle"}], "dtype": "|O"},
+        {"filters": [{"id": "json2"}]},
+        {"filters": [{"id": "msgpack2"}]},
+        {"filters": [{"id": "delta", "dtype": "|O"}]},
+        {"filters": [{"id": "fixedscaleoffset", "offset": 0, "scale": 1, "dtype": "|O"}]},
+    ):
+        (path / ".zarray").write_text(json.dumps(metadata | change))
+        with pytest.raises(MovieError, match=r"is not one of blosc, bz2|pixels of"):
+            open_movie(path)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_chunks_that_were_not_written_are_filled_and_the_first_is_warned_of(
+    frames, tmp_path
+):
+    path = _write(tmp_path / "m.zarr", frames, fill_value=42)
+    shutil.rmtree(path / "c/1/1")
+    expected = frames.copy()
+    expected[4:8, 8:] = 42
+    with open_movie(path) as movie:
+        with pytest.warns(
+            UserWarning, match=r"frames 4 to 7, chunk c/1/1/0: is missing.*42"
+        ):
+            np.testing.assert_array_equal(movie.read(0, 11), expected)
+        # Once.
+        movie.close()
+        movie.read(0, 11)
+
+
+def test_chunks_without_a_value_to_fill_in_are_an_error(frames, tmp_path):
+    path = _write(tmp_path / "m.zarr", frames, zarr_format=2)
+    _edit(path / ".zarray", fill_value=None)
+    (path / "1.0.0").unlink()
+    with (
+        open_movie(path) as movie,
+        pytest.raises(MovieError, match=r"frames 4 to 7.*missing"),
+    ):
+        movie.read(0, 11)
+
+
+def test_a_movie_without_one_chunk_is_an_error(frames, tmp_path):
+    path = _write(tmp_path / "m.zarr", frames)
+    shutil.rmtree(path / "c")
+    with pytest.raises(MovieError, match="holds no frames"):
+        open_movie(path)
+
+
+LIES = {
+    "frames-of-2^40-pixels": {"shape": [1, 2**20, 2**20]},
+    "a-length-beyond-integers": {"shape": [2**80, 12, 10]},
+    "a-negative-length": {"shape": [-1, 12, 10]},
+    "no-frames": {"shape": [0, 12, 10]},
+    "a-fraction": {"shape": [11.0, 12, 10]},
+    "too-few-axes": {"shape": [11, 12]},
+    "chunks-of-gigabytes": {"chunks": [11, 2**15, 2**14]},
+    "chunks-of-one-pixel": {"shape": [11, 2**12, 2**12], "chunks": [11, 1, 1]},
+    "a-structure": {"dtype": [["a", "<u2"], ["b", "<u2"]]},
+    "complex-pixels": {"dtype": "<c8"},
+    "times": {"dtype": "<M8[s]"},
+    "an-order": {"order": "Z"},
+    "a-fill-value-out-of-range": {"fill_value": 2**70},
+    "another-version": {"zarr_format": 4},
+    "packed-twice": {"filters": [{"id": "zlib"}], "compressor": {"id": "zstd"}},
+    "a-separator": {"dimension_separator": "/../"},
+    "a-number-for-codecs": {"filters": 7},
+    "no-shape": {"shape": None},
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_metadata_that_lie_are_refused_at_the_door(lie, frames, tmp_path):
+    path = _write(tmp_path / "m.zarr", frames, zarr_format=2)
+    _edit(path / ".zarray", **LIES[lie])
+    with pytest.raises(MovieError, match=r"m\.zarr: (cannot be read|broken)"):
+        open_movie(path)
+
+
+def test_metadata_as_large_as_a_movie_are_refused(frames, tmp_path):
+    path = _write(tmp_path / "m.zarr", frames, zarr_format=2)
+    with (path / ".zattrs").open("wb") as file:
+        file.truncate(100_000_000)
+    with pytest.raises(MovieError, match=r"\.zattrs has 100 MB"):
+        open_movie(path)
+
+
+def test_metadata_that_nest_without_end_are_refused(frames, tmp_path):
+    path = _write(tmp_path / "m.zarr", frames)
+    (path / "zarr.json").write_text("[" * 1_000_000)
+    with pytest.raises(MovieError, match=r"m\.zarr: cannot be read"):
+        open_movie(path)
+
+
+@pytest.mark.parametrize(
+    "inside", ["../b.zarr", "/etc", "file:///etc", "a/../../b.zarr", "..\\b"]
+)
+def test_an_image_is_not_looked_for_outside(inside, frames, tmp_path):
+    _write(tmp_path / "b.zarr", frames)
+    path = _write_ome(tmp_path / "a.zarr", frames, "tyx", "0.4")
+    attributes = json.loads((path / ".zattrs").read_text())
+    attributes["multiscales"][0]["datasets"][0]["path"] = inside
+    (path / ".zattrs").write_text(json.dumps(attributes))
+    with pytest.raises(MovieError, match="leads out of it"):
+        open_movie(path)
+
+
+def test_damaged_metadata_give_an_error_or_frames(frames, tmp_path):
+    rng = np.random.default_rng(1)
+    sharded = {"compressors": BloscCodec(cname="lz4"), "shards": (8, 16, 10)}
+    files = [
+        (_write_ome(tmp_path / "a.zarr", frames, "tyx", "0.4"), ".zattrs"),
+        (_write_ome(tmp_path / "b.zarr", frames, "tyx"), "zarr.json"),
+        (_write(tmp_path / "c.zarr", frames, **sharded), "zarr.json"),
+        (
+            _write(tmp_path / "d.zarr", frames, zarr_format=2, **V2_PACKINGS["delta"]),
+            ".zarray",
+        ),
+    ]
+    outcomes = set()
+    for path, name in files:
+        whole = (path / name).read_bytes()
+        for _ in range(60):
+            damaged = bytearray(whole)
+            for place in rng.integers(len(whole), size=rng.integers(1, 4)):
+                replacement = rng.choice(list(b'0129"[]{},:-ex\x00'), 1).astype(np.uint8)
+                damaged[place : place + rng.integers(3)] = replacement.tobytes()
+            (path / name).write_bytes(damaged)
+            outcomes.add(_outcome(path))
+    assert outcomes == {"frames", "error"}
+
+
+def _outcome(path: Path) -> str:
+    with warnings.catch_warnings():
+        # A length that grew has chunks that were never written.
+        warnings.filterwarnings("ignore", "(?s).*is missing, which in Zarr means")
+        try:
+            with open_movie(path) as movie:
+                movie.read(0, min(movie.shape[0], 12))
+        except MovieError:
+            return "error"
+    return "frames"
+
+
+def test_the_state_shows_that_a_movie_was_written_to(frames, tmp_path):
+    path = _write_ome(tmp_path / "m.zarr", frames, "tyx")
+    with open_movie(path) as movie:
+        before = movie.state()
+        assert json.loads(json.dumps(before)) == before == movie.state()
+        for file in (path / "full/0/zarr.json", path / "full/0/c/1/0/0"):
+            os.utime(file, (1, 1))
+            assert movie.state() != before
+            before = movie.state()
+
+
+def test_a_movie_is_also_in_the_stores_around_it(frames, tmp_path):
+    path = _write_ome(tmp_path / "m.zarr", frames, "tyx")
+    for place in (path, path / "full/0"):
+        with open_movie(place) as movie:
+            assert {path, path / "full/0"} <= {inside.resolve() for inside in movie.paths}
+
+
+# Writing.
+
+
+def _sink(path: Path, frames: np.ndarray, chunk_frames: int = 4, **about: Any) -> ZarrSink:
+    return ZarrSink(path, Layout(frames.shape, frames.dtype, chunk_frames), **about)
+
+
+def _save(path: Path, frames: np.ndarray, starts: Any = None, **about: Any) -> Path:
+    sink = _sink(path, frames, **about)
+    sink.begin()
+    with ThreadPoolExecutor(2) as threads:
+        starts = range(0, len(frames), 4) if starts is None else starts
+        list(
+            threads.map(lambda start: sink.write(start, frames[start : start + 4]), starts)
+        )
+    sink.commit()
+    return path
+
+
+def _files(path: Path) -> dict[str, bytes]:
+    return {
+        str(file.relative_to(path)): file.read_bytes()
+        for file in path.rglob("*")
+        if file.is_file()
+    }
+
+
+@pytest.fixture(params=[(1, np.float32), (2, np.uint16)], ids=["one-channel", "two"])
+def output(request: pytest.FixtureRequest) -> np.ndarray:
+    channels, dtype = request.param
+    pixels = np.random.default_rng(0).normal(100, 9, (11, channels, 12, 10))
+    # The last frames are zero, which writers of Zarr like to leave out.
+    pixels[8:] = 0
+    return pixels.astype(dtype)
+
+
+def test_a_movie_is_read_back_by_zarr_dask_and_ourselves(output, tmp_path):
+    path = _save(tmp_path / "m.zarr", output)
+    expected = output if output.shape[1] > 1 else output[:, 0]
+    array = zarr.open_array(path, mode="r")
+    assert isinstance(array.metadata, ArrayV3Metadata)
+    assert array.metadata.dimension_names == tuple("tcyx" if output.shape[1] > 1 else "tyx")
+    assert array.nchunks_initialized == array.nchunks
+    np.testing.assert_array_equal(array[...], expected)
+    np.testing.assert_array_equal(dask.array.from_zarr(path).compute(), expected)
+    _assert_reads(path, output)
+
+
+@pytest.mark.parametrize("is_known", [True, False])
+@pytest.mark.parametrize("name", ["m.zarr", "m.ome.zarr"])
+def test_the_pixel_size_and_the_interval_are_read_back(name, is_known, output, tmp_path):
+    sizes: Any = ((0.1, 0.11), 0.03) if is_known else (None, None)
+    sink = ZarrSink(tmp_path / name, Layout(output.shape, output.dtype, 4, *sizes))
+    sink.begin()
+    sink.write(0, output)
+    sink.commit()
+    with open_movie(tmp_path / name) as movie:
+        assert (movie.pixel_size_um, movie.frame_interval_s) == sizes
+
+
+def test_an_ome_zarr_is_valid_and_read_back_by_others(output, tmp_path):
+    # These take long to import.
+    from ome_zarr.io import parse_url
+    from ome_zarr.reader import Reader
+    from ome_zarr_models.v05.image import Image
+
+    path = _save(tmp_path / "m.ome.zarr", output)
+    expected = output if output.shape[1] > 1 else output[:, 0]
+    image = Image.from_zarr(zarr.open_group(path, mode="r"))
+    multiscale = image.ome_attributes.multiscales[0]
+    axes = [(axis.name, axis.type) for axis in multiscale.axes]
+    channel = [("c", "channel")] if output.shape[1] > 1 else []
+    assert axes == [("t", "time"), *channel, ("y", "space"), ("x", "space")]
+    nodes = list(Reader(parse_url(path))())
+    np.testing.assert_array_equal(np.asarray(nodes[0].data[0]), expected)
+    _assert_reads(path, output)
+
+
+@pytest.mark.parametrize("name", ["m.zarr", "m.ome.zarr"])
+def test_the_same_files_are_written_in_any_order_and_after_a_kill(name, output, tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    whole = _files(_save(tmp_path / "a" / name, output))
+    killed = _sink(tmp_path / "b" / name, output)
+    killed.begin()
+    killed.write(8, output[8:])
+    killed.write(4, output[4:8])
+    # Of a chunk that was being written, there is a part.
+    chunks = killed.draft / ("0/c/1" if "ome" in name else "c/1")
+    for file in filter(Path.is_file, chunks.rglob("*")):
+        file.write_bytes(file.read_bytes()[:100])
+    killed.close()
+    again = _sink(tmp_path / "b" / name, output)
+    again.resume()
+    again.write(4, output[4:8])
+    again.write(0, output[:4])
+    again.commit()
+    assert _files(tmp_path / "b" / name) == whole
+    assert os.listdir(tmp_path / "b") == [name]
+
+
+def test_a_zarr_is_replaced_when_asked_and_nothing_else_is(output, tmp_path):
+    path = _save(tmp_path / "m.zarr", output)
+    (path / "left").touch()
+    with pytest.raises(MovieError, match="exists already"):
+        _sink(path, output).begin()
+    _save(path, output + 1, overwrite=True)
+    _assert_reads(path, output + 1)
+    assert os.listdir(tmp_path) == ["m.zarr"]
+    assert not (path / "left").exists()
+    for other in ("folder.zarr", "file.zarr"):
+        (tmp_path / other).mkdir() if other[1] == "o" else (tmp_path / other).touch()
+        with pytest.raises(MovieError, match="is no movie of this format"):
+            _sink(tmp_path / other, output, overwrite=True).begin()
+
+
+@pytest.mark.parametrize(
+    ("chunk_frames", "width", "expected"),
+    [(16, 512, 4), (6, 512, 3), (1, 512, 1), (7, 512, 7), (512, 64, 256), (64, 64, 64)],
+)
+def test_a_file_has_about_4_mib_and_divides_a_chunk(
+    chunk_frames, width, expected, tmp_path
+):
+    layout = Layout((600, 1, width, width), np.dtype(np.float32), chunk_frames)
+    assert ZarrSink(tmp_path / "m.zarr", layout)._chunk_frames() == expected
+
+
+def _fill_disk(*args: Any) -> None:
+    raise OSError(28, "No space left on device")
+
+
+def test_a_full_disk_is_said_in_a_line(output, tmp_path, monkeypatch):
+    sink = _sink(tmp_path / "m.zarr", output)
+    sink.begin()
+    monkeypatch.setattr(Path, "write_bytes", _fill_disk)
+    with pytest.raises(MovieError, match=r"cannot be written \(No space left on device\)$"):
+        sink.write(0, output)
+    sink.close()
+
+
+def test_a_draft_that_was_removed_is_not_committed(output, tmp_path):
+    sink = _sink(tmp_path / "m.zarr", output)
+    sink.begin()
+    shutil.rmtree(sink.draft)
+    with pytest.raises(MovieError, match="has been removed"):
+        sink.write(0, output)
+    sink.draft.mkdir()
+    with pytest.raises(MovieError, match="has been removed"):
+        sink.commit()
+    with pytest.raises(MovieError, match="has been removed"):
+        sink.resume()
+    sink.close()
+    assert not (tmp_path / "m.zarr").exists()
