@@ -27,8 +27,8 @@ import jaxbkgd
 from jaxbkgd._sinks import Layout, open_sink, Sink
 
 
-# Of all channels, in a task: 200 MB in its worker, twelve bytes each. It takes longer than
-# what the scheduler does for it, a millisecond.
+# Of all channels, in a task, which so takes longer than what the scheduler does for it, a
+# millisecond.
 CHUNK_PIXELS = 2**24
 
 

@@ -68,6 +68,7 @@ class Summary:
     - `noise_corrections`: of each channel, see [`jaxbkgd.Background`][].
     - `chunk_frames`, `workers`: what was chosen.
     - `nonfinite_frames`: frames in whose result a NaN or an infinity stands.
+    - `clipped_frames`: frames in which uint16 could not hold a background.
     """
 
     frames: int
@@ -78,6 +79,7 @@ class Summary:
     chunk_frames: int
     workers: int
     nonfinite_frames: int
+    clipped_frames: int
 
 
 class Wanted(NamedTuple):
@@ -89,6 +91,13 @@ class Wanted(NamedTuple):
     gains: tuple[float, ...]
     # Whether the estimator is called with one stack of frames, or with a list of them.
     is_one_stack: bool
+
+
+class Counts(NamedTuple):
+    """Of frames whose result is not what it should be."""
+
+    nonfinite_frames: int
+    clipped_frames: int
 
 
 class Window(NamedTuple):
@@ -161,6 +170,10 @@ def estimate_movie(
     arguments that do not fit the estimator or each other. What is done by then is kept.
     """
     clock = time.perf_counter()
+    if not isinstance(estimator, AbstractEstimator):
+        raise TypeError(
+            f"An estimator is needed, as jaxbkgd.SpatialMean(7.0), but got {estimator!r}."
+        )
     with contextlib.ExitStack() as files:
         channels = _opened_channels(source, boxes, files)
         is_split = _is_list(source) or boxes is not None
@@ -184,7 +197,7 @@ def estimate_movie(
         job.open(targets, resume=resume, overwrite=overwrite)
         frame_count = len(channels[0])
         resumed_frames = frame_count - sum(w.stop - w.start for w in job.todo())
-        nonfinite_frames = job.run(workers, progress=progress, done_frames=resumed_frames)
+        counts = job.run(workers, progress=progress, done_frames=resumed_frames)
         job.commit()
 
     seconds = time.perf_counter() - clock
@@ -196,7 +209,8 @@ def estimate_movie(
         noise_corrections=noise_corrections,
         chunk_frames=chunk_frames,
         workers=workers,
-        nonfinite_frames=nonfinite_frames,
+        nonfinite_frames=counts.nonfinite_frames,
+        clipped_frames=counts.clipped_frames,
     )
 
 
@@ -228,7 +242,7 @@ class _Job(contextlib.AbstractContextManager):
         self._wanted = wanted
         self._sinks: dict[Sink | ArraySink, list[int]] = {}
         self._new_sinks: set[Sink | ArraySink] = set()
-        self._is_open = False
+        self._can_go_on = False
 
     def open(
         self,
@@ -246,11 +260,11 @@ class _Job(contextlib.AbstractContextManager):
         for sink, group in list(self._sinks.items()):
             settings = self._settings | {"channels": group}
             is_begun = resume and (sink.is_begun or sink.is_committed)
-            if is_begun and (names := sink.journal.differences(settings)):
+            if is_begun and (names := _difference(sink.journal.settings or {}, settings)):
                 raise MovieError(
-                    f"{sink.journal.path}: was begun with another "
-                    f"{' and another '.join(names)}; give the same again, or begin anew "
-                    "(resume=False, in the command line --fresh)"
+                    f"{sink.journal.path}: was begun with other settings ({names}); give "
+                    "the same again, or begin anew (resume=False, in the command line "
+                    "--fresh)"
                 )
             if sink not in committed:
                 sink.check()
@@ -263,7 +277,7 @@ class _Job(contextlib.AbstractContextManager):
             else:
                 self._new_sinks.add(sink)
                 sink.begin(self._settings | {"channels": group})
-        self._is_open = True
+        self._can_go_on = True
 
     def todo(self) -> Iterator[Window]:
         """The windows that a sink lacks."""
@@ -273,14 +287,14 @@ class _Job(contextlib.AbstractContextManager):
             if not all(window.number in numbers for numbers in done):
                 yield window
 
-    def run(self, workers: int, *, progress: bool, done_frames: int) -> int:
-        """Works on what is to do, and gives the number of frames that are not finite."""
-        begun, megapixels, nonfinite_frames = time.perf_counter(), 0.0, 0
+    def run(self, workers: int, *, progress: bool, done_frames: int) -> Counts:
+        """Works on what is to do."""
+        begun, megapixels, counts = time.perf_counter(), 0.0, Counts(0, 0)
         # Threads have settings of their own.
         is_64_bit = jax.config.read("jax_enable_x64")
         devices = jax.local_devices()
 
-        def run(window: Window) -> tuple[Window, int]:
+        def run(window: Window) -> tuple[Window, Counts]:
             # Each device has windows of its own: none waits for another.
             device = devices[window.number % len(devices)]
             with jax.enable_x64(is_64_bit), jax.default_device(device):
@@ -288,23 +302,22 @@ class _Job(contextlib.AbstractContextManager):
 
         todo = list(self.todo())
         with progress_bar(len(self._channels[0]), progress, done_frames) as report:
-            for window, count in _on_threads(run, todo, workers):
-                nonfinite_frames += count
+            for window, more in _on_threads(run, todo, workers):
+                counts = Counts(*map(sum, zip(counts, more, strict=True)))
                 done_frames += window.stop - window.start
                 megapixels += (window.stop - window.start) * self.megapixels
-                report(
-                    done_frames, f"{megapixels / (time.perf_counter() - begun):.0f} Mpx/s"
-                )
-        return nonfinite_frames
+                rate = megapixels / (time.perf_counter() - begun)
+                report(done_frames, f"{rate:.0f} Mpx/s")
+        return counts
 
-    def _do(self, window: Window) -> int:
+    def _do(self, window: Window) -> Counts:
         chunks = [channel[window.low : window.high] for channel in self._channels]
-        images, nonfinite_frames = self._estimate(chunks, self._wanted, window)
+        images, counts = self._estimate(chunks, self._wanted, window)
         for sink, group in self._sinks.items():
             parts = [images[index][:, None] for index in group]
             sink.write(window.start, parts[0] if len(parts) == 1 else np.hstack(parts))
             sink.note(window.number)
-        return nonfinite_frames
+        return counts
 
     def commit(self) -> None:
         self._check_sources()
@@ -322,10 +335,10 @@ class _Job(contextlib.AbstractContextManager):
             if error is not None and sink in self._new_sinks and not sink.journal.done:
                 sink.discard()
                 continue
-            if error is not None and isinstance(sink, Sink) and sink.journal.done:
+            if isinstance(sink, Sink) and sink.journal.done and sink.draft.exists():
                 kept.append(str(sink.draft))
             sink.close()
-        if error is not None and kept and self._is_open:
+        if error is not None and kept and self._can_go_on:
             error.add_note(
                 f"what is done is kept in {', '.join(kept)}; run the same again to go on"
             )
@@ -337,6 +350,7 @@ class _Job(contextlib.AbstractContextManager):
             except OSError:
                 has_changed = True
             if has_changed:
+                self._can_go_on = False
                 raise MovieError(
                     f"{movie.name}: has changed since it was opened; begin anew once it is "
                     "whole (resume=False, in the command line --fresh)"
@@ -346,9 +360,9 @@ class _Job(contextlib.AbstractContextManager):
 @eqx.filter_jit
 def estimate_window(
     estimator: AbstractEstimator, channels: Sequence[Any], wanted: Wanted
-) -> tuple[list[Array], list[Bool[Array, " frames"] | None]]:
-    """What is wanted of each channel's frames, and which frames of it are finite, where
-    that can't be known beforehand."""
+) -> tuple[list[Array], Bool[Array, " frames"] | None, Bool[Array, " frames"] | None]:
+    """What is wanted of each channel's frames, and which frames are finite, and which are
+    clipped, in any channel, where either can happen."""
     stacks = [
         as_frames(channel) - np.float32(offset) if offset else as_frames(channel)
         for channel, offset in zip(channels, wanted.offsets, strict=True)
@@ -364,15 +378,21 @@ def estimate_window(
             gains = list(wanted.gains)
             images = background.snr(frames, gains[0] if wanted.is_one_stack else gains)
     images = [images] if wanted.is_one_stack else list(images)
-    is_finite = [
-        jnp.isfinite(image).all((-2, -1))
-        if wanted.output == "snr" or jnp.issubdtype(stack.dtype, jnp.floating)
-        else None
-        for image, stack in zip(images, stacks, strict=True)
-    ]
+    is_finite = is_clipped = None
+    if wanted.output == "snr" or any(
+        jnp.issubdtype(stack.dtype, jnp.floating) for stack in stacks
+    ):
+        finite = [jnp.isfinite(image).all((-2, -1)) for image in images]
+        is_finite = jnp.stack(finite).all(0)
     if wanted.dtype == "uint16":
-        images = [jnp.clip(jnp.round(image), 0, 2**16 - 1) for image in images]
-    return [image.astype(wanted.dtype) for image in images], is_finite
+        rounded = [jnp.round(image) for image in images]
+        images = [jnp.clip(image, 0, 2**16 - 1) for image in rounded]
+        clipped = [
+            (image != whole).any((-2, -1))
+            for image, whole in zip(images, rounded, strict=True)
+        ]
+        is_clipped = jnp.stack(clipped).any(0)
+    return [image.astype(wanted.dtype) for image in images], is_finite, is_clipped
 
 
 def windows(frame_count: int, chunk_frames: int, halo_frames: int) -> Iterator[Window]:
@@ -391,28 +411,31 @@ def estimated(
     chunks: Sequence[np.ndarray],
     wanted: Wanted,
     window: Window,
-) -> tuple[list[np.ndarray], int]:
+) -> tuple[list[np.ndarray], Counts]:
     """What is wanted of the frames `start` to `stop` of a window, of which the chunks hold
-    frames `low` to `high`, and how many of them are not finite."""
+    frames `low` to `high`."""
     kept = slice(window.start - window.low, window.stop - window.low)
     try:
-        images, is_finite = estimate_window(
+        images, *flags = estimate_window(
             estimator, [as_frames(chunk) for chunk in chunks], wanted
         )
         images = [np.asarray(image)[kept] for image in images]
-        is_finite = [np.asarray(flags)[kept] for flags in is_finite if flags is not None]
+        is_finite, is_clipped = (
+            None if each is None else np.asarray(each)[kept] for each in flags
+        )
     except Exception as error:
         raise MovieError(
             f"{name}: frames {window.start} to {window.stop - 1} cannot be estimated "
             f"({one_line(error)})"
         ) from error
-    is_bad = ~np.all(is_finite, axis=0) if is_finite else np.zeros(0, bool)
-    if is_bad.any() and wanted.dtype == "uint16":
+    nonfinite = [] if is_finite is None else np.flatnonzero(~is_finite)
+    if len(nonfinite) and wanted.dtype == "uint16":
         raise MovieError(
-            f"{name}: the background of frame {window.start + int(is_bad.argmax())} is not "
-            "finite, and uint16 has no number for that; write float32"
+            f"{name}: the background of frame {window.start + nonfinite[0]} is not finite, "
+            "and uint16 has no number for that; write float32"
         )
-    return images, int(is_bad.sum())
+    clipped_frames = 0 if is_clipped is None else int(is_clipped.sum())
+    return images, Counts(len(nonfinite), clipped_frames)
 
 
 def _opened_channels(
@@ -509,6 +532,18 @@ def _settings(
     }
 
 
+def _difference(before: dict[str, Any], now: dict[str, Any]) -> str:
+    """In words."""
+    said = []
+    for name in sorted(before | now):
+        if before.get(name) != now.get(name):
+            # What these are is long, and says nothing.
+            is_short = name not in ("source", "estimator")
+            values = f" {before.get(name)}, not {now.get(name)}" if is_short else ""
+            said.append(f"{name}{values}")
+    return "; ".join(said)
+
+
 def _layout(channels: Sequence[Channel], settings: dict[str, Any]) -> Layout:
     """Of the channels of one sink, which are of one size."""
     frames, height, width = channels[0].shape
@@ -556,18 +591,17 @@ def _check_arrays(arrays: Sequence[np.ndarray], channels: Sequence[Channel]) -> 
 
 def _check_paths(paths: Sequence[Path], channels: Sequence[Channel]) -> None:
     """Nothing that is read may be written to, or removed."""
-    sources = {path.resolve() for channel in channels for path in channel.movie.paths}
+    movies = {channel.movie for channel in channels}
     real_paths = [path.resolve() for path in paths]
     for path in real_paths:
         if real_paths.count(path) > 1:
             raise MovieError(f"{path}: is given for two channels; give each a name")
-        touched = {path, *(draft_of(path, suffix) for suffix in DRAFT_SUFFIXES)}
-        if any(
-            source == one or source in one.parents or one in source.parents
-            for source in sources
-            for one in touched
-        ):
-            raise MovieError(f"{path}: is the movie itself; give another name")
+        touched = [path, *(draft_of(path, suffix) for suffix in DRAFT_SUFFIXES)]
+        if any(movie.includes(one) for movie in movies for one in touched):
+            raise MovieError(
+                f"{path}: is the movie itself, or would be a part of it when it is read "
+                "again; give a name elsewhere"
+            )
 
 
 def _begun_chunk_frames(targets: Sequence[tuple[Any, list[int]]]) -> int | None:

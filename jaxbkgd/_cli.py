@@ -3,9 +3,10 @@
 import contextlib
 import json
 import os
+import signal
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -235,11 +236,18 @@ def info(
 ) -> None:
     """Say what a movie is."""
     with _one_line_errors(), _one_line_warnings():
+        are_read = True
         for number, path in enumerate(movies):
-            with open_movie(path) as movie:
-                if number:
-                    typer.echo()
-                _print_info(movie)
+            if number:
+                typer.echo()
+            try:
+                with open_movie(path) as movie:
+                    _print_info(movie)
+            except MovieError as error:
+                _say(str(error))
+                are_read = False
+        if not are_read:
+            raise typer.Exit(2)
 
 
 def _print_info(movie: Movie) -> None:
@@ -370,14 +378,20 @@ def estimate(
     It is written in the movie's unit. Memory does not grow with the length of the movie.
     After Ctrl-C, or whatever else ends it early, the same command goes on from there.
     """
-    with _one_line_errors(), _one_line_warnings(), contextlib.ExitStack() as files:
+    sinks: list[Path] = []
+    with (
+        _one_line_errors(),
+        _one_line_warnings(),
+        _ended_by_ctrl_c(sinks),
+        contextlib.ExitStack() as files,
+    ):
         opened = [files.enter_context(open_movie(movie)) for movie in movies]
         boxes = None if channels is None else _parsed_boxes(channels)
         sizes = _channel_sizes(opened, boxes)
         estimator = _chosen_estimator(radius, calibration, channel, len(sizes))
         _check_camera(output, offset, gain)
         is_split = len(opened) > 1 or boxes is not None
-        sinks = _numbered(out, len(sizes)) if is_split else [out]
+        sinks += _numbered(out, len(sizes)) if is_split else [out]
 
         def run() -> Summary:
             return estimate_movie(
@@ -396,7 +410,10 @@ def estimate(
             )
 
         try:
-            summary = _until_ctrl_c(run, sinks)
+            with ThreadPoolExecutor(1) as thread:
+                # A signal is heard in this thread, and only between two steps of Python:
+                # to compile is one.
+                summary = thread.submit(run).result()
         except (TypeError, ValueError) as error:
             _fail(_with_notes(error))
         for sink in sinks:
@@ -461,7 +478,7 @@ def _chosen_estimator(
             f"--radius: is given {len(rows)} times, but there {are}; give it once for all "
             "channels, or once for each"
         )
-    return SpatialMean(rows, truncation="hard")
+    return SpatialMean(rows)
 
 
 def _read_calibration(path: Path, channel: int | None) -> SpatialMean:
@@ -541,20 +558,23 @@ def _numbered(out: Path, count: int) -> list[Path]:
     return [out.parent / f"{stem}-{number}{suffix}" for number in range(1, count + 1)]
 
 
-def _until_ctrl_c(run: Callable[[], Summary], sinks: list[Path]) -> Summary:
-    """Runs it in another thread, since Ctrl-C is heard in this one, and only between two
-    steps of Python: to compile is one step."""
+@contextlib.contextmanager
+def _ended_by_ctrl_c(sinks: list[Path]) -> Iterator[None]:
+    """Ends the process at once: what is done is safe, and nothing that works on more is
+    waited for. An exception would be lost in a callback of the garbage collector."""
+
+    def end(*signal_and_frame: Any) -> None:
+        end_progress()
+        is_begun = any(draft_of(sink).exists() for sink in sinks)
+        remedy = "; run the same command again to go on, or with --fresh to begin anew"
+        _say("interrupted" + (remedy if is_begun else ""))
+        os._exit(130)
+
+    before = signal.signal(signal.SIGINT, end)
     try:
-        return ThreadPoolExecutor(1).submit(run).result()
-    except KeyboardInterrupt:
-        try:
-            end_progress()
-            is_begun = any(draft_of(sink).exists() for sink in sinks)
-            remedy = "; run the same command again to go on, or with --fresh to begin anew"
-            _say("interrupted" + (remedy if is_begun else ""))
-        finally:
-            # What is done is safe, and nothing that works on more is waited for.
-            os._exit(130)
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _described_output(output: Output, dtype: Dtype, offset: list[float] | None) -> str:
@@ -573,6 +593,10 @@ def _summary_rows(summary: Summary) -> dict[str, str]:
     }
     if summary.resumed_frames:
         rows["resumed"] = f"{summary.resumed_frames} frames had been done before"
+    if summary.clipped_frames:
+        rows["clipped"] = (
+            f"to uint16, in {summary.clipped_frames} of {summary.frames} frames"
+        )
     if summary.nonfinite_frames:
         rows["not finite"] = (
             f"NaN or infinity in {summary.nonfinite_frames} of {summary.frames} frames"

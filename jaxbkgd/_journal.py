@@ -68,13 +68,6 @@ class Journal:
         """Note that the draft, which is complete, is about to get its name."""
         self._add_line(_COMMITTING)
 
-    def differences(self, settings: dict[str, Any]) -> list[str]:
-        """The names of the settings that are not those of the draft."""
-        before = self.settings or {}
-        return sorted(
-            name for name in settings | before if settings.get(name) != before.get(name)
-        )
-
     def remove(self) -> None:
         """The draft is no more."""
         if self._file is not None and self.path is not None:

@@ -85,6 +85,15 @@ class Movie(contextlib.AbstractContextManager):
     def channels(self) -> "list[Channel]":
         return [Channel(self, index) for index in range(self.shape[1])]
 
+    def includes(self, path: Path) -> bool:
+        """Whether what is written to this real path would be a part of the movie, or what
+        has the name now is."""
+        sources = [source.resolve() for source in self.paths]
+        return any(
+            source == path or source in path.parents or path in source.parents
+            for source in sources
+        )
+
     def fingerprint(self) -> str:
         """What tells this movie from another, without reading all of it."""
         about = (self.shape, self.dtype.str, self.opened_state)
@@ -128,6 +137,11 @@ class Channel:
         return self.shape[0]
 
     def __getitem__(self, frames: slice) -> np.ndarray:
+        if not isinstance(frames, slice):
+            raise TypeError(
+                f"a movie is sliced by frame, as channel[10:20], not by {frames!r}; index "
+                "the array that this gives"
+            )
         start, stop, step = frames.indices(len(self))
         if step != 1:
             raise ValueError(

@@ -127,8 +127,14 @@ class Sink(abc.ABC):
 
     def resume(self) -> None:
         self.check()
-        with self._one_line_errors():
-            self._resume()
+        try:
+            with self._one_line_errors():
+                self._resume()
+        except MovieError as error:
+            raise MovieError(
+                f"{self.path}: what an earlier run has left is broken; begin anew "
+                f"(resume=False, in the command line --fresh) ({error})"
+            ) from error
 
     def write(self, start: int, frames: np.ndarray) -> None:
         """Write frames (any, channels, height, width) from frame `start` on."""
@@ -205,6 +211,8 @@ class ArraySink:
                 f"the array to fill has shape {array.shape} and dtype {array.dtype}; give "
                 f"one of shape {' or '.join(map(str, shapes))} and dtype {layout.dtype}"
             )
+        if not array.flags.writeable:
+            raise MovieError("the array to fill can't be written to; give a copy of it")
         self.layout = layout
         # It goes with its process, so that nothing can be resumed.
         self.journal = Journal(None)

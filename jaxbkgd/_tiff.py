@@ -1,6 +1,7 @@
 """TIFF: movies in one file or many, read at memory speed, and written in any order."""
 
 import dataclasses
+import fnmatch
 import glob
 import hashlib
 import json
@@ -389,10 +390,20 @@ def open_series(path: Path) -> TiffMovie:
     files = [_find_part(each, kind) for each in paths]
     order = np.arange(sum(map(len, files)))[:, None]
     format = f"series of {len(files)} TIFF files"
-    series = TiffMovie(str(path), format, files, order, movie.dtype)
+    series = _TiffSeries(str(path), format, files, order, movie.dtype)
     series.pixel_size_um = movie.pixel_size_um
     series.frame_interval_s = movie.frame_interval_s
     return series
+
+
+class _TiffSeries(TiffMovie):
+    """All TIFF files of a folder, or that a pattern matches."""
+
+    def includes(self, path: Path) -> bool:
+        asked = Path(self.name).absolute()
+        if asked.is_dir():
+            return asked.resolve() in path.parents
+        return fnmatch.fnmatch(str(path), str(asked)) or super().includes(path)
 
 
 def _find_part(path: Path, kind: Kind) -> Pages:

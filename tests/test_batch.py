@@ -8,12 +8,13 @@ import subprocess
 import sys
 import time
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tifffile
 from conftest import MovingSum
 
 from jaxbkgd import (
@@ -107,9 +108,11 @@ def test_residuals_and_snr_are_those_of_the_background_above_the_offset():
 def test_uint16_is_rounded_to_the_nearest_number_and_clipped():
     bkgds = np.asarray(ESTIMATOR(FRAMES - np.float32(30000)).bkgds)
     expected = np.clip(np.rint(bkgds), 0, 65535)
-    written = _written(FRAMES, offsets=30000, dtype="uint16")
-    assert (expected == 0).any()
+    written = np.empty(FRAMES.shape, np.uint16)
+    summary = estimate_movie(FRAMES, ESTIMATOR, written, offsets=30000, dtype="uint16")
     np.testing.assert_array_equal(written, expected)
+    is_clipped = (expected != np.rint(bkgds)).any((1, 2))
+    assert summary.clipped_frames == is_clipped.sum() > 0
 
 
 def test_channels_have_their_own_radii_offsets_and_noise_factors():
@@ -247,7 +250,7 @@ def test_what_was_begun_otherwise_is_not_gone_on_with(
             estimate_movie(movie_path, ESTIMATOR, sink, **OPTIONS)
     left = {path: path.read_bytes() for path in tmp_path.iterdir()}
     arguments = {"source": movie_path, "estimator": ESTIMATOR, "sink": sink} | OPTIONS
-    with pytest.raises(MovieError, match=f"begun with another {name}; .*--fresh"):
+    with pytest.raises(MovieError, match=rf"begun with other settings \(.*{name}.*--fresh"):
         estimate_movie(**arguments | change)
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == left
     estimate_movie(**arguments | change, resume=False)
@@ -280,6 +283,33 @@ def test_a_source_is_never_written_to(movie_path, tmp_path):
         estimate_movie(
             [FRAMES, FRAMES], ESTIMATOR, [tmp_path / "b.tif", tmp_path / "b.tif"]
         )
+
+
+@pytest.mark.parametrize("source", ["movie", "movie/*.tif"])
+def test_a_result_does_not_become_a_part_of_its_movie(source, tmp_path):
+    (tmp_path / "movie").mkdir()
+    for index, frame in enumerate(FRAMES[:3]):
+        tifffile.imwrite(tmp_path / "movie" / f"{index}.tif", frame)
+    with pytest.raises(MovieError, match="would be a part of it"):
+        estimate_movie(tmp_path / source, ESTIMATOR, tmp_path / "movie" / "bkgd.tif")
+    estimate_movie(tmp_path / source, ESTIMATOR, tmp_path / "bkgd.tif")
+
+
+def test_a_draft_that_is_broken_is_said_to_be(movie_path, tmp_path, monkeypatch):
+    sink = tmp_path / "bkgd.tif"
+    with monkeypatch.context() as failing:
+        _fail_at(12, failing)
+        with pytest.raises(MovieError, match="frame 12"):
+            estimate_movie(movie_path, ESTIMATOR, sink, **OPTIONS)
+    (tmp_path / "bkgd.tif.part").write_bytes(b"II*")
+    with pytest.raises(MovieError, match=r"left is broken; begin anew .*--fresh") as raised:
+        estimate_movie(movie_path, ESTIMATOR, sink, **OPTIONS)
+    assert not hasattr(raised.value, "__notes__")
+
+
+def test_what_is_no_estimator_is_refused(as_installed):
+    with pytest.raises(TypeError, match=r"SpatialMean\(7\.0\), but got 7\.0"):
+        estimate_movie(FRAMES, cast(Any, 7.0), np.empty_like(BKGDS))
 
 
 def test_a_result_is_replaced_only_when_asked_and_only_in_the_end(
@@ -339,7 +369,7 @@ def test_each_result_is_gone_on_with_by_its_own_journal(movie_path, tmp_path, mo
         ):
             with pytest.raises(MovieError, match="frame 12"):
                 estimate_movie(sources, ESTIMATOR, sinks, resume=False, **OPTIONS)
-    with pytest.raises(MovieError, match=r"b\.tif.*begun with .*another source"):
+    with pytest.raises(MovieError, match=r"b\.tif.*begun with other settings .*source"):
         estimate_movie([movie_path, movie_path], ESTIMATOR, [a, b], **OPTIONS)
 
 

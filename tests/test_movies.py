@@ -4,7 +4,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import dask.array
 import jax.numpy as jnp
@@ -91,9 +91,13 @@ def test_a_box_outside_the_frames_is_refused(box):
         Channel(ArrayMovie(FRAMES), 0, box)
 
 
-def test_steps_are_refused():
+def test_what_is_no_slice_of_frames_is_refused(as_installed):
+    channel = ArrayMovie(FRAMES).channels[0]
     with pytest.raises(ValueError, match="not with step 2"):
-        ArrayMovie(FRAMES).channels[0][::2]
+        channel[::2]
+    for index in (3, (slice(1, 3), 5)):
+        with pytest.raises(TypeError, match="sliced by frame, as channel"):
+            channel.__getitem__(cast(Any, index))
 
 
 def test_a_fingerprint_is_of_the_pixels_their_type_and_their_shape():

@@ -92,6 +92,7 @@ WRITERS = {
     "OME": (lambda *to: _write(*to, ome=True, metadata={"axes": "TYX"}), True),
     "OME page by page": (_write_ome_page_by_page, True),
     "deflated": (lambda *to: _write(*to, compression="zlib", predictor=True), False),
+    "LZW": (lambda *to: _write(*to, compression="lzw"), False),
     "tiles": (lambda *to: _write(*to, tile=(16, 16)), False),
 }
 
