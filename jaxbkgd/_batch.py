@@ -300,9 +300,8 @@ class _Job(contextlib.AbstractContextManager):
             with jax.enable_x64(is_64_bit), jax.default_device(device):
                 return window, self._do(window)
 
-        todo = list(self.todo())
         with progress_bar(len(self._channels[0]), progress, done_frames) as report:
-            for window, more in _on_threads(run, todo, workers):
+            for window, more in _on_threads(run, self.todo(), workers):
                 counts = Counts(*map(sum, zip(counts, more, strict=True)))
                 done_frames += window.stop - window.start
                 megapixels += (window.stop - window.start) * self.megapixels

@@ -577,7 +577,9 @@ def test_an_ome_zarr_is_valid_and_read_back_by_others(output, tmp_path):
     axes = [(axis.name, axis.type) for axis in multiscale.axes]
     channel = [("c", "channel")] if output.shape[1] > 1 else []
     assert axes == [("t", "time"), *channel, ("y", "space"), ("x", "space")]
-    nodes = list(Reader(parse_url(path))())
+    location = parse_url(path)
+    assert location is not None
+    nodes = list(Reader(location)())
     np.testing.assert_array_equal(np.asarray(nodes[0].data[0]), expected)
     _assert_reads(path, output)
 
