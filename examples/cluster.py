@@ -87,7 +87,8 @@ def estimate(
     path = Path(source).resolve()
     with jaxbkgd.open_movie(path) as movie:
         frame_count = movie.shape[0]
-        chunk_frames = min(chunk_frames or default_chunk_frames(movie), frame_count)
+        workers = len(client.scheduler_info()["workers"])
+        chunk_frames = chunk_frames or default_chunk_frames(movie, workers)
         layout = Layout(
             movie.shape,
             np.dtype(np.float32),
@@ -113,7 +114,6 @@ def estimate(
         chunks=((1,) * frames.numblocks[0], (1,), (1,), (1,)),
         meta=np.empty((0, 0, 0, 0), np.int64),
     )
-    workers = len(client.scheduler_info()["workers"])
     print(
         f"{path.name}: {frame_count} frames in {frames.numblocks[0]} chunks "
         f"of {chunk_frames}, on {workers} workers"
@@ -123,10 +123,11 @@ def estimate(
     print(f"wrote {count} frames to {name}")
 
 
-def default_chunk_frames(movie: jaxbkgd.Movie) -> int:
-    """Of whole chunks of the file, so that none is read twice."""
-    step = movie.chunk_frames
-    return step * max(1, CHUNK_PIXELS // (step * math.prod(movie.shape[1:])))
+def default_chunk_frames(movie: jaxbkgd.Movie, workers: int) -> int:
+    """Of whole chunks of the file, so that none is read twice, and some for each worker."""
+    step, frame_count = movie.chunk_frames, movie.shape[0]
+    most = min(CHUNK_PIXELS // math.prod(movie.shape[1:]), frame_count // (2 * workers))
+    return min(step * max(1, most // step), frame_count)
 
 
 def read(path: Path, block_info: Any = None) -> np.ndarray:

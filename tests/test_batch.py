@@ -201,14 +201,20 @@ def _fail_at(frame, monkeypatch):
 OPTIONS = {"chunk_frames": 3, "workers": 1, "progress": False}
 
 
-@pytest.mark.parametrize("name", ["bkgd.tif", "bkgd.ome.tif", "bkgd.zarr", "bkgd.ome.zarr"])
-def test_what_an_error_leaves_is_gone_on_with(name, movie_path, tmp_path, monkeypatch):
-    sink = tmp_path / name
+def _leave_unfinished(source, sink, monkeypatch, **options):
+    """Ends an estimate in the middle, and gives the error."""
     with monkeypatch.context() as failing:
         _fail_at(12, failing)
         with pytest.raises(MovieError, match="frame 12") as raised:
-            estimate_movie(movie_path, ESTIMATOR, sink, **OPTIONS)
-    assert raised.value.__notes__ == [
+            estimate_movie(source, ESTIMATOR, sink, **OPTIONS, **options)
+    return raised.value
+
+
+@pytest.mark.parametrize("name", ["bkgd.tif", "bkgd.ome.tif", "bkgd.zarr", "bkgd.ome.zarr"])
+def test_what_an_error_leaves_is_gone_on_with(name, movie_path, tmp_path, monkeypatch):
+    sink = tmp_path / name
+    error = _leave_unfinished(movie_path, sink, monkeypatch)
+    assert error.__notes__ == [
         f"what is done is kept in {sink}.part; run the same again to go on"
     ]
     assert not sink.exists()
@@ -244,10 +250,7 @@ def test_what_was_begun_otherwise_is_not_gone_on_with(
     change, name, movie_path, tmp_path, monkeypatch
 ):
     sink = tmp_path / "bkgd.tif"
-    with monkeypatch.context() as failing:
-        _fail_at(12, failing)
-        with pytest.raises(MovieError):
-            estimate_movie(movie_path, ESTIMATOR, sink, **OPTIONS)
+    _leave_unfinished(movie_path, sink, monkeypatch)
     left = {path: path.read_bytes() for path in tmp_path.iterdir()}
     arguments = {"source": movie_path, "estimator": ESTIMATOR, "sink": sink} | OPTIONS
     with pytest.raises(MovieError, match=rf"begun with other settings \(.*{name}.*--fresh"):
@@ -297,10 +300,7 @@ def test_a_result_does_not_become_a_part_of_its_movie(source, tmp_path):
 
 def test_a_draft_that_is_broken_is_said_to_be(movie_path, tmp_path, monkeypatch):
     sink = tmp_path / "bkgd.tif"
-    with monkeypatch.context() as failing:
-        _fail_at(12, failing)
-        with pytest.raises(MovieError, match="frame 12"):
-            estimate_movie(movie_path, ESTIMATOR, sink, **OPTIONS)
+    _leave_unfinished(movie_path, sink, monkeypatch)
     (tmp_path / "bkgd.tif.part").write_bytes(b"II*")
     with pytest.raises(MovieError, match=r"left is broken; begin anew .*--fresh") as raised:
         estimate_movie(movie_path, ESTIMATOR, sink, **OPTIONS)
@@ -319,10 +319,7 @@ def test_a_result_is_replaced_only_when_asked_and_only_in_the_end(
     sink.write_text("precious")
     with pytest.raises(MovieError, match="exists already"):
         estimate_movie(movie_path, ESTIMATOR, sink, **OPTIONS)
-    with monkeypatch.context() as failing:
-        _fail_at(12, failing)
-        with pytest.raises(MovieError, match="frame 12"):
-            estimate_movie(movie_path, ESTIMATOR, sink, overwrite=True, **OPTIONS)
+    _leave_unfinished(movie_path, sink, monkeypatch, overwrite=True)
     assert sink.read_text() == "precious"
     estimate_movie(movie_path, ESTIMATOR, sink, overwrite=True, **OPTIONS)
     np.testing.assert_array_equal(open_movie(sink).channels[0][:], BKGDS)
@@ -337,10 +334,8 @@ def _let_go(job):
 def test_a_new_draft_never_passes_for_an_old_one(movie_path, tmp_path, monkeypatch):
     """As if the process was killed after it had begun anew, before it noted that."""
     sink = tmp_path / "bkgd.tif"
+    _leave_unfinished(movie_path, sink, monkeypatch)
     with monkeypatch.context() as failing:
-        _fail_at(12, failing)
-        with pytest.raises(MovieError, match="frame 12"):
-            estimate_movie(movie_path, ESTIMATOR, sink, **OPTIONS)
         failing.setattr(Journal, "begin", lambda self, settings: 1 / 0)
         failing.setattr(_Job, "__exit__", lambda job, *error: _let_go(job))
         with pytest.raises(ZeroDivisionError):
@@ -361,14 +356,8 @@ def test_each_result_is_gone_on_with_by_its_own_journal(movie_path, tmp_path, mo
     """Another job may have begun one of the results anew since."""
     a, b = tmp_path / "a.tif", tmp_path / "b.tif"
     np.save(tmp_path / "other.npy", FRAMES[::-1])
-    with monkeypatch.context() as failing:
-        _fail_at(12, failing)
-        for sources, sinks in (
-            ([movie_path, movie_path], [a, b]),
-            ([tmp_path / "other.npy"], [b]),
-        ):
-            with pytest.raises(MovieError, match="frame 12"):
-                estimate_movie(sources, ESTIMATOR, sinks, resume=False, **OPTIONS)
+    _leave_unfinished([movie_path, movie_path], [a, b], monkeypatch)
+    _leave_unfinished([tmp_path / "other.npy"], [b], monkeypatch, resume=False)
     with pytest.raises(MovieError, match=r"b\.tif.*begun with other settings .*source"):
         estimate_movie([movie_path, movie_path], ESTIMATOR, [a, b], **OPTIONS)
 

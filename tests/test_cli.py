@@ -674,12 +674,11 @@ def test_ctrl_c_ends_the_real_command_at_once(tmp_path):
     ):
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
-    start = time.perf_counter()
     stdout, stderr = process.communicate(timeout=60)
-    assert time.perf_counter() - start < 1
+    # Of the settings and all the chunks, it was not waited for.
+    assert journal.read_bytes().count(b"\n") < 1001
     assert (process.returncode, stdout) == (130, "")
     assert stderr == f"jaxbkgd: interrupted; {GO_ON}\n"
-    assert journal.exists()
     assert not out.exists()
 
 
