@@ -14,20 +14,17 @@ import argparse
 import json
 import math
 import time
-import zlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import NormalDist
-from typing import Any, Literal
+from typing import Any
 
-import jax
 import numpy as np
-from jax import lax
 from matplotlib.figure import Figure
+from scenes import Movie, Scene, SCENES, simulated
 
 import jaxbkgd
-from jaxbkgd._simulate import blinking_molecules, render_molecules, uneven_field
 
 
 SMALLEST_PIX = 0.5
@@ -36,191 +33,7 @@ USUAL_PIX = 7.0
 COVERAGE_MOVIES = 30
 # Half of the central interval that holds 99 % of a normal density, in sigmas.
 CUT_SIGMAS = NormalDist().inv_cdf(0.995)
-
-PSF_SIGMA_PIX = 1.3
-DENSITY_SIZE_PIX = 256  # a scene's molecules are counted in a frame of this size
-
-Shape = Literal["uniform", "field", "gradient", "cell", "waves"]
-Camera = Literal["sCMOS", "sCMOS maps", "EMCCD"]
-
-
-# The scenes.
-
-
-@dataclass(frozen=True)
-class Scene:
-    """What a movie is made of: a background, molecules over it, and a camera.
-
-    `lengths_pix` has one pair (y, x) for each channel: the length scales of a random
-    field, or the periods of waves, in pixels. `remaining` is the share of the background
-    that is left at the end of the movie, and `bound_pix` the largest radius allowed.
-    """
-
-    name: str
-    shape: Shape = "field"
-    lengths_pix: tuple[tuple[float, float], ...] = ((20.0, 20.0),)
-    bkgd_photons: float = 60.0
-    bkgd_contrast: float = 0.3
-    molecules_per_frame: float = 60.0
-    photons_per_frame: float = 700.0
-    on_time_frames: float = 1.0
-    camera: Camera = "sCMOS"
-    remaining: float = 1.0
-    bound_pix: float = 60.0
-
-    @property
-    def seed(self) -> int:
-        return zlib.crc32(self.name.encode())
-
-
-def one_scale(length_pix: float) -> tuple[tuple[float, float]]:
-    return ((length_pix, length_pix),)
-
-
-SCENES = (
-    # In frames only a few times as wide as the radius, a larger one is not always better:
-    # an edge pixel is repeated, and its own noise counts more.
-    Scene("uniform", shape="uniform", bound_pix=30.0),
-    Scene("scale-6", lengths_pix=one_scale(6.0)),
-    Scene("scale-10", lengths_pix=one_scale(10.0)),
-    Scene("scale-20"),
-    Scene("scale-40", lengths_pix=one_scale(40.0)),
-    Scene("gradient", shape="gradient"),
-    Scene("cell-edge", shape="cell"),
-    Scene("stripes", shape="waves", lengths_pix=((30.0, math.inf),)),
-    Scene("waves", shape="waves", lengths_pix=((30.0, 90.0),)),
-    Scene("sparse", molecules_per_frame=5.0),
-    Scene("dense", molecules_per_frame=200.0),
-    Scene("dim", photons_per_frame=50.0),
-    Scene("bright", photons_per_frame=1000.0),
-    Scene("on-5-frames", on_time_frames=5.0),
-    Scene("EMCCD", camera="EMCCD"),
-    Scene("sCMOS-maps", camera="sCMOS maps"),
-    Scene("bleaching", remaining=0.5),
-    Scene("two-channels", lengths_pix=(*one_scale(8.0), *one_scale(25.0))),
-)
 SCENES_BY_NAME = {scene.name: scene for scene in SCENES}
-
-
-@dataclass(frozen=True)
-class Movie:
-    """Frames in ADU, and what they would be on average without molecules."""
-
-    frames: np.ndarray
-    bkgds_adu: np.ndarray
-
-
-def simulated(
-    scene: Scene, *, size_pix: int, frame_count: int, seed: int | None = None
-) -> list[Movie]:
-    """A movie for each channel of the scene, the same each time."""
-    seed = scene.seed if seed is None else seed
-    return [
-        _simulated_channel(scene, lengths_pix, size_pix, frame_count, (seed, channel))
-        for channel, lengths_pix in enumerate(scene.lengths_pix)
-    ]
-
-
-def _simulated_channel(
-    scene: Scene,
-    lengths_pix: tuple[float, float],
-    size_pix: int,
-    frame_count: int,
-    seed: tuple[int, int],
-) -> Movie:
-    rng = np.random.default_rng(seed)
-    level = _level(scene, lengths_pix, size_pix, _random_key(rng))
-    bleached = scene.remaining ** np.linspace(0, 1, frame_count)
-    bkgds = scene.bkgd_photons * bleached[:, None, None] * level
-    signal = _molecules(scene, size_pix, frame_count, _random_key(rng))
-    return _exposed(scene.camera, bkgds, signal, rng)
-
-
-def _random_key(rng: np.random.Generator) -> jax.Array:
-    return jax.random.key(rng.integers(2**31))
-
-
-def _level(
-    scene: Scene, lengths_pix: tuple[float, float], size_pix: int, key: jax.Array
-) -> np.ndarray:
-    """The background's shape, of mean 1."""
-    y, x = np.meshgrid(*2 * [np.arange(size_pix)], indexing="ij")
-    centre = (size_pix - 1) / 2
-    if scene.shape == "uniform":
-        level = np.ones((size_pix, size_pix))
-    elif scene.shape == "field":
-        level = uneven_field(
-            key,
-            height_pix=size_pix,
-            width_pix=size_pix,
-            contrast=scene.bkgd_contrast,
-            length_scale_pix=lengths_pix[0],
-        )
-    elif scene.shape == "gradient":
-        level = 1 + (0.8 * (y - centre) + 0.4 * (x - centre)) / size_pix
-    elif scene.shape == "waves":
-        waves = [
-            np.sin(2 * np.pi * axis / length)
-            for axis, length in zip((y, x), lengths_pix, strict=True)
-        ]
-        level = 1 + scene.bkgd_contrast * np.add(*waves)
-    else:
-        # Three times brighter inside; most of the step lies within 4 px.
-        angle = np.arctan2(y - centre, x - centre)
-        edge = size_pix * (0.3 + 0.05 * np.cos(3 * angle) + 0.03 * np.sin(2 * angle))
-        inside = np.tanh((edge - np.hypot(y - centre, x - centre)) / 2)
-        level = 2 + inside
-    level = np.asarray(level, np.float64)
-    return level / level.mean()
-
-
-def _molecules(scene: Scene, size_pix: int, frame_count: int, key: jax.Array) -> np.ndarray:
-    """Photons expected from molecules."""
-    _, *molecules = blinking_molecules(
-        key,
-        frame_count=frame_count,
-        height_pix=size_pix,
-        width_pix=size_pix,
-        molecules_per_frame=scene.molecules_per_frame * (size_pix / DENSITY_SIZE_PIX) ** 2,
-        photons_per_frame=scene.photons_per_frame,
-        on_time_frames=scene.on_time_frames,
-    )
-
-    @jax.jit
-    def rendered(molecules):
-        return lax.map(
-            lambda frame: render_molecules(
-                *frame,
-                psf_sigma_pix=PSF_SIGMA_PIX,
-                height_pix=size_pix,
-                width_pix=size_pix,
-            ),
-            molecules,
-        )
-
-    return np.asarray(rendered(molecules), np.float64)
-
-
-def _exposed(
-    camera: Camera, bkgds: np.ndarray, signal: np.ndarray, rng: np.random.Generator
-) -> Movie:
-    """What the camera writes, and what it would write of the background on average."""
-    image_shape = bkgds.shape[1:]
-    electrons = rng.poisson(bkgds + signal).astype(np.float64)
-    if camera == "EMCCD":
-        em_gain, electrons_per_adu, offset_adu, read_noise = 300.0, 12.0, 200.0, 40.0
-        # A gamma distribution of no electrons is no electrons.
-        electrons = em_gain * rng.standard_gamma(electrons)
-        bkgds = em_gain * bkgds
-    elif camera == "sCMOS maps":
-        electrons_per_adu = 0.46 * (1 + 0.02 * rng.standard_normal(image_shape))
-        offset_adu = 100 + rng.standard_normal(image_shape)
-        read_noise = 1.5 * np.exp(0.4 * rng.standard_normal(image_shape))
-    else:
-        electrons_per_adu, offset_adu, read_noise = 0.46, 100.0, 1.5
-    electrons += read_noise * rng.standard_normal(electrons.shape)
-    frames = np.clip(np.round(electrons / electrons_per_adu + offset_adu), 0, 65535)
-    return Movie(frames.astype(np.uint16), bkgds / electrons_per_adu + offset_adu)
 
 
 # The oracle, in float64 and without JAX.

@@ -3,6 +3,7 @@
 from . import smlmlp as smlmlp
 from ._batch import estimate_movie as estimate_movie, Summary as Summary
 from ._calibrate import calibrate as calibrate, History as History
+from ._chained import Chained as Chained
 from ._dask import estimate_dask as estimate_dask
 from ._estimator import (
     AbstractEstimator as AbstractEstimator,
@@ -17,3 +18,5 @@ from ._spatial_mean import (
     spatial_mean as spatial_mean,
     SpatialMean as SpatialMean,
 )
+from ._spatial_opening import SpatialOpening as SpatialOpening
+from ._temporal_median import TemporalMedian as TemporalMedian

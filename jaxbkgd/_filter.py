@@ -1,20 +1,23 @@
-"""The separable filter: symmetric kernels along the last axes, edges repeated.
+"""The separable filter: symmetric kernels along y and x, or along time.
 
 The filter is a JAX primitive of its own, so that each of its rules is written once:
 
-- It is linear in the frames. Its transpose is the adjoint filter: pad with zeros,
-  filter, and fold what fell outside back onto the edge.
+- It is linear in the frames. Where it repeats edges, its transpose is the adjoint filter:
+  pad with zeros, filter, and fold what fell outside back onto the edge.
 - Its derivative in a radius is the same filter with the derivative of that axis'
   kernel. All images that a derivative needs come out of one call and share passes.
 - Under `vmap`, mapped frames become one larger stack, and mapped radii a loop.
-- Each platform has a lowering of its own: a loop over frames that stay in cache on CPU,
+- Each platform has a lowering of its own: a loop over pieces that stay in cache on CPU,
   the whole stack at once elsewhere.
+
+Along time the stack is an image, frames high and as wide as a frame has pixels, which is
+filtered along its height alone.
 """
 
 import functools as ft
 import math
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -36,8 +39,17 @@ class Kernel(Protocol):
     def derivative(self) -> "Kernel": ...
 
 
-# The kernels of one output image, an axis each.
+# The kernels of one output image, an axis each: y and x, or y alone.
 Kernels = tuple[Kernel, ...]
+
+# What lies beyond an edge: the edge again, or nothing. "folded" is the adjoint of
+# "repeated"; "empty" is its own.
+Edges = Literal["repeated", "folded", "empty"]
+_ADJOINT: dict[Edges, Edges] = {
+    "repeated": "folded",
+    "folded": "repeated",
+    "empty": "empty",
+}
 
 
 def separable_filter(
@@ -50,10 +62,30 @@ def separable_filter(
     The result has the dtype of the radii; frames of any real dtype are converted as they
     are filtered.
     """
+    return _filtered(frames, radii, kernels, "repeated")
+
+
+def temporal_filter(
+    frames: Shaped[Array, "*batch frames height width"],
+    radius: Float[Array, ""],
+    kernel: Kernel,
+    edges: Edges,
+) -> Float[Array, "*batch frames height width"]:
+    """Correlates each pixel's course in time with `kernel`.
+
+    What becomes of a frame does not depend, to the bit, on how many there are before and
+    after those that the kernel covers.
+    """
+    *batch, count, height, width = frames.shape
+    courses = frames.reshape((*batch, count, height * width))
+    return _filtered(courses, [radius], (kernel,), edges).reshape(frames.shape)
+
+
+def _filtered(frames, radii, kernels, edges):
     # Under `shard_map`, frames that all devices share become each device's own where the
     # radii are. It costs nothing: compiled, nothing is added.
     frames = sum((jnp.zeros_like(radius, frames.dtype) for radius in radii), frames)
-    (image,) = _filter_p.bind(frames, *radii, outputs=(kernels,), is_adjoint=False)
+    (image,) = _filter_p.bind(frames, *radii, outputs=(kernels,), edges=edges)
     return image
 
 
@@ -62,20 +94,20 @@ _filter_p.multiple_results = True
 
 
 @_filter_p.def_impl
-@ft.partial(jax.jit, static_argnames=("outputs", "is_adjoint"))
+@ft.partial(jax.jit, static_argnames=("outputs", "edges"))
 def _impl(*arguments, **parameters):
     return _filter_p.bind(*arguments, **parameters)
 
 
 @_filter_p.def_abstract_eval
-def _abstract_eval(frames, *radii, outputs, is_adjoint):
-    del is_adjoint
+def _abstract_eval(frames, *radii, outputs, edges):
+    del edges
     return [frames.update(dtype=radii[0].dtype, weak_type=False) for _ in outputs]
 
 
-def _jvp(primals, tangents, *, outputs, is_adjoint):
+def _jvp(primals, tangents, *, outputs, edges):
     (frames, *radii), (frames_dot, *radii_dot) = primals, tangents
-    bind = ft.partial(_filter_p.bind, is_adjoint=is_adjoint)
+    bind = ft.partial(_filter_p.bind, edges=edges)
     derivatives = {
         (index, axis): (
             *kernels[:axis],
@@ -101,10 +133,10 @@ def _jvp(primals, tangents, *, outputs, is_adjoint):
     return primals, [ft.reduce(jnp.add, term) for term in terms]
 
 
-def _transpose(cotangents, frames, *radii, outputs, is_adjoint):
+def _transpose(cotangents, frames, *radii, outputs, edges):
     assert ad.is_undefined_primal(frames)
     bars = [
-        _filter_p.bind(cotangent, *radii, outputs=(kernels,), is_adjoint=not is_adjoint)
+        _filter_p.bind(cotangent, *radii, outputs=(kernels,), edges=_ADJOINT[edges])
         for cotangent, kernels in zip(cotangents, outputs, strict=True)
         if not isinstance(cotangent, ad.Zero)
     ]
@@ -138,25 +170,32 @@ ad.primitive_transposes[_filter_p] = _transpose
 batching.primitive_batchers[_filter_p] = _batch
 
 
-# How a stack is walked: in strips that stay in cache on CPU, at once elsewhere.
+# How a stack is walked: in pieces that stay in cache on CPU, at once elsewhere.
 
 _STRIP_LINES = 64
 _BANDED_STRIP_LINES = 512  # for products, whose halos are wider
+_BLOCK_COLUMNS = 256  # of pixels whose course in time is filtered
 
 
-def _filter_in_strips(frames, *radii, outputs, is_adjoint):
+def _filter_in_pieces(frames, *radii, outputs, edges):
     *batch, height, width = frames.shape
     stack = frames.reshape((math.prod(batch), height, width))
-    rows = _all_rows(outputs, radii, (height, width))
+    rows = _all_rows(outputs, radii, (height, width), edges)
+    is_temporal = len(radii) == 1
     is_banded = any(row.bands is not None for row in rows.values())
-    lines = min(_BANDED_STRIP_LINES if is_banded else _STRIP_LINES, height)
+    strip_lines = _BANDED_STRIP_LINES if is_banded else _STRIP_LINES
+    lines = height if is_temporal else min(strip_lines, height)
+    columns = min(_BLOCK_COLUMNS, width) if is_temporal else width
     must_spread = _must_spread(frames, rows)
+    block_count = -(-width // columns)
 
-    def filter_frame(images, index_and_frame):
-        index, frame = index_and_frame
+    def filter_block(images, number):
+        index, block = number // block_count, number % block_count
+        # The last block overlaps the one before, as the last strip does.
+        left = jnp.minimum(block * columns, width - columns)
+        frame = lax.dynamic_slice(stack, (index, 0, left), (1, height, columns))[0]
 
         def filter_strip(strip, images):
-            # The last strip overlaps the one before.
             start = jnp.minimum(strip * lines, height - lines)
             if lines == height:
                 finite = _finite(frame) if must_spread else frame
@@ -165,9 +204,9 @@ def _filter_in_strips(frames, *radii, outputs, is_adjoint):
                 filter_y = ft.partial(
                     _filter_strip, frame, start=start, count=lines, must_clean=must_spread
                 )
-            filtered = _filter_both(filter_y, rows, outputs, is_adjoint)
+            filtered = _filter_axes(filter_y, rows, outputs, edges)
             return [
-                lax.dynamic_update_slice(image, new[None], (index, start, 0))
+                lax.dynamic_update_slice(image, new[None], (index, start, left))
                 for image, new in zip(images, filtered, strict=True)
             ]
 
@@ -176,7 +215,14 @@ def _filter_in_strips(frames, *radii, outputs, is_adjoint):
             # worked out for every frame.
             not_finite, _ = lax.optimization_barrier((frame, turn))
             spread = _spread(not_finite, rows, outputs[0])
-            return [image.at[index].add(spread) for image in images]
+            corner = (index, 0, left)
+            shape = (1, *spread.shape)
+            return [
+                lax.dynamic_update_slice(
+                    image, lax.dynamic_slice(image, corner, shape) + spread, corner
+                )
+                for image in images
+            ]
 
         images = lax.fori_loop(0, -(-height // lines), filter_strip, images)
         if must_spread:
@@ -189,16 +235,16 @@ def _filter_in_strips(frames, *radii, outputs, is_adjoint):
     images = [jnp.zeros_like(stack, radii[0].dtype) for _ in outputs]
     if not frames.size:
         return [image.reshape(frames.shape) for image in images]
-    images, _ = lax.scan(filter_frame, images, (jnp.arange(len(stack)), stack))
+    images, _ = lax.scan(filter_block, images, jnp.arange(len(stack) * block_count))
     return [image.reshape(frames.shape) for image in images]
 
 
-def _filter_at_once(frames, *radii, outputs, is_adjoint):
-    rows = _all_rows(outputs, radii, frames.shape[-2:])
+def _filter_at_once(frames, *radii, outputs, edges):
+    rows = _all_rows(outputs, radii, frames.shape[-2:], edges)
 
     def filter_finite(frames):
         filter_y = ft.partial(_filter_axis, frames, axis=-2)
-        return _filter_both(filter_y, rows, outputs, is_adjoint)
+        return _filter_axes(filter_y, rows, outputs, edges)
 
     if not _must_spread(frames, rows):
         return filter_finite(frames)
@@ -213,7 +259,7 @@ def _filter_at_once(frames, *radii, outputs, is_adjoint):
 
 mlir.register_lowering(_filter_p, mlir.lower_fun(_filter_at_once, multiple_results=True))
 mlir.register_lowering(
-    _filter_p, mlir.lower_fun(_filter_in_strips, multiple_results=True), platform="cpu"
+    _filter_p, mlir.lower_fun(_filter_in_pieces, multiple_results=True), platform="cpu"
 )
 
 
@@ -225,40 +271,49 @@ class _Row(NamedTuple):
     bands: Array | None
 
 
-def _row(all_taps, size) -> _Row:
+def _row(all_taps, size, is_temporal, edges) -> _Row:
     """A tap that reaches across the whole axis reads an edge pixel, whatever its distance:
     in a kernel that is wider, the last of these takes the weight of all beyond."""
     reach = min(all_taps.size, size) - 1
-    beyond = jnp.sum(all_taps[reach + 1 :])
-    # Of the centre there is one, of every other tap there are two.
-    taps = all_taps[: reach + 1].at[reach].add(beyond if reach else 2 * beyond)
+    taps = all_taps[: reach + 1]
+    if edges != "empty":
+        beyond = jnp.sum(all_taps[reach + 1 :])
+        # Of the centre there is one, of every other tap there are two.
+        taps = taps.at[reach].add(beyond if reach else 2 * beyond)
     most_taps = _MOST_TAPS if size <= 512 else _MOST_TAPS_OF_LONG_AXES
-    return _Row(all_taps, taps, _bands(taps) if taps.size > most_taps else None)
+    # In a product, the order of a sum depends on where in the axis a pixel lies.
+    is_banded = taps.size > most_taps and not is_temporal
+    return _Row(all_taps, taps, _bands(taps) if is_banded else None)
 
 
-def _all_rows(outputs, radii, shape) -> dict[tuple[int, Kernel], _Row]:
+def _all_rows(outputs, radii, shape, edges) -> dict[tuple[int, Kernel], _Row]:
     return {
-        (axis, kernel): _row(kernel.taps(radii[axis]), shape[axis])
+        (axis, kernel): _row(
+            kernel.taps(radii[axis]), shape[axis], len(kernels) == 1, edges
+        )
         for kernels in outputs
         for axis, kernel in enumerate(kernels)
     }
 
 
-def _filter_both(filter_y, rows, outputs, is_adjoint):
-    """Filters along y, then x. Images with the same kernel along y share that pass."""
+def _filter_axes(filter_y, rows, outputs, edges):
+    """Filters along y, then x if it has a kernel. Images with the same kernel along y share
+    that pass."""
     images = {
-        kernel: lax.optimization_barrier(
-            filter_y(row=rows[0, kernel], is_adjoint=is_adjoint)
-        )
-        for kernel in dict.fromkeys(kernel for kernel, _ in outputs)
+        kernel: lax.optimization_barrier(filter_y(row=rows[0, kernel], edges=edges))
+        for kernel in dict.fromkeys(kernels[0] for kernels in outputs)
     }
     return [
-        _filter_axis(images[kernel_y], rows[1, kernel_x], is_adjoint, axis=-1)
-        for kernel_y, kernel_x in outputs
+        ft.reduce(
+            lambda image, kernel: _filter_axis(image, rows[1, kernel], edges, axis=-1),
+            kernels[1:],
+            images[kernels[0]],
+        )
+        for kernels in outputs
     ]
 
 
-def _filter_strip(frame, row, is_adjoint, start, count, must_clean):
+def _filter_strip(frame, row, edges, start, count, must_clean):
     """The lines from `start` of the frame filtered along y."""
     height, half_width = frame.shape[0], row.taps.size - 1
     lines = start - half_width + jnp.arange(count + 2 * half_width)
@@ -266,26 +321,28 @@ def _filter_strip(frame, row, is_adjoint, start, count, must_clean):
     padded = padded.astype(row.taps.dtype)
     if must_clean:
         padded = _finite(padded)
-    if is_adjoint:
+    if edges != "repeated":
         is_inside = (lines >= 0) & (lines < height)
         padded = jnp.where(is_inside[:, None], padded, 0)
     # Lines whose pitch is a power of two would compete for the same places in the cache:
     # 16 floats, a line of the cache, keep them apart.
     padded = lax.optimization_barrier(jnp.pad(padded, ((0, 0), (0, 16))))
     filtered = _correlate(padded, row, count, axis=-2)[:, : frame.shape[1]]
-    if not is_adjoint:
+    if edges != "folded":
         return filtered
     frame = _finite(frame) if must_clean else frame
     return _fold_edges(filtered, frame.astype(row.taps.dtype), row.taps, -2, start)
 
 
-def _filter_axis(image, row, is_adjoint, axis):
+def _filter_axis(image, row, edges, axis):
     image = image.astype(row.taps.dtype)
     half_width = row.taps.size - 1
-    mode = "constant" if is_adjoint else "edge"
+    mode = "edge" if edges == "repeated" else "constant"
     padded = lax.optimization_barrier(_pad(image, (half_width, half_width), axis, mode))
     filtered = _correlate(padded, row, image.shape[axis], axis)
-    return _fold_edges(filtered, image, row.taps, axis) if is_adjoint else filtered
+    if edges != "folded":
+        return filtered
+    return _fold_edges(filtered, image, row.taps, axis)
 
 
 def _pad(image, widths, axis, mode="constant"):
@@ -412,7 +469,7 @@ def _spread(frames, rows, kernels):
         for axis, kernel in enumerate(kernels):
             taps = rows[axis, kernel].all_taps
             distance = jnp.sum(is_read(kernel, taps)) - 1
-            values = _box_sum(values, distance, taps.size - 1, axis - len(kernels))
+            values = _box_sum(values, distance, taps.size - 1, axis - 2)
         return values
 
     covering = count(

@@ -21,16 +21,16 @@ ENGINES = ["shifts in strips", "products in strips", "shifts", "products"]
 
 @pytest.fixture(params=ENGINES)
 def engine(request, monkeypatch):
-    """Filters with one engine only: `engine(frames, radii, outputs, is_adjoint)`."""
+    """Filters with one engine only: `engine(frames, radii, outputs, edges)`."""
     most_taps = 0 if request.param.startswith("products") else 10**6
     monkeypatch.setattr(_filter, "_MOST_TAPS", most_taps)
     monkeypatch.setattr(_filter, "_MOST_TAPS_OF_LONG_AXES", most_taps)
     monkeypatch.setattr(_filter, "_BANDED_STRIP_LINES", 64)
     is_in_strips = request.param.endswith("strips")
-    walk = _filter._filter_in_strips if is_in_strips else _filter._filter_at_once
+    walk = _filter._filter_in_pieces if is_in_strips else _filter._filter_at_once
 
-    def run(frames, radii, outputs, is_adjoint=False):
-        call = ft.partial(walk, outputs=outputs, is_adjoint=is_adjoint)
+    def run(frames, radii, outputs, edges="repeated"):
+        call = ft.partial(walk, outputs=outputs, edges=edges)
         return jax.jit(call)(frames, *(jnp.asarray(r, jnp.float64) for r in radii))
 
     return run
@@ -74,7 +74,7 @@ def test_values_slopes_and_adjoints_are_those_of_a_dense_matrix(
     )
     for got, (a_y, a_x) in zip(engine(frames, RADII, outputs), expected, strict=True):
         close(got, a_y @ frames @ a_x.T)
-    adjoints = engine(frames, RADII, outputs, is_adjoint=True)
+    adjoints = engine(frames, RADII, outputs, edges="folded")
     for got, (a_y, a_x) in zip(adjoints, expected, strict=True):
         close(got, a_y.T @ frames @ a_x)
 

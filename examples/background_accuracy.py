@@ -1,0 +1,416 @@
+"""Background accuracy: how close each estimator that is installed comes to the truth.
+
+    python examples/background_accuracy.py [FOLDER] [--scenes NAME ...]
+
+It simulates a movie of each scene, and gives its frames, less the camera's offset, to
+smlmlp (its temporal median, spatial mean, grey opening, and its pipeline of median and
+mean), Source Extractor's mesh (sep), photutils, scikit-image's rolling ball, and ours.
+Ours learn their radii from the movie, without the truth. Where others have a size to
+choose, they get the one that is best for the scene, by the truth. It writes
+background_accuracy.json, .md and .png to FOLDER, by default the current one, and maps of
+the errors in one scene to background_maps.png. It needs the extra `plots`.
+"""
+
+import argparse
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
+from scenes import Movie, MOVING_SCENES, Scene, SCENES, simulated
+
+import jaxbkgd
+
+
+# A second channel tells nothing new of an estimator.
+SCENES_BY_NAME = {
+    scene.name: scene for scene in (*SCENES, *MOVING_SCENES) if len(scene.lengths_pix) == 1
+}
+
+# The sizes that others choose from.
+WINDOWS_FRAMES = (5, 12, 25, 50, 100)  # on either side
+BOXES_PIX = (8, 16, 32, 64)
+BALLS_PIX = (3, 5, 10, 20)
+
+# The largest radii that ours may learn.
+MAX_RADIUS_PIX = 30.0
+MAX_RADIUS_FRAMES = 100.0
+
+MAPPED_SCENE = "dense"
+MAPPED_PIX = 56  # in the middle of the frame
+
+
+# The estimators.
+
+# Frames (frames, height, width) to backgrounds, one for each size there is to choose
+# from, with its name.
+Estimate = Callable[[np.ndarray], Iterator[tuple[str, np.ndarray]]]
+
+
+@dataclass(frozen=True)
+class Estimator:
+    """A way to the background, the package it needs, and how Matplotlib draws it.
+
+    One that is slow, and sees each frame by itself, is given one in `every` frames.
+    """
+
+    name: str
+    package: str
+    estimate: Estimate
+    style: str
+    every: int = 1
+
+
+def _smlmlp(block: str, frames: np.ndarray, **settings: float) -> np.ndarray:
+    """The backgrounds of one of smlmlp's blocks."""
+    # smlmlp 0.1.20 takes from stacklp what stacklp 0.1.9 does not have.
+    stacklp, arrlp = map(import_module, ("stacklp", "arrlp"))
+    vars(stacklp).setdefault("get_xp", arrlp.get_xp)
+    ((bkgds,), *_) = getattr(import_module("smlmlp"), block)([frames.copy()], **settings)
+    return bkgds
+
+
+def with_smlmlp(block: str, frames: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+    yield "default", _smlmlp(block, frames)
+
+
+def with_best_median(frames: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+    for window in WINDOWS_FRAMES:
+        bkgds = _smlmlp("bkgd_temporal_median", frames, median_window_fr=window)
+        yield f"± {window} frames", bkgds
+
+
+def with_sep(frames: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+    sep = import_module("sep")
+    for box in BOXES_PIX:
+        bkgds = [sep.Background(frame, bw=box, bh=box).back() for frame in frames]
+        yield f"{box} px", np.array(bkgds)
+
+
+def with_photutils(frames: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+    photutils = import_module("photutils.background")
+    for mode in (photutils.SExtractorBackground(), photutils.MMMBackground()):
+        for box in BOXES_PIX:
+            bkgds = [
+                photutils.Background2D(frame, box, bkg_estimator=mode).background
+                for frame in frames
+            ]
+            yield f"{type(mode).__name__}, {box} px", np.array(bkgds)
+
+
+def with_rolling_ball(frames: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+    restoration = import_module("skimage.restoration")
+    for radius in BALLS_PIX:
+        bkgds = [restoration.rolling_ball(frame, radius=radius) for frame in frames]
+        yield f"{radius} px", np.array(bkgds)
+
+
+def with_usual_mean(frames: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+    yield "7 px", np.asarray(jaxbkgd.SpatialMean(7.0)(frames).bkgds)
+
+
+def with_learned_mean(frames: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+    start = jaxbkgd.SpatialMean((7.0, 7.0), max_radius_pix=MAX_RADIUS_PIX)
+    estimator, _ = jaxbkgd.calibrate(start, frames, progress=False)
+    y, x = np.ravel(estimator.radii_pix)
+    yield f"{y:.2f}, {x:.2f} px", np.asarray(estimator(frames).bkgds)
+
+
+def with_local_mean(
+    frames: np.ndarray, *, is_clipped: bool
+) -> Iterator[tuple[str, np.ndarray]]:
+    start = vars(jaxbkgd)["LocalMean"](
+        radii_pix=(7.0, 7.0),
+        radius_frames=10.0,
+        max_radius_pix=MAX_RADIUS_PIX,
+        max_radius_frames=MAX_RADIUS_FRAMES,
+        **({} if is_clipped else {"clip": None}),
+    )
+    estimator, _ = jaxbkgd.calibrate(start, frames, progress=False)
+    y, x = np.ravel(estimator.radii_pix)
+    frames_radius = np.ravel(estimator.radius_frames)[0]
+    setting = f"{frames_radius:.2f} frames, {y:.2f}, {x:.2f} px"
+    yield setting, np.asarray(estimator(frames).bkgds)
+
+
+MEDIAN = "smlmlp median"
+USUAL = "SpatialMean, r = 7"
+LEARNED = "SpatialMean, learned"
+CLIPPED = "LocalMean, learned"
+
+ESTIMATORS = (
+    Estimator(MEDIAN, "smlmlp", partial(with_smlmlp, "bkgd_temporal_median"), "sC1"),
+    Estimator("smlmlp median, best window", "smlmlp", with_best_median, "DC1"),
+    Estimator("smlmlp mean", "smlmlp", partial(with_smlmlp, "bkgd_spatial_mean"), "sC7"),
+    Estimator(
+        "smlmlp opening", "smlmlp", partial(with_smlmlp, "bkgd_spatial_opening"), "vC4"
+    ),
+    Estimator("smlmlp pipeline", "smlmlp", partial(with_smlmlp, "bkgd_combination"), "PC5"),
+    Estimator("sep, best box", "sep", with_sep, "^C2"),
+    Estimator("photutils, best box", "photutils", with_photutils, "<C8"),
+    Estimator("rolling ball, best radius", "skimage", with_rolling_ball, ">C6", every=10),
+    Estimator(USUAL, "jaxbkgd", with_usual_mean, "xk"),
+    Estimator(LEARNED, "jaxbkgd", with_learned_mean, "oC9"),
+    Estimator(
+        "LocalMean, no clip, learned",
+        "jaxbkgd",
+        partial(with_local_mean, is_clipped=False),
+        "oC0",
+    ),
+    Estimator(CLIPPED, "jaxbkgd", partial(with_local_mean, is_clipped=True), "*C3"),
+)
+
+
+def installed() -> list[Estimator]:
+    """The estimators that are here. Those that are not are named."""
+    here = []
+    for estimator in ESTIMATORS:
+        # To be taken out with the first LocalMean.
+        is_coming = "LocalMean" in estimator.name and not hasattr(jaxbkgd, "LocalMean")
+        if is_coming or find_spec(estimator.package) is None:
+            print(f"not installed, left out: {estimator.name} ({estimator.package})")
+        else:
+            here.append(estimator)
+    return here
+
+
+# Estimators beside the truth.
+
+
+@dataclass(frozen=True)
+class Result:
+    """How far an estimator is from the true background of a scene.
+
+    `rms_electrons` is the root-mean-square error over all pixels and frames, and
+    `bias_percent` the mean of the error as a share of the local background. `setting` is
+    what was chosen or learned.
+    """
+
+    scene: str
+    estimator: str
+    setting: str
+    rms_electrons: float
+    bias_percent: float
+
+
+def measured(
+    scene_name: str, movie: Movie, estimator: Estimator
+) -> tuple[Result, np.ndarray]:
+    """The result with the best setting, and its background in electrons."""
+    gain, every = movie.gain_electrons_per_adu, estimator.every
+    frames = np.subtract(movie.frames[::every], movie.offset_adu, dtype=np.float32)
+    truth = gain * (movie.bkgds_adu[::every] - movie.offset_adu)
+    found = []
+    for setting, bkgds_adu in estimator.estimate(frames):
+        bkgds = gain * bkgds_adu.astype(np.float64)
+        errors = bkgds - truth
+        result = Result(
+            scene=scene_name,
+            estimator=estimator.name,
+            setting=setting,
+            rms_electrons=float(np.sqrt(np.mean(errors**2))),
+            bias_percent=float(100 * np.mean(errors / truth)),
+        )
+        found.append((result, bkgds))
+    return min(found, key=lambda result_and_bkgds: result_and_bkgds[0].rms_electrons)
+
+
+def evaluated(
+    scene: Scene, estimators: Sequence[Estimator], *, size_pix: int, frame_count: int
+) -> tuple[list[Result], dict[str, np.ndarray]]:
+    """A result for each estimator, and the middle of a frame as each sees its background.
+
+    The images have the names of estimators, and "frame" and "truth"; all are in electrons.
+    """
+    (movie,) = simulated(scene, size_pix=size_pix, frame_count=frame_count)
+    start = max(0, (size_pix - MAPPED_PIX) // 2)
+    middle = (frame_count // 2, *2 * [slice(start, start + MAPPED_PIX)])
+    gain, offset = movie.gain_electrons_per_adu, movie.offset_adu
+    images = {
+        "frame": gain * (movie.frames[middle] - offset),
+        "truth": gain * (movie.bkgds_adu[middle] - offset),
+    }
+    results = []
+    for estimator in estimators:
+        result, bkgds = measured(scene.name, movie, estimator)
+        results.append(result)
+        if estimator.every == 1:
+            images[estimator.name] = bkgds[middle]
+    return results, images
+
+
+# The report.
+
+
+def errors_by_scene(results: Sequence[Result]) -> dict[str, dict[str, float]]:
+    """Of each scene, the root-mean-square error of each estimator, in electrons."""
+    errors = {}
+    for result in results:
+        errors.setdefault(result.scene, {})[result.estimator] = result.rms_electrons
+    return errors
+
+
+def geometric_means(
+    errors: Mapping[str, Mapping[str, float]], base: str
+) -> dict[str, float]:
+    """Of each estimator, the mean over scenes of its error as a ratio to the base's."""
+    names = next(iter(errors.values()))
+    return {
+        name: float(
+            np.exp(np.mean([np.log(row[name] / row[base]) for row in errors.values()]))
+        )
+        for name in names
+    }
+
+
+def table(results: Sequence[Result]) -> str:
+    """Errors in electrons, the smallest of a scene in bold, and their means over scenes."""
+    errors = errors_by_scene(results)
+    names = list(next(iter(errors.values())))
+    lines = [["scene", *names], ["---"] * (1 + len(names))]
+    for scene, row in errors.items():
+        best = min(row.values())
+        cells = (f"**{e:.2f}**" if e == best else f"{e:.2f}" for e in row.values())
+        lines.append([scene, *cells])
+    for base in (MEDIAN, USUAL):
+        if base in names:
+            ratios = geometric_means(errors, base).values()
+            lines.append([f"mean ratio to {base}", *(f"{ratio:.2f}" for ratio in ratios)])
+    return _markdown(lines)
+
+
+def bias_table(results: Sequence[Result]) -> str:
+    """Mean errors as shares of the local background, in percent."""
+    rows: dict[str, list[str]] = {}
+    for result in results:
+        rows.setdefault(result.scene, []).append(f"{result.bias_percent:+.2f}")
+    names = dict.fromkeys(result.estimator for result in results)
+    lines = [["scene", *names], ["---"] * (1 + len(names))]
+    return _markdown([*lines, *([scene, *cells] for scene, cells in rows.items())])
+
+
+def _markdown(lines: Sequence[Sequence[str]]) -> str:
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def draw(results: Sequence[Result], path: Path) -> None:
+    """The error of each estimator, scene by scene."""
+    errors = errors_by_scene(results)
+    places = range(len(errors))
+    figure = Figure((8.5, 1.6 + 0.24 * len(errors)), dpi=100, layout="constrained")
+    axes = figure.subplots()
+    for estimator in ESTIMATORS:
+        if estimator.name in next(iter(errors.values())):
+            axes.plot(
+                [row[estimator.name] for row in errors.values()],
+                places,
+                estimator.style,
+                ms=6,
+                label=estimator.name,
+            )
+    axes.set(
+        xscale="log",
+        xlabel="root-mean-square error of the background (e-)",
+        yticks=places,
+        yticklabels=list(errors),
+    )
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter("")
+    axes.invert_yaxis()
+    axes.grid(axis="y", lw=0.4)
+    figure.legend(loc="outside upper center", ncols=4, frameon=False, fontsize=8)
+    figure.savefig(path)
+
+
+def draw_maps(images: Mapping[str, np.ndarray], path: Path) -> None:
+    """A frame, its background, and the errors of some estimators on one scale."""
+    truth = images["truth"]
+    errors = {
+        name: images[name] - truth
+        for name in (MEDIAN, USUAL, LEARNED, CLIPPED)
+        if name in images
+    }
+    bound = np.percentile(np.abs(list(errors.values())), 99)
+    panels = [
+        ("frame (e-)", images["frame"], "magma", *np.percentile(images["frame"], [1, 99])),
+        ("truth (e-)", truth, "magma", truth.min(), truth.max()),
+        *(
+            (f"error of {name} (e-)", error, "RdBu_r", -bound, bound)
+            for name, error in errors.items()
+        ),
+    ]
+    figure = Figure((8.5, 5.2), dpi=100, layout="constrained")
+    every_axes = list(figure.subplots(2, 3).flat)
+    for axes in every_axes:
+        axes.set_axis_off()
+    for axes, (title, image, colours, low, high) in zip(every_axes, panels, strict=False):
+        colours = colormaps[colours].resampled(48)
+        shown = axes.imshow(image, cmap=colours, vmin=low, vmax=high)
+        figure.colorbar(shown, ax=axes, shrink=0.9)
+        axes.set_title(title, fontsize=9)
+    # Noise hardly compresses, but with few colours it is small enough.
+    figure.savefig(path, pil_kwargs={"optimize": True})
+
+
+def write(results: Sequence[Result], folder: Path) -> None:
+    path = folder / "background_accuracy.json"
+    path.write_text(json.dumps([asdict(result) for result in results], indent=1) + "\n")
+    path.with_suffix(".md").write_text(
+        f"Root-mean-square error (e-)\n\n{table(results)}\n"
+        f"Mean error (% of the local background)\n\n{bias_table(results)}"
+    )
+    draw(results, path.with_suffix(".png"))
+
+
+def show_accuracy(
+    names: Sequence[str], folder: Path, *, size_pix: int, frame_count: int
+) -> None:
+    """What is done is written after each scene."""
+    estimators, results = installed(), []
+    for name in names:
+        found, images = evaluated(
+            SCENES_BY_NAME[name], estimators, size_pix=size_pix, frame_count=frame_count
+        )
+        results += found
+        write(results, folder)
+        if name == MAPPED_SCENE:
+            draw_maps(images, folder / "background_maps.png")
+        print(f"\n{name}")
+        for result in found:
+            error, bias = result.rms_electrons, result.bias_percent
+            print(
+                f"{result.estimator:32} {error:7.3f} e-  {bias:+7.2f} %  {result.setting}",
+                flush=True,
+            )
+    print("", table(results), sep="\n", end="")
+
+
+def parse_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("folder", type=Path, nargs="?", default=Path())
+    parser.add_argument(
+        "--scenes",
+        choices=SCENES_BY_NAME,
+        nargs="+",
+        default=[*SCENES_BY_NAME],
+        metavar="NAME",
+    )
+    parser.add_argument("--size", type=int, default=128, help="of a frame, in pixels")
+    parser.add_argument("--frames", type=int, default=300, help="of a movie")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    options = parse_options()
+    options.folder.mkdir(parents=True, exist_ok=True)
+    show_accuracy(
+        options.scenes, options.folder, size_pix=options.size, frame_count=options.frames
+    )

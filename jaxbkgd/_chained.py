@@ -1,0 +1,93 @@
+"""Estimators one after another: the pipeline of `smlmlp.bkgd_combination`."""
+
+import functools as ft
+import operator
+
+import jax
+
+from ._estimator import AbstractEstimator, Background, Channels
+
+
+class Chained(AbstractEstimator):
+    """Estimators one after another, each of what those before it have left.
+
+    Their backgrounds add up, and their noise corrections are multiplied. The product is
+    exact where each but the last leaves noise that is independent from pixel to pixel, as
+    [`jaxbkgd.TemporalMedian`][] does.
+
+    smlmlp's default pipeline, `bkgd_combination`:
+
+    !!! example
+
+        ```python
+        >>> import jax.numpy as jnp
+        >>> import jaxbkgd
+        >>> estimator = jaxbkgd.Chained(
+        ...     jaxbkgd.TemporalMedian(25, noise="unit"),
+        ...     jaxbkgd.SpatialMean(7.0, truncation="hard", noise="separable"),
+        ... )
+        >>> background = estimator(jnp.full((60, 64, 64), 100.0))
+        >>> background.bkgds.shape, round(float(background.noise_corrections), 3)
+        ((60, 64, 64), 0.853)
+
+        ```
+
+    **Attributes:**
+
+    - `estimators`: in their order.
+    """
+
+    estimators: tuple[AbstractEstimator, ...]
+
+    def __init__(self, *estimators: AbstractEstimator):
+        """**Arguments:**
+
+        - `estimators`: one or more, the first of which sees the frames themselves.
+
+        **Raises:**
+
+        `ValueError` for none, and `TypeError` for one that is no estimator.
+        """
+        if not estimators:
+            raise ValueError("There is no estimator to chain; give one or more.")
+        for estimator in estimators:
+            if not isinstance(estimator, AbstractEstimator):
+                raise TypeError(
+                    f"An estimator must be an AbstractEstimator, but is {estimator!r}; "
+                    "give each as an argument of its own."
+                )
+        self.estimators = estimators
+
+    @property
+    def halo_frames(self) -> int:
+        """The sum of theirs: what one leaves must be known as far as the next one sees."""
+        return sum(estimator.halo_frames for estimator in self.estimators)
+
+    def __call__(self, channels: Channels) -> Background:
+        """**Arguments:**
+
+        - `channels`: one stack of frames `(..., height, width)`, or a list or tuple of
+            them, one a channel.
+
+        **Returns:**
+
+        A [`jaxbkgd.Background`][] with the structure of `channels`.
+
+        **Raises:**
+
+        As the estimators do.
+        """
+        backgrounds = []
+        for estimator in self.estimators:
+            backgrounds.append(estimator(channels))
+            channels = backgrounds[-1].residuals(channels)
+        bkgds = [background.bkgds for background in backgrounds]
+        factors = [background.noise_corrections for background in backgrounds]
+        return Background(
+            jax.tree.map(lambda *each: ft.reduce(operator.add, each), *bkgds),
+            jax.tree.map(lambda *each: ft.reduce(operator.mul, each), *factors),
+        )
+
+    def for_inference(self) -> AbstractEstimator:
+        """The same of their like for inference."""
+        return Chained(*(estimator.for_inference() for estimator in self.estimators))

@@ -1,0 +1,194 @@
+"""The example that compares estimators measures what it says, and its scenes are what
+their fields say. The scenes here are small; the estimators are stand-ins, but for one
+test of those of other packages, where these are installed."""
+
+import importlib
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from statistics import NormalDist
+from types import ModuleType, SimpleNamespace
+
+import numpy as np
+import pytest
+
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+SIZE_PIX, FRAME_COUNT = 24, 40
+TIME = np.linspace(0, 1, FRAME_COUNT)
+
+
+@pytest.fixture(scope="module")
+def example() -> Iterator[ModuleType]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(EXAMPLES))
+        yield importlib.import_module("background_accuracy")
+
+
+@pytest.fixture(scope="module")
+def movies(example: ModuleType) -> dict[str, SimpleNamespace]:
+    """Frames and background, in electrons, of each moving scene over an even background,
+    with one molecule in every frame, half a pixel outside of it: at -1, 10."""
+
+    def one_molecule(key, *, photons_per_frame, height_pix, **_):
+        beyond = (height_pix - SIZE_PIX) / 2
+        place = np.ones((FRAME_COUNT, 1), np.float32)
+        return place, (beyond - 1) * place, (beyond + 10) * place, photons_per_frame * place
+
+    movies = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("scenes.blinking_molecules", one_molecule)
+        for scene in example.MOVING_SCENES:
+            plain = replace(scene, shape="gradient" if scene.name == "drift" else "uniform")
+            (movie,) = example.simulated(plain, size_pix=SIZE_PIX, frame_count=FRAME_COUNT)
+            gain, offset = movie.gain_electrons_per_adu, movie.offset_adu
+            movies[scene.name] = SimpleNamespace(
+                frames=gain * (movie.frames - offset),
+                bkgds=gain * (movie.bkgds_adu - offset),
+            )
+    return movies
+
+
+def test_frames_have_the_mean_of_their_background(movies: dict[str, SimpleNamespace]):
+    for name, movie in movies.items():
+        # Without the rows that the molecule reaches: 6 px are more than 5 sigmas.
+        frames, bkgds = movie.frames[:, 6:], movie.bkgds[:, 6:]
+        # Photon noise, and a read noise of 1.5 electrons.
+        std = np.sqrt((bkgds + 1.5**2).mean((1, 2)) / bkgds[0].size)
+        errors = (frames - bkgds).mean((1, 2)) / std
+        # Of 320 frames, one is beyond 4.5 standard errors in 500 seeds; these are fixed.
+        assert np.abs(errors).max() < 4.5, name
+
+
+def test_a_step_dims_the_frame_or_its_right_half(movies: dict[str, SimpleNamespace]):
+    half = FRAME_COUNT // 2
+    light = np.where(TIME < 0.5, 1, 0.7)
+    step, in_half = movies["step"].bkgds, movies["step-in-half"].bkgds
+    np.testing.assert_allclose(step, np.broadcast_to(60 * light[:, None, None], step.shape))
+    # A quarter of 24 px from the edge, tanh is within 0.5 % of its limit.
+    np.testing.assert_allclose(in_half[:, :, :6], 60, rtol=2e-3)
+    np.testing.assert_allclose(in_half[half:, :, -6:], 42, rtol=2e-3)
+    np.testing.assert_allclose(in_half[:half], 60)
+
+
+def test_a_tenth_is_left_of_a_bleached_background(movies: dict[str, SimpleNamespace]):
+    np.testing.assert_allclose(movies["fast-bleaching"].bkgds[:, 3, 4], 60 * 0.1**TIME)
+
+
+def test_light_flickers_by_three_percent(movies: dict[str, SimpleNamespace]):
+    flicker = movies["flicker"].bkgds[:, 0, 0]
+    # Of 40 frames, the standard deviation is known to 11 %: four times that.
+    assert np.std(flicker / 60) == pytest.approx(0.03, rel=0.45)
+
+
+def test_a_drifting_background_is_the_first_one_elsewhere(
+    movies: dict[str, SimpleNamespace],
+):
+    bkgds = movies["drift"].bkgds
+    # Of a frame with 6 px of room on each side, 0.8 of the mean from top to bottom.
+    slope_y, slope_x = np.array([0.8, 0.4]) * 60 / (SIZE_PIX + 12)
+    lost = (6 * slope_y - 4 * slope_x) * TIME
+    np.testing.assert_allclose(bkgds, bkgds[0] - lost[:, None, None])
+    np.testing.assert_allclose(np.diff(bkgds[0], axis=0), slope_y)
+
+
+def test_a_blob_keeps_its_light_and_crosses_the_frame(movies: dict[str, SimpleNamespace]):
+    blob = movies["blob"].bkgds - 60
+    light = blob.sum((1, 2))
+    # Its centre is three of its sigmas or more from all edges: 0.14 % lies beyond one.
+    np.testing.assert_allclose(light, 60 * 2 * np.pi * (0.1 * SIZE_PIX) ** 2, rtol=5e-3)
+    pixels = (np.arange(SIZE_PIX) + 0.5) / SIZE_PIX
+    np.testing.assert_allclose(blob.sum(2) @ pixels / light, 0.35 + 0.3 * TIME, atol=2e-3)
+    np.testing.assert_allclose(blob.sum(1) @ pixels / light, 0.3 + 0.4 * TIME, atol=2e-3)
+
+
+def test_molecules_outside_the_frame_shine_into_it(movies: dict[str, SimpleNamespace]):
+    scene = movies["on-20-frames"]
+    light = (scene.frames - scene.bkgds)[:, :6].sum((1, 2)).mean()
+    # What of 700 photons lies beyond y = -1/2, as the PSF's sigma is 1.3 px.
+    inside = 700 * NormalDist(-1, 1.3).cdf(-0.5)
+    # Of 40 frames, the noise of 144 px with 62 e- each is 15 e-, and of the light 3 e-.
+    assert light == pytest.approx(700 - inside, abs=4 * 16)
+
+
+def flat_movie(example: ModuleType, *, frame_count: int):
+    """5 e-, or 10 ADU, of background in every pixel."""
+    return example.Movie(
+        np.full((frame_count, 8, 8), 110, np.uint16),
+        np.full((frame_count, 8, 8), 110.0),
+        gain_electrons_per_adu=0.5,
+        offset_adu=100.0,
+    )
+
+
+def test_an_estimator_counts_with_its_best_setting_in_electrons(example: ModuleType):
+    def offsets(frames):
+        assert frames.shape == (2, 8, 8)
+        assert frames.dtype == np.float32
+        yield "two too many", frames + 2
+        yield "one too many", frames + 1
+
+    movie = flat_movie(example, frame_count=3)
+    estimator = example.Estimator("offsets", "numpy", offsets, "ok", every=2)
+    result, bkgds = example.measured("flat", movie, estimator)
+    assert (result.scene, result.estimator) == ("flat", "offsets")
+    assert result.setting == "one too many"
+    assert result.rms_electrons == 0.5
+    assert result.bias_percent == pytest.approx(10)  # of 5 e-, rounded
+    np.testing.assert_array_equal(bkgds, 5.5)
+
+
+def test_estimators_of_all_packages_that_are_installed_know_an_even_background(
+    example: ModuleType,
+):
+    frames = np.full((3, 32, 32), 100, np.float32)
+    estimators = [e for e in example.installed() if "learned" not in e.name]
+    assert example.USUAL in [estimator.name for estimator in estimators]
+    for estimator in estimators:
+        for setting, bkgds in estimator.estimate(frames):
+            # Sums of float32, of which some lose a digit.
+            np.testing.assert_allclose(bkgds, frames, 1e-4, err_msg=f"{estimator}{setting}")
+
+
+def test_the_example_writes_results_table_and_figures(
+    example: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def above(adu):
+        def estimate(frames):
+            yield "as it is", frames + adu
+
+        return estimate
+
+    estimators = [
+        example.Estimator(example.MEDIAN, "numpy", above(4), "sk"),
+        example.Estimator(example.USUAL, "numpy", above(1), "ok"),
+        example.Estimator("missing", "no_such_package", above(0), "ok"),
+    ]
+    monkeypatch.setattr(example, "ESTIMATORS", estimators)
+    monkeypatch.setattr(
+        example,
+        "simulated",
+        lambda scene, *, size_pix, frame_count: [
+            flat_movie(example, frame_count=frame_count)
+        ],
+    )
+    example.show_accuracy(["dense", "step"], tmp_path, size_pix=8, frame_count=3)
+    results = json.loads((tmp_path / "background_accuracy.json").read_text())
+    found = [(r["scene"], r["estimator"], r["rms_electrons"]) for r in results]
+    assert found == [
+        *(("dense", example.MEDIAN, 2.0), ("dense", example.USUAL, 0.5)),
+        *(("step", example.MEDIAN, 2.0), ("step", example.USUAL, 0.5)),
+    ]
+    lines = (tmp_path / "background_accuracy.md").read_text().splitlines()
+    assert lines[2:8] == [
+        f"| scene | {example.MEDIAN} | {example.USUAL} |",
+        "| --- | --- | --- |",
+        "| dense | 2.00 | **0.50** |",
+        "| step | 2.00 | **0.50** |",
+        f"| mean ratio to {example.MEDIAN} | 1.00 | 0.25 |",
+        f"| mean ratio to {example.USUAL} | 4.00 | 1.00 |",
+    ]
+    assert lines[-2:] == ["| dense | +40.00 | +10.00 |", "| step | +40.00 | +10.00 |"]
+    for name in ("background_accuracy.png", "background_maps.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
