@@ -10,9 +10,11 @@ from ._estimator import (
     Background as Background,
     snr as snr,
 )
+from ._local_mean import LocalMean as LocalMean
 from ._movies import Movie as Movie, MovieError as MovieError, open_movie as open_movie
 from ._objectives import FramePairLoss as FramePairLoss, TruthLoss as TruthLoss
 from ._simulate import simulate_movie as simulate_movie, Truth as Truth
+from ._soft_clip import SoftClip as SoftClip
 from ._spatial_mean import (
     noise_correction as noise_correction,
     spatial_mean as spatial_mean,

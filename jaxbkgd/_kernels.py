@@ -3,7 +3,7 @@
 import dataclasses
 import functools as ft
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import jax
@@ -70,6 +70,28 @@ class GaussianKernel:
         return dataclasses.replace(self, order=self.order + 1)
 
 
+@dataclasses.dataclass(frozen=True)
+class GapKernel:
+    """A kernel that does not see what is nearer than `gap`: half of the weight there goes
+    to each of the two taps at that distance."""
+
+    kernel: GaussianKernel
+    gap: int
+
+    @property
+    def is_bound(self) -> bool:
+        return self.kernel.is_bound
+
+    def taps(self, radius_pix: Float[Array, ""]) -> Float[Array, " taps"]:
+        taps = self.kernel.taps(radius_pix)
+        near = taps[0] + 2 * jnp.sum(taps[1 : self.gap])
+        taps = jnp.pad(taps, (0, max(0, self.gap + 1 - taps.size)))
+        return taps.at[: self.gap].set(0).at[self.gap].add(near / 2)
+
+    def derivative(self) -> "GapKernel":
+        return GapKernel(self.kernel.derivative(), self.gap)
+
+
 def _taps(kernel: GaussianKernel, radius_pix: Float[Array, ""]) -> Float[Array, " taps"]:
     sigma = radius_pix / 2
     distance = jnp.arange(kernel.half_width + 1, dtype=radius_pix.dtype)
@@ -94,27 +116,31 @@ def _derivative(taps: Callable) -> Callable:
 
 
 def noise_factor(
-    taps_y: Float[Array, " taps_y"], taps_x: Float[Array, " taps_x"], kind: NoiseKind
+    taps_of_axes: Sequence[Float[Array, " taps"]], kind: NoiseKind
 ) -> Float[Array, ""]:
     """The standard deviation of `frame - background` for white noise of unit deviation.
 
-    "exact" is the norm of the residual's kernel, `||delta - g_y (x) g_x||`;
-    "separable" is the product `||delta - g_y|| * ||delta - g_x||`, which
-    `smlmlp.bkgd_spatial_mean` uses.
+    "exact" is the norm of the residual's kernel, `||delta - g_y (x) g_x||`, with `(x) g_t`
+    where there is an axis of time; "separable" is the product of the axes' own norms,
+    `||delta - g_y|| * ||delta - g_x||`, which `smlmlp.bkgd_spatial_mean` uses.
 
     **Arguments:**
 
-    - `taps_y`, `taps_x`: taps of a symmetric kernel from the centre outwards.
+    - `taps_of_axes`: for each axis, taps of a symmetric kernel from the centre outwards.
     - `kind`: `"exact"` or `"separable"`.
     """
     # Written in the mass and the energy off the centre: 1 - 2 g(0) + |g|^2 cancels.
-    mass_y, mass_x = 2 * jnp.sum(taps_y[1:]), 2 * jnp.sum(taps_x[1:])
-    energy_y, energy_x = 2 * jnp.sum(taps_y[1:] ** 2), 2 * jnp.sum(taps_x[1:] ** 2)
+    masses = [2 * jnp.sum(taps[1:]) for taps in taps_of_axes]
+    energies = [2 * jnp.sum(taps[1:] ** 2) for taps in taps_of_axes]
     if kind == "separable":
-        return _sqrt(mass_y**2 + energy_y) * _sqrt(mass_x**2 + energy_x)
-    centre = mass_y + mass_x - mass_y * mass_x
-    around = energy_y * energy_x + energy_y * taps_x[0] ** 2 + energy_x * taps_y[0] ** 2
-    return _sqrt(centre**2 + around)
+        factors = [_sqrt(m**2 + e) for m, e in zip(masses, energies, strict=True)]
+        return ft.reduce(jnp.multiply, factors)
+    off_centre, around, centre = masses[0], energies[0], taps_of_axes[0][0]
+    for taps, mass, energy in zip(taps_of_axes[1:], masses[1:], energies[1:], strict=True):
+        off_centre = off_centre + mass - off_centre * mass
+        around = around * energy + around * taps[0] ** 2 + energy * centre**2
+        centre = centre * taps[0]
+    return _sqrt(off_centre**2 + around)
 
 
 def _sqrt(x: Float[Array, ""]) -> Float[Array, ""]:

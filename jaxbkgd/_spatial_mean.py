@@ -2,14 +2,13 @@
 
 import functools as ft
 import json
-from typing import Any, get_args
+from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.core import Tracer
 from jaxtyping import Array, Float, Shaped
 
 from ._estimator import AbstractEstimator, as_frames, Background, Channels, map_channels
@@ -21,15 +20,22 @@ from ._kernels import (
     NoiseKind,
     Truncation,
 )
+from ._radii import (
+    bounded_radii,
+    channel_radii,
+    check_below,
+    check_bound,
+    check_choice,
+    frozen_mask,
+    is_traced,
+    known,
+    LARGEST_RADIUS_PIX,
+    unbounded_radii,
+)
 
-
-# Wider than any camera: beyond it a radius is a mistake, and taps fill the memory.
-_LARGEST_RADIUS_PIX = 1e5
 
 # What a module kept as JSON begins with.
 _JSON_HEADER = {"format": "jaxbkgd.SpatialMean", "version": 1}
-
-_NUMBERS = (jnp.integer, jnp.floating)
 
 # The static halves of one channel's kernels, (y, x).
 KernelPair = tuple[GaussianKernel, GaussianKernel]
@@ -123,7 +129,7 @@ def noise_correction(
 
         ```
     """
-    _check_choice("kind", kind, NoiseKind)
+    check_choice("kind", kind, NoiseKind)
     radii, kernels = _pair_and_kernels(radius_pix, max_radius_pix, truncation)
     return _noise(radii, kernels, kind)
 
@@ -205,20 +211,18 @@ class SpatialMean(AbstractEstimator):
         `TypeError` or `ValueError` for radii that are not positive and finite, are not
         below the bound, or are traced without a bound.
         """
-        _check_choice("truncation", truncation, Truncation)
-        _check_choice("noise", noise, NoiseKind)
+        check_choice("truncation", truncation, Truncation)
+        check_choice("noise", noise, NoiseKind)
         radii = channel_radii(radii_pix)
         if max_radius_pix is None:
-            max_radius_pix = min(4 * float(np.max(_known(radii))), _LARGEST_RADIUS_PIX)
-        bound = _check_bound(max_radius_pix)
-        _check_below(np.nextafter(bound, 0), radii_pix)
-        xp = jnp if _is_traced(radii) else np
-        # In NumPy, and so in float64, where the radii are known: they come back exactly.
-        self.unbounded_radii = jnp.asarray(xp.log(radii / bound) - xp.log1p(-radii / bound))
+            max_radius_pix = min(4 * float(np.max(known(radii))), LARGEST_RADIUS_PIX)
+        bound = check_bound(max_radius_pix)
+        check_below(np.nextafter(bound, 0), radii_pix)
+        self.unbounded_radii = unbounded_radii(radii, bound)
         self.max_radius_pix = bound
         self.truncation = truncation
         self.noise = noise
-        self.frozen = _frozen_mask(frozen, radii.shape)
+        self.frozen = frozen_mask(frozen, radii.shape)
 
     @property
     def halo_frames(self) -> int:
@@ -228,15 +232,7 @@ class SpatialMean(AbstractEstimator):
     @property
     def radii_pix(self) -> Float[Array, "channels 2"]:
         """The averaging radii (y, x) in pixels, a row a channel; one row serves all."""
-        unbounded = jnp.where(
-            np.array(self.frozen),
-            lax.stop_gradient(self.unbounded_radii),
-            self.unbounded_radii,
-        )
-        share = jax.nn.sigmoid(unbounded)
-        # Far out, the sigmoid rounds to 0 or 1.
-        share = jnp.clip(share, 1e-12, 1 - jnp.finfo(share.dtype).epsneg)
-        radii = self.max_radius_pix * share
+        radii = bounded_radii(self.unbounded_radii, self.max_radius_pix, self.frozen)
         return jnp.broadcast_to(radii, (radii.shape[0], 2))
 
     def __call__(self, channels: Channels) -> Background:
@@ -255,7 +251,7 @@ class SpatialMean(AbstractEstimator):
         many as the module has radii for.
         """
         # Where the radii are known, there are no more taps than they need.
-        is_known = not _is_traced(self.unbounded_radii)
+        is_known = not is_traced(self.unbounded_radii)
         kernels = self._known_kernels() if is_known else self._kernels()
         return self._filtered_with(kernels, channels)
 
@@ -359,14 +355,14 @@ class SpatialMean(AbstractEstimator):
             raise ValueError(f"There is no {', '.join(missing)} in this JSON.")
         radii_pix, *others = (fields[name] for name in names)
         try:
-            _check_bound(fields["max_radius_pix"])
+            check_bound(fields["max_radius_pix"])
             # Rows, one a channel: two numbers in a list would be a pair.
             return cls(np.array(radii_pix), **dict(zip(names[1:], others, strict=True)))
         except TypeError as error:
             raise ValueError(f"This JSON does not fit a module. {error}") from error
 
     def __repr__(self) -> str:
-        if not isinstance(self.unbounded_radii, jax.Array) or _is_traced(
+        if not isinstance(self.unbounded_radii, jax.Array) or is_traced(
             self.unbounded_radii
         ):
             return super().__repr__()
@@ -425,84 +421,12 @@ def _noise(
     taps_y, taps_x = (
         kernel.taps(radius) for kernel, radius in zip(kernels, radii, strict=True)
     )
-    return noise_factor(taps_y, taps_x, kind)
-
-
-def _frozen_mask(frozen: Any, shape: tuple[int, ...]) -> tuple[tuple[bool, ...], ...]:
-    """A boolean for each radius of an array `(channels, axes)`."""
-    rows = list(frozen) if isinstance(frozen, list | tuple | np.ndarray) else [frozen]
-    if shape[0] == 1 and len(rows) > 1:
-        rows = [rows]
-    try:
-        mask = np.stack([np.broadcast_to(row, shape[1]) for row in rows])
-        mask = np.broadcast_to(mask, shape)
-    except ValueError:
-        mask = np.array(None)
-    if mask.dtype != bool:
-        raise ValueError(
-            "frozen must be True or False, or have one for each radius of an array "
-            f"(channels, axes) of shape {shape}, but is {frozen!r}."
-        )
-    return tuple(map(tuple, mask.tolist()))
-
-
-def channel_radii(radii_pix: Any) -> Any:
-    """Radii as an array (channels or 1, 2 or 1), a NumPy array where they are known.
-
-    Accepts a number, a pair (y, x), or a sequence with a number or pair a channel; two
-    numbers are a pair.
-    """
-    radii: Any = _stacked(radii_pix)
-    if radii.shape == (2,):
-        radii = radii[None, :]
-    elif radii.ndim < 2:
-        radii = radii.reshape((-1, 1))
-    if radii.size == 0 or radii.ndim != 2 or radii.shape[1] > 2:
-        raise ValueError(
-            "Radii must be a number, a (y, x) pair, or one of these for each channel, but "
-            f"got {radii_pix!r}."
-        )
-    return radii
-
-
-def _stacked(radii_pix: Any) -> Any:
-    if not isinstance(radii_pix, list | tuple):
-        return _checked_radii(radii_pix)
-    entries = [_stacked(entry) for entry in radii_pix]
-    xp = jnp if any(map(_is_traced, entries)) else np
-    shapes = {entry.shape for entry in entries}
-    if shapes == {(), (2,)}:
-        # Numbers beside pairs.
-        entries = [xp.broadcast_to(entry, (2,)) for entry in entries]
-    elif len(shapes) != 1:
-        raise ValueError(
-            f"Each channel needs one radius or a (y, x) pair, but got {radii_pix!r}."
-        )
-    return xp.stack(entries)
-
-
-def _checked_radii(radii_pix: Any) -> Any:
-    radii = radii_pix if _is_traced(radii_pix) else np.asarray(radii_pix)
-    is_number = any(jnp.issubdtype(radii.dtype, kind) for kind in _NUMBERS)
-    if not is_number or isinstance(radii_pix, np.ma.MaskedArray):
-        raise TypeError(
-            f"A radius must be a number of pixels, but got {radii_pix!r}; give a number "
-            "or a (y, x) pair."
-        )
-    if _is_traced(radii):
-        return radii
-    if not np.all((radii > 0) & (radii <= _LARGEST_RADIUS_PIX)):
-        raise ValueError(
-            f"A radius must be positive and at most {_LARGEST_RADIUS_PIX:g} pixels, but "
-            f"got {radii_pix!r}."
-        )
-    # All kernels so small have one tap; in float32 the radius would round to zero.
-    return np.maximum(radii.astype(np.float64), 1e-30)
+    return noise_factor([taps_y, taps_x], kind)
 
 
 def _pair_and_kernels(radius_pix, max_radius_pix, truncation):
     """The radii (y, x) of one channel, and the static halves of their kernels."""
-    _check_choice("truncation", truncation, Truncation)
+    check_choice("truncation", truncation, Truncation)
     radii = channel_radii(radius_pix)
     if radii.shape[0] != 1:
         raise ValueError(
@@ -510,21 +434,12 @@ def _pair_and_kernels(radius_pix, max_radius_pix, truncation):
             "`SpatialMean` takes radii for several channels."
         )
     if max_radius_pix is not None:
-        bound = _check_bound(max_radius_pix)
-        _check_below(bound, radius_pix)
+        bound = check_bound(max_radius_pix)
+        check_below(bound, radius_pix)
         kernels = 2 * (_bounded_kernel(bound, truncation),)
     else:
-        kernels = _known_pair(np.broadcast_to(_known(radii), (1, 2))[0], truncation)
+        kernels = _known_pair(np.broadcast_to(known(radii), (1, 2))[0], truncation)
     return jnp.broadcast_to(jnp.asarray(radii, float), (1, 2))[0], kernels
-
-
-def _check_below(bound: float, radii_pix: Any) -> None:
-    known = [leaf for leaf in jax.tree.leaves(radii_pix) if not _is_traced(leaf)]
-    if any(np.max(radii) > bound for radii in known):
-        raise ValueError(
-            f"No radius may exceed what max_radius_pix allows, {bound:g}, but got "
-            f"{radii_pix!r}; raise max_radius_pix."
-        )
 
 
 def _known_pair(radii_pix: np.ndarray, truncation: Truncation) -> KernelPair:
@@ -536,43 +451,3 @@ def _known_pair(radii_pix: np.ndarray, truncation: Truncation) -> KernelPair:
 
 def _bounded_kernel(bound: float, truncation: Truncation) -> GaussianKernel:
     return GaussianKernel(half_width(bound, truncation), truncation, is_bound=True)
-
-
-def _check_bound(max_radius_pix: Any) -> float:
-    if _is_traced(max_radius_pix):
-        raise TypeError(
-            "max_radius_pix sets the number of taps and must be static, but is traced; "
-            "give a Python number."
-        )
-    bound = np.asarray(max_radius_pix)
-    if bound.dtype.kind not in "iuf" or bound.ndim:
-        raise TypeError(
-            f"max_radius_pix must be one number of pixels, but is {max_radius_pix!r}."
-        )
-    if not 0 < bound <= _LARGEST_RADIUS_PIX:
-        raise ValueError(
-            f"max_radius_pix must be positive and at most {_LARGEST_RADIUS_PIX:g} pixels, "
-            f"but is {max_radius_pix!r}."
-        )
-    return float(bound)
-
-
-def _check_choice(name: str, value: Any, choices: Any) -> None:
-    if value not in get_args(choices):
-        raise ValueError(
-            f"{name} must be one of {', '.join(map(repr, get_args(choices)))}, but is "
-            f"{value!r}."
-        )
-
-
-def _known(radii: np.ndarray | Array) -> np.ndarray:
-    if _is_traced(radii):
-        raise ValueError(
-            "A traced radius needs max_radius_pix, a static bound that sets the number of "
-            "taps; give one, for example four times the radius that you expect."
-        )
-    return np.asarray(radii)
-
-
-def _is_traced(value: Any) -> bool:
-    return isinstance(value, Tracer)

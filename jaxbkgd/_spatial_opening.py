@@ -13,7 +13,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
 from ._estimator import AbstractEstimator, as_frames, Background, Channels, map_channels
-from ._spatial_mean import channel_radii
+from ._radii import channel_radii
 
 
 OpeningNoise = Literal["simulated", "unit"]

@@ -11,7 +11,8 @@ import numpy as np
 
 from ._estimator import as_frames
 from ._kernels import GaussianKernel, half_width, noise_factor
-from ._spatial_mean import channel_radii, filtered
+from ._radii import channel_radii
+from ._spatial_mean import filtered
 
 
 def bkgd_spatial_mean(
@@ -221,7 +222,7 @@ def _kernel(radius_pix: float) -> GaussianKernel:
 @ft.partial(jax.jit, static_argnums=1)
 def _taps_and_noise(radii, kernels):
     taps = [kernel.taps(radius) for kernel, radius in zip(kernels, radii, strict=True)]
-    return *taps, noise_factor(*taps, kind="separable")
+    return *taps, noise_factor(taps, kind="separable")
 
 
 def _residual_kernel(taps) -> np.ndarray:

@@ -156,7 +156,7 @@ def noise_and_slopes(truncation):
 
     def factors(pair):
         taps_y, taps_x = (kernel.taps(radius) for radius in pair)
-        factors = jnp.stack([noise_factor(taps_y, taps_x, kind) for kind in KINDS])
+        factors = jnp.stack([noise_factor([taps_y, taps_x], kind) for kind in KINDS])
         return factors, factors
 
     def function(pair):

@@ -1,0 +1,563 @@
+"""The local mean over time, y and x, in which molecules count less."""
+
+import functools as ft
+import operator
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float, Shaped
+
+from ._estimator import AbstractEstimator, as_frames, Background, Channels, map_channels
+from ._filter import separable_filter, temporal_filter
+from ._kernels import GapKernel, GaussianKernel, half_width, noise_factor
+from ._radii import (
+    bounded_radii,
+    channel_radii,
+    check_below,
+    check_bound,
+    check_choice,
+    frozen_mask,
+    is_traced,
+    known,
+    LARGEST_RADIUS_PIX,
+    unbounded_radii,
+)
+from ._soft_clip import photon_variance, SoftClip, squared_noise
+
+
+EdgeFrames = Literal["renormalised", "repeated"]
+
+# Where the weights under a kernel add up to less, there is nothing to be the mean of.
+_LEAST_TOTAL_WEIGHT = 1e-6
+
+# A gain in electrons per ADU, and a read noise in electrons.
+Camera = tuple[float, float]
+
+_REAL_KINDS = (bool, jnp.integer, jnp.floating)
+
+# The share of the background below which a deviation is rounding, not noise.
+_ROUNDING = 1e-5
+
+
+class _Kernels(NamedTuple):
+    """The static halves of one channel's kernels, and of those along y and x for frames
+    with pixels of twice the size."""
+
+    time: GaussianKernel
+    y: GaussianKernel
+    x: GaussianKernel
+    halved_y: GaussianKernel
+    halved_x: GaussianKernel
+
+
+def _kernels(radii: Sequence[float], *, is_bound: bool) -> _Kernels:
+    """For radii (frames, y, x), or for all below them."""
+    frames, y, x = radii
+    return _Kernels(
+        *(
+            GaussianKernel(half_width(radius, "smooth"), "smooth", is_bound=is_bound)
+            for radius in (frames, y, x, y / 2, x / 2)
+        )
+    )
+
+
+class LocalMean(AbstractEstimator):
+    """The mean of the frames under a Gaussian over time, y and x, in which molecules count
+    less.
+
+    It is `G(w f) / G(w)`, with frames f, weights w that clip molecules softly (see
+    [`jaxbkgd.SoftClip`][]), and a separable Gaussian G whose standard deviations are half
+    the radii, with the "smooth" truncation of [`jaxbkgd.spatial_mean`][]. Borders repeat
+    the edge pixel.
+
+    The radii are learnable, and threshold and softness of the clip are. They are stored so
+    that no step of an optimizer leaves their bounds.
+
+    !!! example
+
+        ```python
+        >>> import jax
+        >>> import jaxbkgd
+        >>> frames, truth = jaxbkgd.simulate_movie(jax.random.key(0), frame_count=30)
+        >>> background = jaxbkgd.LocalMean(7.0, 10.0)(frames - 100.0)
+        >>> errors = background.bkgds - truth.bkgds_adu
+        >>> bool(abs(errors.mean()) < 0.005 * truth.bkgds_adu.mean())
+        True
+
+        ```
+    """
+
+    unbounded_radii: Float[Array, "channels axes"]
+    clip: SoftClip | None
+    max_radius_pix: float = eqx.field(static=True)
+    max_radius_frames: float = eqx.field(static=True)
+    edge_frames: EdgeFrames = eqx.field(static=True)
+    skips_nan: bool = eqx.field(static=True)
+    frozen: tuple[tuple[bool, ...], ...] = eqx.field(static=True)
+
+    def __init__(
+        self,
+        radii_pix: Any = 7.0,
+        radius_frames: Any = 10.0,
+        *,
+        clip: Any = 3.0,
+        max_radius_pix: int | float | None = None,
+        max_radius_frames: int | float | None = None,
+        edge_frames: EdgeFrames = "renormalised",
+        skips_nan: bool = False,
+        frozen: Any = False,
+    ):
+        """**Arguments:**
+
+        - `radii_pix`: the averaging radii in pixels: a number for all channels and both
+            axes; a `(y, x)` pair for all channels; or a sequence with one number or pair
+            for each channel. Two numbers are a pair, never two channels.
+        - `radius_frames`: the averaging radius in frames, a number for all channels, or a
+            sequence with one for each.
+        - `clip`: a threshold in standard deviations of the noise, or a
+            [`jaxbkgd.SoftClip`][]; `None` for a linear estimator that clips nothing.
+        - `max_radius_pix`, `max_radius_frames`: static bounds that the radii stay below,
+            which set the number of taps where the radii are learned. By default four times
+            the largest of the radii; it must be given where the radii are traced.
+        - `edge_frames`: `"renormalised"`, so that the first and the last frames are the
+            mean of those there are, or `"repeated"`, as if the movie stood still before
+            and after, which lets the noise of these two frames through.
+        - `skips_nan`: whether NaN and infinite pixels are left out as masked ones are.
+            Otherwise they spread as far as the kernels and the rounds of clipping reach.
+        - `frozen`: the radii to keep as they are, `True` for all of them, or a boolean for
+            each: `(frames, y and x)`, or `(frames, y, x)` where pairs were given, for all
+            channels or for each.
+
+        **Raises:**
+
+        `TypeError` or `ValueError` for radii that are not positive and finite, are not
+        below their bounds, or are traced without a bound.
+        """
+        check_choice("edge_frames", edge_frames, EdgeFrames)
+        pix = channel_radii(radii_pix)
+        frames = channel_radii(_column(radius_frames))
+        for radii, bound in ((pix, max_radius_pix), (frames, max_radius_frames)):
+            if bound is None:
+                known(radii)
+        pix_bound, frames_bound = (
+            check_bound(
+                min(4 * float(np.max(radii)), LARGEST_RADIUS_PIX)
+                if bound is None
+                else bound
+            )
+            for radii, bound in ((pix, max_radius_pix), (frames, max_radius_frames))
+        )
+        check_below(np.nextafter(pix_bound, 0), radii_pix)
+        check_below(np.nextafter(frames_bound, 0), radius_frames, "max_radius_frames")
+        xp = jnp if is_traced(pix) or is_traced(frames) else np
+        count = max(len(pix), len(frames))
+        if not {len(pix), len(frames)} <= {1, count}:
+            raise ValueError(
+                f"There are radii in pixels for {len(pix)} channels, but in frames for "
+                f"{len(frames)}; give a number for all, or one for each channel."
+            )
+        radii = xp.concatenate(
+            [xp.broadcast_to(part, (count, part.shape[1])) for part in (frames, pix)], 1
+        )
+        bounds = np.array([frames_bound, *[pix_bound] * pix.shape[1]])
+        self.unbounded_radii = unbounded_radii(radii, bounds)
+        is_clip = clip is None or isinstance(clip, SoftClip)
+        self.clip = clip if is_clip else SoftClip(clip)
+        self.max_radius_pix, self.max_radius_frames = pix_bound, frames_bound
+        self.edge_frames = edge_frames
+        self.skips_nan = skips_nan
+        self.frozen = frozen_mask(frozen, radii.shape)
+
+    @property
+    def radii(self) -> Float[Array, "channels 3"]:
+        """The averaging radii (frames, y, x), in frames and in pixels, a row a channel; one
+        row serves all."""
+        bounds = self.max_radii[: self.unbounded_radii.shape[1]]
+        radii = bounded_radii(self.unbounded_radii, bounds, self.frozen)
+        # Where y and x share a radius, there is one column for both.
+        return radii[:, np.array([0, 1, 2]).clip(max=radii.shape[1] - 1)]
+
+    @property
+    def max_radii(self) -> Float[np.ndarray, "3"]:
+        """Their bounds."""
+        return np.array([self.max_radius_frames, *2 * [self.max_radius_pix]])
+
+    @property
+    def radii_pix(self) -> Float[Array, "channels 2"]:
+        """The averaging radii (y, x) in pixels."""
+        return self.radii[:, 1:]
+
+    @property
+    def radius_frames(self) -> Float[Array, " channels"]:
+        """The averaging radius in frames."""
+        return self.radii[:, 0]
+
+    @property
+    def halo_frames(self) -> int:
+        """Frames that count on either side of one: what the kernels reach, once and again
+        for each round of clipping."""
+        return self._halo_frames(self._kernels())
+
+    def __call__(self, channels: Channels, weights: Any = None) -> Background:
+        """**Arguments:**
+
+        - `channels`: one stack of frames `(..., frames, height, width)`, or a list or tuple
+            of them, one a channel, of any shapes and real dtypes. A single frame is a
+            movie of one.
+        - `weights`: how much a pixel counts, zero or positive, or booleans that are False
+            for pixels to leave out (dead and hot pixels, what is outside of a region of
+            interest, lost frames). Of a shape that broadcasts to that of the frames, as
+            `(height, width)` or `(frames, 1, 1)`; for a list of channels, one for each.
+
+        **Returns:**
+
+        A [`jaxbkgd.Background`][] with the structure of `channels`, float64 for float64
+        frames and float32 for all others. Pixels that are left out have a background, too.
+        It is NaN where the weights under the kernel add up to less than a millionth. The
+        noise corrections hold away from the first and last frames and from pixels that are
+        left out.
+
+        **Raises:**
+
+        `TypeError` or `ValueError` for channels or weights that are not as above, or are
+        not as many as the module has radii for.
+        """
+        # Where the radii are known, there are no more taps than they need.
+        is_known = not is_traced(self.unbounded_radii)
+        kernels = self._known_kernels() if is_known else self._kernels()
+        return self._estimated(kernels, channels, weights)
+
+    def for_inference(self) -> AbstractEstimator:
+        """The same, with taps for these radii and no others, also where it is compiled, and
+        with a halo that is no longer than these need."""
+        return _WithKnownRadii(self, self._known_kernels())
+
+    def predicted(self, channels: Channels, gap_frames: int) -> tuple[Background, Any]:
+        """The background, and a prediction of each frame that has not seen it.
+
+        In a prediction, the frames nearer than `gap_frames` are replaced by those at that
+        distance on either side, all else being equal.
+        """
+        both = self._estimated(self._kernels(), channels, None, (0, gap_frames))
+        bkgds, predictions = (
+            map_channels(operator.itemgetter(which), both.bkgds) for which in (0, 1)
+        )
+        return Background(bkgds, both.noise_corrections), predictions
+
+    def _kernels(self) -> tuple[_Kernels, ...]:
+        """For any radii below the bounds."""
+        return (_kernels(self.max_radii.tolist(), is_bound=True),)
+
+    def _known_kernels(self) -> tuple[_Kernels, ...]:
+        """For each row of radii."""
+        with jax.ensure_compile_time_eval():
+            rows = np.asarray(self.radii, np.float64)
+        if not np.all(np.isfinite(rows)):
+            return self._kernels()
+        return tuple(_kernels(row, is_bound=False) for row in rows.tolist())
+
+    def _halo_frames(self, kernels: tuple[_Kernels, ...]) -> int:
+        rounds = 0 if self.clip is None else self.clip.rounds
+        return (1 + rounds) * max(channel.time.half_width for channel in kernels)
+
+    def _estimated(
+        self,
+        kernels: tuple[_Kernels, ...],
+        channels: Channels,
+        weights: Any,
+        gaps: tuple[int, ...] = (0,),
+    ) -> Background:
+        """With an axis of gaps before the others, if there is more than one."""
+        frames = map_channels(as_frames, channels)
+        is_list = isinstance(frames, list | tuple)
+        count = len(frames) if is_list else 1
+        # What XLA computes of constants as it compiles is a bit off what it computes later.
+        radii = lax.optimization_barrier(self.radii)
+        if len(radii) not in (1, count):
+            raise ValueError(
+                f"This module has radii for {len(radii)} channels, but was given {count}; "
+                "give a list with one stack for each channel."
+            )
+        cameras = [None] * count if self.clip is None else self.clip.cameras(count)
+        if weights is None and is_list:
+            weights = [None] * count
+        estimates = [
+            ft.partial(
+                _estimated,
+                _Smoothing(row, own, self.edge_frames),
+                self.clip,
+                camera,
+                gaps,
+                self.skips_nan,
+            )
+            for row, own, camera in zip(
+                jnp.broadcast_to(radii, (count, 3)),
+                kernels * (count // len(kernels)),
+                cameras,
+                strict=True,
+            )
+        ]
+        backgrounds = map_channels(
+            lambda frames, estimate, *weights: estimate(frames, *weights),
+            frames,
+            estimates if is_list else estimates[0],
+            weights,
+        )
+        return Background(
+            map_channels(lambda one: one.bkgds, backgrounds),
+            map_channels(lambda one: one.noise_corrections, backgrounds),
+        )
+
+
+class _WithKnownRadii(AbstractEstimator):
+    """A module whose radii stay, so that it needs no taps for others."""
+
+    module: LocalMean
+    kernels: tuple[_Kernels, ...] = eqx.field(static=True)
+
+    @property
+    def halo_frames(self) -> int:
+        return self.module._halo_frames(self.kernels)
+
+    def __call__(self, channels: Channels, weights: Any = None) -> Background:
+        return self.module._estimated(self.kernels, channels, weights)
+
+
+class _Smoothing(eqx.Module):
+    """The Gaussian over time, y and x, of one channel."""
+
+    radii: Float[Array, "3"]
+    kernels: _Kernels = eqx.field(static=True)
+    edge_frames: EdgeFrames = eqx.field(static=True)
+
+    def halved(self) -> "_Smoothing":
+        """For frames with pixels of twice the size."""
+        halves = self.radii / np.array([1, 2, 2], self.radii.dtype)
+        time, _, _, y, x = self.kernels
+        return _Smoothing(halves, _Kernels(time, y, x, y, x), self.edge_frames)
+
+    def __call__(
+        self, images: Shaped[Array, "*batch frames height width"]
+    ) -> Float[Array, "*batch frames height width"]:
+        """The sum under the kernels, which is the mean away from the movie's ends."""
+        return self._over_time(self._over_space(images))
+
+    def mean(
+        self,
+        images: Shaped[Array, "*batch frames height width"],
+        weights: Float[Array, "*batch frames height width"] | None,
+    ) -> Float[Array, "*batch frames height width"]:
+        """The mean, which is NaN where the weights are zero."""
+        (mean,) = self.means(images, weights, (0,))
+        return mean
+
+    def means(
+        self,
+        images: Shaped[Array, "*batch frames height width"],
+        weights: Float[Array, "*batch frames height width"] | None,
+        gaps: tuple[int, ...],
+    ) -> list[Float[Array, "*batch frames height width"]]:
+        """For each gap the mean in which the frames that are nearer are replaced by those
+        at that distance."""
+        if weights is None:
+            sums = self._over_space(images)
+            totals = jnp.ones((images.shape[-3], 1, 1), self.radii.dtype)
+        else:
+            sums, totals = map(self._over_space, (images * weights, weights))
+        return [
+            _ratio(self._over_time(sums, gap), self._over_time(totals, gap)) for gap in gaps
+        ]
+
+    def noise_correction(self) -> Float[Array, ""]:
+        taps = [
+            kernel.taps(radius)
+            for kernel, radius in zip(self.kernels[:3], self.radii, strict=True)
+        ]
+        return noise_factor(taps, "exact")
+
+    def _over_space(self, images):
+        return separable_filter(images, list(self.radii[1:]), self.kernels[1:3])
+
+    def _over_time(self, images, gap=0):
+        time = self.kernels.time
+        edges = "empty" if self.edge_frames == "renormalised" else "repeated"
+        return temporal_filter(
+            images, self.radii[0], GapKernel(time, gap) if gap else time, edges
+        )
+
+
+@eqx.filter_jit
+def _estimated(
+    smoothing: _Smoothing,
+    clip: SoftClip | None,
+    camera: Camera | None,
+    gaps: tuple[int, ...],
+    skips_nan: bool,
+    frames: Shaped[Array, "*batch height width"],
+    weights: Any,
+) -> Background:
+    """Of one channel."""
+    shape = frames.shape
+    if frames.ndim == 2:
+        frames = frames[None]
+    dtype = jnp.float64 if frames.dtype == jnp.float64 else jnp.float32
+    if clip is not None or jnp.issubdtype(frames.dtype, jnp.floating):
+        # The filter converts other integers, a frame at a time.
+        frames = frames.astype(dtype)
+    smoothing = eqx.tree_at(lambda s: s.radii, smoothing, smoothing.radii.astype(dtype))
+    if weights is not None:
+        weights = _checked_weights(weights, shape).astype(dtype)
+    if skips_nan:
+        is_finite = jnp.isfinite(frames)
+        frames = jnp.where(is_finite, frames, 0)
+        weights = is_finite.astype(dtype) * (1 if weights is None else weights)
+    if weights is not None:
+        weights = jnp.broadcast_to(weights, frames.shape)
+        # Whatever stands there.
+        frames = jnp.where(weights > 0, frames, 0).astype(dtype)
+    if clip is None:
+        bkgds = smoothing.means(frames, weights, gaps)
+    else:
+        bkgds = _clipped_means(smoothing, clip, camera, gaps, frames, weights)
+    if weights is not None:
+        is_empty = smoothing(weights) <= _LEAST_TOTAL_WEIGHT
+        bkgds = [jnp.where(is_empty, jnp.nan, bkgd) for bkgd in bkgds]
+    bkgds = [bkgd.reshape(shape) for bkgd in bkgds]
+    return Background(
+        bkgds[0] if len(gaps) == 1 else jnp.stack(bkgds), smoothing.noise_correction()
+    )
+
+
+def _clipped_means(
+    smoothing: _Smoothing,
+    clip: SoftClip,
+    camera: Camera | None,
+    gaps: tuple[int, ...],
+    frames: Float[Array, "*batch frames height width"],
+    weights: Float[Array, "*batch frames height width"] | None,
+) -> list[Float[Array, "*batch frames height width"]]:
+    """All rounds but the last one are done on halved frames: what they give decides on
+    weights, and need not be as fine as the background."""
+    averaged = clip.averaged(frames)
+    if weights is not None:
+        averaged = _ratio(averaged, clip.averaged(weights))
+    halved = smoothing.halved()
+    small_frames, small_weights = _halved(frames), None
+    if weights is not None:
+        small_weights = _halved(weights)
+        small_frames = _ratio(_halved(frames * weights), small_weights)
+    noise: Any = camera
+    if camera is None:
+        noise = _noise_variance(halved, frames, weights)
+    bkgd = halved.mean(small_frames, small_weights)
+    small_averaged = _halved(averaged)
+    # For a gradient, a round is done again: what it holds meanwhile is not kept.
+    once = jax.checkpoint(ft.partial(_round, (0,)))
+    for _ in range(clip.rounds - 1):
+        (bkgd,) = once(
+            halved, clip, small_frames, small_weights, small_averaged, bkgd, noise
+        )
+    bkgd = _doubled(bkgd, frames.shape)
+    if camera is None:
+        noise = _doubled(noise, frames.shape)
+    last = jax.checkpoint(ft.partial(_round, gaps))
+    return last(smoothing, clip, frames, weights, averaged, bkgd, noise)
+
+
+def _round(
+    gaps: tuple[int, ...],
+    smoothing: _Smoothing,
+    clip: SoftClip,
+    frames: Float[Array, "*batch frames height width"],
+    weights: Float[Array, "*batch frames height width"] | None,
+    averaged: Float[Array, "*batch frames height width"],
+    bkgd: Float[Array, "*batch frames height width"],
+    noise: Float[Array, "*batch frames height width"] | Camera,
+) -> list[Float[Array, "*batch frames height width"]]:
+    """The mean of frames whose molecules are clipped, given a background, and the variance
+    of the noise or a camera."""
+    variance = photon_variance(bkgd, noise) if isinstance(noise, tuple) else noise
+    variance = jnp.maximum(variance, (_ROUNDING * bkgd) ** 2 + jnp.finfo(bkgd.dtype).tiny)
+    clipped = clip.weights(averaged, bkgd, variance)
+    if weights is not None:
+        clipped = jnp.where(weights > 0, weights * clipped, 0)
+    bias = clip.noise_bias() * jnp.sqrt(variance)
+    return [mean - bias for mean in smoothing.means(frames, clipped, gaps)]
+
+
+def _noise_variance(
+    halved: _Smoothing,
+    frames: Float[Array, "*batch frames height width"],
+    weights: Float[Array, "*batch frames height width"] | None,
+) -> Float[Array, "*batch frames half_height half_width"]:
+    """Of a pixel, in halved frames."""
+    if min(frames.shape[-2:]) < 3:
+        raise ValueError(
+            "Noise is measured in frames of 3 x 3 pixels or more, but these have the shape "
+            f"{frames.shape}; give `gains`, as in clip=SoftClip(gains=1.0), or clip=None."
+        )
+    squares = squared_noise(frames)
+    if weights is None:
+        return halved.mean(_halved(squares), None)
+    # What is next to a pixel that is left out is not noise alone.
+    window = (*(1 for _ in frames.shape[:-2]), 3, 3)
+    strides = (1 for _ in frames.shape)
+    least = lax.reduce_window(weights, jnp.inf, lax.min, window, tuple(strides), "SAME")
+    is_noise = (least > 0).astype(frames.dtype)
+    return _ratio(halved(_halved(is_noise * squares)), halved(_halved(is_noise)))
+
+
+def _ratio(sums, totals):
+    """NaN where there is nothing in the totals."""
+    is_empty = totals <= 0
+    return jnp.where(is_empty, jnp.nan, sums / jnp.where(is_empty, 1, totals))
+
+
+def _halved(
+    images: Float[Array, "*batch height width"],
+) -> Float[Array, "*batch half_height half_width"]:
+    """The means of blocks of 2 x 2 pixels; of an odd line or column, the last one twice."""
+    *batch, height, width = images.shape
+    padding = [*[(0, 0)] * len(batch), (0, height % 2), (0, width % 2)]
+    images = jnp.pad(images, padding, mode="edge")
+    blocks = images.reshape((*batch, -(-height // 2), 2, -(-width // 2), 2))
+    return jnp.mean(blocks, axis=(-3, -1))
+
+
+def _doubled(
+    images: Float[Array, "*batch half_height half_width"], shape: tuple[int, ...]
+) -> Float[Array, "*batch height width"]:
+    """Frames of a shape, of blocks of 2 x 2 equal pixels."""
+    images = jnp.repeat(jnp.repeat(images, 2, axis=-2), 2, axis=-1)
+    return images[..., : shape[-2], : shape[-1]]
+
+
+def _checked_weights(weights: Any, shape: tuple[int, ...]) -> Shaped[Array, "..."]:
+    weights = jnp.asarray(weights)
+    is_real = any(jnp.issubdtype(weights.dtype, kind) for kind in _REAL_KINDS)
+    if not is_real:
+        raise TypeError(
+            f"weights must be real numbers or booleans, but their dtype is {weights.dtype}."
+        )
+    try:
+        fits = jnp.broadcast_shapes(weights.shape, shape) == shape
+    except ValueError:
+        fits = False
+    if not fits:
+        raise ValueError(
+            f"weights have shape {weights.shape}, which does not broadcast to that of the "
+            f"frames, {shape}; give (height, width), or one for each frame and pixel."
+        )
+    return weights
+
+
+def _column(radius_frames: Any) -> Any:
+    """A radius for each channel, of which two are no pair."""
+    if isinstance(radius_frames, list | tuple) or np.ndim(radius_frames) == 1:
+        return [[radius] for radius in radius_frames]
+    return radius_frames
