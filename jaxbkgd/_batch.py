@@ -5,6 +5,7 @@ import contextlib
 import functools as ft
 import hashlib
 import importlib.metadata
+import inspect
 import itertools as it
 import math
 import os
@@ -51,8 +52,9 @@ Dtype = Literal["float32", "uint16"]
 # a fault.
 _CHUNK_PIXELS = 2**20
 
-# Bytes that a pixel takes on its way, as it is read, converted, filtered and written.
-_PIXEL_BYTES = 32
+# Bytes that a pixel takes on its way, as it is read, converted, filtered and written; and
+# where an estimator sees many frames at a time, of which it may hold a dozen images.
+_PIXEL_BYTES, _PIXEL_BYTES_WITH_HALO = 32, 64
 
 
 @dataclass(frozen=True)
@@ -120,6 +122,7 @@ def estimate_movie(
     boxes: Sequence[Box] | None = None,
     offsets: Any = 0.0,
     gains: Any = None,
+    weights: Any = None,
     chunk_frames: int | None = None,
     workers: int | None = None,
     progress: bool = True,
@@ -151,9 +154,15 @@ def estimate_movie(
     - `offsets`: the camera's offset in ADU that is subtracted from the frames, a number
         for all channels or one for each.
     - `gains`: electrons per ADU, a number for all channels or one for each; for `"snr"`.
+    - `weights`: how much a pixel counts, zero or positive, or booleans that are False for
+        pixels to leave out; for estimators that take weights, as [`jaxbkgd.LocalMean`][].
+        An array (height, width), or a source (frames, height, width), for all channels, or
+        a list with one for each, which may be `None`. With boxes, weights are of the whole
+        frame.
     - `chunk_frames`: frames in a chunk, by default a megapixel, or less where memory is
-        short.
-    - `workers`: the number of threads, by default the cores of this process.
+        short; with `halo_frames`, four times these.
+    - `workers`: the number of threads, by default the cores of this process, or fewer
+        where memory is short.
     - `progress`: whether to show a progress bar, where there is a terminal.
     - `resume`: whether to go on with what an earlier call has left; otherwise it is begun
         anew.
@@ -174,6 +183,8 @@ def estimate_movie(
         raise TypeError(
             f"An estimator is needed, as jaxbkgd.SpatialMean(7.0), but got {estimator!r}."
         )
+    if weights is not None:
+        check_takes_weights(estimator)
     with contextlib.ExitStack() as files:
         channels = _opened_channels(source, boxes, files)
         is_split = _is_list(source) or boxes is not None
@@ -185,15 +196,22 @@ def estimate_movie(
             is_one_stack=len(channels) == 1 and not is_split,
         )
         check_wanted(wanted)
-        noise_corrections = _checked_noise_corrections(estimator, channels, wanted)
-        workers = _at_least_1("workers", workers) or core_count()
-        targets = _grouped(sink, channels, is_split)
-        chunk_frames = (
-            _at_least_1("chunk_frames", chunk_frames)
-            or (_begun_chunk_frames(targets) if resume else None)
-            or _default_chunk_frames(channels, estimator.halo_frames, workers)
+        halo_frames = estimator.for_inference().halo_frames
+        noise_corrections = _checked_noise_corrections(
+            estimator, channels, wanted, halo_frames
         )
-        job = files.enter_context(_Job(channels, estimator, wanted, chunk_frames))
+        masks = _opened_weights(weights, channels, files)
+        targets = _grouped(sink, channels, is_split)
+        _check_targets([target for target, _ in targets], _movies(channels, masks))
+        chunk_frames, workers = _chunk_frames_and_workers(
+            channels,
+            halo_frames,
+            _at_least_1("chunk_frames", chunk_frames)
+            or (_begun_chunk_frames(targets) if resume else None),
+            _at_least_1("workers", workers),
+        )
+        job = _Job(channels, masks, estimator, wanted, chunk_frames)
+        files.enter_context(job)
         job.open(targets, resume=resume, overwrite=overwrite)
         frame_count = len(channels[0])
         resumed_frames = frame_count - sum(w.stop - w.start for w in job.todo())
@@ -227,18 +245,19 @@ class _Job(contextlib.AbstractContextManager):
     def __init__(
         self,
         channels: Sequence[Channel],
+        weights: Sequence[Channel | None],
         estimator: AbstractEstimator,
         wanted: Wanted,
         chunk_frames: int,
     ) -> None:
+        fast = estimator.for_inference()
         self.megapixels = sum(math.prod(channel.shape[1:]) for channel in channels) / 1e6
         self._channels = channels
-        self._halo_frames = estimator.halo_frames
+        self._weights = weights
+        self._halo_frames = fast.halo_frames
         self._chunk_frames = chunk_frames
-        self._settings = _settings(channels, estimator, wanted, chunk_frames)
-        self._estimate = ft.partial(
-            estimated, channels[0].movie.name, estimator.for_inference()
-        )
+        self._settings = _settings(channels, weights, estimator, wanted, chunk_frames)
+        self._estimate = ft.partial(estimated, channels[0].movie.name, fast)
         self._wanted = wanted
         self._sinks: dict[Sink | ArraySink, list[int]] = {}
         self._new_sinks: set[Sink | ArraySink] = set()
@@ -311,7 +330,10 @@ class _Job(contextlib.AbstractContextManager):
 
     def _do(self, window: Window) -> Counts:
         chunks = [channel[window.low : window.high] for channel in self._channels]
-        images, counts = self._estimate(chunks, self._wanted, window)
+        weights = [
+            None if each is None else _read_weights(each, window) for each in self._weights
+        ]
+        images, counts = self._estimate(chunks, self._wanted, window, weights)
         for sink, group in self._sinks.items():
             parts = [images[index][:, None] for index in group]
             sink.write(window.start, parts[0] if len(parts) == 1 else np.hstack(parts))
@@ -343,7 +365,7 @@ class _Job(contextlib.AbstractContextManager):
             )
 
     def _check_sources(self) -> None:
-        for movie in {channel.movie for channel in self._channels}:
+        for movie in _movies(self._channels, self._weights):
             try:
                 has_changed = movie.state() != movie.opened_state
             except OSError:
@@ -358,7 +380,10 @@ class _Job(contextlib.AbstractContextManager):
 
 @eqx.filter_jit
 def estimate_window(
-    estimator: AbstractEstimator, channels: Sequence[Any], wanted: Wanted
+    estimator: AbstractEstimator,
+    channels: Sequence[Any],
+    wanted: Wanted,
+    weights: Sequence[Any] = (),
 ) -> tuple[list[Array], Bool[Array, " frames"] | None, Bool[Array, " frames"] | None]:
     """What is wanted of each channel's frames, and which frames are finite, and which are
     clipped, in any channel, where either can happen."""
@@ -367,7 +392,10 @@ def estimate_window(
         for channel, offset in zip(channels, wanted.offsets, strict=True)
     ]
     frames = stacks[0] if wanted.is_one_stack else stacks
-    background = estimator(frames)
+    given = {}
+    if any(each is not None for each in weights):
+        given["weights"] = weights[0] if wanted.is_one_stack else weights
+    background = estimator(frames, **given)
     match wanted.output:
         case "background":
             images = background.bkgds
@@ -378,8 +406,11 @@ def estimate_window(
             images = background.snr(frames, gains[0] if wanted.is_one_stack else gains)
     images = [images] if wanted.is_one_stack else list(images)
     is_finite = is_clipped = None
-    if wanted.output == "snr" or any(
-        jnp.issubdtype(stack.dtype, jnp.floating) for stack in stacks
+    # Where no pixel counts, there is no background.
+    if (
+        given
+        or wanted.output == "snr"
+        or any(jnp.issubdtype(stack.dtype, jnp.floating) for stack in stacks)
     ):
         finite = [jnp.isfinite(image).all((-2, -1)) for image in images]
         is_finite = jnp.stack(finite).all(0)
@@ -410,13 +441,17 @@ def estimated(
     chunks: Sequence[np.ndarray],
     wanted: Wanted,
     window: Window,
+    weights: Sequence[np.ndarray | None] = (),
 ) -> tuple[list[np.ndarray], Counts]:
-    """What is wanted of the frames `start` to `stop` of a window, of which the chunks hold
-    frames `low` to `high`."""
+    """What is wanted of the frames `start` to `stop` of a window, of which the chunks, and
+    weights if there are any, hold frames `low` to `high`."""
     kept = slice(window.start - window.low, window.stop - window.low)
     try:
         images, *flags = estimate_window(
-            estimator, [as_frames(chunk) for chunk in chunks], wanted
+            estimator,
+            [as_frames(chunk) for chunk in chunks],
+            wanted,
+            [None if each is None else as_frames(each) for each in weights],
         )
         images = [np.asarray(image)[kept] for image in images]
         is_finite, is_clipped = (
@@ -471,6 +506,68 @@ def _opened_channels(
     return [Channel(movie, 0) for movie in movies]
 
 
+def check_takes_weights(estimator: AbstractEstimator) -> None:
+    if "weights" not in inspect.signature(estimator.__call__).parameters:
+        raise TypeError(
+            f"{type(estimator).__name__} takes no weights; leave them out, or use an "
+            "estimator that does, as LocalMean."
+        )
+
+
+def _opened_weights(
+    weights: Any, channels: Sequence[Channel], files: contextlib.ExitStack
+) -> list[Channel | None]:
+    """Those of each channel, cut as the channel is."""
+
+    def opened(one: Any) -> Movie | None:
+        if one is None or isinstance(one, Movie):
+            return one
+        if _is_path(one):
+            return files.enter_context(open_movie(one))
+        return ArrayMovie(
+            np.asarray(one)[None] if np.ndim(one) == 2 else one, "the weights"
+        )
+
+    if not _is_list(weights):
+        weights = len(channels) * [opened(weights)]
+    if len(weights) != len(channels):
+        raise ValueError(
+            f"There are {len(channels)} channels, but weights for {len(weights)}; give one "
+            "for all, or a list with one for each."
+        )
+    return [
+        None if movie is None else _fitting_weights(movie, channel)
+        for movie, channel in zip(map(opened, weights), channels, strict=True)
+    ]
+
+
+def _fitting_weights(movie: Movie, channel: Channel) -> Channel:
+    frames, count, *size = movie.shape
+    _, _, *frame_size = channel.movie.shape
+    if count > 1 or size != frame_size or frames not in (1, len(channel)):
+        height, width = frame_size
+        raise MovieError(
+            f"{movie.name}: has the shape (frames, channels, height, width) {movie.shape}; "
+            f"as weights of these frames it must have 1 or {len(channel)} frames, one "
+            f"channel, and {height} x {width} pixels"
+        )
+    return Channel(movie, 0, channel.box)
+
+
+def _read_weights(weights: Channel, window: Window) -> np.ndarray:
+    """Of the frames of a window, or of one that stands for all."""
+    values = weights[window.low : window.high] if len(weights) > 1 else weights[:1]
+    check_weights(weights.movie.name, values)
+    return values
+
+
+def check_weights(name: str, values: np.ndarray) -> None:
+    if not np.all((values >= 0) & (values < np.inf)):
+        raise MovieError(
+            f"{name}: a weight is negative or not finite; give booleans, or numbers from 0"
+        )
+
+
 def check_wanted(wanted: Wanted) -> None:
     if wanted.output == "snr" and not wanted.gains:
         raise ValueError("An SNR needs gains, in electrons per ADU.")
@@ -496,10 +593,13 @@ def _noise_corrections(
 
 
 def _checked_noise_corrections(
-    estimator: AbstractEstimator, channels: Sequence[Channel], wanted: Wanted
+    estimator: AbstractEstimator,
+    channels: Sequence[Channel],
+    wanted: Wanted,
+    halo_frames: int,
 ) -> tuple[float, ...]:
     """Raises what would be raised in the middle of the work, too."""
-    frames = min(len(channels[0]), 2 * estimator.halo_frames + 1)
+    frames = min(len(channels[0]), 2 * halo_frames + 1)
     shapes = [(frames, *channel.shape[1:]) for channel in channels]
     corrections = _noise_corrections(estimator, shapes, wanted.is_one_stack)
     return tuple(float(value) for value in corrections)
@@ -507,6 +607,7 @@ def _checked_noise_corrections(
 
 def _settings(
     channels: Sequence[Channel],
+    weights: Sequence[Channel | None],
     estimator: AbstractEstimator,
     wanted: Wanted,
     chunk_frames: int,
@@ -515,9 +616,10 @@ def _settings(
     numbers = hashlib.sha256()
     for array in jax.tree.leaves(eqx.filter(estimator, eqx.is_array)):
         numbers.update(np.asarray(array).tobytes())
-    prints = {movie: movie.fingerprint() for movie in {c.movie for c in channels}}
+    prints = {movie: movie.fingerprint() for movie in _movies(channels, weights)}
     return {
         "source": [[prints[c.movie], c.index, list(c.box)] for c in channels],
+        "weights": [None if each is None else prints[each.movie] for each in weights],
         "estimator": [eqx.tree_pformat(estimator), numbers.hexdigest()],
         "output": wanted.output,
         "dtype": wanted.dtype,
@@ -537,7 +639,7 @@ def _difference(before: dict[str, Any], now: dict[str, Any]) -> str:
     for name in sorted(before | now):
         if before.get(name) != now.get(name):
             # What these are is long, and says nothing.
-            is_short = name not in ("source", "estimator")
+            is_short = name not in ("source", "weights", "estimator")
             values = f" {before.get(name)}, not {now.get(name)}" if is_short else ""
             said.append(f"{name}{values}")
     return "; ".join(said)
@@ -568,15 +670,21 @@ def _grouped(
             f"There are {len(channels)} channels, but {len(targets)} sinks; give a list "
             "with a sink for each channel."
         )
-    _check_arrays(
-        [target for target in targets if isinstance(target, np.ndarray)], channels
-    )
-    _check_paths([Path(target) for target in targets if _is_path(target)], channels)
     return list(zip(targets, groups, strict=True))
 
 
-def _check_arrays(arrays: Sequence[np.ndarray], channels: Sequence[Channel]) -> None:
-    sources = [c.movie for c in channels if isinstance(c.movie, ArrayMovie)]
+def _movies(channels: Sequence[Channel], weights: Sequence[Channel | None]) -> set[Movie]:
+    """All that are read."""
+    return {each.movie for each in (*channels, *weights) if each is not None}
+
+
+def _check_targets(targets: Sequence[Any], movies: set[Movie]) -> None:
+    _check_arrays([target for target in targets if isinstance(target, np.ndarray)], movies)
+    _check_paths([Path(target) for target in targets if _is_path(target)], movies)
+
+
+def _check_arrays(arrays: Sequence[np.ndarray], movies: set[Movie]) -> None:
+    sources = [movie for movie in movies if isinstance(movie, ArrayMovie)]
     for number, array in enumerate(arrays):
         others = arrays[:number]
         if any(source.shares_memory(array) for source in sources) or any(
@@ -588,9 +696,8 @@ def _check_arrays(arrays: Sequence[np.ndarray], channels: Sequence[Channel]) -> 
             )
 
 
-def _check_paths(paths: Sequence[Path], channels: Sequence[Channel]) -> None:
+def _check_paths(paths: Sequence[Path], movies: set[Movie]) -> None:
     """Nothing that is read may be written to, or removed."""
-    movies = {channel.movie for channel in channels}
     real_paths = [path.resolve() for path in paths]
     for path in real_paths:
         if real_paths.count(path) > 1:
@@ -613,15 +720,52 @@ def _begun_chunk_frames(targets: Sequence[tuple[Any, list[int]]]) -> int | None:
     return None
 
 
-def _default_chunk_frames(
-    channels: Sequence[Channel], halo_frames: int, workers: int
-) -> int:
-    """A megapixel, more where a halo would be read again and again, and less where memory
-    is short."""
+def _chunk_frames_and_workers(
+    channels: Sequence[Channel],
+    halo_frames: int,
+    chunk_frames: int | None,
+    workers: int | None,
+) -> tuple[int, int]:
+    """What is not given is chosen: as many workers as there is memory for, and then the
+    chunk."""
+    frame_count = len(channels[0])
     frame_pixels = sum(math.prod(channel.shape[1:]) for channel in channels)
-    frames = max(1, _CHUNK_PIXELS // frame_pixels, 4 * halo_frames)
-    held = _free_bytes() // (2 * workers * _PIXEL_BYTES * frame_pixels)
-    return max(1, min(frames, held - 2 * halo_frames, len(channels[0])))
+    pixel_bytes = _PIXEL_BYTES_WITH_HALO if halo_frames else _PIXEL_BYTES
+    # Frames that all workers may hold.
+    held = _free_bytes() // (2 * pixel_bytes * frame_pixels)
+    if workers is None:
+        # Of chunks that are shorter than twice the halo, more workers would do less.
+        length = min(frame_count, (chunk_frames or 2 * halo_frames or 1) + 2 * halo_frames)
+        workers = max(1, min(core_count(), held // length))
+    if chunk_frames is None:
+        frames = max(1, _CHUNK_PIXELS // frame_pixels)
+        longest = held // workers
+        chunk_frames = (
+            _chunk_frames_beside_halo(channels[0], halo_frames, frames, longest, workers)
+            if halo_frames
+            else max(1, min(frames, longest, frame_count))
+        )
+    return chunk_frames, workers
+
+
+def _chunk_frames_beside_halo(
+    channel: Channel, halo_frames: int, frames: int, longest: int, workers: int
+) -> int:
+    """Four times the halo if that is more than `frames`, in windows not longer than
+    `longest`."""
+    frame_count = len(channel)
+    frames = min(max(frames, 4 * halo_frames), frame_count)
+    if longest < frame_count:
+        frames = min(frames, longest - 2 * halo_frames)
+        if 2 * frames < halo_frames:
+            raise MovieError(
+                f"{channel.movie.name}: memory is short: of its frames, each of {workers} "
+                f"threads can hold {longest}, but the estimator sees {halo_frames} on "
+                "either side of one; take fewer workers, a smaller radius in frames or a "
+                "part of the frames (boxes), or, for a slow run, give chunk_frames"
+            )
+    # All windows are of one length, the last one too.
+    return math.ceil(frame_count / math.ceil(frame_count / frames))
 
 
 def _free_bytes() -> int:

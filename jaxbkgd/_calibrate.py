@@ -25,6 +25,8 @@ from ._progress import progress_bar
 # Windows of frames that the loss is averaged over, and pixels of all of them and all
 # channels together, unless the least number of windows needs more.
 _MOST_WINDOWS, _LEAST_WINDOWS, _SAMPLE_PIXELS = 16, 8, 2**25
+# Of an estimator that sees many frames at a time, pixels and frames of a window.
+_RUN_PIXELS, _LEAST_RUN_FRAMES = 2**24, 64
 
 # Radii have settled if they are so close to each other, relatively, at so many points.
 _SETTLED, _SETTLED_POINTS = 1e-3, 4
@@ -143,9 +145,9 @@ def calibrate(
     is_at_bound = _is_at_bound(calibrated) & np.ptp(path.radii, axis=0).astype(bool)
     if is_at_bound.any():
         warnings.warn(
-            f"{is_at_bound.sum()} of {is_at_bound.size} radii went to the bound, "
-            f"{calibrated.max_radius_pix} px: the background is even, or the bound "
-            "(max_radius_pix) too small.",
+            f"{is_at_bound.sum()} of {is_at_bound.size} radii went to their bound: the "
+            "background is even, or the bound too small (max_radius_pix is "
+            f"{calibrated.max_radius_pix:g} px{_frames_bound(calibrated)}).",
             stacklevel=2,
         )
     return calibrated, History(
@@ -178,13 +180,21 @@ def radii_of(estimator: AbstractEstimator) -> Float[np.ndarray, "channels axes"]
 
 
 def _traced_radii(estimator):
-    if hasattr(estimator, "radii_pix"):
-        return estimator.radii_pix
+    for name in ("radii", "radii_pix"):
+        if hasattr(estimator, name):
+            return getattr(estimator, name)
     return ravel_pytree(eqx.filter(estimator, eqx.is_inexact_array))[0][None]
 
 
+def _frames_bound(estimator: Any) -> str:
+    bound = getattr(estimator, "max_radius_frames", None)
+    return "" if bound is None else f", max_radius_frames {bound:g} frames"
+
+
 def _is_at_bound(estimator: AbstractEstimator) -> Bool[np.ndarray, "channels axes"]:
-    return radii_of(estimator) > _AT_BOUND * getattr(estimator, "max_radius_pix", np.inf)
+    bounds = [getattr(estimator, name, None) for name in ("max_radii", "max_radius_pix")]
+    bound = next((bound for bound in bounds if bound is not None), np.inf)
+    return radii_of(estimator) > _AT_BOUND * bound
 
 
 # The movie, and the windows of it that the loss is averaged over.
@@ -221,39 +231,56 @@ def _draw_windows(
     movies: Any, frame_count: int, estimator: AbstractEstimator, objective: Objective
 ) -> list[Window]:
     lag = getattr(objective, "lag", None) or 0
-    halo = 2 * estimator.halo_frames
-    if frame_count <= lag + halo:
+    if frame_count <= lag:
         raise ValueError(
-            f"The movie has {frame_count} frames, but at least {lag + halo + 1} are needed "
-            f"for a lag of {lag} and a halo of {estimator.halo_frames} frames; give a "
-            "longer movie, or a shorter lag."
+            f"The movie has {frame_count} frames, but at least {lag + 1} are needed for a "
+            f"lag of {lag} frames; give a longer movie, or a shorter lag."
         )
     sizes = map_channels(lambda movie: math.prod(movie.shape[1:]), movies)
-    most_frames = _SAMPLE_PIXELS // sum(jax.tree.leaves(sizes))
-
-    def window_frames(length):
-        """So many, and as many that are `lag` later, of which some may be the same. What
-        has a halo must not see a gap."""
-        return length + (lag if halo else min(length, lag)) + halo
-
-    counted = frame_count - lag - halo
-    length = math.ceil(counted / _MOST_WINDOWS)
-    while length > 1 and window_frames(length) > most_frames // _MOST_WINDOWS:
-        length -= 1
-    fitting = max(most_frames // window_frames(length), _LEAST_WINDOWS)
-    count = min(math.ceil(counted / length), fitting, _MOST_WINDOWS)
-    starts = np.linspace(0, counted - length, count).round().astype(int)
-    if halo or length > lag:
-        runs = [[(start, start + window_frames(length))] for start in starts.tolist()]
+    frame_pixels = sum(jax.tree.leaves(sizes))
+    if estimator.halo_frames:
+        runs = _long_runs(frame_count, frame_pixels, lag)
     else:
-        runs = [
-            [(start, start + length), (start + lag, start + lag + length)]
-            for start in starts.tolist()
-        ]
+        runs = _frames_and_partners(frame_count, frame_pixels, lag)
     return [_window(movies, some) for some in runs]
 
 
-def _window(movies: Any, runs: list[tuple[int, int]]) -> Window:
+# Frames from one up to another; a window has one or more of these.
+_Run = tuple[int, int]
+
+
+def _long_runs(frame_count: int, frame_pixels: int, lag: int) -> list[list[_Run]]:
+    """For an estimator that sees many frames at a time: few windows, as long as they can be
+    at once."""
+    length = max(_RUN_PIXELS // frame_pixels, _LEAST_RUN_FRAMES, 4 * lag)
+    length = min(length, frame_count)
+    fitting = max(_SAMPLE_PIXELS // (length * frame_pixels), 1)
+    count = min(frame_count // length, fitting)
+    starts = np.linspace(0, frame_count - length, count).round().astype(int)
+    return [[(start, start + length)] for start in starts.tolist()]
+
+
+def _frames_and_partners(frame_count: int, frame_pixels: int, lag: int) -> list[list[_Run]]:
+    """For an estimator that sees one frame at a time: many windows, of some frames and as
+    many that are `lag` later, of which some may be the same."""
+    most_frames = _SAMPLE_PIXELS // frame_pixels
+    counted = frame_count - lag
+    length = math.ceil(counted / _MOST_WINDOWS)
+    while length > 1 and length + min(length, lag) > most_frames // _MOST_WINDOWS:
+        length -= 1
+    window_frames = length + min(length, lag)
+    fitting = max(most_frames // window_frames, _LEAST_WINDOWS)
+    count = min(math.ceil(counted / length), fitting, _MOST_WINDOWS)
+    starts = np.linspace(0, counted - length, count).round().astype(int)
+    if length > lag:
+        return [[(start, start + window_frames)] for start in starts.tolist()]
+    return [
+        [(start, start + length), (start + lag, start + lag + length)]
+        for start in starts.tolist()
+    ]
+
+
+def _window(movies: Any, runs: list[_Run]) -> Window:
     def read(movie, name):
         return jnp.concatenate([read_frames(movie, *run, name) for run in runs])
 
@@ -270,12 +297,6 @@ def _posed_problem(
     movies = map_channels(_checked_movie, channels)
     frame_count = _common_length(movies)
     if isinstance(objective, FramePairLoss):
-        if estimator.halo_frames:
-            raise ValueError(
-                "FramePairLoss is for estimators that see one frame at a time: one that "
-                f"sees {estimator.halo_frames} on either side could learn to copy what it "
-                "is compared with. Give another objective."
-            )
         objective = objective.fitted(movies)
     if isinstance(objective, TruthLoss):
         objective.check_frames(frame_count)

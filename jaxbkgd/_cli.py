@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import os
 import signal
 import time
@@ -19,12 +20,15 @@ from jaxtyping import Array, Float, Key
 from . import _calibrate
 from ._batch import Dtype, estimate_movie, installed_version, Output, Summary
 from ._estimator import Background
+from ._local_mean import LocalMean
 from ._movies import Box, Channel, Movie, MovieError, open_movie
 from ._objectives import FramePairLoss
 from ._progress import end_progress, progress_bar
+from ._saved import saved_kind
 from ._simulate import simulate_movie
 from ._sinks import check_destination, draft_of
-from ._spatial_mean import noise_correction, spatial_mean, SpatialMean
+from ._soft_clip import SoftClip
+from ._spatial_mean import noise_correction, SpatialMean
 
 
 try:
@@ -45,8 +49,14 @@ if TYPE_CHECKING:
 # What smlmlp takes for every movie.
 _USUAL_RADIUS_PIX = 7.0
 
-# The loss is drawn at as many radii.
-_GRID_RADII = 15
+# Where a weight is one half, in deviations of the noise, as LocalMean has it.
+_USUAL_CLIP = "3"
+
+# What a calibration has for each channel.
+_CHANNEL_FIELDS = {"radii_pix", "radius_frames", "frozen", "gains", "read_noise_electrons"}
+
+# The loss is drawn at as many radii, and a frame with no more pixels of frames beside it.
+_GRID_RADII, _FIGURE_PIXELS = 15, 2**25
 
 
 @dataclass(frozen=True)
@@ -300,11 +310,37 @@ def estimate(
             show_default=f"{_USUAL_RADIUS_PIX:g}",
         ),
     ] = None,
+    radius_frames: Annotated[
+        list[float] | None,
+        typer.Option(
+            metavar="FRAMES",
+            help="Average over time too, with this radius; once for all channels, or once "
+            "for each.",
+            show_default="each frame by itself",
+        ),
+    ] = None,
+    clip: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DEVIATIONS",
+            help="With --radius-frames: above how many standard deviations of the noise "
+            "molecules are left out, or none, to leave out nothing.",
+            show_default=_USUAL_CLIP,
+        ),
+    ] = None,
+    mask: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="MASK",
+            help="With --radius-frames: a .npy or .tif file, one frame for all or as many "
+            "as the movie has, that is 0 in pixels to leave out and 1 in others.",
+        ),
+    ] = None,
     calibration: Annotated[
         Path | None,
         typer.Option(
             metavar="CALIBRATION.json",
-            help="What `jaxbkgd calibrate` has written, instead of radii.",
+            help="What `jaxbkgd calibrate` has written, instead of radii and --clip.",
         ),
     ] = None,
     channel: Annotated[
@@ -373,7 +409,7 @@ def estimate(
         bool, typer.Option("--overwrite", help="Replace OUT if it exists.")
     ] = False,
 ) -> None:
-    """Estimate the background of a movie, each frame by itself.
+    """Estimate the background of a movie, each frame by itself, or over time too.
 
     It is written in the movie's unit. Memory does not grow with the length of the movie.
     After Ctrl-C, or whatever else ends it early, the same command goes on from there.
@@ -387,8 +423,15 @@ def estimate(
     ):
         opened = [files.enter_context(open_movie(movie)) for movie in movies]
         boxes = None if channels is None else _parsed_boxes(channels)
+        _check_one_choice(radius, radius_frames, clip, calibration, channel)
         sizes = _channel_sizes(opened, boxes)
-        estimator = _chosen_estimator(radius, calibration, channel, len(sizes))
+        estimator = (
+            _calibrated_estimator(calibration, channel, len(sizes))
+            if calibration is not None
+            else _chosen_estimator(radius, radius_frames, clip, len(sizes))
+        )
+        if mask is not None and not isinstance(estimator, LocalMean):
+            _fail(f"--mask {mask}: is for averages over time; give --radius-frames too")
         _check_camera(output, offset, gain)
         is_split = len(opened) > 1 or boxes is not None
         sinks += _numbered(out, len(sizes)) if is_split else [out]
@@ -403,6 +446,7 @@ def estimate(
                 boxes=boxes,
                 offsets=_shared_or_each(offset) or 0.0,
                 gains=_shared_or_each(gain),
+                weights=None if mask is None else _read_mask(mask),
                 chunk_frames=chunk_frames,
                 workers=workers,
                 resume=resume,
@@ -422,9 +466,7 @@ def estimate(
             {
                 "frames": f"{summary.frames} of {_listed(sizes)}",
                 "written": _described_output(output, dtype, offset),
-                "radius": _listed(
-                    _in_y_and_x(y, x, "px") for y, x in estimator.radii_pix.tolist()
-                ),
+                **_estimator_rows(estimator),
                 **_summary_rows(summary),
             }
         )
@@ -452,59 +494,121 @@ def _channel_sizes(movies: list[Movie], boxes: list[Box] | None) -> list[str]:
     return [f"{height} x {width} px" for height, width in sizes]
 
 
-def _chosen_estimator(
+def _check_one_choice(
     radii: list[str] | None,
+    radii_frames: list[float] | None,
+    clip: str | None,
     calibration: Path | None,
     channel: int | None,
-    channel_count: int,
-) -> SpatialMean:
-    are = "is 1 channel" if channel_count == 1 else f"are {channel_count} channels"
+) -> None:
+    """A calibration, or numbers."""
     if calibration is not None:
-        if radii:
-            _fail("--radius and --calibration: each gives radii; leave one of them out")
-        if channel is not None and channel_count > 1:
-            _fail(f"--channel {channel}: is for one channel alone, but there {are}")
-        estimator = _read_calibration(calibration, channel)
-        count = len(estimator.radii_pix)
-        if count not in (1, channel_count):
-            remedy = "; say which one with --channel" if channel_count == 1 else ""
-            _fail(f"{calibration}: has {count} channels, but there {are}{remedy}")
-        return estimator
-    if channel is not None:
+        for name, value in (
+            ("radius", radii),
+            ("radius-frames", radii_frames),
+            ("clip", clip),
+        ):
+            if value:
+                _fail(f"--{name} and --calibration: each gives it; leave one of them out")
+    elif channel is not None:
         _fail(f"--channel {channel}: belongs to a calibration; give --calibration too")
+
+
+def _counted(channel_count: int) -> str:
+    return "is 1 channel" if channel_count == 1 else f"are {channel_count} channels"
+
+
+def _chosen_estimator(
+    radii: list[str] | None,
+    radii_frames: list[float] | None,
+    clip: str | None,
+    channel_count: int,
+) -> SpatialMean | LocalMean:
     rows = [_parsed_radius(text) for text in radii or [f"{_USUAL_RADIUS_PIX:g}"]]
-    if len(rows) not in (1, channel_count):
+    for name, values in (("radius", rows), ("radius-frames", radii_frames or [0])):
+        if len(values) not in (1, channel_count):
+            _fail(
+                f"--{name}: is given {len(values)} times, but there "
+                f"{_counted(channel_count)}; give it once for all channels, or once for "
+                "each"
+            )
+    if not radii_frames:
+        _check_no_clip(clip)
+        return SpatialMean(rows)
+    try:
+        return LocalMean(rows, radii_frames, clip=_parsed_clip(clip))
+    except ValueError as error:
+        _fail(f"--radius-frames {_listed(map(str, radii_frames))}: {error}")
+
+
+def _check_no_clip(clip: str | None) -> None:
+    if clip is not None:
+        _fail(f"--clip {clip}: is for averages over time; give --radius-frames too")
+
+
+def _parsed_clip(text: str | None) -> SoftClip | None:
+    if text == "none":
+        return None
+    try:
+        return SoftClip(float(text or _USUAL_CLIP))
+    except ValueError:
+        _fail(f"--clip {text}: is neither none nor a threshold from 0.01 to 100 deviations")
+
+
+def _read_mask(path: Path) -> Any:
+    """What `estimate_movie` takes for weights."""
+    try:
+        array = np.load(path, mmap_mode="r") if path.suffix.lower() == ".npy" else None
+    except (OSError, ValueError):
+        array = None
+    # Of one frame, whose file is no movie; all others are read as movies are.
+    return path if array is None or array.ndim != 2 else array
+
+
+def _calibrated_estimator(
+    path: Path, channel: int | None, channel_count: int
+) -> SpatialMean | LocalMean:
+    if channel is not None and channel_count > 1:
         _fail(
-            f"--radius: is given {len(rows)} times, but there {are}; give it once for all "
-            "channels, or once for each"
+            f"--channel {channel}: is for one channel alone, but there "
+            f"{_counted(channel_count)}"
         )
-    return SpatialMean(rows)
+    estimator = _read_calibration(path, channel)
+    count = len(estimator.radii_pix)
+    if count not in (1, channel_count):
+        remedy = "; say which one with --channel" if channel_count == 1 else ""
+        _fail(f"{path}: has {count} channels, but there {_counted(channel_count)}{remedy}")
+    return estimator
 
 
-def _read_calibration(path: Path, channel: int | None) -> SpatialMean:
+def _read_calibration(path: Path, channel: int | None) -> SpatialMean | LocalMean:
     """With the radii of one channel, or of all."""
     try:
         text = path.read_text("utf-8")
-        module = SpatialMean.from_json(text)
+        kind = LocalMean if saved_kind(text) == "LocalMean" else SpatialMean
+        module = kind.from_json(text)
+        fields = json.loads(text)
         kept = slice(None) if channel is None else slice(channel - 1, channel)
-        faults = _calibration_faults(json.loads(text), kept)
+        faults = _calibration_faults(fields, kept)
     except OSError as error:
         _fail(f"{path}: cannot be read ({error.strerror})")
     except UnicodeDecodeError:
         _fail(f"{path}: is no calibration, and no text at all")
     except (TypeError, ValueError) as error:
         _fail(f"{path}: is no calibration: {error}")
-    radii_pix = np.asarray(module.radii_pix)
-    if channel is not None and channel > len(radii_pix):
-        _fail(f"--channel {channel}: {path} has {len(radii_pix)} of them")
+    count = len(module.radii_pix)
+    if channel is not None and channel > count:
+        _fail(f"--channel {channel}: {path} has {count} of them")
     if faults:
         _say(f"{path}: {' and '.join(faults)}; the background may be off")
-    return SpatialMean(
-        radii_pix[kept],
-        max_radius_pix=module.max_radius_pix,
-        truncation=module.truncation,
-        noise=module.noise,
-    )
+    if channel is None or count == 1:
+        return module
+    for part in (fields, fields.get("clip") or {}):
+        for name in _CHANNEL_FIELDS & part.keys():
+            # Of a camera, one number may serve all channels.
+            if part[name] is not None and len(part[name]) == count:
+                part[name] = part[name][kept]
+    return kind.from_json(json.dumps(fields))
 
 
 def _calibration_faults(fields: dict[str, Any], channels: slice) -> list[str]:
@@ -585,6 +689,25 @@ def _described_output(output: Output, dtype: Dtype, offset: list[float] | None) 
     return f"{'SNR' if output == 'snr' else output}, {dtype}, {rest}"
 
 
+def _estimator_rows(estimator: SpatialMean | LocalMean) -> dict[str, str]:
+    radii = [_in_y_and_x(y, x, "px") for y, x in estimator.radii_pix.tolist()]
+    if isinstance(estimator, SpatialMean):
+        return {"radius": _listed(radii)}
+    frames = estimator.radius_frames.tolist()
+    rows = zip(radii, frames, strict=True)
+    return {
+        "radius": _listed(f"{pix}, {count:g} frames" for pix, count in rows),
+        **_clip_row(estimator),
+    }
+
+
+def _clip_row(estimator: SpatialMean | LocalMean) -> dict[str, str]:
+    if isinstance(estimator, SpatialMean):
+        return {}
+    clip = estimator.clip
+    return {"clip": "none" if clip is None else f"{float(clip.threshold):.3g} deviations"}
+
+
 def _summary_rows(summary: Summary) -> dict[str, str]:
     rows = {
         "noise factor": _listed(f"{factor:.4f}" for factor in summary.noise_corrections),
@@ -651,6 +774,26 @@ def calibrate(
     max_radius: Annotated[
         float, typer.Option(metavar="PIXELS", help="The largest radius allowed.")
     ] = 60.0,
+    radius_frames: Annotated[
+        float | None,
+        typer.Option(
+            metavar="FRAMES",
+            help="Learn a radius in time too, and start there.",
+            show_default="each frame by itself",
+        ),
+    ] = None,
+    max_radius_frames: Annotated[
+        float, typer.Option(metavar="FRAMES", help="The largest radius in time allowed.")
+    ] = 60.0,
+    clip: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DEVIATIONS",
+            help="With --radius-frames: above how many standard deviations of the noise "
+            "molecules are left out, or none, to leave out nothing.",
+            show_default=_USUAL_CLIP,
+        ),
+    ] = None,
     lag: Annotated[
         int | None,
         typer.Option(
@@ -687,6 +830,10 @@ def calibrate(
             for channel in files.enter_context(open_movie(movie)).channels
         ]
         start = _start(radius, max_radius, len(channels))
+        if radius_frames is None:
+            _check_no_clip(clip)
+        else:
+            start = _start_in_time(start, radius_frames, max_radius_frames, clip)
         try:
             module, history = _calibrate.calibrate(
                 start, channels, objective=FramePairLoss(lag), steps=steps
@@ -732,6 +879,37 @@ def _start(radius: str, max_radius: float, channel_count: int) -> SpatialMean:
         _fail(f"--radius {radius}, --max-radius {max_radius:g}: {error}")
 
 
+def _start_in_time(
+    start: SpatialMean, radius_frames: float, bound: float, clip: str | None
+) -> LocalMean:
+    rows = np.asarray(start.radii_pix)[:, : start.unbounded_radii.shape[1]]
+    try:
+        return LocalMean(
+            rows,
+            radius_frames,
+            clip=_parsed_clip(clip),
+            max_radius_pix=start.max_radius_pix,
+            max_radius_frames=bound,
+        )
+    except ValueError as error:
+        _fail(f"--radius-frames {radius_frames:g}, --max-radius-frames {bound:g}: {error}")
+
+
+def _with_radii_pix(
+    module: SpatialMean | LocalMean, number: int, radii_pix: Any, bound: float | None
+) -> SpatialMean | LocalMean:
+    """A module for the channel of a number alone."""
+    if isinstance(module, SpatialMean):
+        return SpatialMean(radii_pix, max_radius_pix=bound)
+    return LocalMean(
+        radii_pix,
+        float(module.radius_frames[number]),
+        clip=module.clip,
+        max_radius_pix=bound,
+        max_radius_frames=module.max_radius_frames,
+    )
+
+
 def _channel_name(channel: Channel) -> str:
     """The name of its file, and its number where that holds several."""
     movie = channel.movie
@@ -740,7 +918,7 @@ def _channel_name(channel: Channel) -> str:
 
 
 def _channel_losses(
-    module: SpatialMean,
+    module: SpatialMean | LocalMean,
     objective: FramePairLoss,
     channels: Sequence[Channel],
     grid_pix: np.ndarray,
@@ -753,14 +931,14 @@ def _channel_losses(
         for number, channel in enumerate(channels):
             report(number, f"channel {number + 1}: drawing the loss")
             pairs = [tuple(module.radii_pix[number].tolist()), *others]
-            estimators = [SpatialMean(pair, max_radius_pix=bound) for pair in pairs]
+            estimators = [_with_radii_pix(module, number, pair, bound) for pair in pairs]
             losses.append(_calibrate.losses_at(estimators, [channel], objective))
     return np.stack(losses)
 
 
 def _drawn_channel(
     number: int,
-    module: SpatialMean,
+    module: SpatialMean | LocalMean,
     history: _calibrate.History,
     channel: Channel,
     grid_pix: np.ndarray,
@@ -769,49 +947,60 @@ def _drawn_channel(
     from ._figures import CalibratedChannel
 
     middle = len(channel) // 2
-    frame = channel[middle : middle + 1][0]
     radii_pix = np.asarray(module.radii_pix[number])
-    bkgds = [
-        spatial_mean(frame, share * radii_pix, truncation=module.truncation)
+    estimators = [
+        _with_radii_pix(module, number, tuple(share * radii_pix), None).for_inference()
         for share in (0.5, 1, 2)
     ]
+    # Of a large frame no more than there is memory for, to the eye the same.
+    reach = min(
+        estimators[0].halo_frames, _FIGURE_PIXELS // (2 * math.prod(channel.shape[1:]))
+    )
+    first = max(0, middle - reach)
+    frames = channel[first : middle + reach + 1]
+    bkgds = [estimator(frames).bkgds[middle - first] for estimator in estimators]
     return CalibratedChannel(
         f"Channel {number + 1}: {_channel_name(channel)}, frame {middle}",
         radii_pix=radii_pix,
-        radii_std_pix=history.radii_std_pix[number],
-        path_pix=history.radii_pix[:, number],
+        # Of a radius in time there is none in the figure.
+        radii_std_pix=history.radii_std_pix[number, -2:],
+        path_pix=history.radii_pix[:, number, -2:],
         grid_pix=grid_pix,
         grid_losses=grid_losses,
-        frame=frame,
+        frame=frames[middle - first],
         bkgds=np.stack(bkgds),
     )
 
 
 def _print_calibration(
     names: list[str],
-    module: SpatialMean,
+    module: SpatialMean | LocalMean,
     history: _calibrate.History,
     losses: np.ndarray,
 ) -> None:
     columns = []
     for number, name in enumerate(names):
         learned, usual = losses[number, :2]
-        y, x = (
+        axes = {"radius in y": "px", "radius in x": "px"}
+        if isinstance(module, LocalMean):
+            axes = {"radius in time": "frames", **axes}
+        radii = [
             _described_radius(*values)
             for values in zip(
-                module.radii_pix[number].tolist(),
+                _calibrate.radii_of(module)[number].tolist(),
                 history.radii_std_pix[number].tolist(),
                 history.is_at_bound[number].tolist(),
+                axes.values(),
                 strict=True,
             )
-        )
+        ]
         is_measured = learned > 0 and usual > 0
         change = 100 * (np.sqrt(learned / usual) - 1) if is_measured else np.nan
         columns.append(
             {
                 "movie": name,
-                "radius in y": y,
-                "radius in x": x,
+                **dict(zip(axes, radii, strict=True)),
+                **_clip_row(module),
                 "RMS error, learned": _described_error(learned),
                 f"RMS error at r = {_USUAL_RADIUS_PIX:g}": _described_error(usual),
                 "  change": f"{change:+.0f} %" if is_measured else "",
@@ -824,13 +1013,13 @@ def _print_calibration(
     typer.echo(f"converged  {is_converged}: {history.stop_reason}")
 
 
-def _described_radius(radius_pix: float, std_pix: float, is_at_bound: bool) -> str:
+def _described_radius(radius: float, std: float, is_at_bound: bool, unit: str) -> str:
     if is_at_bound:
-        return f"{radius_pix:.2f} px, at its bound"
-    if not np.isfinite(std_pix):
-        return f"{radius_pix:.2f} px, uncertainty unknown"
+        return f"{radius:.2f} {unit}, at its bound"
+    if not np.isfinite(std):
+        return f"{radius:.2f} {unit}, uncertainty unknown"
     # No smaller than the last digit.
-    return f"{radius_pix:.2f} +- {max(std_pix, 0.01):.2f} px"
+    return f"{radius:.2f} +- {max(std, 0.01):.2f} {unit}"
 
 
 def _described_error(loss: float) -> str:
@@ -842,7 +1031,7 @@ def _described_error(loss: float) -> str:
 
 def _calibration_json(
     names: list[str],
-    module: SpatialMean,
+    module: SpatialMean | LocalMean,
     history: _calibrate.History,
     losses: np.ndarray,
 ) -> str:

@@ -11,7 +11,9 @@ import jax
 import numpy as np
 
 from ._batch import (
+    check_takes_weights,
     check_wanted,
+    check_weights,
     checked_choice,
     Dtype,
     estimate_window,
@@ -36,6 +38,7 @@ def estimate_dask(
     dtype: Dtype = "float32",
     offsets: Any = 0.0,
     gains: Any = None,
+    weights: Any = None,
 ) -> Any:
     """The background of a movie that is a dask array, as another dask array.
 
@@ -52,6 +55,8 @@ def estimate_dask(
     - `array`: a dask array (frames, height, width) or (frames, channels, height, width).
     - `estimator`: any estimator.
     - `output`, `dtype`, `offsets`, `gains`: as in [`jaxbkgd.estimate_movie`][].
+    - `weights`: how much a pixel counts, for estimators that take weights: a NumPy or dask
+        array whose shape broadcasts to that of `array`, as (height, width).
 
     **Returns:**
 
@@ -101,16 +106,26 @@ def estimate_dask(
         is_one_stack=len(channels) == 1,
     )
     check_wanted(wanted)
+    if weights is not None:
+        check_takes_weights(estimator)
 
     estimator = estimator.for_inference()
     halo_frames = min(estimator.halo_frames, len(array))
     array = _with_whole_windows(array, halo_frames)
+    stacks = [array]
+    if weights is not None:
+        stacks.append(da.broadcast_to(weights, array.shape).rechunk(array.chunks))
     depth = {axis: 0 if axis else halo_frames for axis in range(array.ndim)}
-    seen = da.overlap.overlap(array, depth, "none") if halo_frames else array
-    window_frames = max(seen.chunks[0])
-    window = jax.ShapeDtypeStruct((window_frames, *array.shape[-2:]), blank.dtype)
+    if halo_frames:
+        stacks = [da.overlap.overlap(stack, depth, "none") for stack in stacks]
+    window_frames = max(stacks[0].chunks[0])
+    window = (window_frames, *array.shape[-2:])
+    frames = [jax.ShapeDtypeStruct(window, blank.dtype)] * len(channels)
+    masks = [jax.ShapeDtypeStruct(window, np.float32)] * len(channels)
     # Raises what would be raised in the middle of the work, too.
-    eqx.filter_eval_shape(estimate_window, estimator, [window] * len(channels), wanted)
+    eqx.filter_eval_shape(
+        estimate_window, estimator, frames, wanted, [] if weights is None else masks
+    )
 
     function = ft.partial(
         _estimate_chunk,
@@ -121,7 +136,7 @@ def estimate_dask(
     )
     return da.map_blocks(
         function,
-        seen,
+        *stacks,
         # A key of its own, on which all tasks depend. As bytes, it is nothing to the
         # scheduler, which needs no JAX device.
         pickled=delayed(
@@ -154,6 +169,7 @@ def _with_whole_windows(array: Any, halo_frames: int) -> Any:
 
 def _estimate_chunk(
     chunk: Any,
+    weights: Any = None,
     *,
     pickled: bytes,
     wanted: Wanted,
@@ -165,16 +181,23 @@ def _estimate_chunk(
     start, stop = block_info[None]["array-location"][0]
     low = start - min(halo_frames, start)
     window = Window(0, start, stop, low, low + len(chunk))
-    # All chunks are of one length, so that nothing is compiled twice.
+    stacks = _channels(chunk, padded_frames)
+    masks = []
+    if weights is not None:
+        check_weights("the weights", weights)
+        masks = _channels(weights, padded_frames)
+    with _UNPICKLING:
+        estimator = _unpickled(pickled)
+    images, _ = estimated("the array", estimator, stacks, wanted, window, masks)
+    return np.stack(images, axis=1) if chunk.ndim == 4 else images[0]
+
+
+def _channels(chunk: Any, padded_frames: int) -> list[Any]:
+    """All chunks are of one length, so that nothing is compiled twice."""
     missing = max(0, padded_frames - len(chunk))
     if missing:
         chunk = np.pad(chunk, ((0, missing), *[(0, 0)] * (chunk.ndim - 1)))
-    several = chunk.ndim == 4
-    stacks = np.moveaxis(chunk, 1, 0) if several else [chunk]
-    with _UNPICKLING:
-        estimator = _unpickled(pickled)
-    images, _ = estimated("the array", estimator, list(stacks), wanted, window)
-    return np.stack(images, axis=1) if several else images[0]
+    return list(np.moveaxis(chunk, 1, 0)) if chunk.ndim == 4 else [chunk]
 
 
 @ft.lru_cache(maxsize=8)

@@ -56,13 +56,15 @@ def separable_filter(
     frames: Shaped[Array, "*batch height width"],
     radii: Sequence[Float[Array, ""]],
     kernels: Kernels,
+    *,
+    is_finite: bool = False,
 ) -> Float[Array, "*batch height width"]:
     """Correlates each frame with the outer product of `kernels`, repeating its edges.
 
     The result has the dtype of the radii; frames of any real dtype are converted as they
-    are filtered.
+    are filtered. Where it is known that they are finite, there is less to compile.
     """
-    return _filtered(frames, radii, kernels, "repeated")
+    return _filtered(frames, radii, kernels, "repeated", is_finite)
 
 
 def temporal_filter(
@@ -70,6 +72,8 @@ def temporal_filter(
     radius: Float[Array, ""],
     kernel: Kernel,
     edges: Edges,
+    *,
+    is_finite: bool = False,
 ) -> Float[Array, "*batch frames height width"]:
     """Correlates each pixel's course in time with `kernel`.
 
@@ -78,14 +82,17 @@ def temporal_filter(
     """
     *batch, count, height, width = frames.shape
     courses = frames.reshape((*batch, count, height * width))
-    return _filtered(courses, [radius], (kernel,), edges).reshape(frames.shape)
+    filtered = _filtered(courses, [radius], (kernel,), edges, is_finite)
+    return filtered.reshape(frames.shape)
 
 
-def _filtered(frames, radii, kernels, edges):
+def _filtered(frames, radii, kernels, edges, is_finite):
     # Under `shard_map`, frames that all devices share become each device's own where the
     # radii are. It costs nothing: compiled, nothing is added.
     frames = sum((jnp.zeros_like(radius, frames.dtype) for radius in radii), frames)
-    (image,) = _filter_p.bind(frames, *radii, outputs=(kernels,), edges=edges)
+    (image,) = _filter_p.bind(
+        frames, *radii, outputs=(kernels,), edges=edges, is_finite=is_finite
+    )
     return image
 
 
@@ -94,20 +101,20 @@ _filter_p.multiple_results = True
 
 
 @_filter_p.def_impl
-@ft.partial(jax.jit, static_argnames=("outputs", "edges"))
+@ft.partial(jax.jit, static_argnames=("outputs", "edges", "is_finite"))
 def _impl(*arguments, **parameters):
     return _filter_p.bind(*arguments, **parameters)
 
 
 @_filter_p.def_abstract_eval
-def _abstract_eval(frames, *radii, outputs, edges):
-    del edges
+def _abstract_eval(frames, *radii, outputs, edges, is_finite):
+    del edges, is_finite
     return [frames.update(dtype=radii[0].dtype, weak_type=False) for _ in outputs]
 
 
-def _jvp(primals, tangents, *, outputs, edges):
+def _jvp(primals, tangents, *, outputs, **parameters):
     (frames, *radii), (frames_dot, *radii_dot) = primals, tangents
-    bind = ft.partial(_filter_p.bind, edges=edges)
+    bind = ft.partial(_filter_p.bind, **parameters)
     derivatives = {
         (index, axis): (
             *kernels[:axis],
@@ -133,10 +140,11 @@ def _jvp(primals, tangents, *, outputs, edges):
     return primals, [ft.reduce(jnp.add, term) for term in terms]
 
 
-def _transpose(cotangents, frames, *radii, outputs, edges):
+def _transpose(cotangents, frames, *radii, outputs, edges, is_finite):
     assert ad.is_undefined_primal(frames)
+    bind = ft.partial(_filter_p.bind, edges=_ADJOINT[edges], is_finite=is_finite)
     bars = [
-        _filter_p.bind(cotangent, *radii, outputs=(kernels,), edges=_ADJOINT[edges])
+        bind(cotangent, *radii, outputs=(kernels,))
         for cotangent, kernels in zip(cotangents, outputs, strict=True)
         if not isinstance(cotangent, ad.Zero)
     ]
@@ -177,7 +185,7 @@ _BANDED_STRIP_LINES = 512  # for products, whose halos are wider
 _BLOCK_COLUMNS = 256  # of pixels whose course in time is filtered
 
 
-def _filter_in_pieces(frames, *radii, outputs, edges):
+def _filter_in_pieces(frames, *radii, outputs, edges, is_finite=False):
     *batch, height, width = frames.shape
     stack = frames.reshape((math.prod(batch), height, width))
     rows = _all_rows(outputs, radii, (height, width), edges)
@@ -186,7 +194,7 @@ def _filter_in_pieces(frames, *radii, outputs, edges):
     strip_lines = _BANDED_STRIP_LINES if is_banded else _STRIP_LINES
     lines = height if is_temporal else min(strip_lines, height)
     columns = min(_BLOCK_COLUMNS, width) if is_temporal else width
-    must_spread = _must_spread(frames, rows)
+    must_spread = not is_finite and _must_spread(frames, rows)
     block_count = -(-width // columns)
 
     def filter_block(images, number):
@@ -239,14 +247,14 @@ def _filter_in_pieces(frames, *radii, outputs, edges):
     return [image.reshape(frames.shape) for image in images]
 
 
-def _filter_at_once(frames, *radii, outputs, edges):
+def _filter_at_once(frames, *radii, outputs, edges, is_finite=False):
     rows = _all_rows(outputs, radii, frames.shape[-2:], edges)
 
     def filter_finite(frames):
         filter_y = ft.partial(_filter_axis, frames, axis=-2)
         return _filter_axes(filter_y, rows, outputs, edges)
 
-    if not _must_spread(frames, rows):
+    if is_finite or not _must_spread(frames, rows):
         return filter_finite(frames)
 
     def filter_rest():
@@ -380,6 +388,9 @@ def _along(row, axis):
 # with jax 0.12 on a Zen 5 machine; along long axes the products are slower.
 _MOST_TAPS = 28
 _MOST_TAPS_OF_LONG_AXES = 48
+# The most taps on one side that are written out; of more, groups go through a loop, since
+# a long program compiles for long.
+_MOST_SHIFTS, _SHIFT_GROUP = 32, 16
 _BAND_PIXELS = 64  # what one product of the banded engine gives
 
 
@@ -390,15 +401,39 @@ def _correlate(padded, row, count, axis):
 
 
 def _sum_of_shifts(padded, taps, count, axis):
-    def shifted(offset):
-        return lax.slice_in_dim(padded, offset, offset + count, axis=axis)
+    def pairs(left, right, taps):
+        # From the outside in, small terms first. A tap serves both of its sides.
+        total = 0
+        for index in range(taps.size):
+            start = taps.size - 1 - index
+            outer = lax.slice_in_dim(left, index, index + count, axis=axis)
+            inner = lax.slice_in_dim(right, start, start + count, axis=axis)
+            total += taps[index] * (outer + inner)
+        return total
 
-    # From the outside in, small terms first. A tap serves both of its sides.
-    centre, total = taps.size - 1, 0
-    for distance in range(centre, 0, -1):
-        pair = shifted(centre - distance) + shifted(centre + distance)
-        total += taps[distance] * pair
-    return total + taps[0] * shifted(centre)
+    centre, outwards = taps.size - 1, taps[:0:-1]
+    middle = taps[0] * lax.slice_in_dim(padded, centre, centre + count, axis=axis)
+    grouped = centre // _SHIFT_GROUP * _SHIFT_GROUP if centre > _MOST_SHIFTS else 0
+
+    def add_group(group, total):
+        first = group * _SHIFT_GROUP
+        size = count + _SHIFT_GROUP - 1
+        left = lax.dynamic_slice_in_dim(padded, first, size, axis)
+        start = 2 * centre - first - (_SHIFT_GROUP - 1)
+        right = lax.dynamic_slice_in_dim(padded, start, size, axis)
+        some = lax.dynamic_slice_in_dim(outwards, first, _SHIFT_GROUP)
+        return total + pairs(left, right, some)
+
+    total = 0
+    if grouped:
+        total = lax.fori_loop(0, grouped // _SHIFT_GROUP, add_group, jnp.zeros_like(middle))
+    if grouped < centre:
+        left = lax.slice_in_dim(padded, grouped, centre - 1 + count, axis=axis)
+        right = lax.slice_in_dim(
+            padded, centre + 1, 2 * centre - grouped + count, axis=axis
+        )
+        total += pairs(left, right, outwards[grouped:])
+    return total + middle
 
 
 def _bands(taps):

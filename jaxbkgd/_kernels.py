@@ -116,7 +116,7 @@ def _derivative(taps: Callable) -> Callable:
 
 
 def noise_factor(
-    taps_of_axes: Sequence[Float[Array, "_"]], kind: NoiseKind
+    taps_of_axes: Sequence[Float[Array, " _"]], kind: NoiseKind
 ) -> Float[Array, ""]:
     """The standard deviation of `frame - background` for white noise of unit deviation.
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Array, Bool, Float, Shaped
 
 from ._estimator import AbstractEstimator, as_frames, Background, Channels, map_channels
 from ._filter import separable_filter, temporal_filter
@@ -27,6 +27,7 @@ from ._radii import (
     LARGEST_RADIUS_PIX,
     unbounded_radii,
 )
+from ._saved import decimals, present, saved, saved_fields
 from ._soft_clip import photon_variance, SoftClip, squared_noise
 
 
@@ -42,6 +43,24 @@ _REAL_KINDS = (bool, jnp.integer, jnp.floating)
 
 # The share of the background below which a deviation is rounding, not noise.
 _ROUNDING = 1e-5
+
+
+# What a module is kept with, beside its radii and its clip, and what a clip is.
+_SAVED_NAMES = (
+    "max_radius_pix",
+    "max_radius_frames",
+    "edge_frames",
+    "skips_nan",
+    "frozen",
+)
+_SAVED_CLIP_NAMES = (
+    "threshold",
+    "softness",
+    "rounds",
+    "molecule_radius_pix",
+    "gains",
+    "read_noise_electrons",
+)
 
 
 class _Kernels(NamedTuple):
@@ -237,17 +256,74 @@ class LocalMean(AbstractEstimator):
         with a halo that is no longer than these need."""
         return _WithKnownRadii(self, self._known_kernels())
 
-    def predicted(self, channels: Channels, gap_frames: int) -> tuple[Background, Any]:
-        """The background, and a prediction of each frame that has not seen it.
+    def predicted(self, channels: Channels, gap_frames: int) -> tuple[Background, Any, Any]:
+        """The background, and two predictions of each frame that have not seen it.
 
-        In a prediction, the frames nearer than `gap_frames` are replaced by those at that
-        distance on either side, all else being equal.
+        In the first one, the frames nearer than `gap_frames` are replaced by those at that
+        distance on either side, all else being equal; in the second one, by those one
+        frame farther away, which the first one's difference from the background has not
+        seen either.
         """
-        both = self._estimated(self._kernels(), channels, None, (0, gap_frames))
-        bkgds, predictions = (
-            map_channels(operator.itemgetter(which), both.bkgds) for which in (0, 1)
+        gaps = (0, gap_frames, gap_frames + 1)
+        every = self._estimated(self._kernels(), channels, None, gaps)
+        bkgds, prediction, farther = (
+            map_channels(operator.itemgetter(which), every.bkgds) for which in range(3)
         )
-        return Background(bkgds, both.noise_corrections), predictions
+        return Background(bkgds, every.noise_corrections), prediction, farther
+
+    def to_json(self) -> str:
+        """The module as a JSON text, to be kept in a file and read by `from_json`."""
+        radii = np.asarray(self.radii)[:, : self.unbounded_radii.shape[1]]
+        fields = {
+            "radius_frames": decimals(radii[:, 0]),
+            "radii_pix": decimals(radii[:, 1:]),
+            "clip": None if self.clip is None else _clip_fields(self.clip),
+        }
+        return saved(
+            "LocalMean", fields | {name: getattr(self, name) for name in _SAVED_NAMES}
+        )
+
+    @classmethod
+    def from_json(cls, text: str) -> "LocalMean":
+        """The module that `to_json` wrote as `text`. Names that it does not know are passed
+        over.
+
+        **Raises:**
+
+        `ValueError` for a text that is no such module, or is of a later version.
+
+        !!! example
+
+            ```python
+            >>> import jaxbkgd
+            >>> text = jaxbkgd.LocalMean(5.0, 8.0).to_json()
+            >>> jaxbkgd.LocalMean.from_json(text).radii.round(3).tolist()
+            [[8.0, 5.0, 5.0]]
+
+            ```
+        """
+        names = ("radius_frames", "radii_pix", "clip", *_SAVED_NAMES)
+        fields = saved_fields("LocalMean", text, names)
+        radii = [np.array(fields.pop(name)) for name in ("radii_pix", "radius_frames")]
+        clip = fields.pop("clip")
+        try:
+            for name in ("max_radius_pix", "max_radius_frames"):
+                check_bound(fields[name])
+            if clip is not None:
+                clip = SoftClip(**present(clip, _SAVED_CLIP_NAMES))
+            return cls(*radii, clip=clip, **fields)
+        except TypeError as error:
+            raise ValueError(f"This JSON does not fit a module. {error}") from error
+
+    def __repr__(self) -> str:
+        if not isinstance(self.unbounded_radii, jax.Array) or is_traced(
+            self.unbounded_radii
+        ):
+            return super().__repr__()
+        radii = [[float(f"{r:.6g}") for r in row] for row in np.asarray(self.radii)]
+        names = ("clip", *_SAVED_NAMES)
+        rest = "".join(f", {name}={getattr(self, name)!r}" for name in names)
+        return f"LocalMean(radii={radii}{rest})"
 
     def _kernels(self) -> tuple[_Kernels, ...]:
         """For any radii below the bounds."""
@@ -314,6 +390,12 @@ class LocalMean(AbstractEstimator):
         )
 
 
+def _clip_fields(clip: SoftClip) -> dict[str, Any]:
+    fields = {name: getattr(clip, name) for name in _SAVED_CLIP_NAMES}
+    learned = {name: decimals(fields[name]) for name in ("threshold", "softness")}
+    return fields | learned
+
+
 class _WithKnownRadii(AbstractEstimator):
     """A module whose radii stay, so that it needs no taps for others."""
 
@@ -367,11 +449,13 @@ class _Smoothing(eqx.Module):
         if weights is None:
             sums = self._over_space(images)
             totals = jnp.ones((images.shape[-3], 1, 1), self.radii.dtype)
-        else:
-            sums, totals = map(self._over_space, (images * weights, weights))
-        return [
-            _ratio(self._over_time(sums, gap), self._over_time(totals, gap)) for gap in gaps
-        ]
+            return [
+                _ratio(self._over_time(sums, gap), self._over_time(totals, gap))
+                for gap in gaps
+            ]
+        # In one stack, so that there is one program to compile.
+        both = self._over_space(jnp.stack([images * weights, weights]))
+        return [_ratio(*self._over_time(both, gap)) for gap in gaps]
 
     def noise_correction(self) -> Float[Array, ""]:
         taps = [
@@ -381,14 +465,15 @@ class _Smoothing(eqx.Module):
         return noise_factor(taps, "exact")
 
     def _over_space(self, images):
-        return separable_filter(images, list(self.radii[1:]), self.kernels[1:3])
+        return separable_filter(
+            images, list(self.radii[1:]), self.kernels[1:3], is_finite=True
+        )
 
     def _over_time(self, images, gap=0):
         time = self.kernels.time
         edges = "empty" if self.edge_frames == "renormalised" else "repeated"
-        return temporal_filter(
-            images, self.radii[0], GapKernel(time, gap) if gap else time, edges
-        )
+        kernel = GapKernel(time, gap) if gap else time
+        return temporal_filter(images, self.radii[0], kernel, edges, is_finite=True)
 
 
 @eqx.filter_jit
@@ -413,13 +498,15 @@ def _estimated(
     if weights is not None:
         weights = _checked_weights(weights, shape).astype(dtype)
     if skips_nan:
-        is_finite = jnp.isfinite(frames)
-        frames = jnp.where(is_finite, frames, 0)
-        weights = is_finite.astype(dtype) * (1 if weights is None else weights)
+        is_finite = jnp.isfinite(frames).astype(dtype)
+        weights = is_finite if weights is None else weights * is_finite
     if weights is not None:
         weights = jnp.broadcast_to(weights, frames.shape)
         # Whatever stands there.
         frames = jnp.where(weights > 0, frames, 0).astype(dtype)
+    # Filtered, what is not finite would spread further than it has to.
+    is_number = jnp.isfinite(frames)
+    frames = jnp.where(is_number, frames, 0)
     if clip is None:
         bkgds = smoothing.means(frames, weights, gaps)
     else:
@@ -427,10 +514,29 @@ def _estimated(
     if weights is not None:
         is_empty = smoothing(weights) <= _LEAST_TOTAL_WEIGHT
         bkgds = [jnp.where(is_empty, jnp.nan, bkgd) for bkgd in bkgds]
-    bkgds = [bkgd.reshape(shape) for bkgd in bkgds]
+    rounds = 0 if clip is None else 1 + clip.rounds
+    spread = _spread(lax.stop_gradient(smoothing), ~is_number, rounds, dtype)
+    bkgds = [jnp.where(spread, jnp.nan, bkgd).reshape(shape) for bkgd in bkgds]
     return Background(
         bkgds[0] if len(gaps) == 1 else jnp.stack(bkgds), smoothing.noise_correction()
     )
+
+
+def _spread(
+    smoothing: _Smoothing,
+    is_bad: Bool[Array, "*batch frames height width"],
+    rounds: int,
+    dtype: Any,
+) -> Bool[Array, "*batch frames height width"]:
+    """Where a mean has anything of such pixels, after so many rounds."""
+
+    def spread_once(_, is_reached):
+        # More than rounding makes of nothing.
+        return smoothing(is_reached.astype(dtype)) > _LEAST_TOTAL_WEIGHT / 10
+
+    # A loop of no turn leaves them where they are.
+    turns = jnp.where(is_bad.any(), 1 + rounds, 0)
+    return lax.fori_loop(0, turns, spread_once, is_bad)
 
 
 def _clipped_means(

@@ -9,11 +9,17 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int, Shaped
 
 from ._estimator import AbstractEstimator, as_frames, Channels, map_channels
+from ._soft_clip import SoftClip, squared_noise
 from ._spatial_mean import spatial_mean
+
+
+# Blocks of frames whose losses are told apart, where each is predicted from many.
+_PREDICTION_BLOCKS = 16
 
 
 @runtime_checkable
@@ -86,6 +92,8 @@ class FramePairLoss(eqx.Module):
     ) -> Float[Array, ""]:
         """See [`jaxbkgd.calibrate`][] for the arguments. Without `frame_indices`, the
         frames are consecutive."""
+        if estimator.halo_frames:
+            return jnp.mean(self._prediction_losses(estimator, channels))
         forward, backward = self._pair_losses(estimator, channels, frame_indices)
         return jnp.mean(forward + backward) / 2
 
@@ -104,8 +112,12 @@ class FramePairLoss(eqx.Module):
         background are the same.
         """
         assert self.lag is not None
-        forward, _ = self._pair_losses(estimator, channels, frame_indices)
-        count = -(-len(forward) // self.lag)
+        if estimator.halo_frames:
+            forward = self._prediction_losses(estimator, channels)
+            count = min(_PREDICTION_BLOCKS, len(forward))
+        else:
+            forward, _ = self._pair_losses(estimator, channels, frame_indices)
+            count = -(-len(forward) // self.lag)
         # As even as they can be, and one sum: a program of each block compiles for long.
         block_of_pair = np.arange(len(forward)) * count // len(forward)
         sums = jax.ops.segment_sum(forward, block_of_pair, count)
@@ -114,6 +126,36 @@ class FramePairLoss(eqx.Module):
     def fitted(self, channels: Any) -> "FramePairLoss":
         """This objective with the lag of the movie, if it has none of its own."""
         return self if self.lag is not None else type(self)(decorrelation_lag(channels))
+
+    def _prediction_losses(
+        self, estimator: AbstractEstimator, channels: Channels
+    ) -> Float[Array, " frames"]:
+        """Of each frame, the mean over channels."""
+        lag = self.lag
+        if lag is None:
+            lag = decorrelation_lag(channels)
+        if not hasattr(estimator, "predicted"):
+            raise ValueError(
+                "FramePairLoss needs an estimator that sees one frame at a time, or has a "
+                f"method `predicted` as LocalMean has, but {type(estimator).__name__} sees "
+                f"{estimator.halo_frames} on either side; give another objective."
+            )
+        background, *predictions = estimator.predicted(channels, lag)
+
+        def losses(channel, bkgds, *predictions):
+            frames = as_frames(channel)
+            if frames.ndim != 3 or len(frames) <= lag:
+                raise ValueError(
+                    f"No frames are {lag} apart in frames of shape {frames.shape}; give "
+                    f"(frames, height, width) with at least {lag + 1} frames, or a shorter "
+                    "lag."
+                )
+            frames = frames.astype(bkgds.dtype)
+            clip = SoftClip() if estimator.clip is not None else None
+            return _frame_prediction_losses(frames, bkgds, *predictions, lag, clip)
+
+        every = map_channels(losses, channels, background.bkgds, *predictions)
+        return jnp.mean(jnp.stack(jax.tree.leaves(every)), axis=0)
 
     def _pair_losses(
         self,
@@ -206,6 +248,88 @@ def _frame_pair_losses(
     weights = jnp.where(variance > 0, 1 / jnp.where(variance > 0, variance, 1), 0)
     means = [jnp.mean(images, axis=(-2, -1)) for images in (forward, backward)]
     return weights * jnp.stack(means)
+
+
+def _frame_prediction_losses(
+    frames: Float[Array, "frames y x"],
+    bkgds: Float[Array, "frames y x"],
+    predictions: Float[Array, "frames y x"],
+    farther: Float[Array, "frames y x"],
+    lag: int,
+    clip: SoftClip | None,
+) -> Float[Array, " frames"]:
+    """Of each frame, the mean square error of its background over the variance of its
+    pixels, which are weighted for that by a clip of their own.
+
+    With the truth t, `(bkgd - t)^2` is `(prediction - t)^2 + change (bkgd + prediction -
+    2 t)`, where the change is that of the background from the prediction. In the first
+    term the frame stands for the truth, whose noise the prediction has not seen. In the
+    second one it is the farther prediction, which has nothing of the frames that the
+    change comes from.
+    """
+    # The frames `lag` later, or earlier where there are none.
+    pair = np.arange(len(frames)) + lag
+    pair = np.where(pair < len(frames), pair, pair - 2 * lag).clip(0)
+    weights, targets = jnp.ones_like(frames), frames
+    if clip is not None:
+        weights, bias = _target_weights(frames, lag, clip)
+        targets = frames - bias
+
+    def mean(images, weights):
+        return jnp.sum(images * weights, (-2, -1)) / jnp.sum(weights, (-2, -1))
+
+    change = bkgds - predictions
+    missed = mean(jnp.square(targets - predictions), weights)
+    changed = jnp.mean(
+        change * (bkgds + predictions - 2 * lax.stop_gradient(farther)), (-2, -1)
+    )
+    noise = mean(jnp.square(targets - targets[pair]) / 2, weights * weights[pair])
+    is_noisy = noise > 0
+    losses = (missed - noise + changed) / jnp.where(is_noisy, noise, 1)
+    return jnp.where(is_noisy, losses, 0)
+
+
+# Where the loss has its noise from: twice the radius at which molecules are clipped.
+_NOISE_RADIUS_PIX = 14.0
+
+
+# The second smallest of four normal deviations varies so much (David and Nagaraja, "Order
+# statistics", 2003, table 3.2); the variance of a fifth one that it is compared with is 1.
+_SECOND_OF_FOUR_VARIANCE = 0.36
+# A mean over a frame of how it differs from others is not to follow molecules.
+_MOST_DEVIATIONS = 3.0
+
+
+def _target_weights(
+    frames: Float[Array, "frames y x"], lag: int, clip: SoftClip
+) -> tuple[Float[Array, "frames y x"], Float[Array, "frames y x"]]:
+    """Weights that leave molecules out of the frames, and what they do to pure noise, in
+    ADU.
+
+    They do not depend on an estimator, whose errors would look like molecules. Molecules
+    are what is brighter than in most of the frames at once and twice the lag before and
+    after, and not as bright as the frame has become over all.
+    """
+    averaged = clip.averaged(frames)
+    times, last = np.arange(len(frames)), len(frames) - 1
+    others = []
+    for step in (-2 * lag, -lag, lag, 2 * lag):
+        is_inside = (times + step >= 0) & (times + step <= last)
+        others.append(
+            averaged[np.where(is_inside, times + step, times - step).clip(0, last)]
+        )
+    lower = jnp.minimum(others[0], others[1]), jnp.minimum(others[2], others[3])
+    upper = jnp.maximum(others[0], others[1]), jnp.maximum(others[2], others[3])
+    second = jnp.minimum(jnp.maximum(*lower), jnp.minimum(*upper))
+
+    variance = spatial_mean(squared_noise(frames), _NOISE_RADIUS_PIX)
+    variance = jnp.maximum(variance, jnp.finfo(frames.dtype).tiny)
+    surplus = 1 + _SECOND_OF_FOUR_VARIANCE
+    most = _MOST_DEVIATIONS * jnp.sqrt(variance)
+    change = jnp.clip(averaged - second, -most, most)
+    reference = second + jnp.mean(change, (-2, -1), keepdims=True)
+    weights = clip.weights(averaged, reference, surplus * variance)
+    return weights, clip.noise_bias() * jnp.sqrt(variance / surplus)
 
 
 # How a lag is found.

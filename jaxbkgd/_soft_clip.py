@@ -148,7 +148,7 @@ class SoftClip(eqx.Module):
         """The mean of each pixel's surroundings, as wide as a molecule."""
         kernel = GaussianKernel(half_width(self.molecule_radius_pix, "smooth"), "smooth")
         radius = jnp.asarray(self.molecule_radius_pix, frames.dtype)
-        return separable_filter(frames, [radius, radius], (kernel, kernel))
+        return separable_filter(frames, [radius, radius], (kernel, kernel), is_finite=True)
 
     def weights(
         self,

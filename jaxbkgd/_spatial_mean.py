@@ -1,7 +1,6 @@
 """The local mean of each frame by itself: the background of `smlmlp.bkgd_spatial_mean`."""
 
 import functools as ft
-import json
 from typing import Any
 
 import equinox as eqx
@@ -32,10 +31,11 @@ from ._radii import (
     LARGEST_RADIUS_PIX,
     unbounded_radii,
 )
+from ._saved import decimals, saved, saved_fields
 
 
-# What a module kept as JSON begins with.
-_JSON_HEADER = {"format": "jaxbkgd.SpatialMean", "version": 1}
+# What a module is kept with, beside its radii.
+_SAVED_NAMES = ("max_radius_pix", "truncation", "noise", "frozen")
 
 # The static halves of one channel's kernels, (y, x).
 KernelPair = tuple[GaussianKernel, GaussianKernel]
@@ -307,16 +307,10 @@ class SpatialMean(AbstractEstimator):
     def to_json(self) -> str:
         """The module as a JSON text, to be kept in a file and read by `from_json`."""
         radii = np.asarray(self.radii_pix)[:, : self.unbounded_radii.shape[1]]
-        fields = {
-            **_JSON_HEADER,
-            # No more digits than a number of their type has.
-            "radii_pix": [[float(str(radius)) for radius in row] for row in radii],
-            "max_radius_pix": self.max_radius_pix,
-            "truncation": self.truncation,
-            "noise": self.noise,
-            "frozen": self.frozen,
+        fields = {"radii_pix": decimals(radii)} | {
+            name: getattr(self, name) for name in _SAVED_NAMES
         }
-        return json.dumps(fields, indent=2)
+        return saved("SpatialMean", fields)
 
     @classmethod
     def from_json(cls, text: str) -> "SpatialMean":
@@ -337,27 +331,11 @@ class SpatialMean(AbstractEstimator):
 
             ```
         """
-        try:
-            fields = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"This is no JSON: {error}.") from error
-        header = {"format": None, "version": None}
-        if isinstance(fields, dict):
-            header = {name: fields.get(name) for name in _JSON_HEADER}
-        if header != _JSON_HEADER:
-            raise ValueError(
-                f"It must be a JSON object with {_JSON_HEADER}, but has {header}; if the "
-                "version is a later one, update jaxbkgd."
-            )
-        names = ("radii_pix", "max_radius_pix", "truncation", "noise", "frozen")
-        missing = [name for name in names if name not in fields]
-        if missing:
-            raise ValueError(f"There is no {', '.join(missing)} in this JSON.")
-        radii_pix, *others = (fields[name] for name in names)
+        fields = saved_fields("SpatialMean", text, ("radii_pix", *_SAVED_NAMES))
         try:
             check_bound(fields["max_radius_pix"])
             # Rows, one a channel: two numbers in a list would be a pair.
-            return cls(np.array(radii_pix), **dict(zip(names[1:], others, strict=True)))
+            return cls(np.array(fields.pop("radii_pix")), **fields)
         except TypeError as error:
             raise ValueError(f"This JSON does not fit a module. {error}") from error
 

@@ -18,14 +18,17 @@ import tifffile
 from conftest import MovingSum
 
 from jaxbkgd import (
+    _batch,
     AbstractEstimator,
+    Background,
     estimate_movie,
+    LocalMean,
     MovieError,
     open_movie,
     spatial_mean,
     SpatialMean,
 )
-from jaxbkgd._batch import _Job, map_frames, windows
+from jaxbkgd._batch import _chunk_frames_and_workers, _Job, map_frames, windows
 from jaxbkgd._journal import Journal
 from jaxbkgd._movies import ArrayMovie, FramesInFile
 from jaxbkgd._tiff import TiffSink
@@ -47,6 +50,19 @@ class CountingMovie(ArrayMovie):
         # A fingerprint reads single frames, chunks here are of more.
         self.counts[start:stop] += stop - start > 1
         return super().read(start, stop, channel)
+
+
+class Weighted(MovingSum):
+    """The sum of frames that are each multiplied by their weights."""
+
+    def __call__(self, channels: Any, weights: Any = None) -> Background:
+        if isinstance(channels, list):
+            pairs = zip(channels, weights or [None] * len(channels), strict=True)
+            sums = [self(*pair) for pair in pairs]
+            factors = [one.noise_corrections for one in sums]
+            return Background([one.bkgds for one in sums], factors)
+        frames = jnp.asarray(channels, float)
+        return super().__call__(frames * (1 if weights is None else weights))
 
 
 def _written(source: Any, estimator: AbstractEstimator = ESTIMATOR, **options: Any):
@@ -89,6 +105,163 @@ def test_only_halos_are_read_twice():
     movie = CountingMovie(FRAMES[:20])
     estimate_movie(movie, ESTIMATOR, np.empty_like(BKGDS[:20]), chunk_frames=5)
     assert (movie.counts == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("clip", "dtype", "is_masked"),
+    [
+        (None, np.uint16, True),
+        (None, np.float32, False),
+        (3.0, np.uint16, True),
+    ],
+)
+def test_a_mean_over_time_is_that_of_the_whole_movie_to_the_bit(clip, dtype, is_masked):
+    frames = np.random.default_rng(1).poisson(100, (23, 24, 28)).astype(dtype)
+    frames[7:12, 5, 6] += 200
+    weights = np.ones(frames.shape[1:], bool) if is_masked else None
+    if weights is not None:
+        weights[3, 4] = weights[:, 27] = False
+    estimator = LocalMean(3.0, 1.0, clip=clip, max_radius_frames=20)
+    expected = estimator(frames, weights).bkgds
+    options = {"chunk_frames": 3, "workers": 2, "weights": weights}
+    np.testing.assert_array_equal(_written(frames, estimator, **options), expected)
+
+
+def test_a_movie_that_is_shorter_than_the_halo_is_estimated_as_it_is():
+    estimator = LocalMean(3.0, 8.0, clip=None)
+    assert estimator.for_inference().halo_frames > 5
+    expected = estimator(FRAMES[:5]).bkgds
+    for chunk_frames in (None, 2):
+        written = _written(FRAMES[:5], estimator, chunk_frames=chunk_frames)
+        np.testing.assert_array_equal(written, expected)
+
+
+def test_the_halo_is_that_of_the_radii_and_not_of_their_bound():
+    movie = CountingMovie(np.tile(FRAMES, (2, 1, 1))[:40])
+    estimator = LocalMean(1.0, 2.0, clip=None, max_radius_frames=60)
+    assert estimator.halo_frames > 40
+    out = np.empty((40, 20, 31), np.float32)
+    summary = estimate_movie(movie, estimator, out, chunk_frames=10)
+    # Four windows of 10 frames and 3 on either side.
+    assert movie.counts.sum() == 64
+    assert movie.counts.max() == 2
+    factor = estimator(FRAMES).noise_corrections
+    np.testing.assert_allclose(summary.noise_corrections, factor, rtol=1e-6)
+
+
+def test_a_mean_over_time_is_gone_on_with_to_the_bit(movie_path, tmp_path, monkeypatch):
+    sink = tmp_path / "bkgd.tif"
+    estimator = LocalMean(1.0, 1.0, clip=None, max_radius_frames=60)
+    with monkeypatch.context() as failing:
+        _fail_at(20, failing)
+        with pytest.raises(MovieError, match="frame 20"):
+            estimate_movie(movie_path, estimator, sink, **OPTIONS)
+    assert estimate_movie(movie_path, estimator, sink, **OPTIONS).resumed_frames >= 6
+    with open_movie(sink) as written:
+        np.testing.assert_array_equal(written.channels[0][:], estimator(FRAMES).bkgds)
+
+
+@pytest.mark.parametrize(
+    ("held", "given", "chosen"),
+    [
+        # Enough for all of the movie, as often as there are workers.
+        (1000, (None, 3), (23, 3)),
+        # Windows of 20 frames, 3 of them on either side: two as long as each other.
+        (20, (None, 1), (12, 1)),
+        # One worker with room for the halo does more than many without.
+        (20, (None, None), (12, 1)),
+        (40, (None, 2), (12, 2)),
+        (1, (5, None), (5, 1)),
+        (1, (5, 8), (5, 8)),
+    ],
+)
+def test_memory_is_shared_among_as_many_workers_as_it_serves(
+    held, given, chosen, monkeypatch
+):
+    """Where so many frames can be held."""
+    frame_bytes = 2 * _batch._PIXEL_BYTES_WITH_HALO * FRAMES[0].size
+    monkeypatch.setattr(_batch, "_free_bytes", lambda: held * frame_bytes)
+    channels = ArrayMovie(FRAMES).channels
+    assert _chunk_frames_and_workers(channels, 3, *given) == chosen
+
+
+def test_a_halo_that_memory_does_not_hold_is_refused_with_a_remedy(monkeypatch):
+    frame_bytes = 2 * _batch._PIXEL_BYTES_WITH_HALO * FRAMES[0].size
+    monkeypatch.setattr(_batch, "_free_bytes", lambda: 8 * frame_bytes)
+    estimator = MovingSum(4)
+    with pytest.raises(MovieError, match=r"memory is short.*can hold 8,.*sees 4 .*chunk_"):
+        _written(FRAMES, estimator)
+    expected = jax.jit(lambda frames: estimator(frames).bkgds)(FRAMES)
+    np.testing.assert_array_equal(_written(FRAMES, estimator, chunk_frames=2), expected)
+
+
+MASK = np.random.default_rng(3).integers(0, 3, FRAMES.shape).astype(np.uint8)
+
+
+def test_weights_are_cut_as_the_frames_are(tmp_path):
+    estimator = Weighted(2)
+    boxes = [(0, 0, 16, 20), (16, 4, 31, 18)]
+    path = tmp_path / "mask.npy"
+    np.save(path, MASK)
+    for weights, masks in (
+        (MASK[0], [MASK[0], MASK[0]]),
+        (MASK, [MASK, MASK]),
+        (path, [MASK, MASK]),
+        ([MASK[0], None], [MASK[0], np.ones_like(MASK)]),
+    ):
+        sinks = [np.empty((23, y1 - y0, x1 - x0), "f4") for x0, y0, x1, y1 in boxes]
+        estimate_movie(
+            FRAMES, estimator, sinks, boxes=boxes, weights=weights, chunk_frames=4
+        )
+        for (x0, y0, x1, y1), mask, written in zip(boxes, masks, sinks, strict=True):
+            whole = estimator(FRAMES, mask).bkgds
+            np.testing.assert_array_equal(written, whole[:, y0:y1, x0:x1])
+
+
+def test_a_pixel_that_nothing_counts_for_is_not_finite_and_counted():
+    weights = np.zeros((20, 31), bool)
+    weights[:, :5] = True
+    out = np.empty(FRAMES.shape, np.float32)
+    estimator = LocalMean(1.0, 1.0, clip=None)
+    assert estimate_movie(FRAMES, estimator, out, weights=weights).nonfinite_frames == 23
+    assert np.isfinite(out[:, :, :5]).all()
+    with pytest.raises(MovieError, match="frame 0 is not finite"):
+        _written(FRAMES, estimator, weights=weights, dtype="uint16")
+
+
+def test_other_weights_are_other_settings(movie_path, tmp_path, monkeypatch):
+    sink = tmp_path / "bkgd.tif"
+    with monkeypatch.context() as failing:
+        _fail_at(12, failing)
+        with pytest.raises(MovieError, match="frame 12"):
+            estimate_movie(movie_path, Weighted(1), sink, weights=MASK[0], **OPTIONS)
+    for other in (None, MASK[1], MASK):
+        with pytest.raises(MovieError, match=r"begun with other settings \(weights\)"):
+            estimate_movie(movie_path, Weighted(1), sink, weights=other, **OPTIONS)
+    estimate_movie(movie_path, Weighted(1), sink, weights=MASK[0], **OPTIONS)
+    with open_movie(sink) as written:
+        expected = Weighted(1)(FRAMES, MASK[0]).bkgds
+        np.testing.assert_array_equal(written.channels[0][:], expected)
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        (MASK[:, :19], r"\(23, 1, 19, 31\).*1 or 23 frames, one channel, and 20 x 31"),
+        (MASK[:4], "1 or 23 frames"),
+        (np.stack([MASK, MASK], 1), "one channel"),
+        ([MASK, MASK], "1 channels, but weights for 2"),
+        (MASK[0] - 1.0, "negative or not finite"),
+        (np.where(MASK, np.nan, 1), "negative or not finite"),
+        (0.5, "the weights: is a float"),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused(weights, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        estimate_movie(FRAMES, Weighted(0), tmp_path / "bkgd.tif", weights=weights)
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(TypeError, match="SpatialMean takes no weights"):
+        estimate_movie(FRAMES, ESTIMATOR, tmp_path / "bkgd.tif", weights=weights)
 
 
 def test_residuals_and_snr_are_those_of_the_background_above_the_offset():

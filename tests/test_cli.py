@@ -29,7 +29,9 @@ from jaxbkgd import (
     _cli,
     _figures,
     FramePairLoss,
+    LocalMean,
     noise_correction,
+    SoftClip,
     SpatialMean,
 )
 from jaxbkgd._cli import app
@@ -112,6 +114,62 @@ def test_a_movie_gets_its_background(radius, radii_pix, said, folder):
     assert rows["chunks"] == "of 3 frames, on 2 threads"
     assert re.fullmatch(r"[0-9.]+ s, [0-9.]+ Mpx/s", rows["time"])
     assert not {"resumed", "not finite"} & rows.keys()
+
+
+def test_a_movie_gets_its_mean_over_time(folder):
+    frames = _frames()
+    np.save("movie.npy", frames)
+    mask = np.ones((21, 34), bool)
+    mask[3, 4] = False
+    np.save("mask.npy", mask)
+    estimator = LocalMean((3.0, 4.0), 1.0, clip=None)
+    command = "--radius 3,4 --radius-frames 1 --clip none --mask mask.npy --chunk-frames 4"
+    rows = _rows(_done(f"{ESTIMATE} {command}").stdout)
+    assert (rows["radius"], rows["clip"]) == ("3 px in y, 4 px in x, 1 frames", "none")
+    expected = estimator(frames, mask).bkgds
+    np.testing.assert_array_equal(_read("bkgd.tif"), expected)
+    Path("c.json").write_text(estimator.to_json())
+    _write("mask.tif", mask.astype(np.uint8))
+    _done(f"{ESTIMATE} --overwrite --calibration c.json --mask mask.tif --chunk-frames 4")
+    np.testing.assert_array_equal(_read("bkgd.tif"), expected)
+
+
+@pytest.mark.parametrize(
+    ("options", "threshold"), [("", 3), ("--clip 2.5", 2.5), ("--clip none", None)]
+)
+def test_molecules_are_clipped_unless_they_are_not_to_be(
+    options, threshold, folder, monkeypatch
+):
+    np.save("movie.npy", _frames())
+    given = []
+    estimate_movie = _cli.estimate_movie
+
+    def instead(source, estimator, sink, **more):
+        given.append(estimator)
+        return estimate_movie(source, SpatialMean(1.0), sink, **more)
+
+    monkeypatch.setattr(_cli, "estimate_movie", instead)
+    rows = _rows(_done(f"{ESTIMATE} --radius-frames 2.5 {options}").stdout)
+    assert rows["radius"] == "7 px, 2.5 frames"
+    clip = given[0].clip
+    assert (clip and round(float(clip.threshold), 5)) == threshold
+    assert rows["clip"] == (f"{threshold} deviations" if threshold else "none")
+
+
+def test_a_channel_of_a_mean_over_time_has_its_radii_and_its_camera(folder):
+    module = LocalMean(
+        [(3.0, 3.0), (4.0, 5.0)],
+        [1.0, 2.0],
+        clip=SoftClip(gains=[0.5, 2.0], read_noise_electrons=1.5),
+        frozen=[True, False],
+    )
+    Path("c.json").write_text(module.to_json())
+    chosen = _cli._read_calibration(Path("c.json"), 2)
+    assert isinstance(chosen, LocalMean)
+    assert chosen.clip is not None
+    np.testing.assert_allclose(chosen.radii, [(2.0, 4.0, 5.0)], rtol=1e-6)
+    assert (chosen.clip.gains, chosen.clip.read_noise_electrons) == ((2.0,), (1.5,))
+    assert chosen.frozen == ((False, False, False),)
 
 
 def _save_all_formats(frames: np.ndarray) -> list[str]:
@@ -767,7 +825,7 @@ def test_a_calibration_is_written_as_it_is_printed(calibrated):
     assert f"converged  yes: {fields['stop_reason']}" in result.stdout
     assert f"after {fields['steps']} steps" in fields["stop_reason"]
     assert result.stdout.count("wrote ") == 2
-    assert re.fullmatch("jaxbkgd: 2 of 4 radii went to the bound, .*\n", result.stderr)
+    assert re.fullmatch("jaxbkgd: 2 of 4 radii went to their bound: .*\n", result.stderr)
 
 
 def test_interrupted_before_the_figure_the_radii_are_kept(

@@ -21,7 +21,7 @@ from dask.base import optimize
 from distributed import Client, LocalCluster
 
 import jaxbkgd
-from jaxbkgd import AbstractEstimator, Background, SpatialMean
+from jaxbkgd import AbstractEstimator, Background, LocalMean, MovieError, SpatialMean
 from jaxbkgd._dask import estimate_dask
 
 
@@ -41,6 +41,13 @@ class Half(AbstractEstimator):
 
     def __call__(self, channels: Any) -> Background:
         return Background(jnp.asarray(channels) * 0.5, jnp.ones(()))
+
+
+class Weighted(MovingSum):
+    """The sum of frames that are each multiplied by their weights."""
+
+    def __call__(self, channels: Any, weights: Any = 1) -> Background:
+        return super().__call__(jnp.asarray(channels, float) * jnp.asarray(weights))
 
 
 class Marked(Half):
@@ -138,6 +145,41 @@ def test_an_estimator_with_a_halo_sees_the_true_ends_of_the_movie(
     np.testing.assert_array_equal(result.compute(scheduler="synchronous"), expected)
     if (chunk_frames, halo_frames) == (6, 4):
         assert result.chunks == array.chunks
+
+
+def test_a_mean_over_time_is_that_of_the_whole_movie_to_the_bit():
+    estimator = LocalMean(1.0, 2.0, clip=None, max_radius_frames=60)
+    array = in_chunks(FRAMES, 6)
+    mask = np.broadcast_to(np.arange(11) != 4, (10, 11))
+    result = estimate_dask(array, estimator, weights=mask)
+    # The halo is that of the radius, and needs no longer chunks.
+    assert result.chunks == array.chunks
+    np.testing.assert_array_equal(result, estimator(FRAMES, mask).bkgds)
+
+
+@pytest.mark.parametrize("halo_frames", [0, 2])
+def test_weights_are_cut_as_the_frames_are(halo_frames):
+    estimator = Weighted(halo_frames)
+    mask = np.random.default_rng(3).integers(0, 3, FRAMES.shape).astype(np.uint8)
+    for weights in (mask[0], mask, da.from_array(mask).rechunk((9, 5, 5))):
+        result = estimate_dask(in_chunks(FRAMES, 5), estimator, weights=weights)
+        expected = estimator(FRAMES, np.asarray(weights)).bkgds
+        np.testing.assert_array_equal(result.compute(scheduler="synchronous"), expected)
+    if halo_frames == 0:
+        both = np.stack([mask, mask[::-1]], axis=1)
+        result = estimate_dask(in_chunks(TWO_CHANNELS, 5), estimator, weights=both)
+        np.testing.assert_array_equal(result, TWO_CHANNELS * both.astype(np.float32))
+
+
+def test_weights_that_do_not_fit_are_refused():
+    array = in_chunks(FRAMES)
+    with pytest.raises(TypeError, match="SpatialMean takes no weights"):
+        estimate_dask(array, MEAN, weights=np.ones((10, 11)))
+    with pytest.raises(ValueError, match="broadcast"):
+        estimate_dask(array, Weighted(0), weights=np.ones((10, 10)))
+    result = estimate_dask(array, Weighted(0), weights=-np.ones((10, 11)))
+    with pytest.raises(MovieError, match=r"the weights: .*negative"):
+        result.compute(scheduler="synchronous")
 
 
 def test_chunks_that_cut_a_frame_are_joined_with_a_warning():

@@ -10,7 +10,7 @@ from jax import export
 from jax.sharding import Mesh, PartitionSpec
 
 from jaxbkgd import _filter, spatial_mean
-from jaxbkgd._kernels import GaussianKernel, half_width
+from jaxbkgd._kernels import GapKernel, GaussianKernel, half_width
 
 
 # Several strips and bands, with a rest; fewer pixels than one; a single line.
@@ -44,14 +44,17 @@ def kernels_for(radii, is_bound):
     )
 
 
-def matrix(kernel, radius, size):
-    """The filter along an axis with repeated edges, as a dense matrix."""
+def matrix(kernel, radius, size, edges="repeated"):
+    """The filter along an axis as a dense matrix."""
     taps = np.asarray(kernel.taps(jnp.asarray(radius, jnp.float64)))
-    dense = np.zeros((size, size))
+    dense, lines = np.zeros((size, size)), np.arange(size)
     for distance in range(1 - taps.size, taps.size):
-        read = np.clip(np.arange(size) + distance, 0, size - 1)
-        np.add.at(dense, (np.arange(size), read), taps[abs(distance)])
-    return dense
+        read = lines + distance
+        is_read = (read >= 0) & (read < size) | (edges != "empty")
+        np.add.at(
+            dense, (lines[is_read], read.clip(0, size - 1)[is_read]), taps[abs(distance)]
+        )
+    return dense.T if edges == "folded" else dense
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -109,6 +112,84 @@ def test_what_is_not_finite_reaches_the_pixels_that_a_dense_matrix_reads(
     np.testing.assert_array_equal(got == np.inf, up & ~nan)
     np.testing.assert_array_equal(got == -np.inf, down & ~nan)
     assert np.all(np.isfinite(got[1]))
+
+
+# Courses in time (batch, frames, pixels): blocks of 256 pixels with a rest, fewer frames
+# than the kernel is wide, a single frame.
+COURSES = [(2, 40, 300), (1, 9, 256), (2, 1, 7)]
+
+
+def time_kernel(is_bound):
+    """For a radius of 5 frames, or for any below 12."""
+    width = half_width(12.0 if is_bound else 5.0, "smooth")
+    return GaussianKernel(width, "smooth", is_bound=is_bound)
+
+
+@pytest.fixture(params=["_filter_in_pieces", "_filter_at_once"])
+def filter_courses(request):
+    """Filters along time in one way only."""
+
+    def run(courses, kernels, edges):
+        outputs = tuple((kernel,) for kernel in kernels)
+        walk = ft.partial(getattr(_filter, request.param), outputs=outputs, edges=edges)
+        return jax.jit(walk)(courses, jnp.asarray(5.0, courses.dtype))
+
+    return run
+
+
+@pytest.mark.parametrize("shape", COURSES)
+@pytest.mark.parametrize("edges", ["repeated", "folded", "empty"])
+def test_courses_in_time_are_filtered_by_a_dense_matrix(
+    filter_courses, shape, edges, rng, x64
+):
+    courses = rng.normal(100, 10, shape)
+    kernel = time_kernel(is_bound=COURSES.index(shape) == 1)
+    kernels = (kernel, kernel.derivative(), GapKernel(kernel, 2))
+    images = filter_courses(courses, kernels, edges)
+    for got, kernel in zip(images, kernels, strict=True):
+        expected = matrix(kernel, 5.0, shape[1], edges) @ courses
+        # Some ten roundings of 64 bits, of the largest input.
+        np.testing.assert_allclose(got, expected, rtol=0, atol=1e-12 * courses.max())
+
+
+@pytest.mark.parametrize("is_bound", [False, True])
+@pytest.mark.parametrize("edges", ["repeated", "empty"])
+def test_what_is_not_finite_stays_near_in_time(filter_courses, is_bound, edges, rng, x64):
+    courses = rng.normal(100, 10, (1, 40, 300))
+    courses[0, 20, 7], courses[0, 0, 8], courses[0, 39, 299] = np.nan, np.inf, -np.inf
+    (got,) = filter_courses(courses, [time_kernel(is_bound)], edges)
+    reads = matrix(time_kernel(is_bound), 5.0, 40, edges) != 0
+    for test in (np.isnan, np.isposinf, np.isneginf):
+        reached = reads @ test(courses).astype(int) > 0
+        np.testing.assert_array_equal(test(got), reached)
+
+
+@pytest.mark.parametrize("edges", ["repeated", "empty"])
+def test_a_frame_has_the_same_bits_in_every_chunk(filter_courses, edges, rng):
+    courses = rng.normal(100, 10, (1, 60, 300)).astype(np.float32)
+    kernel = time_kernel(is_bound=False)
+    halo = kernel.half_width
+    (whole,) = filter_courses(courses, [kernel], edges)
+    for first, last in [(0, 20), (25, 26), (23, 37), (51, 60)]:
+        start, stop = max(0, first - halo), min(60, last + halo)
+        (got,) = filter_courses(courses[:, start:stop], [kernel], edges)
+        np.testing.assert_array_equal(
+            got[:, first - start : last - start], whole[:, first:last]
+        )
+
+
+@pytest.mark.parametrize("edges", ["repeated", "empty"])
+def test_there_is_no_loop_over_pixels_on_gpu(edges):
+    frames = jax.ShapeDtypeStruct((30, 40, 40), jnp.float32)
+    call = jax.jit(
+        lambda frames: _filter.temporal_filter(
+            frames, jnp.float32(5.0), time_kernel(is_bound=False), edges
+        )
+    )
+    program = export.export(call, platforms=["cuda"])(frames).mlir_module()
+    assert "stablehlo.while" not in program
+    on_cpu = export.export(call, platforms=["cpu"])(frames).mlir_module()
+    assert "stablehlo.while" in on_cpu
 
 
 @pytest.mark.parametrize("radius_pix", [3.0, 60.0])

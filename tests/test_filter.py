@@ -5,14 +5,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import reference_mean
+from conftest import central_difference, reference_kernel, reference_mean
 from hypothesis import given, settings, strategies as st
 from jax import export
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxbkgd import spatial_mean
-from jaxbkgd._filter import separable_filter
-from jaxbkgd._kernels import GaussianKernel, half_width, Truncation
+from jaxbkgd._filter import separable_filter, temporal_filter
+from jaxbkgd._kernels import GapKernel, GaussianKernel, half_width, Truncation
 
 
 TRUNCATIONS: tuple[Truncation, ...] = ("hard", "smooth")
@@ -244,6 +244,76 @@ class TestTransformations:
         got, expected = gradient(counts, PAIR), gradient(counts.astype(float), PAIR)
         # Both in float32: some hundred terms in another order.
         np.testing.assert_allclose(got, expected, rtol=1e-5)
+
+
+def course_mean(frames, radius, edges):
+    """The mean over time in float64, without what lies beyond the edges unless they are
+    repeated."""
+    taps, count = reference_kernel(float(radius), "smooth"), len(frames)
+    total = np.zeros_like(frames)
+    for offset, tap in enumerate(taps, start=-(taps.size // 2)):
+        read = np.arange(count) + offset
+        is_inside = (read >= 0) & (read < count) | (edges == "repeated")
+        total[is_inside] += tap * frames[read.clip(0, count - 1)[is_inside]]
+    return total
+
+
+@pytest.mark.parametrize("edges", ["repeated", "empty"])
+class TestTime:
+    """Along time, radii are traced: (4, 8, 9) frames, and taps for 6 frames on a side."""
+
+    KERNEL = GaussianKernel(half_width(5.0, "smooth"), "smooth", is_bound=True)
+
+    @classmethod
+    def mean(cls, edges):
+        return jax.jit(lambda frames, r: temporal_filter(frames, r, cls.KERNEL, edges))
+
+    def test_values_and_slopes_are_those_of_the_reference(self, edges, x64):
+        function, radius = self.mean(edges), jnp.float64(3.0)
+        got, slope = jax.jvp(lambda r: function(FRAMES, r), (radius,), (1.0 + 0 * radius,))
+        close()(got, course_mean(FRAMES, 3.0, edges))
+        expected = central_difference(lambda r: course_mean(FRAMES, r, edges), 3.0, 1e-5)
+        # The step squared, and roundings over the step.
+        np.testing.assert_allclose(slope, expected, rtol=1e-7, atol=1e-9)
+
+    def test_the_transpose_is_the_adjoint_and_reverse_is_forward(self, edges, rng, x64):
+        function, radius = self.mean(edges), jnp.float64(3.0)
+        cotangent, d_frames = rng.normal(size=(2, *FRAMES.shape))
+        image, pull = jax.vjp(function, FRAMES, radius)
+        bar, radius_bar = pull(cotangent)
+        _, moved = jax.jvp(function, (FRAMES, radius), (d_frames, 0 * radius + 0.7))
+        # Products of some hundred terms of order one.
+        close_sums = ft.partial(np.testing.assert_allclose, rtol=1e-11, atol=1e-11)
+        close_sums(np.vdot(image, cotangent), np.vdot(FRAMES, bar))
+        close_sums(np.vdot(moved, cotangent), np.vdot(bar, d_frames) + 0.7 * radius_bar)
+
+    def test_vmap_over_frames_radii_and_both_equals_a_loop(self, edges, x64):
+        function = self.mean(edges)
+        stacks, radii = np.stack([FRAMES, FRAMES[::-1]]), np.array([0.3, 4.0])
+        for in_axes, places in [((0, None), (0, 0)), ((None, 0), (0, 1)), ((0, 0), (0, 1))]:
+            at = [
+                values if axis == 0 else values[0]
+                for values, axis in zip((stacks, radii), in_axes, strict=True)
+            ]
+            expected = [
+                course_mean(
+                    stacks[index if in_axes[0] == 0 else 0], radii[places[index]], edges
+                )
+                for index in range(2)
+            ]
+            close()(jax.vmap(function, in_axes)(*at), expected)
+
+    def test_a_gap_is_filled_from_its_edges(self, edges, x64):
+        kernel = GapKernel(self.KERNEL, 2)
+        frames = np.zeros((9, 1, 1))
+        frames[4] = 1
+        got = np.asarray(
+            temporal_filter(jnp.asarray(frames), jnp.float64(4.0), kernel, edges)
+        ).ravel()
+        plain = course_mean(frames, 4.0, edges).ravel()
+        expected = np.where(np.abs(np.arange(9) - 4) < 2, 0, plain)
+        expected[[2, 6]] += plain[3:6].sum() / 2
+        close()(got, expected)
 
 
 # Shifts are sharded and exported here; the other engine, products, in test_engines.py.

@@ -12,7 +12,14 @@ from conftest import (
     reference_noise,
 )
 
-from jaxbkgd._kernels import GaussianKernel, half_width, noise_factor, NoiseKind, Truncation
+from jaxbkgd._kernels import (
+    GapKernel,
+    GaussianKernel,
+    half_width,
+    noise_factor,
+    NoiseKind,
+    Truncation,
+)
 
 
 TRUNCATIONS: tuple[Truncation, ...] = ("hard", "smooth")
@@ -219,3 +226,32 @@ def test_one_tap_leaves_no_noise_and_no_gradient(truncation, dtype):
         values, slopes = noise_and_slopes(truncation)(ALL_PAIRS.astype(dtype))
         assert np.all(values[len(PAIRS) :] == 0)
         assert np.all(slopes[len(PAIRS) :] == 0)
+
+
+@pytest.mark.parametrize("gap", [1, 3, 30])
+def test_a_kernel_with_a_gap_sees_nothing_nearer_and_sums_to_one(gap, x64):
+    kernel = GaussianKernel(half_width(9.0, "smooth"), "smooth", is_bound=True)
+    with_gap = GapKernel(kernel, gap)
+    taps = np.asarray(with_gap.taps(jnp.float64(7.0)))
+    plain = np.pad(kernel.taps(jnp.float64(7.0)), (0, 30))[: taps.size]
+    assert np.all(taps[:gap] == 0)
+    # Some ten roundings of 64 bits.
+    np.testing.assert_allclose(2 * taps[gap:].sum(), 1, rtol=1e-14)
+    np.testing.assert_allclose(taps[gap + 1 :], plain[gap + 1 :], rtol=1e-14)
+    slopes = with_gap.derivative().taps(jnp.float64(7.0))
+    expected = central_difference(lambda r: with_gap.taps(jnp.float64(r)), 7.0, STEP)
+    # Rounding of the taps over the step, and the step squared.
+    np.testing.assert_allclose(slopes, expected, rtol=1e-7, atol=1e-10)
+
+
+@pytest.mark.parametrize("radii", [(10.0, 7.0, 3.0), (0.3, 7.0, 3.0), (1.0, 0.3, 0.3)])
+def test_the_noise_factor_of_three_axes_is_the_norm_of_the_residual(radii, x64):
+    rows = [reference_kernel(radius, "smooth") for radius in radii]
+    plane = -np.einsum("t,y,x->tyx", *rows)
+    plane[tuple(row.size // 2 for row in rows)] += 1
+    kernels = [GaussianKernel(half_width(radius, "smooth"), "smooth") for radius in radii]
+    taps = [kernel.taps(jnp.float64(r)) for kernel, r in zip(kernels, radii, strict=True)]
+    # Roundings of 64 bits.
+    np.testing.assert_allclose(
+        noise_factor(taps, "exact"), np.linalg.norm(plane), rtol=1e-12
+    )
