@@ -37,7 +37,7 @@ EdgeFrames = Literal["renormalised", "repeated"]
 _LEAST_TOTAL_WEIGHT = 1e-6
 
 # A gain in electrons per ADU, and a read noise in electrons.
-Camera = tuple[float, float]
+Camera = tuple[Any, Any]
 
 _REAL_KINDS = (bool, jnp.integer, jnp.floating)
 
@@ -350,6 +350,8 @@ class LocalMean(AbstractEstimator):
     ) -> Background:
         """With an axis of gaps before the others, if there is more than one."""
         frames = map_channels(as_frames, channels)
+        if weights is not None:
+            weights = map_channels(_checked_weights, weights, frames)
         is_list = isinstance(frames, list | tuple)
         count = len(frames) if is_list else 1
         # What XLA computes of constants as it compiles is a bit off what it computes later.
@@ -427,14 +429,14 @@ class _Smoothing(eqx.Module):
         self, images: Shaped[Array, "*batch frames height width"]
     ) -> Float[Array, "*batch frames height width"]:
         """The sum under the kernels, which is the mean away from the movie's ends."""
-        return self._over_time(self._over_space(images))
+        return self.over_time(self._over_space(images))
 
     def mean(
         self,
         images: Shaped[Array, "*batch frames height width"],
         weights: Float[Array, "*batch frames height width"] | None,
     ) -> Float[Array, "*batch frames height width"]:
-        """The mean, which is NaN where the weights are zero."""
+        """The mean, which is zero where the weights are."""
         (mean,) = self.means(images, weights, (0,))
         return mean
 
@@ -450,12 +452,12 @@ class _Smoothing(eqx.Module):
             sums = self._over_space(images)
             totals = jnp.ones((images.shape[-3], 1, 1), self.radii.dtype)
             return [
-                _ratio(self._over_time(sums, gap), self._over_time(totals, gap))
+                _ratio(self.over_time(sums, gap), self.over_time(totals, gap))
                 for gap in gaps
             ]
         # In one stack, so that there is one program to compile.
         both = self._over_space(jnp.stack([images * weights, weights]))
-        return [_ratio(*self._over_time(both, gap)) for gap in gaps]
+        return [_ratio(*self.over_time(both, gap)) for gap in gaps]
 
     def noise_correction(self) -> Float[Array, ""]:
         taps = [
@@ -469,7 +471,7 @@ class _Smoothing(eqx.Module):
             images, list(self.radii[1:]), self.kernels[1:3], is_finite=True
         )
 
-    def _over_time(self, images, gap=0):
+    def over_time(self, images, gap=0):
         time = self.kernels.time
         edges = "empty" if self.edge_frames == "renormalised" else "repeated"
         kernel = GapKernel(time, gap) if gap else time
@@ -495,8 +497,9 @@ def _estimated(
         # The filter converts other integers, a frame at a time.
         frames = frames.astype(dtype)
     smoothing = eqx.tree_at(lambda s: s.radii, smoothing, smoothing.radii.astype(dtype))
+    clip = jax.tree.map(lambda parameters: parameters.astype(dtype), clip)
     if weights is not None:
-        weights = _checked_weights(weights, shape).astype(dtype)
+        weights = weights.astype(dtype)
     if skips_nan:
         is_finite = jnp.isfinite(frames).astype(dtype)
         weights = is_finite if weights is None else weights * is_finite
@@ -514,8 +517,7 @@ def _estimated(
     if weights is not None:
         is_empty = smoothing(weights) <= _LEAST_TOTAL_WEIGHT
         bkgds = [jnp.where(is_empty, jnp.nan, bkgd) for bkgd in bkgds]
-    rounds = 0 if clip is None else 1 + clip.rounds
-    spread = _spread(lax.stop_gradient(smoothing), ~is_number, rounds, dtype)
+    spread = _spread(lax.stop_gradient(smoothing), clip, ~is_number, dtype)
     bkgds = [jnp.where(spread, jnp.nan, bkgd).reshape(shape) for bkgd in bkgds]
     return Background(
         bkgds[0] if len(gaps) == 1 else jnp.stack(bkgds), smoothing.noise_correction()
@@ -524,17 +526,26 @@ def _estimated(
 
 def _spread(
     smoothing: _Smoothing,
+    clip: SoftClip | None,
     is_bad: Bool[Array, "*batch frames height width"],
-    rounds: int,
     dtype: Any,
 ) -> Bool[Array, "*batch frames height width"]:
-    """Where a mean has anything of such pixels, after so many rounds."""
+    """Where a background has anything of such pixels."""
 
     def spread_once(_, is_reached):
+        if clip is not None:
+            # As far as pixels are averaged, and a block of pixels reaches.
+            reach = half_width(clip.molecule_radius_pix, "smooth") + 2
+            window = (*(1 for _ in is_reached.shape[:-2]), 1 + 2 * reach, 1 + 2 * reach)
+            strides = tuple(1 for _ in window)
+            is_reached = lax.reduce_window(
+                is_reached, False, lax.bitwise_or, window, strides, "SAME"
+            )
         # More than rounding makes of nothing.
         return smoothing(is_reached.astype(dtype)) > _LEAST_TOTAL_WEIGHT / 10
 
     # A loop of no turn leaves them where they are.
+    rounds = 0 if clip is None else clip.rounds
     turns = jnp.where(is_bad.any(), 1 + rounds, 0)
     return lax.fori_loop(0, turns, spread_once, is_bad)
 
@@ -549,9 +560,12 @@ def _clipped_means(
 ) -> list[Float[Array, "*batch frames height width"]]:
     """All rounds but the last one are done on halved frames: what they give decides on
     weights, and need not be as fine as the background."""
-    averaged = clip.averaged(frames)
+    averaged = clip.averaged(frames if weights is None else frames * weights)
     if weights is not None:
         averaged = _ratio(averaged, clip.averaged(weights))
+    shares, norms = (
+        jnp.asarray(image, frames.dtype) for image in clip.averaging(*frames.shape[-2:])
+    )
     halved = smoothing.halved()
     small_frames, small_weights = _halved(frames), None
     if weights is not None:
@@ -561,18 +575,20 @@ def _clipped_means(
     if camera is None:
         noise = _noise_variance(halved, frames, weights)
     bkgd = halved.mean(small_frames, small_weights)
-    small_averaged = _halved(averaged)
+    small = (small_frames, small_weights, *map(_halved, (averaged, shares, norms)))
     # For a gradient, a round is done again: what it holds meanwhile is not kept.
     once = jax.checkpoint(ft.partial(_round, (0,)))
-    for _ in range(clip.rounds - 1):
-        (bkgd,) = once(
-            halved, clip, small_frames, small_weights, small_averaged, bkgd, noise
-        )
+
+    def again(bkgd, _):
+        (bkgd,) = once(halved, clip, *small, bkgd, noise)
+        return bkgd, None
+
+    bkgd, _ = lax.scan(again, bkgd, length=clip.rounds - 1)
     bkgd = _doubled(bkgd, frames.shape)
     if camera is None:
         noise = _doubled(noise, frames.shape)
     last = jax.checkpoint(ft.partial(_round, gaps))
-    return last(smoothing, clip, frames, weights, averaged, bkgd, noise)
+    return last(smoothing, clip, frames, weights, averaged, shares, norms, bkgd, noise)
 
 
 def _round(
@@ -582,17 +598,21 @@ def _round(
     frames: Float[Array, "*batch frames height width"],
     weights: Float[Array, "*batch frames height width"] | None,
     averaged: Float[Array, "*batch frames height width"],
+    shares: Float[Array, "height width"],
+    norms: Float[Array, "height width"],
     bkgd: Float[Array, "*batch frames height width"],
     noise: Float[Array, "*batch frames height width"] | Camera,
 ) -> list[Float[Array, "*batch frames height width"]]:
     """The mean of frames whose molecules are clipped, given a background, and the variance
     of the noise or a camera."""
     variance = photon_variance(bkgd, noise) if isinstance(noise, tuple) else noise
-    variance = jnp.maximum(variance, (_ROUNDING * bkgd) ** 2 + jnp.finfo(bkgd.dtype).tiny)
-    clipped = clip.weights(averaged, bkgd, variance)
+    # Not smaller, since a derivative divides by its square.
+    least = float(jnp.finfo(bkgd.dtype).tiny) ** 0.5
+    variance = jnp.maximum(variance, (_ROUNDING * bkgd) ** 2 + least)
+    clipped = clip.weights(averaged, bkgd, variance, norms)
     if weights is not None:
         clipped = jnp.where(weights > 0, weights * clipped, 0)
-    bias = clip.noise_bias() * jnp.sqrt(variance)
+    bias = clip.noise_bias() * shares * jnp.sqrt(variance)
     return [mean - bias for mean in smoothing.means(frames, clipped, gaps)]
 
 
@@ -610,18 +630,26 @@ def _noise_variance(
     squares = squared_noise(frames)
     if weights is None:
         return halved.mean(_halved(squares), None)
-    # What is next to a pixel that is left out is not noise alone.
+    # What is next to a pixel that is left out is not noise alone. An edge pixel has the
+    # noise of the one next to it.
     window = (*(1 for _ in frames.shape[:-2]), 3, 3)
-    strides = (1 for _ in frames.shape)
-    least = lax.reduce_window(weights, jnp.inf, lax.min, window, tuple(strides), "SAME")
-    is_noise = (least > 0).astype(frames.dtype)
-    return _ratio(halved(_halved(is_noise * squares)), halved(_halved(is_noise)))
+    strides = tuple(1 for _ in window)
+    least = lax.reduce_window(weights, jnp.inf, lax.min, window, strides, "VALID")
+    widths = [*[(0, 0)] * (frames.ndim - 2), (1, 1), (1, 1)]
+    is_noise = (jnp.pad(least, widths, "edge") > 0).astype(frames.dtype)
+    both = jnp.stack([is_noise * squares, is_noise])
+    sums, totals = halved(_halved(both))
+    # Where there is none nearby, that of the frames; where there is none in these, unknown.
+    all_sums, all_totals = halved.over_time(jnp.mean(both, (-2, -1), keepdims=True))
+    overall = jnp.where(all_totals > 0, _ratio(all_sums, all_totals), jnp.nan)
+    is_known = totals > _LEAST_TOTAL_WEIGHT
+    return jnp.where(is_known, _ratio(sums, jnp.where(is_known, totals, 1)), overall)
 
 
 def _ratio(sums, totals):
-    """NaN where there is nothing in the totals."""
+    """Zero where there is nothing in the totals."""
     is_empty = totals <= 0
-    return jnp.where(is_empty, jnp.nan, sums / jnp.where(is_empty, 1, totals))
+    return jnp.where(is_empty, 0, sums / jnp.where(is_empty, 1, totals))
 
 
 def _halved(
@@ -631,8 +659,9 @@ def _halved(
     *batch, height, width = images.shape
     padding = [*[(0, 0)] * len(batch), (0, height % 2), (0, width % 2)]
     images = jnp.pad(images, padding, mode="edge")
-    blocks = images.reshape((*batch, -(-height // 2), 2, -(-width // 2), 2))
-    return jnp.mean(blocks, axis=(-3, -1))
+    # Not a mean over axes, whose order XLA chooses by the number of frames.
+    lines = images[..., ::2, :] + images[..., 1::2, :]
+    return (lines[..., ::2] + lines[..., 1::2]) / 4
 
 
 def _doubled(
@@ -643,21 +672,30 @@ def _doubled(
     return images[..., : shape[-2], : shape[-1]]
 
 
-def _checked_weights(weights: Any, shape: tuple[int, ...]) -> Shaped[Array, "..."]:
+def _checked_weights(
+    weights: Any, frames: Shaped[Array, "*batch height width"]
+) -> Shaped[Array, "..."] | None:
+    if weights is None:
+        return None
     weights = jnp.asarray(weights)
-    is_real = any(jnp.issubdtype(weights.dtype, kind) for kind in _REAL_KINDS)
-    if not is_real:
+    if not any(jnp.issubdtype(weights.dtype, kind) for kind in _REAL_KINDS):
         raise TypeError(
             f"weights must be real numbers or booleans, but their dtype is {weights.dtype}."
         )
     try:
-        fits = jnp.broadcast_shapes(weights.shape, shape) == shape
+        fits = jnp.broadcast_shapes(weights.shape, frames.shape) == frames.shape
     except ValueError:
         fits = False
     if not fits:
         raise ValueError(
             f"weights have shape {weights.shape}, which does not broadcast to that of the "
-            f"frames, {shape}; give (height, width), or one for each frame and pixel."
+            f"frames, {frames.shape}; give (height, width), or one for each frame and "
+            "pixel."
+        )
+    if not is_traced(weights) and not jnp.all((weights >= 0) & (weights < jnp.inf)):
+        raise ValueError(
+            "weights must be zero or positive, and finite, but some are not; give 0 for "
+            "what is to be left out."
         )
     return weights
 

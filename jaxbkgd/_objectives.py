@@ -328,8 +328,11 @@ def _target_weights(
     most = _MOST_DEVIATIONS * jnp.sqrt(variance)
     change = jnp.clip(averaged - second, -most, most)
     reference = second + jnp.mean(change, (-2, -1), keepdims=True)
-    weights = clip.weights(averaged, reference, surplus * variance)
-    return weights, clip.noise_bias() * jnp.sqrt(variance / surplus)
+    shares, norms = (
+        jnp.asarray(image, frames.dtype) for image in clip.averaging(*frames.shape[1:])
+    )
+    weights = clip.weights(averaged, reference, surplus * variance, norms)
+    return weights, clip.noise_bias() * shares * jnp.sqrt(variance / surplus)
 
 
 # How a lag is found.

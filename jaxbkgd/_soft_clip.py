@@ -1,5 +1,6 @@
 """Soft weights that leave molecules out of a mean."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -125,7 +126,9 @@ class SoftClip(eqx.Module):
 
     @property
     def _parameters(self) -> Float[Array, "2"]:
-        return jnp.exp(jnp.clip(self.log_parameters, np.log(_SMALLEST), np.log(_LARGEST)))
+        return jnp.exp(
+            jnp.clip(self.log_parameters, math.log(_SMALLEST), math.log(_LARGEST))
+        )
 
     def cameras(self, count: int) -> Sequence[tuple[float, float] | None]:
         """Gain and read noise of each channel, if they are known."""
@@ -155,39 +158,59 @@ class SoftClip(eqx.Module):
         averaged: Float[Array, "*batch height width"],
         bkgd: Float[Array, "*batch height width"],
         variance: Float[Array, "*#batch #height #width"],
+        norms: Float[Array | np.ndarray, "height width"],
     ) -> Float[Array, "*batch height width"]:
         """**Arguments:**
 
         - `averaged`: frames averaged over the surroundings of each pixel.
         - `bkgd`: of the same frames.
         - `variance`: of the noise of a pixel.
+        - `norms`: the deviation that averaging leaves of white noise, see `averaging`.
         """
-        _, norm = self._centre_and_norm
-        z = (averaged - bkgd) / (norm * jnp.sqrt(variance))
-        return self._weights_of(z)
+        return self._weights_of((averaged - bkgd) / (norms * jnp.sqrt(variance)))
 
     def noise_bias(self) -> Float[Array, ""]:
-        """By how much weights move the mean of pure noise, in deviations of a pixel."""
-        centre, norm = self._centre_and_norm
-        weights = self._weights_of(_DEVIATIONS) * _DENSITY
-        return centre / norm * jnp.sum(weights * _DEVIATIONS) / jnp.sum(weights)
+        """By how much weights move the mean of pure noise, in deviations of a pixel, if
+        what the weights are made from is that pixel alone."""
+        dtype = self.log_parameters.dtype
+        deviations = jnp.asarray(_DEVIATIONS, dtype)
+        weights = self._weights_of(deviations) * jnp.asarray(_DENSITY, dtype)
+        return jnp.sum(weights * deviations) / jnp.sum(weights)
+
+    def averaging(
+        self, height: int, width: int
+    ) -> tuple[Float[np.ndarray, "height width"], Float[np.ndarray, "height width"]]:
+        """Of averaging frames of a size: the share of each pixel's own noise in what it
+        leaves, a correlation, and the deviation of that for noise of deviation 1. Both are
+        larger at the edges, which are repeated."""
+        kernel = GaussianKernel(half_width(self.molecule_radius_pix, "smooth"), "smooth")
+        with jax.ensure_compile_time_eval():
+            taps = np.asarray(kernel.taps(jnp.asarray(self.molecule_radius_pix)))
+        reach = kernel.half_width
+        row = np.concatenate([taps[:0:-1], taps]).astype(float)
+        shares, norms = [], []
+        for size in (height, width):
+            # An axis that is longer has more of what lies in the middle.
+            short = min(size, 2 * reach + 1)
+            read = np.arange(short)[:, None] + np.arange(-reach, reach + 1)
+            matrix = np.zeros((short, short))
+            np.add.at(matrix, (np.arange(short)[:, None], read.clip(0, short - 1)), row)
+            middle = np.array([short // 2] * (size - short), int)
+            places = np.concatenate(
+                [np.arange(short // 2), middle, np.arange(short // 2, short)]
+            )
+            norm = np.linalg.norm(matrix, axis=1)
+            norms.append(norm[places])
+            shares.append((np.diag(matrix) / norm)[places])
+        return np.outer(*shares), np.outer(*norms)
 
     def _weights_of(self, z):
         share = jax.nn.sigmoid((self.threshold - z) / self.softness)
         return _LEAST_WEIGHT + (1 - _LEAST_WEIGHT) * share
 
-    @property
-    def _centre_and_norm(self) -> tuple[float, float]:
-        """Of the kernel that frames are averaged under: its centre, and the deviation that
-        it leaves of white noise. The correlation is the first over the second."""
-        kernel = GaussianKernel(half_width(self.molecule_radius_pix, "smooth"), "smooth")
-        with jax.ensure_compile_time_eval():
-            taps = np.asarray(kernel.taps(jnp.asarray(self.molecule_radius_pix)), float)
-        return taps[0] ** 2, taps[0] ** 2 + 2 * np.sum(taps[1:] ** 2)
-
 
 def photon_variance(
-    bkgd: Float[Array, "*batch height width"], camera: tuple[float, float]
+    bkgd: Float[Array, "*batch height width"], camera: tuple[Any, Any]
 ) -> Float[Array, "*batch height width"]:
     """The variance in ADU² of a background in ADU, of photons and of reading out."""
     gain, read_noise_electrons = camera
