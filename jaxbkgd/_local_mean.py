@@ -237,7 +237,8 @@ class LocalMean(AbstractEstimator):
 
         A [`jaxbkgd.Background`][] with the structure of `channels`, float64 for float64
         frames and float32 for all others. Pixels that are left out have a background, too.
-        It is NaN where the weights under the kernel add up to less than a millionth. The
+        It is NaN where the weights under the kernel add up to less than a millionth, and
+        where noise is to be measured and each pixel is next to one that is left out. The
         noise corrections hold away from the first and last frames and from pixels that are
         left out.
 
@@ -265,7 +266,14 @@ class LocalMean(AbstractEstimator):
         seen either.
         """
         gaps = (0, gap_frames, gap_frames + 1)
-        every = self._estimated(self._kernels(), channels, None, gaps)
+        # No movie tells how faint a molecule may be.
+        module = eqx.tree_at(
+            lambda module: module.clip,
+            self,
+            lax.stop_gradient(self.clip),
+            is_leaf=lambda leaf: leaf is None,
+        )
+        every = module._estimated(self._kernels(), channels, None, gaps)
         bkgds, prediction, farther = (
             map_channels(operator.itemgetter(which), every.bkgds) for which in range(3)
         )
@@ -351,7 +359,7 @@ class LocalMean(AbstractEstimator):
         """With an axis of gaps before the others, if there is more than one."""
         frames = map_channels(as_frames, channels)
         if weights is not None:
-            weights = map_channels(_checked_weights, weights, frames)
+            weights = map_channels(_checked_weights, frames, weights)
         is_list = isinstance(frames, list | tuple)
         count = len(frames) if is_list else 1
         # What XLA computes of constants as it compiles is a bit off what it computes later.
@@ -673,7 +681,7 @@ def _doubled(
 
 
 def _checked_weights(
-    weights: Any, frames: Shaped[Array, "*batch height width"]
+    frames: Shaped[Array, "*batch height width"], weights: Any
 ) -> Shaped[Array, "..."] | None:
     if weights is None:
         return None
