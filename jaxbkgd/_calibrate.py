@@ -44,8 +44,9 @@ class History(eqx.Module):
     **Attributes:**
 
     - `losses`: the objective before each step, `(steps,)`.
-    - `radii_pix`: the radii that it belongs to, `(steps, channels, 2)`. Of an estimator
-        without radii, its learnable numbers in one row.
+    - `radii_pix`: the radii that it belongs to, `(steps, channels, 2)`. Of
+        [`jaxbkgd.LocalMean`][] there are three, in frames, y and x, here and below. Of an
+        estimator without radii, its learnable numbers in one row.
     - `radii_std_pix`: the standard deviation of the learned radii about the best ones for
         the movie, `(channels, 2)`, from the scatter of gradients between blocks of frames
         and the curvature of the loss. It is infinite at the bound and where the loss does
@@ -79,10 +80,12 @@ def calibrate(
 
     The loss is averaged over up to 16 windows of frames, spread evenly over the movie. They
     hold about 32 megapixels in all, or 16 frames if these are more; a short movie is used
-    whole. Every step sees all of them, so that the loss can be compared between steps. It
-    ends when the radii of 4 successive steps are within a thousandth (at once, therefore,
-    with a very small learning rate), when the steps are used up, or on Ctrl-C. The radii
-    with the lowest loss are kept.
+    whole. For an estimator that sees many frames at a time, windows are one or two runs of
+    about 16 megapixels, or 64 frames if these are more, whose ends count as the movie's.
+    Every step sees all windows, so that the loss can be compared between steps. It ends
+    when the radii of 4 successive steps are within a thousandth (at once, therefore, with a
+    very small learning rate), when the steps are used up, or on Ctrl-C. The radii with the
+    lowest loss are kept.
 
     **Arguments:**
 

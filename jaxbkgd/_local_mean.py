@@ -145,7 +145,8 @@ class LocalMean(AbstractEstimator):
             the largest of the radii; it must be given where the radii are traced.
         - `edge_frames`: `"renormalised"`, so that the first and the last frames are the
             mean of those there are, or `"repeated"`, as if the movie stood still before
-            and after, which lets the noise of these two frames through.
+            and after, which lets the noise of these two frames through, but is closer
+            where the background rises or falls by a hundredth in a frame.
         - `skips_nan`: whether NaN and infinite pixels are left out as masked ones are.
             Otherwise they spread as far as the kernels and the rounds of clipping reach.
         - `frozen`: the radii to keep as they are, `True` for all of them, or a boolean for

@@ -67,6 +67,12 @@ class FramePairLoss(eqx.Module):
     So a pair is weighted by its noise, with one number for all of its pixels. A weight of
     each pixel's own would move the minimum to another radius.
 
+    An estimator that sees many frames has seen the later one too. Of such a one, as
+    [`jaxbkgd.LocalMean`][], a frame is compared with what its method `predicted` makes of
+    the frames that are at least `lag` away. If it clips molecules, they are clipped in what
+    it is compared with, too, so that they do not count as background; threshold and
+    softness are not learned, since what is clipped is not compared.
+
     **Arguments:**
 
     - `lag`: frames between the two of a pair. By default it is found from the movie, so

@@ -373,6 +373,26 @@ class TestWeights:
         assert np.abs(got - LEVEL).max() < 30
 
 
+class TestEdgeFrames:
+    @pytest.mark.parametrize(
+        ("change", "better", "worse"),
+        [(0.0, "renormalised", "repeated"), (1.0, "repeated", "renormalised")],
+    )
+    def test_are_less_noisy_renormalised_and_follow_a_slope_repeated(
+        self, change, better, worse
+    ):
+        """A background of 100 that is steady, or rises by so much in a frame."""
+        bkgds = 100 + change * np.arange(60)[:, None, None]
+        frames = np.random.default_rng(0).poisson(bkgds, (60, 24, 24))
+
+        def error(edge_frames):
+            module = LocalMean(3.0, 10.0, clip=None, edge_frames=edge_frames)
+            missed = (module(frames).bkgds - bkgds)[np.array([0, 1, 2, -3, -2, -1])]
+            return float(np.sqrt(np.mean(missed**2)))
+
+        assert error(better) < 0.95 * error(worse)
+
+
 class TestScales:
     @pytest.mark.parametrize("level", [0.0, 1e-3, 100.0, 6e4])
     def test_a_constant_movie_comes_back(self, module, level):
