@@ -1,14 +1,17 @@
 """Background accuracy: how close each estimator that is installed comes to the truth.
 
     python examples/background_accuracy.py [FOLDER] [--scenes NAME ...]
+        [--estimators NAME ...]
 
 It simulates a movie of each scene, and gives its frames, less the camera's offset, to
 smlmlp (its temporal median, spatial mean, grey opening, and its pipeline of median and
 mean), Source Extractor's mesh (sep), photutils, scikit-image's rolling ball, and ours.
 Ours learn their radii from the movie, without the truth. Where others have a size to
 choose, they get the one that is best for the scene, by the truth. It writes
-background_accuracy.json, .md and .png to FOLDER, by default the current one, and maps of
-the errors in one scene to background_maps.png. It needs the extra `plots`.
+background_accuracy.json and .md to FOLDER, by default the current one, and to its
+subfolder `figures` background_accuracy.png and, of the errors in one scene,
+background_maps.png. What the .json has already is not measured again, so that a run that
+was interrupted goes on. It needs the extra `plots`.
 """
 
 import argparse
@@ -41,7 +44,7 @@ BALLS_PIX = (3, 5, 10, 20)
 
 # The largest radii that ours may learn.
 MAX_RADIUS_PIX = 30.0
-MAX_RADIUS_FRAMES = 100.0
+MAX_RADIUS_FRAMES = 60.0
 
 MAPPED_SCENE = "dense"
 MAPPED_PIX = 56  # in the middle of the frame
@@ -123,20 +126,23 @@ def with_learned_mean(frames: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
     yield f"{y:.2f}, {x:.2f} px", np.asarray(estimator(frames).bkgds)
 
 
-def with_local_mean(
-    frames: np.ndarray, *, is_clipped: bool
+def with_usual_local_mean(frames: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+    yield "10 frames, 7 px", np.asarray(jaxbkgd.LocalMean()(frames).bkgds)
+
+
+def with_learned_local_mean(
+    frames: np.ndarray, *, clip: float | None
 ) -> Iterator[tuple[str, np.ndarray]]:
-    start = vars(jaxbkgd)["LocalMean"](
-        radii_pix=(7.0, 7.0),
-        radius_frames=10.0,
+    start = jaxbkgd.LocalMean(
+        7.0,
+        10.0,
+        clip=clip,
         max_radius_pix=MAX_RADIUS_PIX,
         max_radius_frames=MAX_RADIUS_FRAMES,
-        **({} if is_clipped else {"clip": None}),
     )
     estimator, _ = jaxbkgd.calibrate(start, frames, progress=False)
-    y, x = np.ravel(estimator.radii_pix)
-    frames_radius = np.ravel(estimator.radius_frames)[0]
-    setting = f"{frames_radius:.2f} frames, {y:.2f}, {x:.2f} px"
+    ((radius_frames, radius_pix, _),) = np.asarray(estimator.radii)
+    setting = f"{radius_frames:.2f} frames, {radius_pix:.2f} px"
     yield setting, np.asarray(estimator(frames).bkgds)
 
 
@@ -158,23 +164,24 @@ ESTIMATORS = (
     Estimator("rolling ball, best radius", "skimage", with_rolling_ball, ">C6", every=10),
     Estimator(USUAL, "jaxbkgd", with_usual_mean, "xk"),
     Estimator(LEARNED, "jaxbkgd", with_learned_mean, "oC9"),
+    Estimator("LocalMean, as it is", "jaxbkgd", with_usual_local_mean, "xC3"),
     Estimator(
-        "LocalMean, no clip, learned",
+        "LocalMean, learned, linear",
         "jaxbkgd",
-        partial(with_local_mean, is_clipped=False),
+        partial(with_learned_local_mean, clip=None),
         "oC0",
     ),
-    Estimator(CLIPPED, "jaxbkgd", partial(with_local_mean, is_clipped=True), "*C3"),
+    Estimator(CLIPPED, "jaxbkgd", partial(with_learned_local_mean, clip=3.0), "*C3"),
 )
+
+MAPPED_NAMES = (MEDIAN, USUAL, LEARNED, CLIPPED)
 
 
 def installed() -> list[Estimator]:
     """The estimators that are here. Those that are not are named."""
     here = []
     for estimator in ESTIMATORS:
-        # To be taken out with the first LocalMean.
-        is_coming = "LocalMean" in estimator.name and not hasattr(jaxbkgd, "LocalMean")
-        if is_coming or find_spec(estimator.package) is None:
+        if find_spec(estimator.package) is None:
             print(f"not installed, left out: {estimator.name} ({estimator.package})")
         else:
             here.append(estimator)
@@ -250,10 +257,12 @@ def evaluated(
 
 
 def errors_by_scene(results: Sequence[Result]) -> dict[str, dict[str, float]]:
-    """Of each scene, the root-mean-square error of each estimator, in electrons."""
-    errors = {}
+    """Of each scene, the root-mean-square error of each estimator, in electrons; NaN where
+    it has not been measured."""
+    names = dict.fromkeys(result.estimator for result in results)
+    errors = {result.scene: dict.fromkeys(names, np.nan) for result in results}
     for result in results:
-        errors.setdefault(result.scene, {})[result.estimator] = result.rms_electrons
+        errors[result.scene][result.estimator] = result.rms_electrons
     return errors
 
 
@@ -276,7 +285,7 @@ def table(results: Sequence[Result]) -> str:
     names = list(next(iter(errors.values())))
     lines = [["scene", *names], ["---"] * (1 + len(names))]
     for scene, row in errors.items():
-        best = min(row.values())
+        best = np.nanmin([*row.values()])
         cells = (f"**{e:.2f}**" if e == best else f"{e:.2f}" for e in row.values())
         lines.append([scene, *cells])
     for base in (MEDIAN, USUAL):
@@ -288,12 +297,15 @@ def table(results: Sequence[Result]) -> str:
 
 def bias_table(results: Sequence[Result]) -> str:
     """Mean errors as shares of the local background, in percent."""
-    rows: dict[str, list[str]] = {}
-    for result in results:
-        rows.setdefault(result.scene, []).append(f"{result.bias_percent:+.2f}")
-    names = dict.fromkeys(result.estimator for result in results)
+    biases = {(r.scene, r.estimator): r.bias_percent for r in results}
+    errors = errors_by_scene(results)
+    names = list(next(iter(errors.values())))
     lines = [["scene", *names], ["---"] * (1 + len(names))]
-    return _markdown([*lines, *([scene, *cells] for scene, cells in rows.items())])
+    for scene in errors:
+        lines.append(
+            [scene, *(f"{biases.get((scene, name), np.nan):+.2f}" for name in names)]
+        )
+    return _markdown(lines)
 
 
 def _markdown(lines: Sequence[Sequence[str]]) -> str:
@@ -304,7 +316,7 @@ def draw(results: Sequence[Result], path: Path) -> None:
     """The error of each estimator, scene by scene."""
     errors = errors_by_scene(results)
     places = range(len(errors))
-    figure = Figure((8.5, 1.6 + 0.24 * len(errors)), dpi=100, layout="constrained")
+    figure = Figure((8.5, 1.5 + 0.22 * len(errors)), dpi=90, layout="constrained")
     axes = figure.subplots()
     for estimator in ESTIMATORS:
         if estimator.name in next(iter(errors.values())):
@@ -327,17 +339,13 @@ def draw(results: Sequence[Result], path: Path) -> None:
     axes.invert_yaxis()
     axes.grid(axis="y", lw=0.4)
     figure.legend(loc="outside upper center", ncols=4, frameon=False, fontsize=8)
-    figure.savefig(path)
+    figure.savefig(path, pil_kwargs={"optimize": True})
 
 
 def draw_maps(images: Mapping[str, np.ndarray], path: Path) -> None:
     """A frame, its background, and the errors of some estimators on one scale."""
     truth = images["truth"]
-    errors = {
-        name: images[name] - truth
-        for name in (MEDIAN, USUAL, LEARNED, CLIPPED)
-        if name in images
-    }
+    errors = {name: images[name] - truth for name in MAPPED_NAMES if name in images}
     bound = np.percentile(np.abs(list(errors.values())), 99)
     panels = [
         ("frame (e-)", images["frame"], "magma", *np.percentile(images["frame"], [1, 99])),
@@ -360,30 +368,82 @@ def draw_maps(images: Mapping[str, np.ndarray], path: Path) -> None:
     figure.savefig(path, pil_kwargs={"optimize": True})
 
 
-def write(results: Sequence[Result], folder: Path) -> None:
+def read(path: Path, movie_shape: tuple[int, int, int]) -> list[Result]:
+    """What has been measured already."""
+    if not path.exists():
+        return []
+    kept = json.loads(path.read_text())
+    if kept["movie_shape"] != list(movie_shape):
+        raise SystemExit(
+            f"{path} is of movies of {kept['movie_shape']}, not of {list(movie_shape)}; "
+            "give another folder."
+        )
+    return [Result(**fields) for fields in kept["results"]]
+
+
+def write(
+    results: Sequence[Result], movie_shape: tuple[int, int, int], folder: Path
+) -> None:
     path = folder / "background_accuracy.json"
-    path.write_text(json.dumps([asdict(result) for result in results], indent=1) + "\n")
+    kept = {"movie_shape": movie_shape, "results": [asdict(result) for result in results]}
+    path.write_text(json.dumps(kept, indent=1) + "\n")
+    frame_count, height_pix, width_pix = movie_shape
     path.with_suffix(".md").write_text(
-        f"Root-mean-square error (e-)\n\n{table(results)}\n"
-        f"Mean error (% of the local background)\n\n{bias_table(results)}"
+        "# Accuracy of the background\n\n"
+        f"On simulated movies of {frame_count} frames of {height_pix} x {width_pix} px, by "
+        "`examples/background_accuracy.py`.\n\n"
+        f"## Root-mean-square error (e-)\n\n{table(results)}\n"
+        f"## Mean error (% of the local background)\n\n{bias_table(results)}"
     )
-    draw(results, path.with_suffix(".png"))
+    figures = folder / "figures"
+    figures.mkdir(exist_ok=True)
+    draw(results, figures / "background_accuracy.png")
+
+
+def in_order(results: Sequence[Result]) -> list[Result]:
+    """By scene and estimator, the last one of each."""
+    last = {(result.scene, result.estimator): result for result in results}
+    places = [(scene, e.name) for scene in SCENES_BY_NAME for e in ESTIMATORS]
+    return [last[place] for place in places if place in last]
 
 
 def show_accuracy(
-    names: Sequence[str], folder: Path, *, size_pix: int, frame_count: int
+    scene_names: Sequence[str],
+    folder: Path,
+    *,
+    size_pix: int,
+    frame_count: int,
+    estimator_names: Sequence[str] = (),
 ) -> None:
-    """What is done is written after each scene."""
-    estimators, results = installed(), []
-    for name in names:
+    """What is done is written after each scene. Without names, all estimators."""
+    movie_shape = (frame_count, size_pix, size_pix)
+    here = installed()
+    results = read(folder / "background_accuracy.json", movie_shape)
+    for scene_name in scene_names:
+        done = {result.estimator for result in results if result.scene == scene_name}
+        missing = [
+            estimator.name
+            for estimator in here
+            if estimator.name in (estimator_names or [e.name for e in here])
+            and estimator.name not in done
+        ]
+        if not missing:
+            continue
+        is_mapped = scene_name == MAPPED_SCENE
+        if is_mapped:
+            # A picture needs all of them at once.
+            missing += MAPPED_NAMES
         found, images = evaluated(
-            SCENES_BY_NAME[name], estimators, size_pix=size_pix, frame_count=frame_count
+            SCENES_BY_NAME[scene_name],
+            [estimator for estimator in here if estimator.name in missing],
+            size_pix=size_pix,
+            frame_count=frame_count,
         )
-        results += found
-        write(results, folder)
-        if name == MAPPED_SCENE:
-            draw_maps(images, folder / "background_maps.png")
-        print(f"\n{name}")
+        results = in_order([*results, *found])
+        write(results, movie_shape, folder)
+        if is_mapped:
+            draw_maps(images, folder / "figures" / "background_maps.png")
+        print(f"\n{scene_name}")
         for result in found:
             error, bias = result.rms_electrons, result.bias_percent
             print(
@@ -403,6 +463,13 @@ def parse_options() -> argparse.Namespace:
         default=[*SCENES_BY_NAME],
         metavar="NAME",
     )
+    parser.add_argument(
+        "--estimators",
+        choices=[estimator.name for estimator in ESTIMATORS],
+        nargs="+",
+        default=[],
+        metavar="NAME",
+    )
     parser.add_argument("--size", type=int, default=128, help="of a frame, in pixels")
     parser.add_argument("--frames", type=int, default=300, help="of a movie")
     return parser.parse_args()
@@ -412,5 +479,9 @@ if __name__ == "__main__":
     options = parse_options()
     options.folder.mkdir(parents=True, exist_ok=True)
     show_accuracy(
-        options.scenes, options.folder, size_pix=options.size, frame_count=options.frames
+        options.scenes,
+        options.folder,
+        size_pix=options.size,
+        frame_count=options.frames,
+        estimator_names=options.estimators,
     )

@@ -199,8 +199,9 @@ def _filter_in_pieces(frames, *radii, outputs, edges, is_finite=False):
 
     def filter_block(images, number):
         index, block = number // block_count, number % block_count
-        # The last block overlaps the one before, as the last strip does.
-        left = jnp.minimum(block * columns, width - columns)
+        # The last block overlaps the one before, as the last strip does. Whole lines are
+        # copied far faster where it is known that they are.
+        left = 0 if columns == width else jnp.minimum(block * columns, width - columns)
         frame = lax.dynamic_slice(stack, (index, 0, left), (1, height, columns))[0]
 
         def filter_strip(strip, images):
@@ -401,39 +402,40 @@ def _correlate(padded, row, count, axis):
 
 
 def _sum_of_shifts(padded, taps, count, axis):
+    centre = taps.size - 1
+    grouped = centre // _SHIFT_GROUP * _SHIFT_GROUP if centre > _MOST_SHIFTS else 0
+
     def pairs(left, right, taps):
         # From the outside in, small terms first. A tap serves both of its sides.
         total = 0
-        for index in range(taps.size):
-            start = taps.size - 1 - index
+        for start in range(taps.size - 1, -1, -1):
+            index = taps.size - 1 - start
             outer = lax.slice_in_dim(left, index, index + count, axis=axis)
             inner = lax.slice_in_dim(right, start, start + count, axis=axis)
-            total += taps[index] * (outer + inner)
+            total += taps[start] * (outer + inner)
         return total
 
-    centre, outwards = taps.size - 1, taps[:0:-1]
-    middle = taps[0] * lax.slice_in_dim(padded, centre, centre + count, axis=axis)
-    grouped = centre // _SHIFT_GROUP * _SHIFT_GROUP if centre > _MOST_SHIFTS else 0
-
     def add_group(group, total):
-        first = group * _SHIFT_GROUP
-        size = count + _SHIFT_GROUP - 1
+        first, size = group * _SHIFT_GROUP, count + _SHIFT_GROUP - 1
+        nearest = centre - first - _SHIFT_GROUP + 1
         left = lax.dynamic_slice_in_dim(padded, first, size, axis)
-        start = 2 * centre - first - (_SHIFT_GROUP - 1)
-        right = lax.dynamic_slice_in_dim(padded, start, size, axis)
-        some = lax.dynamic_slice_in_dim(outwards, first, _SHIFT_GROUP)
-        return total + pairs(left, right, some)
+        right = lax.dynamic_slice_in_dim(padded, centre + nearest, size, axis)
+        return total + pairs(
+            left, right, lax.dynamic_slice_in_dim(taps, nearest, _SHIFT_GROUP)
+        )
 
+    middle = taps[0] * lax.slice_in_dim(padded, centre, centre + count, axis=axis)
     total = 0
     if grouped:
         total = lax.fori_loop(0, grouped // _SHIFT_GROUP, add_group, jnp.zeros_like(middle))
-    if grouped < centre:
-        left = lax.slice_in_dim(padded, grouped, centre - 1 + count, axis=axis)
-        right = lax.slice_in_dim(
-            padded, centre + 1, 2 * centre - grouped + count, axis=axis
-        )
-        total += pairs(left, right, outwards[grouped:])
-    return total + middle
+    left = lax.slice_in_dim(padded, grouped, max(centre - 1, grouped) + count, axis=axis)
+    right = lax.slice_in_dim(
+        padded,
+        min(centre + 1, 2 * centre - grouped),
+        2 * centre - grouped + count,
+        axis=axis,
+    )
+    return total + pairs(left, right, taps[1 : centre - grouped + 1]) + middle
 
 
 def _bands(taps):
