@@ -13,7 +13,7 @@ from jax import lax
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int, Shaped
 
-from ._estimator import AbstractEstimator, as_frames, Channels, map_channels
+from ._estimator import AbstractEstimator, as_frames, Background, Channels, map_channels
 from ._soft_clip import SoftClip, squared_noise
 from ._spatial_mean import spatial_mean
 
@@ -50,6 +50,17 @@ class Objective(Protocol):
         One real number.
         """
         ...
+
+
+@runtime_checkable
+class _Predicting(Protocol):
+    """An estimator that sees many frames, and can leave out the one it is judged by."""
+
+    clip: Any
+
+    def predicted(
+        self, channels: Channels, gap_frames: int
+    ) -> tuple[Background, Any, Any]: ...
 
 
 class FramePairLoss(eqx.Module):
@@ -140,15 +151,16 @@ class FramePairLoss(eqx.Module):
         lag = self.lag
         if lag is None:
             lag = decorrelation_lag(channels)
-        if not hasattr(estimator, "predicted"):
+        if not isinstance(estimator, _Predicting):
             raise ValueError(
                 "FramePairLoss needs an estimator that sees one frame at a time, or has a "
                 f"method `predicted` as LocalMean has, but {type(estimator).__name__} sees "
                 f"{estimator.halo_frames} on either side; give another objective."
             )
-        background, *predictions = estimator.predicted(channels, lag)
+        clip = None if estimator.clip is None else SoftClip()
+        background, prediction, farther = estimator.predicted(channels, lag)
 
-        def losses(channel, bkgds, *predictions):
+        def losses(channel, bkgds, prediction, farther):
             frames = as_frames(channel)
             if frames.ndim != 3 or len(frames) <= lag:
                 raise ValueError(
@@ -157,10 +169,9 @@ class FramePairLoss(eqx.Module):
                     "lag."
                 )
             frames = frames.astype(bkgds.dtype)
-            clip = SoftClip() if estimator.clip is not None else None
-            return _frame_prediction_losses(frames, bkgds, *predictions, lag, clip)
+            return _frame_prediction_losses(frames, bkgds, prediction, farther, lag, clip)
 
-        every = map_channels(losses, channels, background.bkgds, *predictions)
+        every = map_channels(losses, channels, background.bkgds, prediction, farther)
         return jnp.mean(jnp.stack(jax.tree.leaves(every)), axis=0)
 
     def _pair_losses(

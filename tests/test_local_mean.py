@@ -169,8 +169,19 @@ def reference_clipped(frames, weights, radii, clip: Clip, edge_frames):
 
     bkgd = ratio(small(small_frames * small_weights), small(small_weights))
     for _ in range(clip.rounds - 1):
-        small_maps = map(halved, (averaged, own_shares, norms))
-        bkgd = mean_of(small_frames, small_weights, *small_maps, bkgd, noise, small)
+        small_averaged, small_shares, small_norms = map(
+            halved, (averaged, own_shares, norms)
+        )
+        bkgd = mean_of(
+            small_frames,
+            small_weights,
+            small_averaged,
+            small_shares,
+            small_norms,
+            bkgd,
+            noise,
+            small,
+        )
     bkgd = doubled(bkgd, frames.shape)
     noise = None if noise is None else doubled(noise, frames.shape)
     return mean_of(frames, weights, averaged, own_shares, norms, bkgd, noise, full)
