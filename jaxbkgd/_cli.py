@@ -78,6 +78,16 @@ _DEMO_FRAMES = 100
 _DEMO_GAIN_ELECTRONS_PER_ADU = 0.46
 _DEMO_OFFSET_ADU = 100.0
 
+_ClipOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="DEVIATIONS",
+        help="With --radius-frames: above how many standard deviations of the noise "
+        "molecules are left out, or none, to leave out nothing.",
+        show_default=_USUAL_CLIP,
+    ),
+]
+
 app = typer.Typer(
     help="The background of single-molecule localization microscopy movies.",
     add_completion=False,
@@ -319,15 +329,7 @@ def estimate(
             show_default="each frame by itself",
         ),
     ] = None,
-    clip: Annotated[
-        str | None,
-        typer.Option(
-            metavar="DEVIATIONS",
-            help="With --radius-frames: above how many standard deviations of the noise "
-            "molecules are left out, or none, to leave out nothing.",
-            show_default=_USUAL_CLIP,
-        ),
-    ] = None,
+    clip: _ClipOption = None,
     mask: Annotated[
         Path | None,
         typer.Option(
@@ -785,15 +787,7 @@ def calibrate(
     max_radius_frames: Annotated[
         float, typer.Option(metavar="FRAMES", help="The largest radius in time allowed.")
     ] = 60.0,
-    clip: Annotated[
-        str | None,
-        typer.Option(
-            metavar="DEVIATIONS",
-            help="With --radius-frames: above how many standard deviations of the noise "
-            "molecules are left out, or none, to leave out nothing.",
-            show_default=_USUAL_CLIP,
-        ),
-    ] = None,
+    clip: _ClipOption = None,
     lag: Annotated[
         int | None,
         typer.Option(

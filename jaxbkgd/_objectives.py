@@ -306,14 +306,13 @@ def _frame_prediction_losses(
     return jnp.where(is_noisy, losses, 0)
 
 
-# Where the loss has its noise from: twice the radius at which molecules are clipped.
+# The radius under which the squared noise of each frame is averaged.
 _NOISE_RADIUS_PIX = 14.0
-
-
-# The second smallest of four normal deviations varies so much (David and Nagaraja, "Order
-# statistics", 2003, table 3.2); the variance of a fifth one that it is compared with is 1.
+# The variance of the second smallest of four normal deviations; that of a fifth one, which
+# it is compared with, is 1.
 _SECOND_OF_FOUR_VARIANCE = 0.36
-# A mean over a frame of how it differs from others is not to follow molecules.
+# In deviations of a pixel: a mean over a frame of how it differs from others is not to
+# follow molecules.
 _MOST_DEVIATIONS = 3.0
 
 
