@@ -17,9 +17,40 @@ from jaxbkgd import AbstractEstimator, Background
 
 
 # Read when JAX first looks for its devices: the tests of sharding need two.
-os.environ["XLA_FLAGS"] = (
+FLAGS = (
     f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2"
+    " --xla_flags_reset=true"  # read anew for each program
 )
+os.environ["XLA_FLAGS"] = FLAGS
+
+# Up to the newest for Python 3.11: later ones do not know `xla_cpu_use_fusion_emitters`.
+CAN_BE_QUICK = jax.__version_info__ < (0, 11)
+IS_QUICK = pytest.StashKey[bool]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "bits: programs are compiled as users' are")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Compiles in less than half of the time, to slower programs, which round otherwise
+    but by less than any tolerance. Not where bits are compared: whether those of another
+    chunk are the same depends on how loops are vectorized, and is tested as users have it.
+    """
+    is_quick = CAN_BE_QUICK and item.get_closest_marker("bits") is None
+    if item.config.stash.get(IS_QUICK, False) == is_quick:
+        return
+    item.config.stash[IS_QUICK] = is_quick
+    values = {
+        "xla_backend_optimization_level": 0 if is_quick else 3,
+        "xla_llvm_disable_expensive_passes": is_quick,
+        "xla_cpu_use_fusion_emitters": not is_quick,
+    }
+    words = [f"--{name}={str(value).lower()}" for name, value in values.items()]
+    os.environ["XLA_FLAGS"] = " ".join([FLAGS, *words])
+    jax.clear_caches()
+
 
 # Half of the central interval that holds 99 % of a normal density, in sigmas.
 CUT_SIGMAS = float(np.sqrt(2) * erfinv(0.99))

@@ -34,8 +34,10 @@ from jaxbkgd._movies import ArrayMovie, FramesInFile
 from jaxbkgd._tiff import TiffSink
 
 
+pytestmark = pytest.mark.bits
+
 FRAMES = np.random.default_rng(0).integers(0, 65536, (23, 20, 31)).astype(np.uint16)
-ESTIMATOR = SpatialMean((3.0, 5.0))
+ESTIMATOR = SpatialMean((1.0, 2.0))
 BKGDS = np.asarray(ESTIMATOR(FRAMES).bkgds)
 
 
@@ -121,14 +123,14 @@ def test_a_mean_over_time_is_that_of_the_whole_movie_to_the_bit(clip, dtype, is_
     weights = np.ones(frames.shape[1:], bool) if is_masked else None
     if weights is not None:
         weights[3, 4] = weights[:, 27] = False
-    estimator = LocalMean(3.0, 1.0, clip=clip, max_radius_frames=20)
+    estimator = LocalMean(1.3, 1.0, clip=clip, max_radius_frames=20)
     expected = estimator(frames, weights).bkgds
     options = {"chunk_frames": 3, "workers": 2, "weights": weights}
     np.testing.assert_array_equal(_written(frames, estimator, **options), expected)
 
 
 def test_a_movie_that_is_shorter_than_the_halo_is_estimated_as_it_is():
-    estimator = LocalMean(3.0, 8.0, clip=None)
+    estimator = LocalMean(1.3, 8.0, clip=None)
     assert estimator.for_inference().halo_frames > 5
     expected = estimator(FRAMES[:5]).bkgds
     for chunk_frames in (None, 2):
@@ -290,7 +292,7 @@ def test_uint16_is_rounded_to_the_nearest_number_and_clipped():
 
 def test_channels_have_their_own_radii_offsets_and_noise_factors():
     boxes = [(0, 0, 16, 20), (16, 4, 31, 18)]
-    estimator = SpatialMean([[3.0, 5.0], [2.0, 2.0]])
+    estimator = SpatialMean([[1.0, 2.0], [1.5, 1.5]])
     parts = [FRAMES[:, y0:y1, x0:x1] for x0, y0, x1, y1 in boxes]
     above = [parts[0] - np.float32(100), parts[1] - np.float32(200)]
     background = estimator(above)
@@ -415,7 +417,7 @@ def test_an_error_before_the_first_chunk_leaves_nothing(movie_path, tmp_path, mo
         ({"offsets": 3}, "offsets"),
         ({"chunk_frames": 4}, "chunk_frames"),
         ({"dtype": "uint16"}, "dtype"),
-        ({"estimator": SpatialMean((3.0, 5.1))}, "estimator"),
+        ({"estimator": SpatialMean((1.0, 2.1))}, "estimator"),
         ({"source": FRAMES + 1}, "source"),
     ],
 )
@@ -603,9 +605,9 @@ def test_an_array_is_not_written_over_while_it_is_read():
 def test_64_bit_mode_is_that_of_the_call():
     frames = FRAMES.astype(np.float64) + 1e-7
     with jax.enable_x64(True):
-        expected = np.asarray(SpatialMean(3.0)(frames).bkgds, np.float32)
+        expected = np.asarray(SpatialMean(1.5)(frames).bkgds, np.float32)
         written = np.empty(frames.shape, np.float32)
-        estimate_movie(frames, SpatialMean(3.0), written, chunk_frames=4)
+        estimate_movie(frames, SpatialMean(1.5), written, chunk_frames=4)
     np.testing.assert_array_equal(written, expected)
 
 
@@ -652,7 +654,7 @@ def started(to):
     child = os.fork()
     if child == 0:
         sinks = [folder / to / name for name in names]
-        estimate_movie([source, source], SpatialMean(3.0), sinks, chunk_frames=1)
+        estimate_movie([source, source], SpatialMean(1.5), sinks, chunk_frames=1)
         os._exit(0)
     return child
 
@@ -717,7 +719,7 @@ written = np.empty(frames.shape, np.float32)
 used = []
 put = jax.default_device
 jax.default_device = lambda device: used.append(device) or put(device)
-estimate_movie(frames, SpatialMean((3.0, 5.0)), written, chunk_frames=2)
+estimate_movie(frames, SpatialMean((1.0, 2.0)), written, chunk_frames=2)
 np.save(sys.argv[2], written)
 print(jax.local_device_count(), len(set(used)))
 """
@@ -739,7 +741,7 @@ def test_any_number_of_devices_gives_the_same(movie_path, tmp_path):
 
 @jax.jit
 def mean(chunk):
-    return spatial_mean(chunk, (3.0, 5.0))
+    return spatial_mean(chunk, (1.0, 2.0))
 
 
 @pytest.mark.parametrize("chunk_frames", [None, 1, 4, 22, 23, 1000])

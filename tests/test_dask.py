@@ -25,6 +25,8 @@ from jaxbkgd import AbstractEstimator, Background, LocalMean, MovieError, Spatia
 from jaxbkgd._dask import estimate_dask
 
 
+pytestmark = pytest.mark.bits
+
 FRAMES = np.random.default_rng(0).integers(0, 65536, (23, 10, 11)).astype(np.uint16)
 TWO_CHANNELS = np.stack([FRAMES, FRAMES[::-1]], axis=1)
 ROOT = Path(__file__).parents[1]

@@ -14,8 +14,9 @@ from jaxbkgd._kernels import GapKernel, GaussianKernel, half_width
 
 
 # Several strips and bands, with a rest; fewer pixels than one; a single line.
-SHAPES = [(2, 150, 201), (1, 33, 26), (1, 1, 130)]
-RADII = (2.5, 9.0)
+SHAPES = [(2, 90, 140), (1, 33, 26), (1, 1, 130)]
+# Few taps, so that little is compiled.
+RADII, BOUND = (1.5, 4.0), 5.0
 ENGINES = ["shifts in strips", "products in strips", "shifts", "products"]
 
 
@@ -39,7 +40,9 @@ def engine(request, monkeypatch):
 def kernels_for(radii, is_bound):
     """The kernels (y, x), of their own width or of that of a bound."""
     return tuple(
-        GaussianKernel(half_width(12.0 if is_bound else r, "smooth"), "smooth", 0, is_bound)
+        GaussianKernel(
+            half_width(BOUND if is_bound else r, "smooth"), "smooth", 0, is_bound
+        )
         for r in radii
     )
 
@@ -82,7 +85,7 @@ def test_values_slopes_and_adjoints_are_those_of_a_dense_matrix(
         close(got, a_y.T @ frames @ a_x)
 
 
-@pytest.mark.parametrize("dtype", [np.bool_, np.uint8, np.uint16, np.int32, np.float64])
+@pytest.mark.parametrize("dtype", [np.bool_, np.uint16, np.int32])
 def test_frames_of_any_real_dtype_are_converted(engine, dtype, rng, x64):
     frames = rng.integers(0, 2 if dtype is np.bool_ else 200, (2, 70, 40)).astype(dtype)
     kernels = kernels_for(RADII, is_bound=False)
@@ -95,8 +98,8 @@ def test_frames_of_any_real_dtype_are_converted(engine, dtype, rng, x64):
 def test_what_is_not_finite_reaches_the_pixels_that_a_dense_matrix_reads(
     engine, is_bound, rng, x64
 ):
-    frames = rng.normal(100, 10, (3, 150, 90))
-    frames[0, 70, 0], frames[0, 75, 3], frames[2, 149, 89] = np.nan, np.inf, -np.inf
+    frames = rng.normal(100, 10, (3, 80, 70))
+    frames[0, 40, 0], frames[0, 45, 3], frames[2, 79, 69] = np.nan, np.inf, -np.inf
     kernels = kernels_for(RADII, is_bound)
     (got,) = engine(frames, RADII, (kernels,))
     a_y, a_x = (
@@ -164,6 +167,7 @@ def test_what_is_not_finite_stays_near_in_time(filter_courses, is_bound, edges, 
         np.testing.assert_array_equal(test(got), reached)
 
 
+@pytest.mark.bits
 @pytest.mark.parametrize("edges", ["repeated", "empty"])
 def test_a_frame_has_the_same_bits_in_every_chunk(filter_courses, edges, rng):
     courses = rng.normal(100, 10, (1, 60, 300)).astype(np.float32)
