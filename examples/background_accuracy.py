@@ -316,7 +316,7 @@ def draw(results: Sequence[Result], path: Path) -> None:
     """The error of each estimator, scene by scene."""
     errors = errors_by_scene(results)
     places = range(len(errors))
-    figure = Figure((8.5, 1.5 + 0.22 * len(errors)), dpi=90, layout="constrained")
+    figure = Figure((8.5, 1.5 + 0.22 * len(errors)), dpi=80, layout="constrained")
     axes = figure.subplots()
     for estimator in ESTIMATORS:
         if estimator.name in next(iter(errors.values())):

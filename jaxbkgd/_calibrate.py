@@ -234,9 +234,11 @@ def _draw_windows(
     movies: Any, frame_count: int, estimator: AbstractEstimator, objective: Objective
 ) -> list[Window]:
     lag = getattr(objective, "lag", None) or 0
-    if frame_count <= lag:
+    # Where the lag leaves out what is near, a frame in the middle needs others beyond it.
+    least = 2 * lag + 2 if lag and estimator.halo_frames else lag + 1
+    if frame_count < least:
         raise ValueError(
-            f"The movie has {frame_count} frames, but at least {lag + 1} are needed for a "
+            f"The movie has {frame_count} frames, but at least {least} are needed for a "
             f"lag of {lag} frames; give a longer movie, or a shorter lag."
         )
     sizes = map_channels(lambda movie: math.prod(movie.shape[1:]), movies)
@@ -297,6 +299,13 @@ def _window(movies: Any, runs: list[_Run]) -> Window:
 def _posed_problem(
     estimator: AbstractEstimator, channels: Any, objective: Objective
 ) -> "_Problem":
+    if not isinstance(estimator, AbstractEstimator):
+        raise TypeError(
+            f"What is calibrated must be an AbstractEstimator, but is {estimator!r}; give "
+            "one as SpatialMean(7.0)."
+        )
+    if not jax.tree.leaves(eqx.filter(estimator, eqx.is_inexact_array)):
+        raise ValueError(f"{estimator!r} has nothing to learn; give one that has radii.")
     movies = map_channels(_checked_movie, channels)
     frame_count = _common_length(movies)
     if isinstance(objective, FramePairLoss):

@@ -6,6 +6,7 @@ import operator
 import jax
 
 from ._estimator import AbstractEstimator, Background, Channels
+from ._local_mean import LocalMean
 
 
 class Chained(AbstractEstimator):
@@ -46,7 +47,9 @@ class Chained(AbstractEstimator):
 
         **Raises:**
 
-        `ValueError` for none, and `TypeError` for one that is no estimator.
+        `ValueError` for none, or for a [`jaxbkgd.SoftClip`][] with gains after another
+        estimator: what that has left has no photon noise to be worked out from.
+        `TypeError` for one that is no estimator.
         """
         if not estimators:
             raise ValueError("There is no estimator to chain; give one or more.")
@@ -55,6 +58,14 @@ class Chained(AbstractEstimator):
                 raise TypeError(
                     f"An estimator must be an AbstractEstimator, but is {estimator!r}; "
                     "give each as an argument of its own."
+                )
+        for estimator in estimators[1:]:
+            clip = estimator.clip if isinstance(estimator, LocalMean) else None
+            if clip is not None and clip.gains is not None:
+                raise ValueError(
+                    f"A clip has the gains {clip.gains}, but what an estimator before it "
+                    "has left has no photon noise to be worked out from; leave them out, "
+                    "and the noise is measured."
                 )
         self.estimators = estimators
 

@@ -170,7 +170,7 @@ def demo(
 
 
 def _simulate(
-    channel: _DemoChannel, key: Key[Array, ""], **parameters: float
+    channel: _DemoChannel, key: Key[Array, ""], **parameters: Any
 ) -> tuple[Float[np.ndarray, "frames height width"], ...]:
     """Frames above the camera's offset and their true background, in ADU."""
     frames, truth = simulate_movie(
@@ -620,7 +620,8 @@ def _calibration_faults(fields: dict[str, Any], channels: slice) -> list[str]:
         case {"calibration": {"is_converged": is_converged, "is_at_bound": [*rows]}}:
             if not is_converged:
                 faults.append("the search for these radii had not ended")
-            if np.any(rows[channels]):
+            # In time, a steady background has no radius that is too large.
+            if np.any([row[-2:] for row in rows[channels]]):
                 faults.append("a radius is at its bound")
     return faults
 
@@ -785,8 +786,11 @@ def calibrate(
         ),
     ] = None,
     max_radius_frames: Annotated[
-        float, typer.Option(metavar="FRAMES", help="The largest radius in time allowed.")
-    ] = 60.0,
+        float | None,
+        typer.Option(
+            metavar="FRAMES", help="The largest radius in time allowed.", show_default="60"
+        ),
+    ] = None,
     clip: _ClipOption = None,
     lag: Annotated[
         int | None,
@@ -824,10 +828,16 @@ def calibrate(
             for channel in files.enter_context(open_movie(movie)).channels
         ]
         start = _start(radius, max_radius, len(channels))
-        if radius_frames is None:
-            _check_no_clip(clip)
+        if radius_frames is not None:
+            bound = 60.0 if max_radius_frames is None else max_radius_frames
+            start = _start_in_time(start, radius_frames, bound, clip)
         else:
-            start = _start_in_time(start, radius_frames, max_radius_frames, clip)
+            _check_no_clip(clip)
+            if max_radius_frames is not None:
+                _fail(
+                    f"--max-radius-frames {max_radius_frames:g}: needs --radius-frames, "
+                    "where the search starts"
+                )
         try:
             module, history = _calibrate.calibrate(
                 start, channels, objective=FramePairLoss(lag), steps=steps

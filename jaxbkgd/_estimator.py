@@ -8,6 +8,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float, Real, Shaped
 
 
@@ -46,7 +47,18 @@ class Background(eqx.Module):
         **Returns:**
 
         Maps `(..., height, width)` without unit, in the structure of `channels`.
+
+        **Raises:**
+
+        `ValueError` for a gain that is not positive and finite.
         """
+        for gain in jax.tree.leaves(gains):
+            is_known = not isinstance(gain, Tracer)
+            if is_known and not np.all((np.asarray(gain) > 0) & np.isfinite(gain)):
+                raise ValueError(
+                    f"gains must be positive and finite, in electrons per ADU, but one is "
+                    f"{gain!r}."
+                )
         if not _is_sequence(gains):
             is_shared = not _is_sequence(channels) or np.ndim(gains) == 0
             gains = map_channels(lambda _: gains, channels) if is_shared else list(gains)

@@ -150,8 +150,8 @@ class LocalMean(AbstractEstimator):
         - `skips_nan`: whether NaN and infinite pixels are left out as masked ones are.
             Otherwise they spread as far as the kernels and the rounds of clipping reach.
         - `frozen`: the radii to keep as they are, `True` for all of them, or a boolean for
-            each: `(frames, y and x)`, or `(frames, y, x)` where pairs were given, for all
-            channels or for each.
+            each: `(frames, y and x)`, or `(frames, y, x)` where pairs were given. With
+            radii for several channels, a sequence with one of these for each.
 
         **Raises:**
 
@@ -160,20 +160,18 @@ class LocalMean(AbstractEstimator):
         """
         check_choice("edge_frames", edge_frames, EdgeFrames)
         pix = channel_radii(radii_pix)
-        frames = channel_radii(_column(radius_frames))
-        for radii, bound in ((pix, max_radius_pix), (frames, max_radius_frames)):
-            if bound is None:
-                known(radii)
-        pix_bound, frames_bound = (
-            check_bound(
-                min(4 * float(np.max(radii)), LARGEST_RADIUS_PIX)
-                if bound is None
-                else bound
-            )
-            for radii, bound in ((pix, max_radius_pix), (frames, max_radius_frames))
-        )
+        frames = channel_radii(_column(radius_frames), "frames")
+        pix_bound = _bound_of(pix, max_radius_pix, "max_radius_pix")
+        frames_bound = _bound_of(frames, max_radius_frames, "max_radius_frames")
         check_below(np.nextafter(pix_bound, 0), radii_pix)
         check_below(np.nextafter(frames_bound, 0), radius_frames, "max_radius_frames")
+        if frames.shape[1] != 1:
+            raise ValueError(
+                "radius_frames must be a number, or one for each channel, but is "
+                f"{radius_frames!r}."
+            )
+        if not isinstance(skips_nan, bool):
+            raise TypeError(f"skips_nan must be True or False, but is {skips_nan!r}.")
         xp = jnp if is_traced(pix) or is_traced(frames) else np
         count = max(len(pix), len(frames))
         if not {len(pix), len(frames)} <= {1, count}:
@@ -228,7 +226,7 @@ class LocalMean(AbstractEstimator):
 
         - `channels`: one stack of frames `(..., frames, height, width)`, or a list or tuple
             of them, one a channel, of any shapes and real dtypes. A single frame is a
-            movie of one.
+            movie of one; axes before `frames` are movies of their own, and no channels.
         - `weights`: how much a pixel counts, zero or positive, or booleans that are False
             for pixels to leave out (dead and hot pixels, what is outside of a region of
             interest, lost frames). Of a shape that broadcasts to that of the frames, as
@@ -238,8 +236,9 @@ class LocalMean(AbstractEstimator):
 
         A [`jaxbkgd.Background`][] with the structure of `channels`, float64 for float64
         frames and float32 for all others. Pixels that are left out have a background, too.
-        It is NaN where the weights under the kernel add up to less than a millionth, and
-        where noise is to be measured and each pixel is next to one that is left out. The
+        It is NaN where the weights under the kernel add up to less than a millionth; frames
+        count as left out where noise is to be measured, and each pixel of theirs and of
+        those around them is next to one that is left out. The
         noise corrections hold away from the first and last frames and from pixels that are
         left out.
 
@@ -264,8 +263,30 @@ class LocalMean(AbstractEstimator):
         In the first one, the frames nearer than `gap_frames` are replaced by those at that
         distance on either side, all else being equal; in the second one, by those one
         frame farther away, which the first one's difference from the background has not
-        seen either.
+        seen either. At the ends of the movie there is one side only, whatever `edge_frames`
+        is. The clip gets no gradient.
+
+        **Arguments:**
+
+        - `channels`: as above, with at least `2 * gap_frames + 2` frames.
+        - `gap_frames`: 1 or more.
+
+        **Returns:**
+
+        A [`jaxbkgd.Background`][], and two predictions in the structure of `channels`.
+
+        **Raises:**
+
+        `ValueError` for too few frames, or no gap.
         """
+        frames = jax.tree.leaves(map_channels(as_frames, channels))
+        count = min(stack.shape[-3] if stack.ndim > 2 else 1 for stack in frames)
+        if not 1 <= gap_frames <= (count - 2) // 2:
+            raise ValueError(
+                f"A gap of {gap_frames} frames needs at least {2 * gap_frames + 2} frames, "
+                f"but there are {count}; give a longer movie, or a shorter gap, of 1 or "
+                "more."
+            )
         gaps = (0, gap_frames, gap_frames + 1)
         # No movie tells how faint a molecule may be.
         module = eqx.tree_at(
@@ -317,7 +338,7 @@ class LocalMean(AbstractEstimator):
         clip = fields.pop("clip")
         try:
             for name in ("max_radius_pix", "max_radius_frames"):
-                check_bound(fields[name])
+                check_bound(fields[name], name)
             if clip is not None:
                 clip = SoftClip(**present(clip, _SAVED_CLIP_NAMES))
             return cls(*radii, clip=clip, **fields)
@@ -482,7 +503,9 @@ class _Smoothing(eqx.Module):
 
     def over_time(self, images, gap=0):
         time = self.kernels.time
-        edges = "empty" if self.edge_frames == "renormalised" else "repeated"
+        # A repeated frame could be the one that is to be predicted.
+        is_repeated = self.edge_frames == "repeated" and not gap
+        edges = "repeated" if is_repeated else "empty"
         kernel = GapKernel(time, gap) if gap else time
         return temporal_filter(images, self.radii[0], kernel, edges, is_finite=True)
 
@@ -509,7 +532,7 @@ def _estimated(
     clip = jax.tree.map(lambda parameters: parameters.astype(dtype), clip)
     if weights is not None:
         weights = weights.astype(dtype)
-    if skips_nan:
+    if skips_nan and jnp.issubdtype(frames.dtype, jnp.floating):
         is_finite = jnp.isfinite(frames).astype(dtype)
         weights = is_finite if weights is None else weights * is_finite
     if weights is not None:
@@ -522,7 +545,15 @@ def _estimated(
     if clip is None:
         bkgds = smoothing.means(frames, weights, gaps)
     else:
-        bkgds = _clipped_means(smoothing, clip, camera, gaps, frames, weights)
+        noise: Any = camera
+        if camera is None:
+            noise = _noise_variance(smoothing.halved(), frames, weights)
+            if weights is not None:
+                # What has no noise to be clipped by is left out.
+                is_known = jnp.isfinite(_doubled(noise, frames.shape))
+                weights = jnp.where(is_known, weights, 0)
+                noise = jnp.where(jnp.isfinite(noise), noise, 1)
+        bkgds = _clipped_means(smoothing, clip, noise, gaps, frames, weights)
     if weights is not None:
         is_empty = smoothing(weights) <= _LEAST_TOTAL_WEIGHT
         bkgds = [jnp.where(is_empty, jnp.nan, bkgd) for bkgd in bkgds]
@@ -562,7 +593,7 @@ def _spread(
 def _clipped_means(
     smoothing: _Smoothing,
     clip: SoftClip,
-    camera: Camera | None,
+    noise: Float[Array, "*batch frames half_height half_width"] | Camera,
     gaps: tuple[int, ...],
     frames: Float[Array, "*batch frames height width"],
     weights: Float[Array, "*batch frames height width"] | None,
@@ -580,9 +611,6 @@ def _clipped_means(
     if weights is not None:
         small_weights = _halved(weights)
         small_frames = _ratio(_halved(frames * weights), small_weights)
-    noise: Any = camera
-    if camera is None:
-        noise = _noise_variance(halved, frames, weights)
     bkgd = halved.mean(small_frames, small_weights)
     small = (small_frames, small_weights, *map(_halved, (averaged, shares, norms)))
     # For a gradient, a round is done again: what it holds meanwhile is not kept.
@@ -594,7 +622,7 @@ def _clipped_means(
 
     bkgd, _ = lax.scan(again, bkgd, length=clip.rounds - 1)
     bkgd = _doubled(bkgd, frames.shape)
-    if camera is None:
+    if not isinstance(noise, tuple):
         noise = _doubled(noise, frames.shape)
     last = jax.checkpoint(ft.partial(_round, gaps))
     return last(smoothing, clip, frames, weights, averaged, shares, norms, bkgd, noise)
@@ -686,20 +714,28 @@ def _checked_weights(
 ) -> Shaped[Array, "..."] | None:
     if weights is None:
         return None
-    weights = jnp.asarray(weights)
-    if not any(jnp.issubdtype(weights.dtype, kind) for kind in _REAL_KINDS):
+    is_masked = isinstance(weights, np.ma.MaskedArray)
+    weights = weights if isinstance(weights, jax.Array) else np.asarray(weights)
+    is_real = any(jnp.issubdtype(weights.dtype, kind) for kind in _REAL_KINDS)
+    if is_masked or not is_real or weights.dtype.kind == "m":
         raise TypeError(
-            f"weights must be real numbers or booleans, but their dtype is {weights.dtype}."
+            "weights must be an array of real numbers or booleans, as numpy.load reads it "
+            f"from a file, but are {'a masked one' if is_masked else weights.dtype}."
         )
+    if isinstance(weights, np.ndarray) and weights.dtype.kind in "iu":
+        # JAX would wrap 64-bit integers to 32 bits.
+        weights = weights.astype(np.float64)
+    weights = jnp.asarray(weights)
     try:
         fits = jnp.broadcast_shapes(weights.shape, frames.shape) == frames.shape
     except ValueError:
         fits = False
-    if not fits:
+    # One for each frame would be taken for one for each column.
+    if not fits or weights.ndim == 1:
         raise ValueError(
-            f"weights have shape {weights.shape}, which does not broadcast to that of the "
-            f"frames, {frames.shape}; give (height, width), or one for each frame and "
-            "pixel."
+            f"weights have shape {weights.shape}, and must be one for each pixel, (height, "
+            "width), for each frame, (frames, 1, 1), or for both, to go with frames of "
+            f"shape {frames.shape}."
         )
     if not is_traced(weights) and not jnp.all((weights >= 0) & (weights < jnp.inf)):
         raise ValueError(
@@ -707,6 +743,13 @@ def _checked_weights(
             "what is to be left out."
         )
     return weights
+
+
+def _bound_of(radii: Any, bound: Any, name: str) -> float:
+    """Four times the largest radius, if there is none."""
+    if bound is None:
+        bound = min(4 * float(np.max(known(radii, name))), LARGEST_RADIUS_PIX)
+    return check_bound(bound, name)
 
 
 def _column(radius_frames: Any) -> Any:

@@ -80,7 +80,8 @@ class FramePairLoss(eqx.Module):
 
     An estimator that sees many frames has seen the later one too. Of such a one, as
     [`jaxbkgd.LocalMean`][], a frame is compared with what its method `predicted` makes of
-    the frames that are at least `lag` away. If it clips molecules, they are clipped in what
+    the frames that are at least `lag` away, and the background is taken to be steady over
+    about the lag. If it clips molecules, they are clipped in what
     it is compared with, too, so that they do not count as background; threshold and
     softness are not learned, since what is clipped is not compared.
 
@@ -157,16 +158,17 @@ class FramePairLoss(eqx.Module):
                 f"method `predicted` as LocalMean has, but {type(estimator).__name__} sees "
                 f"{estimator.halo_frames} on either side; give another objective."
             )
-        clip = None if estimator.clip is None else SoftClip()
+        clip = estimator.clip
+        if clip is not None:
+            clip = SoftClip(molecule_radius_pix=clip.molecule_radius_pix)
         background, prediction, farther = estimator.predicted(channels, lag)
 
         def losses(channel, bkgds, prediction, farther):
             frames = as_frames(channel)
-            if frames.ndim != 3 or len(frames) <= lag:
+            if frames.ndim != 3:
                 raise ValueError(
-                    f"No frames are {lag} apart in frames of shape {frames.shape}; give "
-                    f"(frames, height, width) with at least {lag + 1} frames, or a shorter "
-                    "lag."
+                    f"Frames must be (frames, height, width), but their shape is "
+                    f"{frames.shape}."
                 )
             frames = frames.astype(bkgds.dtype)
             return _frame_prediction_losses(frames, bkgds, prediction, farther, lag, clip)
@@ -286,7 +288,7 @@ def _frame_prediction_losses(
     """
     # The frames `lag` later, or earlier where there are none.
     pair = np.arange(len(frames)) + lag
-    pair = np.where(pair < len(frames), pair, pair - 2 * lag).clip(0)
+    pair = np.where(pair < len(frames), pair, pair - 2 * lag)
     weights, targets = jnp.ones_like(frames), frames
     if clip is not None:
         weights, bias = _target_weights(frames, lag, clip)
@@ -407,7 +409,8 @@ def _decorrelation_lag(channel: Any) -> int:
         variance = np.mean(changes(lag))
         return np.mean(rises) / variance, _standard_error(rises, lag) / variance
 
-    longest = (len(residuals) - 1) // 2
+    # A frame in the middle has others beyond the lag.
+    longest = max((len(residuals) - 2) // 2, 1)
     for lag in range(1, longest + 1):
         share, error = remaining_correlation(lag)
         if share <= max(_MOST_CORRELATION, min(2 * error, _MOST_DOUBT)):

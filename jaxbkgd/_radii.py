@@ -16,13 +16,13 @@ LARGEST_RADIUS_PIX = 1e5
 _NUMBERS = (jnp.integer, jnp.floating)
 
 
-def channel_radii(radii_pix: Any) -> Any:
+def channel_radii(radii_pix: Any, unit: str = "pixels") -> Any:
     """Radii as an array (channels or 1, 2 or 1), a NumPy array where they are known.
 
     Accepts a number, a pair (y, x), or a sequence with a number or pair a channel; two
     numbers are a pair.
     """
-    radii: Any = _stacked(radii_pix)
+    radii: Any = _stacked(radii_pix, unit)
     if radii.shape == (2,):
         radii = radii[None, :]
     elif radii.ndim < 2:
@@ -35,10 +35,10 @@ def channel_radii(radii_pix: Any) -> Any:
     return radii
 
 
-def _stacked(radii_pix: Any) -> Any:
+def _stacked(radii_pix: Any, unit: str) -> Any:
     if not isinstance(radii_pix, list | tuple):
-        return _checked_radii(radii_pix)
-    entries = [_stacked(entry) for entry in radii_pix]
+        return _checked_radii(radii_pix, unit)
+    entries = [_stacked(entry, unit) for entry in radii_pix]
     xp = jnp if any(map(is_traced, entries)) else np
     shapes = {entry.shape for entry in entries}
     if shapes == {(), (2,)}:
@@ -51,19 +51,19 @@ def _stacked(radii_pix: Any) -> Any:
     return xp.stack(entries)
 
 
-def _checked_radii(radii_pix: Any) -> Any:
+def _checked_radii(radii_pix: Any, unit: str) -> Any:
     radii = radii_pix if is_traced(radii_pix) else np.asarray(radii_pix)
     is_number = any(jnp.issubdtype(radii.dtype, kind) for kind in _NUMBERS)
     if not is_number or isinstance(radii_pix, np.ma.MaskedArray):
         raise TypeError(
-            f"A radius must be a number of pixels, but got {radii_pix!r}; give a number "
-            "or a (y, x) pair."
+            f"A radius must be a number of {unit}, but got {radii_pix!r}; give a number, "
+            "or a (y, x) pair of pixels."
         )
     if is_traced(radii):
         return radii
     if not np.all((radii > 0) & (radii <= LARGEST_RADIUS_PIX)):
         raise ValueError(
-            f"A radius must be positive and at most {LARGEST_RADIUS_PIX:g} pixels, but "
+            f"A radius must be positive and at most {LARGEST_RADIUS_PIX:g} {unit}, but "
             f"got {radii_pix!r}."
         )
     # All kernels so small have one tap; in float32 the radius would round to zero.
@@ -101,8 +101,8 @@ def frozen_mask(frozen: Any, shape: tuple[int, ...]) -> tuple[tuple[bool, ...], 
         mask = np.array(None)
     if mask.dtype != bool:
         raise ValueError(
-            "frozen must be True or False, or have one for each radius of an array "
-            f"(channels, axes) of shape {shape}, but is {frozen!r}."
+            "frozen must be True or False, or have a row of these for each channel, as the "
+            f"radii are, which have shape (channels, axes) {shape}, but is {frozen!r}."
         )
     return tuple(map(tuple, mask.tolist()))
 
@@ -116,21 +116,19 @@ def check_below(bound: float, radii: Any, name: str = "max_radius_pix") -> None:
         )
 
 
-def check_bound(max_radius_pix: Any) -> float:
-    if is_traced(max_radius_pix):
+def check_bound(max_radius: Any, name: str = "max_radius_pix") -> float:
+    if is_traced(max_radius):
         raise TypeError(
-            "max_radius_pix sets the number of taps and must be static, but is traced; "
-            "give a Python number."
+            f"{name} sets the number of taps and must be static, but is traced; give a "
+            "Python number."
         )
-    bound = np.asarray(max_radius_pix)
+    bound = np.asarray(max_radius)
     if bound.dtype.kind not in "iuf" or bound.ndim:
-        raise TypeError(
-            f"max_radius_pix must be one number of pixels, but is {max_radius_pix!r}."
-        )
+        raise TypeError(f"{name} must be one number, but is {max_radius!r}.")
     if not 0 < bound <= LARGEST_RADIUS_PIX:
         raise ValueError(
-            f"max_radius_pix must be positive and at most {LARGEST_RADIUS_PIX:g} pixels, "
-            f"but is {max_radius_pix!r}."
+            f"{name} must be positive and at most {LARGEST_RADIUS_PIX:g}, but is "
+            f"{max_radius!r}."
         )
     return float(bound)
 
@@ -143,10 +141,10 @@ def check_choice(name: str, value: Any, choices: Any) -> None:
         )
 
 
-def known(radii: np.ndarray | Array) -> np.ndarray:
+def known(radii: np.ndarray | Array, bound_name: str = "max_radius_pix") -> np.ndarray:
     if is_traced(radii):
         raise ValueError(
-            "A traced radius needs max_radius_pix, a static bound that sets the number of "
+            f"A traced radius needs {bound_name}, a static bound that sets the number of "
             "taps; give one, for example four times the radius that you expect."
         )
     return np.asarray(radii)

@@ -89,7 +89,7 @@ class SoftClip(eqx.Module):
 
         `TypeError` or `ValueError` for anything else than positive, finite numbers.
         """
-        is_count = isinstance(rounds, int) and not isinstance(rounds, bool)
+        is_count = isinstance(rounds, int | np.integer) and not isinstance(rounds, bool)
         if not is_count or rounds < 1:
             raise ValueError(
                 f"rounds must be a whole number from 1 on, but is {rounds!r}; to clip "
@@ -98,21 +98,26 @@ class SoftClip(eqx.Module):
         for name, value in (("threshold", threshold), ("softness", softness)):
             if isinstance(value, Tracer):
                 continue
-            (number,) = _numbers(name, value)
+            number = _number(name, value)
             if not _SMALLEST <= number <= _LARGEST:
                 raise ValueError(
                     f"{name} must be from {_SMALLEST} to {_LARGEST} deviations of the "
                     f"noise, but is {value!r}; 3 is usual for a threshold, 0.3 for a "
                     "softness."
                 )
-        (radius,) = _numbers("molecule_radius_pix", molecule_radius_pix)
+        radius = _number("molecule_radius_pix", molecule_radius_pix)
         self.log_parameters = jnp.log(jnp.stack([jnp.asarray(threshold, float), softness]))
-        self.rounds = rounds
+        self.rounds = int(rounds)
         self.molecule_radius_pix = radius
         self.gains = None if gains is None else _numbers("gains", gains)
         self.read_noise_electrons = _numbers(
             "read_noise_electrons", read_noise_electrons, is_zero_allowed=True
         )
+        if gains is None and any(self.read_noise_electrons):
+            raise ValueError(
+                f"read_noise_electrons is {read_noise_electrons!r}, and needs gains; "
+                "without these, all noise is measured in the frames."
+            )
 
     @property
     def threshold(self) -> Float[Array, ""]:
@@ -126,9 +131,9 @@ class SoftClip(eqx.Module):
 
     @property
     def _parameters(self) -> Float[Array, "2"]:
-        return jnp.exp(
-            jnp.clip(self.log_parameters, math.log(_SMALLEST), math.log(_LARGEST))
-        )
+        logs = jnp.clip(self.log_parameters, math.log(_SMALLEST), math.log(_LARGEST))
+        # Again, since what was rounded may be beyond.
+        return jnp.clip(jnp.exp(logs), _SMALLEST, _LARGEST)
 
     def cameras(self, count: int) -> Sequence[tuple[float, float] | None]:
         """Gain and read noise of each channel, if they are known."""
@@ -232,6 +237,13 @@ def squared_noise(
         # An edge pixel has that of the one next to it.
         frames = jnp.pad(jnp.diff(frames, 2, axis), widths, "edge")
     return frames**2 / 36
+
+
+def _number(name: str, value: Any) -> float:
+    if np.ndim(value):
+        raise TypeError(f"{name} must be one number, not {value!r}.")
+    (number,) = _numbers(name, value)
+    return number
 
 
 def _numbers(name: str, value: Any, is_zero_allowed: bool = False) -> tuple[float, ...]:

@@ -18,6 +18,7 @@ from jaxbkgd import (
     FramePairLoss,
     LocalMean,
     SpatialMean,
+    SpatialOpening,
     TruthLoss,
 )
 from jaxbkgd._calibrate import secant_descent
@@ -405,6 +406,12 @@ class TestObjectives:
     def test_one_without_anything_to_learn_is_refused(self):
         with pytest.raises(ValueError, match=r"nothing to learn"):
             quietly(blend(), np.full_like(FEW, 100), objective=FramePairLoss(1))
+        with pytest.raises(ValueError, match=r"SpatialOpening.* has nothing to learn"):
+            quietly(SpatialOpening(), FEW)
+
+    def test_a_class_is_no_estimator(self, as_installed):
+        with pytest.raises(TypeError, match=r"must be an AbstractEstimator"):
+            quietly(LocalMean, FEW)
 
     def test_one_that_is_not_finite_later_stops_and_the_best_is_kept(self):
         def objective(estimator, channels, frame_indices):

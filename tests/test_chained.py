@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from conftest import reference_mean
 
-from jaxbkgd import AbstractEstimator, estimate_movie, SpatialMean
+from jaxbkgd import AbstractEstimator, estimate_movie, LocalMean, SoftClip, SpatialMean
 from jaxbkgd._chained import Chained
 from jaxbkgd._spatial_opening import SpatialOpening
 from jaxbkgd._temporal_median import TemporalMedian
@@ -35,6 +35,7 @@ def test_each_sees_what_those_before_it_have_left():
         np.testing.assert_allclose(factor, factors, rtol=1e-6)
 
 
+@pytest.mark.bits
 def test_a_movie_in_chunks_is_the_movie_as_a_whole_to_the_bit():
     estimator = Chained(SpatialOpening(1.0), Chained(MEDIAN, TemporalMedian(1)), MEAN)
     assert estimator.halo_frames == 3
@@ -65,6 +66,13 @@ def test_what_is_learned_is_what_each_one_learns():
 def test_there_must_be_an_estimator():
     with pytest.raises(ValueError, match="no estimator"):
         Chained()
+
+
+def test_what_is_left_has_no_photon_noise():
+    module = LocalMean(2.0, 2.0, clip=SoftClip(gains=0.5))
+    with pytest.raises(ValueError, match=r"has the gains \(0\.5,\)"):
+        Chained(MEDIAN, module)
+    assert Chained(module, MEAN).estimators == (module, MEAN)
 
 
 def test_what_is_no_estimator_is_refused(as_installed):

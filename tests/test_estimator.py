@@ -219,6 +219,12 @@ class TestBadInput:
             with pytest.raises((TypeError, ValueError), match="shape"):
                 background.residuals(frames)
 
+    def test_gains_that_are_none(self):
+        background = SpatialMean(2.0)([STACK, OTHER])
+        for gains in (0.0, -1.0, [1.0, np.nan]):
+            with pytest.raises(ValueError, match="gains must be positive and finite"):
+                background.snr([STACK, OTHER], gains)
+
     def test_gains_that_are_not_as_many_as_the_channels(self):
         background = SpatialMean(2.0)([STACK, OTHER])
         for gains in ([1.0], [1.0, 2.0, 3.0], []):

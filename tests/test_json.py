@@ -2,6 +2,7 @@
 
 import json
 import math
+from typing import Any
 
 import equinox as eqx
 import numpy as np
@@ -42,11 +43,14 @@ def test_a_module_comes_back(module):
     assert repr(loaded).startswith("LocalMean(radii=[[")
 
 
-def test_learned_radii_come_back_from_beside_the_bound():
-    module = LocalMean(3.0, 4.0)
-    module = eqx.tree_at(lambda m: m.unbounded_radii, module, module.unbounded_radii + 1e6)
-    loaded = LocalMean.from_json(module.to_json())
-    np.testing.assert_allclose(loaded.radii, module.radii, rtol=1e-6)
+def test_what_is_learned_comes_back_from_beside_its_bounds():
+    start = LocalMean(3.0, 4.0)
+    learned = [lambda m: m.unbounded_radii, lambda m: m.clip.log_parameters]
+    for where, far in zip(learned * 2, (1e6, 1e6, -1e6, -1e6), strict=True):
+        module = eqx.tree_at(where, start, where(start) + far)
+        loaded: Any = LocalMean.from_json(module.to_json())
+        np.testing.assert_allclose(loaded.radii, module.radii, rtol=1e-6)
+        np.testing.assert_allclose(loaded.clip.threshold, module.clip.threshold, rtol=1e-6)
 
 
 def test_a_text_is_read_by_the_class_that_wrote_it():

@@ -303,7 +303,7 @@ def module(request):
 
 
 class TestWeights:
-    @pytest.mark.parametrize("shape", [(11, 9), (8, 1, 1), (9,), (8, 11, 9)])
+    @pytest.mark.parametrize("shape", [(11, 9), (8, 1, 1), (1, 9), (8, 11, 9)])
     def test_broadcast_to_the_frames(self, shape, rng):
         weights = rng.uniform(0.5, 2, shape)
         for values in (weights, weights > 0.8):
@@ -376,6 +376,19 @@ class TestWeights:
         assert np.all(np.isnan(MODULES["clipped"](FRAMES, weights).bkgds))
         got = np.asarray(local_mean(clip=Clip(gain=1.0))(FRAMES, weights).bkgds)
         assert np.abs(got - LEVEL).max() < 30
+
+    def test_frames_without_noise_to_measure_leave_others_alone(self):
+        weights = np.ones(SHAPE, bool)
+        weights[:3] = (Y + X) % 2 == 0
+        got = np.asarray(MODULES["clipped"](FRAMES, weights).bkgds)
+        # Their own background comes from those around them.
+        assert np.abs(got - LEVEL).max() < 30
+
+    def test_whole_numbers_beyond_32_bits_do_not_wrap(self):
+        weights = np.full(SHAPE, 2**40)
+        np.testing.assert_allclose(
+            local_mean()(FRAMES, weights).bkgds, local_mean()(FRAMES).bkgds, rtol=1e-5
+        )
 
     def test_beside_holes_without_noise_it_is_that_of_the_frame(self):
         weights = np.ones(SHAPE, bool)
@@ -631,19 +644,18 @@ class TestGradients:
         assert many < 1.1 * few
 
 
+@pytest.mark.bits
 class TestHalos:
-    @pytest.mark.parametrize(
-        ("radius_frames", "rounds"), [(2.0, 0), (5.0, 0), (2.0, 2), (5.0, 1)]
-    )
+    @pytest.mark.parametrize(("radius_frames", "rounds"), [(5.0, 0), (1.0, 2), (3.0, 1)])
     def test_a_window_with_its_halo_gives_the_bits_of_the_movie(
         self, radius_frames, rounds, rng
     ):
         frames = rng.poisson(60, (60, 9, 14)).astype(np.float32)
-        clip = SoftClip(2.0, rounds=rounds, molecule_radius_pix=1.6) if rounds else None
+        clip = SoftClip(2.0, rounds=rounds, molecule_radius_pix=0.8) if rounds else None
         module = LocalMean(1.3, radius_frames, clip=clip)
         inference = module.for_inference()
         halo = inference.halo_frames
-        assert halo == (1 + rounds) * {2.0: 3, 5.0: 6}[radius_frames]
+        assert halo == (1 + rounds) * {1.0: 1, 3.0: 4, 5.0: 6}[radius_frames]
         # The halo of a module that learns is that of its bounds, four times the radii.
         assert module.halo_frames > halo
         whole = np.asarray(module(frames).bkgds)
@@ -663,8 +675,8 @@ class TestHalos:
     ("options", "error", "message"),
     [
         ({"radii_pix": 0.0}, ValueError, "must be positive"),
-        ({"radius_frames": -1.0}, ValueError, "must be positive"),
-        ({"radius_frames": "10"}, TypeError, "must be a number"),
+        ({"radius_frames": -1.0}, ValueError, "must be positive and at most 100000 frames"),
+        ({"radius_frames": "10"}, TypeError, "must be a number of frames"),
         (
             {"radii_pix": [(1, 2)] * 3, "radius_frames": [1, 2]},
             ValueError,
@@ -676,12 +688,15 @@ class TestHalos:
             "raise max_radius_frames",
         ),
         ({"radii_pix": 7.0, "max_radius_pix": 5.0}, ValueError, "raise max_radius_pix"),
-        ({"max_radius_frames": "many"}, TypeError, "must be one number"),
+        ({"max_radius_frames": "many"}, TypeError, "max_radius_frames must be one number"),
         ({"edge_frames": "folded"}, ValueError, "edge_frames must be one of"),
         ({"clip": 0.0}, ValueError, "threshold must be positive"),
         ({"clip": 1e3}, ValueError, "threshold must be from 0.01 to 100.0"),
         ({"clip": "on"}, TypeError, "threshold must be a number"),
+        ({"clip": (3.0, 0.3)}, TypeError, "threshold must be one number"),
         ({"frozen": [True] * 5}, ValueError, "frozen must be"),
+        ({"radius_frames": np.array([[10.0, 5.0]])}, ValueError, "one for each channel"),
+        ({"skips_nan": "no"}, TypeError, "skips_nan must be True or False"),
     ],
 )
 @pytest.mark.usefixtures("as_installed")
@@ -695,9 +710,14 @@ def test_settings_that_mean_nothing_are_refused(options, error, message):
     [
         (None, FRAMES[0, 0], None, ValueError, "must have shape"),
         (None, FRAMES.astype(complex), None, TypeError, "must be real"),
-        (None, FRAMES, np.ones((9, 11)), ValueError, "does not broadcast"),
-        (None, FRAMES, np.ones((2, *SHAPE)), ValueError, "does not broadcast"),
-        (None, FRAMES, np.ones(SHAPE, complex), TypeError, "weights must be real"),
+        (None, FRAMES, np.ones((9, 11)), ValueError, "for each frame, (frames, 1, 1)"),
+        (None, FRAMES, np.ones((2, *SHAPE)), ValueError, "go with frames of shape"),
+        # Of one for each frame, were there as many columns.
+        (None, FRAMES, np.ones(SHAPE[-1]), ValueError, "for each frame, (frames, 1, 1)"),
+        (None, FRAMES, "mask.npy", TypeError, "as numpy.load reads it from a file"),
+        (None, FRAMES, np.ones(SHAPE, complex), TypeError, "but are complex128"),
+        (None, FRAMES, np.ma.ones(SHAPE), TypeError, "but are a masked one"),
+        (None, FRAMES, np.full(SHAPE, -1.0), ValueError, "zero or positive, and finite"),
         (None, FRAMES, [MASK], ValueError, "give a list of stacks"),
         (None, [FRAMES, FRAMES], MASK, ValueError, "give a list with one entry"),
         (3.0, FRAMES[:, :2], None, ValueError, "or clip=None"),
@@ -710,6 +730,31 @@ def test_frames_and_weights_that_do_not_fit_are_refused(
 ):
     with pytest.raises(error, match=re.escape(message)):
         LocalMean(1.3, 1.2, clip=clip)(channels, weights)
+
+
+def test_read_noise_without_a_gain_is_refused():
+    with pytest.raises(ValueError, match=r"read_noise_electrons is 1\.5, and needs gains"):
+        SoftClip(read_noise_electrons=1.5)
+
+
+@pytest.mark.parametrize("edge_frames", ["renormalised", "repeated"])
+def test_a_prediction_has_not_seen_its_frame(edge_frames):
+    module = LocalMean(1.3, 2.0, clip=None, edge_frames=edge_frames)
+    for time in (0, 4, 11):
+        frames = np.zeros((12, 6, 6), np.float32)
+        frames[time] = 1
+        _, *predictions = module.predicted(frames, 3)
+        # The second one has not seen those at the gap either.
+        for gap, prediction in zip((3, 4), predictions, strict=True):
+            near = slice(max(time - gap + 1, 0), time + gap)
+            np.testing.assert_array_equal(prediction[near], 0)
+            assert np.any(np.asarray(prediction) > 0)
+
+
+def test_predictions_need_frames_beyond_the_gap():
+    for gap_frames, count in ((0, 12), (-3, 12), (3, 7)):
+        with pytest.raises(ValueError, match=rf"gap of {gap_frames} frames .* are {count}"):
+            LocalMean(1.3, 2.0).predicted(np.ones((count, 6, 6)), gap_frames)
 
 
 @pytest.mark.usefixtures("as_installed")
