@@ -10,10 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy import special, stats
+from scipy import ndimage, special, stats
 
 from jaxbkgd._simulate import (
     blinking_molecules,
+    cell_inside,
+    drifting_haze,
     render_molecules,
     simulate_movie,
     uneven_field,
@@ -61,6 +63,33 @@ def test_a_movie_without_molecules_has_the_mean_and_variance_of_its_camera(
     # Four standard errors: a fair movie fails once in 16 000 keys, and this key is fixed.
     assert abs(values.mean() - (bkgd_photons / gain + offset)) < 4 * mean_error
     assert abs(values.var() - variance) < 4 * variance_error
+
+
+def test_an_em_gain_doubles_the_variance_of_photons_and_is_in_the_truth():
+    photons, em_gain, gain, offset, read_noise = 20.0, 50.0, 12.0, 200.0, 40.0
+    frames, truth = simulate_movie(
+        jax.random.key(15),
+        bkgd_photons=photons,
+        em_gain=em_gain,
+        gain_electrons_per_adu=gain,
+        offset_adu=offset,
+        read_noise_electrons=read_noise,
+        **EMPTY,
+    )
+    values = np.asarray(frames, np.float64)
+    np.testing.assert_allclose(truth.bkgds_adu, photons * em_gain / gain, rtol=1e-6)
+    variance = (2 * em_gain**2 * photons + read_noise**2) / gain**2 + 1 / 12
+    # The fourth cumulant of a Poisson number of exponential ones is 4! times its mean,
+    # and times their mean to the fourth.
+    cumulant = 24 * photons * (em_gain / gain) ** 4
+    mean_error = math.sqrt(variance / values.size)
+    variance_error = math.sqrt((2 * variance**2 + cumulant) / values.size)
+    assert abs(values.mean() - (photons * em_gain / gain + offset)) < 4 * mean_error
+    assert abs(values.var() - variance) < 4 * variance_error
+    # What `snr` takes, gain / (2 em_gain), gives the same but for read noise and rounding.
+    in_snr = np.mean(truth.bkgds_adu) / (gain / em_gain / 2)
+    camera = read_noise**2 / gain**2 + 1 / 12
+    assert abs(in_snr + camera - variance) < 1e-4 * variance
 
 
 def test_the_camera_clips_to_its_sixteen_bits():
@@ -153,6 +182,54 @@ def test_the_first_frame_has_as_many_molecules_as_any_other():
     assert np.all(np.abs(photons.mean(axis=0) - 20.0) < 4 * math.sqrt(20 / 2000))
 
 
+def test_molecules_differ_in_brightness_as_asked_and_keep_it_for_life():
+    spread, photons = 0.5, 300.0
+    draw = partial(
+        blinking_molecules,
+        frame_count=2,
+        height_pix=4,
+        width_pix=6,
+        molecules_per_frame=20000.0,
+        photons_per_frame=photons,
+        photons_spread=spread,
+        on_time_frames=1e30,
+    )
+    is_on, *_, brightness = (np.asarray(x) for x in jax.jit(draw)(jax.random.key(16)))
+    first, second = brightness[0][is_on[0]], brightness[1][is_on[1]]
+    np.testing.assert_array_equal(np.sort(first), np.sort(second))
+    assert abs(first.mean() / photons - 1) < 4 * spread / math.sqrt(first.size)
+    # The excess kurtosis of a log-normal number with this spread is 5.4; the error of a
+    # standard deviation is half of that of the variance.
+    error = math.sqrt((5.4 + 2) / first.size) / 2
+    assert abs(first.std() / photons / spread - 1) < 4 * error
+    log_spread = math.sqrt(math.log1p(spread**2))
+    test = stats.kstest(np.log(first / photons), "norm", (-(log_spread**2) / 2, log_spread))
+    assert test.pvalue > 1e-4
+
+
+def test_molecules_outside_make_the_border_as_bright_as_the_middle():
+    movies = [
+        simulate_movie(key, bkgd_photons=0, **SMALL)
+        for key in jax.random.split(jax.random.key(17), 10)
+    ]
+    frames = np.array([frames for frames, _ in movies], np.float64)
+    light = 0.46 * np.mean(frames - 100.0, axis=(0, 1))
+    _, y_pix, x_pix, _ = events_of(movies[0][1])
+    # Of 5 sigmas of 1.3 px, rounded up.
+    for position, size in (y_pix, 20), (x_pix, 30):
+        assert -7.5 <= position.min() < -6
+        assert size + 5 < position.max() <= size + 6.5
+    expected = 20 * 700 / (20 * 30)
+    is_middle = np.zeros((20, 30), bool)
+    is_middle[1:-1, 1:-1] = True
+    for part in is_middle, ~is_middle:
+        # Molecules that shine at least on one pixel of the part, for 2 frames on average;
+        # an exponential on-time has a relative variance of 1. Without molecules outside,
+        # the outermost pixels would lack a third of their light.
+        lives = len(movies) * 100 * 20 / 2 * part.mean()
+        assert abs(light[part].mean() / expected - 1) < 4 * math.sqrt(2 / lives)
+
+
 def test_molecules_with_an_endless_on_time_stay_even_in_a_movie_of_one_pixel():
     frames, truth = simulate_movie(
         jax.random.key(6),
@@ -211,10 +288,140 @@ def test_the_background_has_its_mean_contrast_and_length_scale():
         assert abs(along_x - expected) < 4 * math.sqrt(2 / (areas / 2))
 
 
+def test_a_background_bleaches_exponentially_to_its_remaining_share():
+    key = jax.random.key(18)
+    _, steady = simulate_movie(key, **SMALL)
+    _, truth = simulate_movie(key, bkgd_remaining=0.4, **SMALL)
+    remaining = 0.4 ** (np.arange(100) / 99)
+    np.testing.assert_allclose(
+        truth.bkgds_adu,
+        steady.bkgds_adu * remaining[:, None, None],
+        rtol=1e-5,  # a power in float32
+    )
+    np.testing.assert_array_equal(truth.photons, steady.photons)
+
+
+def test_the_haze_has_its_mean_everywhere_its_variance_and_its_drift():
+    size, sigma = 24, 6.0
+    keys = jax.random.split(jax.random.key(19), 4000)
+
+    def draw(key):
+        at_time = partial(drifting_haze, key, height_pix=size, width_pix=size)
+        return jnp.stack([at_time(time, sigma_pix=sigma) for time in (0.0, 1.0)])
+
+    haze = np.asarray(jax.jit(jax.vmap(draw))(keys), np.float64)
+    # One source fills this share of the area in which they all lie. Its overlap with
+    # itself falls by 2 / 3 when it is displaced by a normal distance of one sigma.
+    sources = 16 + size**2 // 512
+    filled = 4 * math.pi * sigma**2 / (size + 8 * sigma) ** 2
+    variance = (1 / filled - 1) / sources
+    covariance = (2 / 3 / filled - 1) / sources
+    # Neighbouring pixels are nearly the same number: errors are those of one pixel. The
+    # excess kurtosis of these shots is below 2.
+    error = math.sqrt(variance / len(keys))
+    assert np.all(np.abs(haze.mean(axis=0) - 1) < 4.5 * error)
+    first, last = np.moveaxis(haze - 1, 1, 0)
+    tolerance = 4 * math.sqrt(4 / len(keys)) * variance
+    assert abs(np.mean(first**2) - variance) < tolerance
+    assert abs(np.mean(last**2) - variance) < tolerance
+    assert abs(np.mean(first * last) - covariance) < tolerance
+
+
+def test_a_cell_is_one_bright_patch_and_the_background_outside_is_darker():
+    draw = jax.jit(jax.vmap(lambda key: cell_inside(key, height_pix=64, width_pix=64)))
+    inside = np.asarray(draw(jax.random.split(jax.random.key(20), 50)))
+    assert inside.min() >= 0
+    assert inside.max() <= 1
+    for image in inside:
+        # Every pixel that is inside is in the patch that grows from one of them.
+        is_inside = image > 0.5
+        seed = np.zeros_like(is_inside)
+        seed.flat[np.argmax(image)] = True
+        patch = ndimage.binary_propagation(seed, mask=is_inside)
+        np.testing.assert_array_equal(patch, is_inside)
+        # The outline, some 160 px long, is soft over 6 px.
+        assert np.mean((image > 0.05) & (image < 0.95)) < 0.4
+    # Half or double of 40 % is another cell.
+    assert 0.3 < inside.mean() < 0.5
+
+    _, truth = simulate_movie(jax.random.key(20), cell_contrast=0.75, **EMPTY)
+    levels = 0.46 * np.asarray(truth.bkgds_adu)
+    # The edge is still 1 % from its ends at 5 px.
+    np.testing.assert_allclose([levels.min(), levels.max()], [15.0, 60.0], rtol=0.05)
+
+
+def test_channels_share_the_photons_of_molecules_and_have_their_own_backgrounds():
+    (first, second), truth = simulate_movie(
+        jax.random.key(21), channel_shares=(0.6, 0.4), bkgd_photons=2.0, **SMALL
+    )
+    single, single_truth = simulate_movie(jax.random.key(21), bkgd_photons=2.0, **SMALL)
+    assert first.shape == second.shape == single.shape
+    np.testing.assert_array_equal(truth.photons, single_truth.photons)
+    assert not np.allclose(*truth.bkgds_adu, rtol=0.1)
+    light = [
+        0.46 * np.sum(np.asarray(frames, np.float64) - 100.0 - np.asarray(bkgd))
+        for frames, bkgd in zip(
+            (first, second, single),
+            (*truth.bkgds_adu, single_truth.bkgds_adu),
+            strict=True,
+        )
+    ]
+    # Photon noise of some million photons, and the read noise of 60 000 pixels.
+    errors = np.sqrt(np.array(light) + 60_000 * (2.0 + 1.5**2)) / light[2]
+    shares = np.array(light[:2]) / light[2]
+    assert np.all(np.abs(shares - [0.6, 0.4]) < 4 * np.hypot(errors[:2], errors[2]))
+
+
+def test_other_backgrounds_and_cameras_are_not_compiled_again(monkeypatch):
+    # Python is run only while a function is traced.
+    traced = []
+    for part in blinking_molecules, uneven_field:
+
+        def counted(*args, part=part, **settings):
+            traced.append(part)
+            return part(*args, **settings)
+
+        monkeypatch.setattr(f"jaxbkgd._simulate.{part.__name__}", counted)
+
+    def simulate(step):
+        simulate_movie(
+            jax.random.key(step),
+            frame_count=2,
+            height_pix=5,
+            width_pix=6,
+            photons_per_frame=700.0 + step,
+            photons_spread=0.3 * step,
+            psf_sigma_pix=1.3 + 0.01 * step,
+            bkgd_photons=60 - step,
+            bkgd_contrast=0.2 * step,
+            bkgd_length_scale_pix=10.0 + step,
+            cell_contrast=0.5 * step,
+            haze_photons=10.0 + step,
+            haze_sigma_pix=15.0 + step,
+            bkgd_remaining=1.0 - 0.1 * step,
+            gain_electrons_per_adu=0.46 + step,
+            offset_adu=100 + step,
+            read_noise_electrons=1.5 * step,
+            em_gain=300.0 + step,
+            channel_shares=(0.6 - 0.1 * step, 0.4 + 0.1 * step),
+        )
+
+    for step in range(3):
+        simulate(step)
+    assert traced == [blinking_molecules, uneven_field]
+
+
 def test_frames_are_the_truth_seen_through_the_camera():
     gain = 0.46
     frames, truth = simulate_movie(
-        jax.random.key(9), bkgd_length_scale_pix=5.0, gain_electrons_per_adu=gain, **SMALL
+        jax.random.key(9),
+        photons_spread=0.5,
+        bkgd_length_scale_pix=5.0,
+        cell_contrast=0.5,
+        haze_photons=20.0,
+        bkgd_remaining=0.6,
+        gain_electrons_per_adu=gain,
+        **SMALL,
     )
     frame_count, height, width = frames.shape
     signal = np.zeros(frames.shape)
@@ -292,19 +499,25 @@ NUMBERS_ABOVE_ZERO = (
     "on_time_frames",
     "psf_sigma_pix",
     "bkgd_length_scale_pix",
+    "haze_sigma_pix",
+    "bkgd_remaining",
     "gain_electrons_per_adu",
 )
 NUMBERS_FROM_ZERO = (
     "molecules_per_frame",
     "photons_per_frame",
+    "photons_spread",
     "bkgd_photons",
     "bkgd_contrast",
+    "cell_contrast",
+    "haze_photons",
     "offset_adu",
     "read_noise_electrons",
 )
+NUMBERS = (*NUMBERS_ABOVE_ZERO, *NUMBERS_FROM_ZERO, "em_gain")
 
 
-@pytest.mark.parametrize("name", NUMBERS_ABOVE_ZERO + NUMBERS_FROM_ZERO)
+@pytest.mark.parametrize("name", NUMBERS)
 @pytest.mark.parametrize("value", [-1.0, math.nan, math.inf, -math.inf, 1e39, 2**130])
 def test_a_number_out_of_range_is_named(name, value):
     with pytest.raises(
@@ -316,8 +529,39 @@ def test_a_number_out_of_range_is_named(name, value):
 @pytest.mark.parametrize("name", NUMBERS_ABOVE_ZERO)
 @pytest.mark.parametrize("value", [0, 1e-60])
 def test_a_number_that_divides_must_not_vanish(name, value):
-    with pytest.raises(ValueError, match=rf"{name} is {value}, and must be positive"):
+    with pytest.raises(
+        ValueError, match=rf"{name} is {value}, and must be (positive|above 0)"
+    ):
         simulate_movie(jax.random.key(0), **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "rule"),
+    [
+        ("cell_contrast", 1.1, "from 0 to 1"),
+        ("bkgd_remaining", 1.1, "above 0, at most 1"),
+        ("em_gain", 0.5, "1 or more"),
+    ],
+)
+def test_a_share_above_one_or_a_gain_below_is_refused(name, value, rule):
+    with pytest.raises(ValueError, match=f"{name} is {value}, and must be {rule}"):
+        simulate_movie(jax.random.key(0), **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("shares", "error", "message"),
+    [
+        ((0.6, 0.5), ValueError, r"is \(0.6, 0.5\), and must add up to 1, not 1.1"),
+        ((), ValueError, "must add up to 1"),
+        ((1.5, -0.5), ValueError, r"channel_shares\[1\] is -0.5, and must be positive"),
+        ((1.0, 0.0), ValueError, r"channel_shares\[1\] is 0.0, and must be positive"),
+        (("1",), TypeError, r"channel_shares\[0\] is '1', and must be a real number"),
+        (2, TypeError, "channel_shares is 2, and must be a tuple or list"),
+    ],
+)
+def test_shares_that_are_none_are_refused(shares, error, message):
+    with pytest.raises(error, match=message):
+        unannotated_simulate_movie(jax.random.key(0), channel_shares=shares)
 
 
 @pytest.mark.parametrize("name", ["frame_count", "height_pix", "width_pix"])
@@ -334,7 +578,7 @@ def test_a_size_that_is_no_integer_is_refused(name, value):
         unannotated_simulate_movie(jax.random.key(0), **{name: value})
 
 
-@pytest.mark.parametrize("name", NUMBERS_ABOVE_ZERO + NUMBERS_FROM_ZERO)
+@pytest.mark.parametrize("name", NUMBERS)
 @pytest.mark.parametrize("value", ["3", None, True, 1j])
 def test_a_parameter_that_is_no_number_is_refused(name, value):
     with pytest.raises(TypeError, match=f"{name} is .*, and must be a real number"):
