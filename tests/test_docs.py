@@ -21,7 +21,7 @@ PAGES = sorted((ROOT / "docs" / "pages").glob("*.md"))
 FILES = sorted(
     path
     for pattern in (
-        *("*.md", "*.toml", ".gitignore"),
+        *("*.cff", "*.md", "*.toml", ".gitignore"),
         *(f"{tree}/**/*" for tree in (".ci", "docs", "examples", "jaxbkgd", "tests")),
     )
     for path in ROOT.glob(pattern)
@@ -92,6 +92,18 @@ def test_readme_has_two_commands_that_each_stand_alone():
         assert len(command) == 3
     assert demo[2] == [".venv/bin/jaxbkgd", "demo"]
     assert tests[2][:3] == [".venv/bin/python", "-m", "pytest"]
+
+
+def test_the_citation_has_the_version_of_the_package():
+    versions = [
+        re.findall(pattern, (ROOT / name).read_text(), re.M)
+        for name, pattern in {
+            "CITATION.cff": r"^version: (.+)$",
+            "pyproject.toml": r'^version = "(.+)"$',
+        }.items()
+    ]
+    assert len(versions[0]) == 1
+    assert versions[0] == versions[1]
 
 
 def test_the_tested_package_is_the_one_of_this_repository():
