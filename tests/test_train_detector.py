@@ -1,0 +1,182 @@
+"""The example of training: its loss, what it finds, its scores, and that it trains."""
+
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxbkgd
+
+
+sys.path.append(str(Path(__file__).parents[1] / "examples"))
+detector, train_detector = map(import_module, ("detector", "train_detector"))
+
+
+NOWHERE = -30.0  # a logit
+
+
+def prediction_of(places, size_pix=9, logit=0.0, std=0.3):
+    """One frame, in which the pixels of these places say that a molecule is exactly there,
+    with 400 photons."""
+    shape = (size_pix, size_pix)
+    logits = np.full(shape, NOWHERE, np.float32)
+    mean = np.zeros((3, *shape), np.float32)
+    for y_pix, x_pix in places:
+        pixel = round(y_pix), round(x_pix)
+        logits[pixel] = logit
+        mean[:, *pixel] = y_pix, x_pix, np.log(400.0)
+    stds = np.full_like(mean, std)
+    return detector.Prediction(*map(jnp.asarray, (logits[None], mean[None], stds[None])))
+
+
+def molecules_of(*places, photons=400.0):
+    y_pix, x_pix = np.array(places, np.float32).reshape(-1, 2).T
+    light = np.full_like(y_pix, photons)
+    is_on = np.ones_like(y_pix, bool)
+    return detector.Molecules(
+        *(jnp.asarray(row)[None] for row in (y_pix, x_pix, light, is_on))
+    )
+
+
+class TestLoss:
+    def test_is_minus_the_logarithm_of_the_likelihood_of_points(self):
+        place = (4.2, 3.9)
+        for logit, distance in ((0.0, 0.0), (2.0, 0.5)):
+            value = detector.loss(
+                prediction_of([place], logit=logit),
+                molecules_of((place[0] + distance, place[1])),
+            )
+            probability = 1 / (1 + np.exp(-logit))
+            # Three normal densities, of which one is off its centre.
+            density = (2 * np.pi) ** -1.5 * 0.3**-3 * np.exp(-((distance / 0.3) ** 2) / 2)
+            expected = probability - np.log(probability * density)
+            # The others say nothing but a little.
+            assert value == pytest.approx(expected, rel=1e-5)
+
+    def test_does_not_ask_for_what_is_outside_or_faint(self):
+        empty = prediction_of([])
+        faint = molecules_of((4, 4), photons=detector.LEAST_PHOTONS - 1)
+        for unseen in (molecules_of((-2, 4)), molecules_of((4, 9)), faint):
+            assert detector.loss(empty, unseen) == pytest.approx(0, abs=1e-6)
+        value, gradient = eqx.filter_value_and_grad(detector.loss)(
+            prediction_of([(4, 4)]), molecules_of((-2, 4))
+        )
+        assert jnp.isfinite(value)
+        assert all(jnp.all(jnp.isfinite(part)) for part in gradient)
+
+
+class TestFound:
+    def test_is_one_for_each_peak(self):
+        rows = detector.found(prediction_of([(2.3, 2.1), (6.0, 5.6)], logit=3.0))
+        np.testing.assert_allclose(rows.place_pix, [(2.3, 2.1), (6.0, 5.6)], rtol=1e-6)
+        np.testing.assert_allclose(rows.photons, 400, rtol=1e-5)
+        np.testing.assert_allclose(rows.score, 1 / (1 + np.exp(-3.0)), rtol=1e-6)
+
+    def test_neighbours_that_are_not_sure_add_up(self):
+        # Two pixels share a molecule between them.
+        prediction = prediction_of([(4.4, 4.0), (4.6, 4.0)], logit=-0.2)
+        rows = detector.found(prediction)
+        assert len(rows.frame) >= 1
+        assert rows.score[0] == pytest.approx(2 / (1 + np.exp(0.2)), rel=1e-5)
+        assert len(detector.found(prediction, least_score=0.95).frame) == 0
+
+
+class TestScores:
+    @staticmethod
+    def score(found_places, true_places):
+        places = np.array(found_places, float).reshape(-1, 2)
+        count = len(places)
+        rows = detector.Found(
+            np.zeros(count, int), places, np.full(count, 400.0), np.ones(count)
+        )
+        return detector.scored(rows, molecules_of(*true_places), (20, 20))
+
+    def test_count_pairs_within_250_nm(self):
+        score = self.score([(5, 5.3), (15, 15), (2, 12)], [(5, 5), (15, 17.4), (12, 4)])
+        assert score.recall == pytest.approx(2 / 3)
+        assert score.precision == pytest.approx(2 / 3)
+        assert score.jaccard == pytest.approx(2 / 4)
+        assert score.rmse_nm == pytest.approx(100 * np.sqrt((0.3**2 + 2.4**2) / 2))
+
+    def test_take_each_molecule_once_and_as_many_as_can_be(self):
+        assert self.score([(5, 5), (5, 5.5)], [(5, 5)]).precision == 0.5
+        # The nearest one for the first of them would leave none for the second.
+        assert self.score([(5, 5), (5, 7.4)], [(5, 5.1), (5, 3)]).recall == 1
+
+    def test_forgive_what_lies_outside(self):
+        score = self.score([(-0.4, 5), (10, 10)], [(-1.5, 5), (10, 10)])
+        assert score == pytest.approx((1, 1, 1, 0))
+
+
+def radii_after(steps, name, folder):
+    state = train_detector.trained(name, 0, steps, folder)
+    return np.asarray(state.radii), state
+
+
+def test_gradients_reach_the_radii_from_far_starts(tmp_path):
+    for start in (2, 25):
+        radii, _ = radii_after(4, f"r trained from {start} px", tmp_path)
+        assert np.all(np.isfinite(radii))
+        assert np.all(np.diff(radii[:, 0]) != 0)
+
+
+def test_frozen_radii_stay_and_nothing_else_changes(tmp_path):
+    radii, state = radii_after(4, "r = 7 px", tmp_path)
+    np.testing.assert_allclose(radii, 7.0, rtol=1e-6)
+    first = train_detector.first_state(train_detector.KINDS["r = 7 px"], 0, 4)
+    weights = [one.detector.layers[0].weight for one in (state, first)]
+    assert not np.allclose(*weights)
+    assert np.all(np.isfinite(state.losses))
+
+
+def test_a_training_that_was_interrupted_ends_as_if_it_had_not_been(tmp_path, monkeypatch):
+    monkeypatch.setattr(train_detector, "STEPS_PER_CHECKPOINT", 2)
+    name, kept = train_detector.TRAINED, []
+    simulated = train_detector.training_movies
+
+    def until_the_third(seed, step):
+        if step == 3:
+            raise KeyboardInterrupt
+        return simulated(seed, step)
+
+    for folder, is_interrupted in (("whole", False), ("parts", True)):
+        (tmp_path / folder).mkdir()
+        if is_interrupted:
+            with monkeypatch.context() as patch:
+                patch.setattr(train_detector, "training_movies", until_the_third)
+                with pytest.raises(KeyboardInterrupt):
+                    train_detector.trained(name, 0, 4, tmp_path / folder)
+        kept.append(train_detector.trained(name, 0, 4, tmp_path / folder))
+    whole, parts = (jax.tree.leaves(eqx.filter(state, eqx.is_array)) for state in kept)
+    for left, right in zip(whole, parts, strict=True):
+        np.testing.assert_array_equal(left, right)
+
+
+def test_it_writes_its_table_and_figure_and_measures_nothing_twice(tmp_path, monkeypatch):
+    monkeypatch.setattr(train_detector, "LONG_MOVIES", 1)
+    monkeypatch.setattr(train_detector, "LONG_FRAMES", 24)
+    names = ["r = 7 px", train_detector.TRAINED]
+    results = train_detector.main(tmp_path, names, [0], steps=4)
+    assert [result.background for result in results] == names
+    assert (tmp_path / "figures" / "train_detector.png").read_bytes().startswith(b"\x89PNG")
+    report = (tmp_path / "train_detector.md").read_text()
+    assert all(f"| {name} |" in report for name in names)
+    monkeypatch.setattr(train_detector, "trained", None)
+    assert len(train_detector.main(tmp_path, names, [0], steps=4)) == 2
+    with pytest.raises(SystemExit, match="give another folder"):
+        train_detector.main(tmp_path, names, [0], steps=5)
+
+
+def test_the_true_background_takes_the_estimators_place():
+    movie = train_detector.simulated(9, frame_count=2)
+    model = detector.Detector(jaxbkgd.SpatialMean(3.0), jax.random.key(0))
+    given = model(movie.frames, movie.background)
+    other = eqx.tree_at(lambda m: m.estimator, model, jaxbkgd.SpatialMean(9.0))
+    same = other(movie.frames, movie.background)
+    np.testing.assert_array_equal(given.logit, same.logit)
+    assert not np.allclose(model(movie.frames).logit, other(movie.frames).logit)
