@@ -475,14 +475,15 @@ class _Smoothing(eqx.Module):
         images: Shaped[Array, "*batch frames height width"],
         weights: Float[Array, "*batch frames height width"] | None,
         gaps: tuple[int, ...],
+        is_finite: bool = True,
     ) -> list[Float[Array, "*batch frames height width"]]:
         """For each gap the mean in which the frames that are nearer are replaced by those
         at that distance."""
         if weights is None:
-            sums = self._over_space(images)
+            sums = self._over_space(images, is_finite)
             totals = jnp.ones((images.shape[-3], 1, 1), self.radii.dtype)
             return [
-                _ratio(self.over_time(sums, gap), self.over_time(totals, gap))
+                _ratio(self.over_time(sums, gap, is_finite), self.over_time(totals, gap))
                 for gap in gaps
             ]
         # In one stack, so that there is one program to compile.
@@ -496,18 +497,18 @@ class _Smoothing(eqx.Module):
         ]
         return noise_factor(taps, "exact")
 
-    def _over_space(self, images):
+    def _over_space(self, images, is_finite=True):
         return separable_filter(
-            images, list(self.radii[1:]), self.kernels[1:3], is_finite=True
+            images, list(self.radii[1:]), self.kernels[1:3], is_finite=is_finite
         )
 
-    def over_time(self, images, gap=0):
+    def over_time(self, images, gap=0, is_finite=True):
         time = self.kernels.time
         # A repeated frame could be the one that is to be predicted.
         is_repeated = self.edge_frames == "repeated" and not gap
         edges = "repeated" if is_repeated else "empty"
         kernel = GapKernel(time, gap) if gap else time
-        return temporal_filter(images, self.radii[0], kernel, edges, is_finite=True)
+        return temporal_filter(images, self.radii[0], kernel, edges, is_finite=is_finite)
 
 
 @eqx.filter_jit
@@ -539,7 +540,15 @@ def _estimated(
         weights = jnp.broadcast_to(weights, frames.shape)
         # Whatever stands there.
         frames = jnp.where(weights > 0, frames, 0).astype(dtype)
-    # Filtered, what is not finite would spread further than it has to.
+    correction = smoothing.noise_correction()
+    if clip is None and weights is None:
+        # The filter itself sees to what is not finite, for less.
+        bkgds = [
+            jnp.where(jnp.isfinite(bkgd), bkgd, jnp.nan).reshape(shape)
+            for bkgd in smoothing.means(frames, None, gaps, is_finite=False)
+        ]
+        return Background(bkgds[0] if len(gaps) == 1 else jnp.stack(bkgds), correction)
+    # Weighted, what is not finite would spread further than it has to.
     is_number = jnp.isfinite(frames)
     frames = jnp.where(is_number, frames, 0)
     if clip is None:
@@ -559,9 +568,7 @@ def _estimated(
         bkgds = [jnp.where(is_empty, jnp.nan, bkgd) for bkgd in bkgds]
     spread = _spread(lax.stop_gradient(smoothing), clip, ~is_number, dtype)
     bkgds = [jnp.where(spread, jnp.nan, bkgd).reshape(shape) for bkgd in bkgds]
-    return Background(
-        bkgds[0] if len(gaps) == 1 else jnp.stack(bkgds), smoothing.noise_correction()
-    )
+    return Background(bkgds[0] if len(gaps) == 1 else jnp.stack(bkgds), correction)
 
 
 def _spread(
