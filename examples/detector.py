@@ -18,7 +18,8 @@ import jaxbkgd
 
 
 GAIN_ELECTRONS_PER_ADU = 0.46
-# Molecules fainter than this in a frame need not be found, and are no error if they are.
+# Molecules fainter than this in a frame need not be found, and are no error of a score if
+# they are. The loss knows nothing of them.
 LEAST_PHOTONS = 100.0
 # The usual tolerance of challenges, 250 nm, in pixels of 100 nm.
 TOLERANCE_PIX, PIXEL_NM = 2.5, 100.0
@@ -169,7 +170,12 @@ def found(prediction: Prediction, least_score: float = 0.5) -> Found:
         )
 
     score = over_neighbours(0.0, jax.lax.add)
+    # Of equal neighbours, the first in the frame is the peak.
+    order = np.arange(probability[0].size, 0, -1).reshape(probability.shape[1:])
     is_peak = np.asarray(probability) == over_neighbours(0.0, jax.lax.max)
+    ranks = jnp.asarray(is_peak * order, jnp.float32)
+    padded = jax.lax.reduce_window(ranks, 0.0, jax.lax.max, around, (1, 1, 1), padding)
+    is_peak &= np.asarray(ranks == padded)
     frame, row, column = np.nonzero(is_peak & (score >= least_score))
     y_pix, x_pix, log_photons = np.asarray(prediction.mean)[frame, :, row, column].T
     place_pix = np.stack([y_pix, x_pix], 1)

@@ -53,8 +53,9 @@ class Background(eqx.Module):
         `ValueError` for a gain that is not positive and finite.
         """
         for gain in jax.tree.leaves(gains):
-            is_known = not isinstance(gain, Tracer)
-            if is_known and not np.all((np.asarray(gain) > 0) & np.isfinite(gain)):
+            # A map may have dead pixels, where the ratio is not finite.
+            is_known = not isinstance(gain, Tracer) and np.ndim(gain) == 0
+            if is_known and not 0 < gain < np.inf:
                 raise ValueError(
                     f"gains must be positive and finite, in electrons per ADU, but one is "
                     f"{gain!r}."

@@ -236,9 +236,9 @@ class LocalMean(AbstractEstimator):
 
         A [`jaxbkgd.Background`][] with the structure of `channels`, float64 for float64
         frames and float32 for all others. Pixels that are left out have a background, too.
-        It is NaN where the weights under the kernel add up to less than a millionth; frames
-        count as left out where noise is to be measured, and each pixel of theirs and of
-        those around them is next to one that is left out. The
+        It is NaN where the weights under the kernel add up to less than a millionth. Frames
+        in which, as in those around them, each pixel is next to one that is left out have
+        no noise to be measured, and count as left out. The
         noise corrections hold away from the first and last frames and from pixels that are
         left out.
 
@@ -264,7 +264,8 @@ class LocalMean(AbstractEstimator):
         distance on either side, all else being equal; in the second one, by those one
         frame farther away, which the first one's difference from the background has not
         seen either. At the ends of the movie there is one side only, whatever `edge_frames`
-        is. The clip gets no gradient.
+        is. With a clip, the frame counts in the weights of others, a little. The clip gets
+        no gradient.
 
         **Arguments:**
 
@@ -281,6 +282,7 @@ class LocalMean(AbstractEstimator):
         """
         frames = jax.tree.leaves(map_channels(as_frames, channels))
         count = min(stack.shape[-3] if stack.ndim > 2 else 1 for stack in frames)
+        gap_frames = operator.index(gap_frames)
         if not 1 <= gap_frames <= (count - 2) // 2:
             raise ValueError(
                 f"A gap of {gap_frames} frames needs at least {2 * gap_frames + 2} frames, "
@@ -526,6 +528,7 @@ def _estimated(
     if frames.ndim == 2:
         frames = frames[None]
     dtype = jnp.float64 if frames.dtype == jnp.float64 else jnp.float32
+    skips_nan = skips_nan and jnp.issubdtype(frames.dtype, jnp.floating)
     if clip is not None or jnp.issubdtype(frames.dtype, jnp.floating):
         # The filter converts other integers, a frame at a time.
         frames = frames.astype(dtype)
@@ -533,7 +536,7 @@ def _estimated(
     clip = jax.tree.map(lambda parameters: parameters.astype(dtype), clip)
     if weights is not None:
         weights = weights.astype(dtype)
-    if skips_nan and jnp.issubdtype(frames.dtype, jnp.floating):
+    if skips_nan:
         is_finite = jnp.isfinite(frames).astype(dtype)
         weights = is_finite if weights is None else weights * is_finite
     if weights is not None:
@@ -744,7 +747,9 @@ def _checked_weights(
             "width), for each frame, (frames, 1, 1), or for both, to go with frames of "
             f"shape {frames.shape}."
         )
-    if not is_traced(weights) and not jnp.all((weights >= 0) & (weights < jnp.inf)):
+    # In NumPy: within a trace, JAX would trace the comparison of known weights, too.
+    known_weights = np.ones(1) if is_traced(weights) else np.asarray(weights)
+    if not np.all((known_weights >= 0) & (known_weights < np.inf)):
         raise ValueError(
             "weights must be zero or positive, and finite, but some are not; give 0 for "
             "what is to be left out."

@@ -221,7 +221,7 @@ class TestBadInput:
 
     def test_gains_that_are_none(self):
         background = SpatialMean(2.0)([STACK, OTHER])
-        for gains in (0.0, -1.0, [1.0, np.nan]):
+        for gains in (0.0, -1.0, [1.0, np.nan], np.float64(0)):
             with pytest.raises(ValueError, match="gains must be positive and finite"):
                 background.snr([STACK, OTHER], gains)
 

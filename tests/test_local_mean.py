@@ -312,6 +312,11 @@ class TestWeights:
                 reference_local_mean(FRAMES, RADII, None, values),
             )
 
+    def test_that_are_known_may_be_used_in_a_function_that_is_traced(self):
+        weights = jnp.asarray(MASK)
+        got = jax.jit(lambda frames: MODULES["linear"](frames, weights).bkgds)(FRAMES)
+        close(got, MODULES["linear"](FRAMES, MASK).bkgds)
+
     def test_are_given_for_each_channel(self):
         lost = np.ones((8, 1, 1), bool)
         lost[3] = False
