@@ -203,8 +203,9 @@ def test_molecules_differ_in_brightness_as_asked_and_keep_it_for_life():
     error = math.sqrt((5.4 + 2) / first.size) / 2
     assert abs(first.std() / photons / spread - 1) < 4 * error
     log_spread = math.sqrt(math.log1p(spread**2))
-    test = stats.kstest(np.log(first / photons), "norm", (-(log_spread**2) / 2, log_spread))
-    assert test.pvalue > 1e-4
+    logs = np.log(first / photons)
+    # SciPy 1.18 no longer passes on a mean and a deviation.
+    assert stats.kstest(logs / log_spread + log_spread / 2, "norm").pvalue > 1e-4
 
 
 def test_molecules_outside_make_the_border_as_bright_as_the_middle():
