@@ -238,9 +238,8 @@ class LocalMean(AbstractEstimator):
         frames and float32 for all others. Pixels that are left out have a background, too.
         It is NaN where the weights under the kernel add up to less than a millionth. Frames
         in which, as in those around them, each pixel is next to one that is left out have
-        no noise to be measured, and count as left out. The
-        noise corrections hold away from the first and last frames and from pixels that are
-        left out.
+        no noise to be measured, and count as left out. The noise corrections hold away from
+        the first and last frames and from pixels that are left out.
 
         **Raises:**
 
@@ -545,7 +544,7 @@ def _estimated(
         frames = jnp.where(weights > 0, frames, 0).astype(dtype)
     correction = smoothing.noise_correction()
     if clip is None and weights is None:
-        # The filter itself sees to what is not finite, for less.
+        # The filter itself sees to what is not finite, a piece at a time.
         bkgds = [
             jnp.where(jnp.isfinite(bkgd), bkgd, jnp.nan).reshape(shape)
             for bkgd in smoothing.means(frames, None, gaps, is_finite=False)

@@ -81,9 +81,9 @@ class FramePairLoss(eqx.Module):
     An estimator that sees many frames has seen the later one too. Of such a one, as
     [`jaxbkgd.LocalMean`][], a frame is compared with what its method `predicted` makes of
     the frames that are at least `lag` away, and the background is taken to be steady over
-    about the lag. If it clips molecules, they are clipped in what
-    it is compared with, too, so that they do not count as background; threshold and
-    softness are not learned, since what is clipped is not compared.
+    about the lag. If it clips molecules, they are clipped in what it is compared with, too,
+    so that they do not count as background; threshold and softness are not learned, since
+    what is clipped is not compared.
 
     **Arguments:**
 

@@ -933,6 +933,26 @@ def test_a_calibration_is_for_as_many_channels_as_it_has(folder):
     _assert_one_line(result, "radii.json: has 3 channels, but there are 2 channels")
 
 
+@pytest.mark.parametrize(
+    ("is_at_bound", "is_fault"),
+    [([True, False, False], False), ([False, True, True], True)],
+)
+def test_a_radius_in_time_at_its_bound_is_no_fault(is_at_bound, is_fault, folder):
+    np.save("movie.npy", _frames())
+    fields = json.loads(LocalMean(2.0, 1.0, clip=None).to_json())
+    about = {"is_converged": True, "is_at_bound": [is_at_bound]}
+    Path("radii.json").write_text(json.dumps(fields | {"calibration": about}))
+    result = _done(f"{ESTIMATE} --calibration radii.json")
+    assert ("a radius is at its bound" in result.stderr) == is_fault
+
+
+@pytest.mark.parametrize("option", ["--clip 3", "--max-radius-frames 30"])
+def test_options_of_a_mean_over_time_need_a_radius_in_time(option, folder):
+    np.save("movie.npy", _frames())
+    result = _run(f"calibrate movie.npy {option}")
+    _assert_one_line(result, f"{option}: .*--radius-frames")
+
+
 def test_a_module_with_one_row_of_radii_needs_no_channel(folder):
     module = SpatialMean((3.5, 10.0))
     Path("radii.json").write_text(module.to_json())

@@ -391,6 +391,7 @@ class TestWeights:
 
     def test_whole_numbers_beyond_32_bits_do_not_wrap(self):
         weights = np.full(SHAPE, 2**40)
+        # Some float32 roundings of sums and their quotient.
         np.testing.assert_allclose(
             local_mean()(FRAMES, weights).bkgds, local_mean()(FRAMES).bkgds, rtol=1e-5
         )

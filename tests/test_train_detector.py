@@ -49,6 +49,7 @@ def test_backgrounds_bleach_as_fast_in_short_movies_as_in_long_ones():
         movie = train_detector.simulated(7, frame_count=frame_count)
         bkgds = np.asarray(movie.background.bkgds)
         levels.append(bkgds[1] / bkgds[0])
+    # float32.
     np.testing.assert_allclose(*levels, rtol=1e-5)
 
 
@@ -64,7 +65,7 @@ class TestLoss:
             # Three normal densities, of which one is off its centre.
             density = (2 * np.pi) ** -1.5 * 0.3**-3 * np.exp(-((distance / 0.3) ** 2) / 2)
             expected = probability - np.log(probability * density)
-            # The others say nothing but a little.
+            # Some float32 roundings; what the other pixels say is less.
             assert value == pytest.approx(expected, rel=1e-5)
 
     def test_does_not_ask_for_what_is_outside_or_faint(self):
