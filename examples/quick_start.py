@@ -27,7 +27,7 @@ mean, true_mean = background.bkgds.mean(), truth.bkgds_adu.mean()
 print(f"background        {mean:.1f} ADU (true {true_mean:.1f})")
 print(f"noise correction  {noise_correction:.3f}")
 
-figure = Figure((9, 3), layout="constrained")
+figure = Figure((9, 3), dpi=80, layout="constrained")
 panels = {
     "frame (ADU)": frames[0],
     "background (ADU)": background.bkgds[0],

@@ -75,6 +75,43 @@ def test_the_example_of_calibration_comes_to_the_same_radii_from_all_starts(
     assert (tmp_path / "calibrate.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_example_of_a_whole_movie_writes_what_the_estimator_gives(tmp_path: Path):
+    example = runpy.run_path(str(ROOT / "examples" / "whole_movie.py"))
+    # The second time, from the movie that there is, in the place of what there was.
+    example["main"](tmp_path, frame_count=20, size_pix=48)
+    summaries = example["main"](tmp_path, frame_count=20, size_pix=48)
+    assert [summary.frames for summary in summaries.values()] == [20, 20]
+    assert (tmp_path / "whole_movie.png").read_bytes().startswith(b"\x89PNG")
+    movie, bkgds, snr = (
+        jaxbkgd.open_movie(tmp_path / name).channels[0][:]
+        for name in ("movie.tif", "background.ome.tif", "snr.ome.tif")
+    )
+    (factor,) = summaries["snr"].noise_corrections
+    expected = jaxbkgd.snr(movie - 100.0 - bkgds, bkgds, factor, 0.46)
+    # Some roundings of float32, of residuals that are smaller than what they are left of.
+    np.testing.assert_allclose(snr, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_example_from_smlmlp_has_the_pipeline_and_what_is_better(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(tmp_path)
+    example = runpy.run_path(str(ROOT / "examples" / "from_smlmlp.py"))
+    backgrounds = example["main"](size_pix=48, frame_count=60)
+    theirs, exact, _ = backgrounds.values()
+    # The truncation of the kernel is what differs.
+    np.testing.assert_allclose(theirs.bkgds[0], exact.bkgds[0], rtol=0.01)
+    assert theirs.noise_corrections[0] < 0.9 < exact.noise_corrections[0] < 1
+    errors = [
+        float(line.removeprefix(name).split()[0])
+        for line in capsys.readouterr().out.splitlines()
+        for name in backgrounds
+        if line.startswith(name)
+    ]
+    assert errors[2] < errors[0] / 2
+    assert (tmp_path / "from_smlmlp.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_readme_has_two_commands_that_each_stand_alone():
     lines = [
         line
