@@ -6,9 +6,9 @@ import re
 from latex2mathml.converter import convert
 
 
-# What pymdownx.arithmatex makes of $formula$ and $$formula$$.
+# What pymdownx.arithmatex makes of $formula$ and $$formula$$, and the marks behind it.
 _FORMULA = re.compile(
-    r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', flags=re.DOTALL
+    r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>([.,:;)]*)', flags=re.DOTALL
 )
 
 
@@ -17,6 +17,8 @@ def on_page_content(content: str, **_: object) -> str:
 
 
 def _as_mathml(formula: re.Match[str]) -> str:
-    tag, latex = formula.groups()
+    tag, latex, marks = formula.groups()
     display = "inline" if tag == "span" else "block"
-    return convert(html.unescape(latex).strip(), display=display)
+    mathml = convert(html.unescape(latex).strip(), display=display)
+    # style.css keeps a line from ending between the two.
+    return f'<{tag} class="formula">{mathml}{marks}</{tag}>'

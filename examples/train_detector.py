@@ -9,7 +9,7 @@ needed, each with an uneven background of its own. Backgrounds that are fixed, c
 or true are trained with for comparison: the same number of steps, on the same movies, from
 the same network.
 
-By default radii are trained from 7 px, which takes some minutes on two cores. What is
+By default radii are trained from 7 px, which takes two minutes on two cores. What is
 measured is kept in FOLDER, and not measured again: with `--backgrounds all --seeds 0 1 2`,
 the table. A training that was interrupted goes on from its last checkpoint. It writes
 train_detector.json and .md, and to the subfolder `figures` train_detector.png. It needs the
@@ -55,7 +55,7 @@ MAX_RADIUS_PIX, MAX_RADIUS_FRAMES = 30.0, 20.0
 OFFSET_ADU = 100.0
 
 # Radii are logarithms of a kind, and may be moved faster than weights.
-WEIGHT_RATE, RADIUS_RATE = 5e-3, 3e-2
+WEIGHT_RATE, RADIUS_RATE = 5e-3, 0.2
 STEPS_PER_CHECKPOINT = 100
 SCORES = np.linspace(0.05, 0.95, 10)
 
@@ -353,7 +353,7 @@ def write(results: Sequence[Result], state: State, name: str, folder: Path) -> N
 
 def draw(results: Sequence[Result], state: State, name: str, path: Path) -> None:
     """A frame with what was found, radii over training, and precision over recall."""
-    figure = Figure((11, 3.6), dpi=85, layout="constrained")
+    figure = Figure((11, 3.6), dpi=75, layout="constrained")
     frame_axes, radius_axes, curve_axes = figure.subplots(1, 3, width_ratios=[1, 1, 1.1])
 
     movie = simulated(2, 0, 0, frame_count=LONG_FRAMES)
@@ -404,13 +404,16 @@ def main(
     if any(result.steps != steps for result in results):
         raise SystemExit(f"{path} is of trainings of other lengths; give another folder.")
     done = {(result.background, result.seed) for result in results}
+    shown: tuple[State, str] | None = None
     for seed in seeds:
         for name in names:
             if (name, seed) in done:
                 continue
             state = trained(name, seed, steps, folder)
             results.append(result_of(name, seed, state))
-            write(results, state, name, folder)
+            if shown is None or KINDS[name].is_trained:
+                shown = state, name
+            write(results, *shown, folder)
             print(name, f"seed {seed}", results[-1].score, flush=True)
     print("", table(results), sep="\n", end="")
     return results
