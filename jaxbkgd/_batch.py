@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Shaped
 
-from ._estimator import AbstractEstimator, as_frames
+from ._estimator import AbstractEstimator, as_frames, checked_frames
 from ._journal import Journal
 from ._movies import ArrayMovie, Box, Channel, Movie, MovieError, one_line, open_movie
 from ._progress import progress_bar
@@ -256,7 +256,10 @@ class _Job(contextlib.AbstractContextManager):
         self._weights = weights
         self._halo_frames = fast.halo_frames
         self._chunk_frames = chunk_frames
-        self._settings = _settings(channels, weights, estimator, wanted, chunk_frames)
+        # Asked for by files alone, since all of an array has to be read for them.
+        self._settings = ft.cache(
+            lambda: _settings(channels, weights, estimator, wanted, chunk_frames)
+        )
         self._estimate = ft.partial(estimated, channels[0].movie.name, fast)
         self._wanted = wanted
         self._sinks: dict[Sink | ArraySink, list[int]] = {}
@@ -273,13 +276,14 @@ class _Job(contextlib.AbstractContextManager):
         """Open the sink of each group of channels: one that an earlier job with these
         settings has left, or a new one."""
         for target, group in targets:
-            layout = _layout([self._channels[index] for index in group], self._settings)
+            of_sink = [self._channels[index] for index in group]
+            layout = _layout(of_sink, self._wanted.dtype, self._chunk_frames)
             self._sinks[open_sink(target, layout, overwrite=overwrite)] = group
         committed = [sink for sink in self._sinks if resume and sink.is_committed]
         for sink, group in list(self._sinks.items()):
-            settings = self._settings | {"channels": group}
             is_begun = resume and (sink.is_begun or sink.is_committed)
-            if is_begun and (names := _difference(sink.journal.settings or {}, settings)):
+            before = sink.journal.settings or {}
+            if is_begun and (names := _difference(before, self._settings_of(group))):
                 raise MovieError(
                     f"{sink.journal.path}: was begun with other settings ({names}); give "
                     "the same again, or begin anew (resume=False, in the command line "
@@ -295,8 +299,12 @@ class _Job(contextlib.AbstractContextManager):
                 sink.resume()
             else:
                 self._new_sinks.add(sink)
-                sink.begin(self._settings | {"channels": group})
+                if isinstance(sink, Sink):
+                    sink.begin(self._settings_of(group))
         self._can_go_on = True
+
+    def _settings_of(self, group: list[int]) -> dict[str, Any]:
+        return self._settings() | {"channels": group}
 
     def todo(self) -> Iterator[Window]:
         """The windows that a sink lacks."""
@@ -412,7 +420,9 @@ def estimate_window(
         or wanted.output == "snr"
         or any(jnp.issubdtype(stack.dtype, jnp.floating) for stack in stacks)
     ):
-        finite = [jnp.isfinite(image).all((-2, -1)) for image in images]
+        # Sums of lines, since XLA's `all` over a frame is several times slower.
+        sums = [jnp.sum(image * 0, -1) for image in images]
+        finite = [jnp.isfinite(lines).all(-1) for lines in sums]
         is_finite = jnp.stack(finite).all(0)
     if wanted.dtype == "uint16":
         rounded = [jnp.round(image) for image in images]
@@ -449,9 +459,9 @@ def estimated(
     try:
         images, *flags = estimate_window(
             estimator,
-            [as_frames(chunk) for chunk in chunks],
+            [checked_frames(chunk) for chunk in chunks],
             wanted,
-            [None if each is None else as_frames(each) for each in weights],
+            [None if each is None else checked_frames(each) for each in weights],
         )
         images = [np.asarray(image)[kept] for image in images]
         is_finite, is_clipped = (
@@ -645,14 +655,14 @@ def _difference(before: dict[str, Any], now: dict[str, Any]) -> str:
     return "; ".join(said)
 
 
-def _layout(channels: Sequence[Channel], settings: dict[str, Any]) -> Layout:
+def _layout(channels: Sequence[Channel], dtype: Dtype, chunk_frames: int) -> Layout:
     """Of the channels of one sink, which are of one size."""
     frames, height, width = channels[0].shape
     movie = channels[0].movie
     return Layout(
         (frames, len(channels), height, width),
-        np.dtype(settings["dtype"]),
-        settings["chunk_frames"],
+        np.dtype(dtype),
+        chunk_frames,
         movie.pixel_size_um,
         movie.frame_interval_s,
     )
@@ -831,7 +841,7 @@ def _on_threads(
 
 
 def map_frames(
-    function: Callable[[Array], Array],
+    function: Callable[[Any], Array],
     frames: Shaped[np.ndarray, "..."],
     out: Float[np.ndarray, "..."] | None = None,
     *,
@@ -883,7 +893,7 @@ def map_frames(
         count = len(chunk)
         if count < chunk_frames:
             chunk = np.pad(chunk, ((0, chunk_frames - count), (0, 0), (0, 0)))
-        result = np.asarray(function(as_frames(chunk)))
+        result = np.asarray(function(checked_frames(chunk)))
         if result.shape != chunk.shape:
             raise ValueError(
                 f"The function must keep the shape {chunk.shape} of its chunk, but gave "

@@ -125,6 +125,12 @@ def snr(
 
 def as_frames(channel: Any) -> Shaped[Array, "*batch height width"]:
     """The frames of one channel as a JAX array of a real dtype that can hold them."""
+    return jnp.asarray(checked_frames(channel))
+
+
+def checked_frames(channel: Any) -> Shaped[Array | np.ndarray, "*batch height width"]:
+    """The same, but frames of NumPy stay there, for a compiled function to read them in
+    place. They must not be written to before it is done."""
     if isinstance(channel, np.ma.MaskedArray):
         raise TypeError(
             "frames must not be a masked array, whose mask would be lost; fill it, for "
@@ -147,7 +153,7 @@ def as_frames(channel: Any) -> Shaped[Array, "*batch height width"]:
         )
     if isinstance(frames, np.ndarray):
         frames = frames.astype(_holding_dtype(frames.dtype), copy=False)
-    return jnp.asarray(frames)
+    return frames
 
 
 def _holding_dtype(dtype: np.dtype) -> np.dtype:

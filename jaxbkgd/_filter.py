@@ -208,10 +208,15 @@ def _filter_in_pieces(frames, *radii, outputs, edges, is_finite=False):
             start = jnp.minimum(strip * lines, height - lines)
             if lines == height:
                 finite = _finite(frame) if must_spread else frame
-                filter_y = ft.partial(_filter_axis, finite, axis=-2)
+                filter_y = ft.partial(_filter_axis, finite, edges=edges, axis=-2)
             else:
                 filter_y = ft.partial(
-                    _filter_strip, frame, start=start, count=lines, must_clean=must_spread
+                    _filter_strip,
+                    frame,
+                    edges=edges,
+                    start=start,
+                    count=lines,
+                    must_clean=must_spread,
                 )
             filtered = _filter_axes(filter_y, rows, outputs, edges)
             return [
@@ -252,7 +257,7 @@ def _filter_at_once(frames, *radii, outputs, edges, is_finite=False):
     rows = _all_rows(outputs, radii, frames.shape[-2:], edges)
 
     def filter_finite(frames):
-        filter_y = ft.partial(_filter_axis, frames, axis=-2)
+        filter_y = ft.partial(_filter_axis, frames, edges=edges, axis=-2)
         return _filter_axes(filter_y, rows, outputs, edges)
 
     if is_finite or not _must_spread(frames, rows):
@@ -307,27 +312,29 @@ def _all_rows(outputs, radii, shape, edges) -> dict[tuple[int, Kernel], _Row]:
 
 def _filter_axes(filter_y, rows, outputs, edges):
     """Filters along y, then x if it has a kernel. Images with the same kernel along y share
-    that pass."""
-    images = {
-        kernel: lax.optimization_barrier(filter_y(row=rows[0, kernel], edges=edges))
-        for kernel in dict.fromkeys(kernels[0] for kernels in outputs)
-    }
-    return [
-        ft.reduce(
-            lambda image, kernel: _filter_axis(image, rows[1, kernel], edges, axis=-1),
-            kernels[1:],
-            images[kernels[0]],
-        )
-        for kernels in outputs
-    ]
+    that pass, and those of one pass are filtered together."""
+    wanted: dict[Kernel, list[Kernel]] = {}
+    for first, *others in outputs:
+        wanted.setdefault(first, []).extend(others)
+    filtered = filter_y([rows[0, first] for first in wanted])
+    images = {}
+    for (first, others), image in zip(wanted.items(), filtered, strict=True):
+        images[first,] = image
+        if others:
+            lines = _filter_axis(image, [rows[1, other] for other in others], edges, -1)
+            images |= {
+                (first, other): line for other, line in zip(others, lines, strict=True)
+            }
+    return [images[kernels] for kernels in outputs]
 
 
-def _filter_strip(frame, row, edges, start, count, must_clean):
-    """The lines from `start` of the frame filtered along y."""
-    height, half_width = frame.shape[0], row.taps.size - 1
+def _filter_strip(frame, rows, edges, start, count, must_clean):
+    """The lines from `start` of the frame filtered along y, by each row."""
+    height, dtype = frame.shape[0], rows[0].taps.dtype
+    half_width = rows[0].taps.size - 1
     lines = start - half_width + jnp.arange(count + 2 * half_width)
     padded = frame.at[jnp.clip(lines, 0, height - 1)].get(mode="promise_in_bounds")
-    padded = padded.astype(row.taps.dtype)
+    padded = padded.astype(dtype)
     if must_clean:
         padded = _finite(padded)
     if edges != "repeated":
@@ -336,22 +343,30 @@ def _filter_strip(frame, row, edges, start, count, must_clean):
     # Lines whose pitch is a power of two would compete for the same places in the cache:
     # 16 floats, a line of the cache, keep them apart.
     padded = lax.optimization_barrier(jnp.pad(padded, ((0, 0), (0, 16))))
-    filtered = _correlate(padded, row, count, axis=-2)[:, : frame.shape[1]]
+    images = _correlate(padded, rows, count, axis=-2)
+    images = [image[:, : frame.shape[1]] for image in images]
     if edges != "folded":
-        return filtered
-    frame = _finite(frame) if must_clean else frame
-    return _fold_edges(filtered, frame.astype(row.taps.dtype), row.taps, -2, start)
+        return images
+    frame = (_finite(frame) if must_clean else frame).astype(dtype)
+    return [
+        _fold_edges(image, frame, row.taps, -2, start)
+        for image, row in zip(images, rows, strict=True)
+    ]
 
 
-def _filter_axis(image, row, edges, axis):
-    image = image.astype(row.taps.dtype)
-    half_width = row.taps.size - 1
+def _filter_axis(image, rows, edges, axis):
+    """The image filtered along the axis, by each row."""
+    image = image.astype(rows[0].taps.dtype)
+    half_width = rows[0].taps.size - 1
     mode = "edge" if edges == "repeated" else "constant"
     padded = lax.optimization_barrier(_pad(image, (half_width, half_width), axis, mode))
-    filtered = _correlate(padded, row, image.shape[axis], axis)
+    filtered = _correlate(padded, rows, image.shape[axis], axis)
     if edges != "folded":
         return filtered
-    return _fold_edges(filtered, image, row.taps, axis)
+    return [
+        _fold_edges(one, image, row.taps, axis)
+        for one, row in zip(filtered, rows, strict=True)
+    ]
 
 
 def _pad(image, widths, axis, mode="constant"):
@@ -395,36 +410,56 @@ _MOST_SHIFTS, _SHIFT_GROUP = 32, 16
 _BAND_PIXELS = 64  # what one product of the banded engine gives
 
 
-def _correlate(padded, row, count, axis):
-    if row.bands is None:
-        return _sum_of_shifts(padded, row.taps, count, axis)
-    return _banded_products(padded, row, count, axis)
+def _correlate(padded, rows, count, axis):
+    """An image for each row; rows of one axis have as many taps."""
+    if rows[0].bands is not None:
+        return [_banded_products(padded, row, count, axis) for row in rows]
+    images = []
+    for first in range(0, len(rows), 2):
+        taps = [row.taps for row in rows[first : first + 2]]
+        total = _sum_of_shifts(padded, taps, count, axis)
+        if len(taps) == 2:
+            total = lax.optimization_barrier(total)
+            images += [jnp.real(total), jnp.imag(total)]
+        else:
+            images.append(lax.optimization_barrier(total) if axis == -2 else total)
+    return images
 
 
-def _sum_of_shifts(padded, taps, count, axis):
-    centre = taps.size - 1
+def _sum_of_shifts(padded, rows, count, axis):
+    """Those of two rows are the real and the imaginary part of one image: XLA's programs on
+    CPU have one result each, and so both are made from the same loads."""
+    centre = rows[0].size - 1
     grouped = centre // _SHIFT_GROUP * _SHIFT_GROUP if centre > _MOST_SHIFTS else 0
 
-    def pairs(left, right, taps):
+    def joined(terms):
+        return lax.complex(*terms) if len(terms) == 2 else terms[0]
+
+    def pairs(left, right, rows):
         # From the outside in, small terms first. A tap serves both of its sides.
-        total = 0
-        for start in range(taps.size - 1, -1, -1):
-            index = taps.size - 1 - start
+        totals = [0] * len(rows)
+        for start in range(rows[0].size - 1, -1, -1):
+            index = rows[0].size - 1 - start
             outer = lax.slice_in_dim(left, index, index + count, axis=axis)
             inner = lax.slice_in_dim(right, start, start + count, axis=axis)
-            total += taps[start] * (outer + inner)
-        return total
+            both = outer + inner
+            totals = [
+                total + taps[start] * both for total, taps in zip(totals, rows, strict=True)
+            ]
+        return joined(totals)
 
     def add_group(group, total):
         first, size = group * _SHIFT_GROUP, count + _SHIFT_GROUP - 1
         nearest = centre - first - _SHIFT_GROUP + 1
         left = lax.dynamic_slice_in_dim(padded, first, size, axis)
         right = lax.dynamic_slice_in_dim(padded, centre + nearest, size, axis)
-        return total + pairs(
-            left, right, lax.dynamic_slice_in_dim(taps, nearest, _SHIFT_GROUP)
-        )
+        near = [lax.dynamic_slice_in_dim(taps, nearest, _SHIFT_GROUP) for taps in rows]
+        return total + pairs(left, right, near)
 
-    middle = taps[0] * lax.slice_in_dim(padded, centre, centre + count, axis=axis)
+    middle = lax.slice_in_dim(padded, centre, centre + count, axis=axis)
+    middle = joined([taps[0] * middle for taps in rows])
+    if not centre:
+        return middle
     total = 0
     if grouped:
         total = lax.fori_loop(0, grouped // _SHIFT_GROUP, add_group, jnp.zeros_like(middle))
@@ -435,7 +470,8 @@ def _sum_of_shifts(padded, taps, count, axis):
         2 * centre - grouped + count,
         axis=axis,
     )
-    return total + pairs(left, right, taps[1 : centre - grouped + 1]) + middle
+    near = [taps[1 : centre - grouped + 1] for taps in rows]
+    return total + (pairs(left, right, near) if near[0].size else 0) + middle
 
 
 def _bands(taps):
@@ -529,10 +565,16 @@ def _box_sum(values, distance, most, axis):
     # A box so large has had all pixels for long, and more is more of the edges.
     most = min(most, 8 * size)
     distance = jnp.minimum(distance, most)
-    padded = _pad(values, (most + 1, most), axis, "edge")
-    # Not `cumsum`, which is a loop on GPU.
-    total = lax.associative_scan(jnp.add, padded, axis=axis % padded.ndim)
-    last = lax.dynamic_slice_in_dim(total, most + 1 + distance, size, axis=axis)
-    first = lax.dynamic_slice_in_dim(total, most - distance, size, axis=axis)
     # A kernel without taps, as the derivative of a single one, reads nothing.
-    return jnp.where(distance < 0, 0, last - first)
+    count, first = jnp.maximum(2 * distance + 1, 0), most - distance
+    sums = _pad(values, (most, most), axis, "edge")
+    total = jnp.zeros_like(values)
+    # Sums of 1, 2, 4, ... pixels, of which the binary digits of the count tell which are
+    # added. Neither a loop nor `cumsum`, which is one on GPU.
+    for power in range((2 * most + 1).bit_length()):
+        is_added = (count >> power) & 1
+        total += is_added * lax.dynamic_slice_in_dim(sums, first, size, axis)
+        first += is_added << power
+        step = min(2**power, sums.shape[axis])
+        sums += _pad(lax.slice_in_dim(sums, step, None, axis=axis), (0, step), axis)
+    return total

@@ -223,9 +223,6 @@ class ArraySink:
     def check(self) -> None:
         pass
 
-    def begin(self, settings: Mapping[str, Any] | None = None) -> None:
-        pass
-
     def resume(self) -> None:
         pass
 
