@@ -391,7 +391,8 @@ def write(
     path.with_suffix(".md").write_text(
         "# Accuracy of the background\n\n"
         f"On simulated movies of {frame_count} frames of {height_pix} x {width_pix} px, by "
-        "`examples/background_accuracy.py`.\n\n"
+        "`examples/background_accuracy.py`. [Figures of them](local-mean.md"
+        "#how-close-each-comes) are on the page about the local mean over time.\n\n"
         f"## Root-mean-square error (e-)\n\n{table(results)}\n"
         f"## Mean error (% of the local background)\n\n{bias_table(results)}"
     )

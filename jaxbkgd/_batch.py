@@ -134,7 +134,9 @@ def estimate_movie(
     Memory is bounded by the chunks that are worked on, not by the movie. A result has its
     name only when it is complete. Until then it lies beside it as `NAME.part`, with
     `NAME.part.journal`; the same call goes on from there, whatever has ended the one
-    before. The result is that of the estimator on the whole movie, to the bit.
+    before. The result is that of `estimator(frames)` on the whole movie, to the bit, for
+    the estimators of this package. (In a function that is compiled with the estimator as
+    an argument, the last digit may differ.)
 
     **Arguments:**
 

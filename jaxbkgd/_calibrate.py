@@ -43,15 +43,16 @@ class History(eqx.Module):
 
     **Attributes:**
 
-    - `losses`: the objective before each step, `(steps,)`.
+    - `losses`: the objective before each step, `(steps,)`, in its unit: none for
+        [`jaxbkgd.FramePairLoss`][], the frames' squared for [`jaxbkgd.TruthLoss`][].
     - `radii_pix`: the radii that it belongs to, `(steps, channels, 2)`. Of
         [`jaxbkgd.LocalMean`][] there are three, in frames, y and x, here and below. Of an
         estimator without radii, its learnable numbers in one row.
     - `radii_std_pix`: the standard deviation of the learned radii about the best ones for
         the movie, `(channels, 2)`, from the scatter of gradients between blocks of frames
-        and the curvature of the loss. It is infinite at the bound and where the loss does
-        not curve upwards; NaN for frozen radii, from fewer than 8 blocks, and of an
-        estimator with more than 32 numbers.
+        and the curvature of the loss (Huber, Proc. 5th Berkeley Symp. 1, 221, 1967). It is
+        infinite at the bound and where the loss does not curve upwards; NaN for frozen
+        radii, from fewer than 8 blocks, and of an estimator with more than 32 numbers.
     - `is_at_bound`: whether a radius is as large as its bound allows, `(channels, 2)`.
     - `is_converged`: whether the radii have settled.
     - `stop_reason`: why it ended, in words.
@@ -97,8 +98,8 @@ def calibrate(
     - `objective`: the loss, called as `objective(estimator, channels, frame_indices)` with
         a window of frames and their places in the movie. By default
         [`jaxbkgd.FramePairLoss`][], with a lag found from the movie.
-    - `optimizer`: from optax. By default Newton's method along each number by itself, its
-        curvature from the last two gradients.
+    - `optimizer`: from optax. By default the secant method along each number by itself:
+        Newton's, with the curvature from the last two gradients.
     - `steps`: the most steps to take.
     - `progress`: whether to show loss and radii in a progress bar, at a terminal with
         rich installed.

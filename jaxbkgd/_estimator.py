@@ -33,7 +33,22 @@ class Background(eqx.Module):
     noise_corrections: Any
 
     def residuals(self, channels: Channels) -> Any:
-        """The frames less their background, in the structure of `channels`."""
+        """The frames less their background.
+
+        **Arguments:**
+
+        - `channels`: the frames that were estimated.
+
+        **Returns:**
+
+        Residuals `(..., height, width)` in the unit of the frames, in the structure of
+        `channels`.
+
+        **Raises:**
+
+        `ValueError` for channels of another structure or shape than the backgrounds, and
+        `TypeError` for frames that are not real.
+        """
         return map_channels(_residual, channels, self.bkgds)
 
     def snr(self, channels: Channels, gains: Any) -> Any:
@@ -50,7 +65,8 @@ class Background(eqx.Module):
 
         **Raises:**
 
-        `ValueError` for a gain that is not positive and finite.
+        `ValueError` for a gain that is not positive and finite, and for gains that do not
+        fit the channels; else as `residuals` does.
         """
         for gain in jax.tree.leaves(gains):
             # A map may have dead pixels, where the ratio is not finite.
@@ -71,7 +87,8 @@ class Background(eqx.Module):
 class AbstractEstimator(eqx.Module):
     """An estimator of the background: called with channels, it gives a `Background`.
 
-    Its learnable parameters are its inexact arrays.
+    Its learnable parameters are its inexact arrays. Here is
+    [a subclass of your own](faq.md#can-i-use-an-estimator-of-my-own).
     """
 
     @property
@@ -82,7 +99,13 @@ class AbstractEstimator(eqx.Module):
     @abc.abstractmethod
     def __call__(self, channels: Channels) -> Background:
         """Estimates the background of one stack of frames `(..., height, width)`, or of
-        a list or tuple of them, one a channel."""
+        a list or tuple of them, one a channel.
+
+        **Raises:**
+
+        The estimators of this package raise `TypeError` or `ValueError` for channels that
+        are not as above.
+        """
 
     def for_inference(self) -> "AbstractEstimator":
         """An estimator that gives the same, and may cost less, where the parameters are
@@ -100,7 +123,8 @@ def snr(
     `signal / (noise_correction * sqrt(bkgd / gain))`, in which `bkgd / gain` is the
     variance in ADU² of `bkgd * gain` photo-electrons. The camera's read noise is not in it:
     1.5 e- beside a background of 60 e- make the ratio's deviation 1.02 where there is no
-    molecule, beside 20 e- 1.05.
+    molecule, beside 20 e- 1.05. It is derived in
+    [How it works](how-it-works.md#the-noise-factor).
 
     **Arguments:** (broadcast against each other)
 
@@ -109,6 +133,14 @@ def snr(
         no photon noise is expected, and the ratio is not finite.
     - `noise_correction`: see [`jaxbkgd.noise_correction`][].
     - `gain`: electrons per ADU.
+
+    **Returns:**
+
+    The ratio without unit, of the shape that the arguments have together.
+
+    **Raises:**
+
+    `TypeError` for what is no number or array, or does not broadcast.
 
     !!! example
 

@@ -91,8 +91,8 @@ class LocalMean(AbstractEstimator):
 
     It is `G(w f) / G(w)`, with frames f, weights w that clip molecules softly (see
     [`jaxbkgd.SoftClip`][]), and a separable Gaussian G whose standard deviations are half
-    the radii, with the "smooth" truncation of [`jaxbkgd.spatial_mean`][]. Borders repeat
-    the edge pixel.
+    the radii, with the "smooth" truncation of [`jaxbkgd.spatial_mean`][]: a normalised
+    convolution (Knutsson and Westin, CVPR 1993, 515). Borders repeat the edge pixel.
 
     The radii are learnable, and threshold and softness of the clip are. They are stored so
     that no step of an optimizer leaves their bounds.

@@ -71,7 +71,16 @@ class Movie(contextlib.AbstractContextManager):
 
     @abc.abstractmethod
     def read(self, start: int, stop: int, channel: int = 0) -> np.ndarray:
-        """Frames `start` to `stop` of a channel, (stop - start, height, width)."""
+        """Frames `start` to `stop`, from 0 and without `stop`, of a channel.
+
+        **Returns:**
+
+        An array (stop - start, height, width) of the movie's `dtype`.
+
+        **Raises:**
+
+        [`jaxbkgd.MovieError`][] where a file is truncated or broken.
+        """
 
     def close(self) -> None:
         """Close what is open."""
@@ -82,6 +91,14 @@ class Movie(contextlib.AbstractContextManager):
 
     @property
     def channels(self) -> "list[Channel]":
+        """The channels, each of the shape (frames, height, width), which are read as they
+        are sliced: `movie.channels[0][10:20]` is an array (10, height, width).
+
+        **Raises:**
+
+        When sliced, `TypeError` for what is no slice, `ValueError` for one with a step, and
+        what `read` raises.
+        """
         return [Channel(self, index) for index in range(self.shape[1])]
 
     def includes(self, path: Path) -> bool:
@@ -290,7 +307,8 @@ def open_movie(source: Any) -> Movie:
     **Arguments:**
 
     - `source`: a path (see the page on formats), or an array (frames, height, width) or
-        (frames, channels, height, width) of NumPy, JAX, dask or Zarr.
+        (frames, channels, height, width) of NumPy, JAX, dask or Zarr. Pixels are integers,
+        booleans, or floats of at most 64 bits.
 
     **Returns:**
 
@@ -299,8 +317,19 @@ def open_movie(source: Any) -> Movie:
 
     **Raises:**
 
-    [`jaxbkgd.MovieError`][], a `ValueError`, if it is missing, broken, or of no format that
-    is read.
+    [`jaxbkgd.MovieError`][], a `ValueError`, if it is missing, broken, of no format that is
+    read, or no array as above; `TypeError` for an array whose dtype NumPy does not know.
+
+    !!! example
+
+        ```python
+        >>> import jaxbkgd
+        >>> import numpy as np
+        >>> with jaxbkgd.open_movie(np.zeros((20, 8, 8), np.uint16)) as movie:
+        ...     movie.shape, movie.channels[0][10:14].shape
+        ((20, 1, 8, 8), (4, 8, 8))
+
+        ```
     """
     if isinstance(source, Movie):
         return source

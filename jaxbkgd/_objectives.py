@@ -73,7 +73,8 @@ class FramePairLoss(eqx.Module):
     estimator, and is half the mean square of `frames[t + lag] - frames[t]`. The loss is the
     first less the second, over the second, averaged over all pairs and both directions of
     time: the mean square error of the background over the variance of a frame. (The mean
-    light of the molecules counts as background.)
+    light of the molecules counts as background.) It is derived in
+    [Calibration](calibration.md#why-it-needs-no-truth).
 
     So a pair is weighted by its noise, with one number for all of its pixels. A weight of
     each pixel's own would move the minimum to another radius.
@@ -89,6 +90,10 @@ class FramePairLoss(eqx.Module):
 
     - `lag`: frames between the two of a pair. By default it is found from the movie, so
         that its molecules no longer correlate.
+
+    **Raises:**
+
+    `ValueError` for a lag that is not a whole number from 1.
     """
 
     lag: int | None = eqx.field(static=True)
@@ -109,7 +114,18 @@ class FramePairLoss(eqx.Module):
         frame_indices: Int[Array, " frames"] | None = None,
     ) -> Float[Array, ""]:
         """See [`jaxbkgd.calibrate`][] for the arguments. Without `frame_indices`, the
-        frames are consecutive."""
+        frames are consecutive.
+
+        **Returns:**
+
+        The loss, a number without unit.
+
+        **Raises:**
+
+        `ValueError` for frames that are not `(frames, height, width)`, or too few for the
+        lag, and for an estimator that sees other frames and has no `predicted`. Without a
+        lag, as `fitted` does.
+        """
         if estimator.halo_frames:
             return jnp.mean(self._prediction_losses(estimator, channels))
         forward, backward = self._pair_losses(estimator, channels, frame_indices)
@@ -142,7 +158,18 @@ class FramePairLoss(eqx.Module):
         return sums / np.bincount(block_of_pair).astype(forward.dtype)
 
     def fitted(self, channels: Any) -> "FramePairLoss":
-        """This objective with the lag of the movie, if it has none of its own."""
+        """This objective with the lag of the movie, if it has none of its own.
+
+        **Arguments:**
+
+        - `channels`: the movie `(frames, height, width)`, or a list or tuple, one a
+            channel.
+
+        **Raises:**
+
+        `ValueError` for frames that are traced, fewer than 3, or not finite, and where
+        nothing changes from one to the next. It warns where molecules stay on for long.
+        """
         return self if self.lag is not None else type(self)(decorrelation_lag(channels))
 
     def _prediction_losses(
@@ -211,6 +238,10 @@ class TruthLoss(eqx.Module):
 
     - `bkgds`: the true background in the unit of the frames, `(frames, height, width)`, or
         `(height, width)` where it is steady; or a list or tuple of them, one a channel.
+
+    **Raises:**
+
+    `TypeError` or `ValueError` for backgrounds that are not real images.
     """
 
     bkgds: Any
@@ -225,7 +256,17 @@ class TruthLoss(eqx.Module):
         frame_indices: Int[Array, " frames"] | None = None,
     ) -> Float[Array, ""]:
         """See [`jaxbkgd.calibrate`][] for the arguments. Without `frame_indices`, the
-        channels are the whole movie."""
+        channels are the whole movie.
+
+        **Returns:**
+
+        The loss, a number in the squared unit of the frames.
+
+        **Raises:**
+
+        `ValueError` for a truth of another shape, or for other channels. An index beyond
+        its last frame is not noticed; `calibrate` asks for one truth for each frame.
+        """
 
         def loss(bkgd, truth):
             if truth.ndim == 3 and frame_indices is not None:

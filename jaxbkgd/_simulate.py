@@ -39,11 +39,17 @@ class Truth(eqx.Module):
     The molecules are flat arrays, with one event for each molecule and frame in which
     it shines, in the order of the frames. Their length is static: every frame has the
     same number of places, and those that it does not need have `is_on` False and zeros
-    for position and photons. `photons` counts the photons (photoelectrons) expected
-    from the molecule during that frame, before photon noise, in all channels together
-    and those that fall beside the frame included. Pixel centres are at integers, the
-    first at 0: a molecule is inside the frame from -0.5 to `height_pix - 0.5` and
-    `width_pix - 0.5`. Those whose light reaches in from outside are listed as well.
+    for position and photons.
+
+    - `frame`: the index of the event's frame, from 0.
+    - `y_pix`, `x_pix`: the molecule's place in pixels, along height and width. Pixel
+        centres are at integers, the first at 0: a molecule is inside the frame from -0.5
+        to `height_pix - 0.5` and `width_pix - 0.5`. Those whose light reaches in from
+        outside are listed as well.
+    - `photons`: the photons (photoelectrons) expected from the molecule during that
+        frame, before photon noise, in all channels together and those that fall beside
+        the frame included.
+    - `is_on`: whether there is an event in this place.
     """
 
     bkgds_adu: Any
@@ -84,7 +90,8 @@ def simulate_movie(
     at any instant, and stay on for an exponentially distributed time; the first frame
     finds them in their steady state. A molecule that is on during a part of a frame
     sends that part of its photons. The background is log-normal, has the same mean
-    everywhere, and does not repeat; a cell, haze and bleaching can be added to it. One
+    everywhere, and does not repeat (a sum of random plane waves: Shinozuka and Deodatis,
+    Appl. Mech. Rev. 44, 191, 1991); a cell, haze and bleaching can be added to it. One
     photon gives one electron, and ADU = electrons / gain + offset, rounded and clipped
     to 0..65535.
 
@@ -125,7 +132,8 @@ def simulate_movie(
     - `em_gain`: above 1 the camera is an EMCCD, whose register multiplies each electron
         by a random number of this mean, before read noise. In photons, 1 ADU is then
         `gain_electrons_per_adu / em_gain`. Multiplication doubles the variance of photon
-        noise: [`jaxbkgd.snr`][] needs half of that as its `gain`.
+        noise (Robbins and Hadwen, IEEE Trans. Electron Devices 50, 1227, 2003):
+        [`jaxbkgd.snr`][] needs half of that as its `gain`.
     - `channel_shares`: for a movie with channels, the share of a molecule's photons that
         each gets, positive and 1 in sum, such as `(0.6, 0.4)`. Every channel has a
         background of its own, with the same parameters.

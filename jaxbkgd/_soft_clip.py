@@ -80,14 +80,16 @@ class SoftClip(eqx.Module):
             in pixels.
         - `gains`: electrons per ADU, a number for all channels or one for each. Then the
             noise is the photon noise of the background, which needs frames above the
-            camera's offset. By default it is measured in the frames, and neither gain nor
-            offset matter.
+            camera's offset. By default it is measured in the frames (Immerkaer, Comput.
+            Vis. Image Underst. 64, 300, 1996), and neither gain nor offset matter.
         - `read_noise_electrons`: of the camera, a standard deviation, beside `gains`; a
             number for all channels or one for each.
 
         **Raises:**
 
-        `TypeError` or `ValueError` for anything else than positive, finite numbers.
+        `TypeError` or `ValueError` for anything else than positive, finite numbers
+        (`read_noise_electrons` may be zero), a threshold or softness outside of 0.01 to
+        100, rounds that are not whole, and a read noise without gains.
         """
         is_count = isinstance(rounds, int | np.integer) and not isinstance(rounds, bool)
         if not is_count or rounds < 1:

@@ -101,7 +101,8 @@ def noise_correction(
     kind: NoiseKind = "exact",
 ) -> Float[Array, ""]:
     """The standard deviation of `frame - spatial_mean(frame)` over that of the frame, for
-    noise that is independent from pixel to pixel, away from the borders.
+    noise that is independent from pixel to pixel, away from the borders. The formula is
+    derived in [How it works](how-it-works.md#the-noise-factor).
 
     **Arguments:**
 
@@ -205,6 +206,7 @@ class SpatialMean(AbstractEstimator):
         - `noise`: the kind of noise factor; see [`jaxbkgd.noise_correction`][].
         - `frozen`: the radii that are not learned, whose gradient is zero: a boolean for
             all, a pair of them beside a pair of radii, or one or a pair for each channel.
+            Weight decay [moves them all the same](faq.md#how-do-i-freeze-radii).
 
         **Raises:**
 

@@ -27,6 +27,11 @@ class TemporalMedian(AbstractEstimator):
     Nothing is learned. The gradient with respect to the frames is that of the middle
     values, shared among the frames that are equal to them.
 
+    The noise factor is `sqrt(1 - 2 / n + v)` for a window of n frames, whose median of
+    white Gaussian noise of variance 1 has the variance v, an integral over the density of
+    the middle order statistic. A value's covariance with the median is `1 / n` (by Basu's
+    theorem).
+
     !!! example
 
         ```python
