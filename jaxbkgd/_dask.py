@@ -43,9 +43,10 @@ def estimate_dask(
     """The background of a movie that is a dask array, as another dask array.
 
     Nothing is read before the result is computed, by any of dask's schedulers: threads,
-    processes, or a cluster. It is that of the estimator on the whole movie, to the bit. The
-    estimator is sent to each worker once, and compiled there once for chunks of frames of
-    one length; with `halo_frames`, also for the first and the last chunk, which see less.
+    processes, or a cluster. It is that of the estimator on the whole movie, to the bit for
+    those of this package. The estimator is sent to each worker once, and compiled there
+    once for chunks of frames of one length; with `halo_frames`, also for the first and the
+    last chunk, which see less.
 
     Chunks are as those of `array`, unless these cut a frame, or are shorter than
     `halo_frames`.

@@ -404,9 +404,9 @@ def _along(row, axis):
 # with jax 0.12 on a Zen 5 machine; along long axes the products are slower.
 _MOST_TAPS = 28
 _MOST_TAPS_OF_LONG_AXES = 48
-# The most taps on one side that are written out; of more, groups go through a loop, since
-# a long program compiles for long.
-_MOST_SHIFTS, _SHIFT_GROUP = 32, 16
+# The most taps on one side that are written out, as all in space are. Of more, in time,
+# groups go through a loop: it costs half as much again, but a long program compiles long.
+_MOST_SHIFTS, _SHIFT_GROUP = 47, 16
 _BAND_PIXELS = 64  # what one product of the banded engine gives
 
 
@@ -577,4 +577,6 @@ def _box_sum(values, distance, most, axis):
         first += is_added << power
         step = min(2**power, sums.shape[axis])
         sums += _pad(lax.slice_in_dim(sums, step, None, axis=axis), (0, step), axis)
+        # In this order, no more than two of the sums are kept.
+        sums, total, first = lax.optimization_barrier((sums, total, first))
     return total

@@ -175,6 +175,11 @@ class ArrayMovie(Movie):
                 f"{name}: is a {type(array).__name__}; give a path, or an array of NumPy, "
                 "JAX, dask or Zarr"
             )
+        if isinstance(array, np.ma.MaskedArray):
+            raise MovieError(
+                f"{name}: is masked, and its mask would be lost; fill it, or give the mask "
+                "as weights"
+            )
         if len(array.shape) not in (3, 4):
             raise MovieError(
                 f"{name}: has shape {tuple(array.shape)}; give frames of shape (frames, "

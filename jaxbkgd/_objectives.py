@@ -188,15 +188,20 @@ class FramePairLoss(eqx.Module):
         clip = estimator.clip
         if clip is not None:
             clip = SoftClip(molecule_radius_pix=clip.molecule_radius_pix)
-        background, prediction, farther = estimator.predicted(channels, lag)
 
-        def losses(channel, bkgds, prediction, farther):
+        def checked(channel):
             frames = as_frames(channel)
             if frames.ndim != 3:
                 raise ValueError(
                     f"Frames must be (frames, height, width), but their shape is "
                     f"{frames.shape}."
                 )
+            return frames
+
+        channels = map_channels(checked, channels)
+        background, prediction, farther = estimator.predicted(channels, lag)
+
+        def losses(frames, bkgds, prediction, farther):
             frames = frames.astype(bkgds.dtype)
             return _frame_prediction_losses(frames, bkgds, prediction, farther, lag, clip)
 
@@ -425,6 +430,11 @@ def _decorrelation_lag(channel: Any) -> int:
     if any(isinstance(part, Tracer) for part in jax.tree.leaves(channel)):
         raise ValueError(
             "A lag can't be found from traced frames; give one, as FramePairLoss(lag=1)."
+        )
+    if len(channel.shape) != 3:
+        raise ValueError(
+            "A lag is found from frames (frames, height, width), but their shape is "
+            f"{channel.shape}."
         )
     if channel.shape[0] < 3:
         raise ValueError(

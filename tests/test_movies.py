@@ -139,6 +139,7 @@ def test_a_file_that_is_written_to_has_another_state_and_fingerprint(tmp_path):
         (np.zeros((7, 12, 10), complex), "has pixels of complex128; convert them"),
         (np.zeros((7, 12, 10), np.longdouble), "has pixels of float128; convert them"),
         (np.zeros((7, 12, 10), object), "has pixels of object; convert them"),
+        (np.ma.masked_array(np.zeros((7, 12, 10))), "is masked, .*; fill it"),
         (np.zeros((0, 12, 10)), "says 0 frames of 1 channels of 12 x 10 px"),
         (np.zeros((7, 0, 12, 10)), "says 7 frames of 0 channels"),
         (np.zeros((7, 12, 0)), "12 x 0 px"),

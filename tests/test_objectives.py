@@ -275,6 +275,9 @@ class TestLag:
         for count in (1, 2):
             with pytest.raises(ValueError, match=rf"{count} frames.*longer movie"):
                 found_lag(frames[:count])
+        for few in (frames[0], frames[None]):
+            with pytest.raises(ValueError, match=r"\(frames, height, width\), but .*shape"):
+                found_lag(few)
         with pytest.raises(ValueError, match=r"traced.*lag=1"):
             jax.jit(lambda frames: FramePairLoss()(MEAN, frames))(frames)
 
