@@ -301,8 +301,7 @@ class _Job(contextlib.AbstractContextManager):
                 sink.resume()
             else:
                 self._new_sinks.add(sink)
-                if isinstance(sink, Sink):
-                    sink.begin(self._settings_of(group))
+                sink.begin(self._settings_of(group) if isinstance(sink, Sink) else None)
         self._can_go_on = True
 
     def _settings_of(self, group: list[int]) -> dict[str, Any]:

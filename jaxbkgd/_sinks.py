@@ -223,6 +223,9 @@ class ArraySink:
     def check(self) -> None:
         pass
 
+    def begin(self, settings: Mapping[str, Any] | None = None) -> None:
+        pass
+
     def resume(self) -> None:
         pass
 
