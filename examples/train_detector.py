@@ -432,7 +432,9 @@ def parse_options() -> argparse.Namespace:
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="N")
     parser.add_argument("--steps", type=int, default=400)
-    parser.add_argument("--smoke", action="store_true", help="only a few steps")
+    parser.add_argument(
+        "--smoke", action="store_true", help="only three steps, which find nothing"
+    )
     return parser.parse_args()
 
 

@@ -3,10 +3,10 @@
     python examples/whole_movie.py [FOLDER]
 
 It writes a simulated TIFF movie of 2 000 frames to FOLDER (by default the folder it runs
-in), unless there is one from before, and estimates it on all cores. Ctrl-C ends that; run
-it again, and it goes on. What it has written is read back, and drawn to whole_movie.png.
-With a movie of your own, give `jaxbkgd.open_movie` its path. It needs the extras `movies`
-and `plots`, and takes about a minute on two cores.
+in), unless there is one from before, and estimates it on all cores: 330 MB in all. Ctrl-C
+ends that; run it again, and it goes on. What it has written is read back, and drawn to
+whole_movie.png. For a movie of your own, set `source`, offset and gain. It needs the
+extras `movies` and `plots`, and takes half a minute on two cores.
 """
 
 import sys
@@ -25,8 +25,8 @@ OFFSET_ADU, GAIN_ELECTRONS_PER_ADU = 100.0, 0.46
 
 def main(
     folder: Path, frame_count: int = 2000, size_pix: int = 128
-) -> dict[str, jaxbkgd.Summary]:
-    """What was done for each result."""
+) -> tuple[jaxbkgd.SpatialMean, dict[str, jaxbkgd.Summary]]:
+    """The calibrated estimator, and what was done for each result."""
     source = folder / "movie.tif"
     if not source.exists():
         simulate(source, frame_count, size_pix)
@@ -49,8 +49,8 @@ def main(
             overwrite=True,
         )
         print(f"{output:16}  {summary.frames} frames in {summary.seconds:.1f} s")
-    draw(folder)
-    return summaries
+    draw(source, folder)
+    return estimator, summaries
 
 
 def simulate(path: Path, frame_count: int, size_pix: int) -> None:
@@ -68,17 +68,17 @@ def simulate(path: Path, frame_count: int, size_pix: int) -> None:
     tifffile.imwrite(path, np.asarray(movie), photometric="minisblack")
 
 
-def draw(folder: Path) -> None:
+def draw(source: Path, folder: Path) -> None:
     """One frame, and what was written of it; and the mean background of each frame."""
     figure = Figure((11, 2.7), dpi=85, layout="constrained")
     *image_axes, level_axes = figure.subplots(1, 4)
     titles = {
-        "movie.tif": "frame (ADU)",
-        "background.ome.tif": "background (ADU)",
-        "snr.ome.tif": "SNR",
+        source: "frame (ADU)",
+        folder / "background.ome.tif": "background (ADU)",
+        folder / "snr.ome.tif": "SNR",
     }
-    for axes, (name, title) in zip(image_axes, titles.items(), strict=True):
-        with jaxbkgd.open_movie(folder / name) as movie:
+    for axes, (path, title) in zip(image_axes, titles.items(), strict=True):
+        with jaxbkgd.open_movie(path) as movie:
             (image,) = movie.channels[0][:1]
         low, high = np.percentile(image, [0.5, 99.8])
         shown = axes.imshow(image, cmap="magma", vmin=low, vmax=high)

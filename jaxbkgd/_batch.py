@@ -258,7 +258,7 @@ class _Job(contextlib.AbstractContextManager):
         self._weights = weights
         self._halo_frames = fast.halo_frames
         self._chunk_frames = chunk_frames
-        # Asked for by files alone, since all of an array has to be read for them.
+        # Asked for only by files: the fingerprint of an array reads all of it.
         self._settings = ft.cache(
             lambda: _settings(channels, weights, estimator, wanted, chunk_frames)
         )

@@ -161,8 +161,8 @@ def as_frames(channel: Any) -> Shaped[Array, "*batch height width"]:
 
 
 def checked_frames(channel: Any) -> Shaped[Array | np.ndarray, "*batch height width"]:
-    """The same, but frames of NumPy stay there, for a compiled function to read them in
-    place. They must not be written to before it is done."""
+    """Frames as `as_frames` takes them. Those of NumPy stay there, for a compiled function
+    to read them in place, and must not be written to before it is done."""
     if isinstance(channel, np.ma.MaskedArray):
         raise TypeError(
             "frames must not be a masked array, whose mask would be lost; fill it, for "
@@ -176,7 +176,8 @@ def checked_frames(channel: Any) -> Shaped[Array | np.ndarray, "*batch height wi
     if not is_real or frames.dtype.kind == "m":
         raise TypeError(
             f"frames must be real numbers, but their dtype is {frames.dtype}; convert "
-            "them, or take the real part, first."
+            "them, or take the real part, first. Those of a file are "
+            "`jaxbkgd.open_movie(path).channels[0][:]`."
         )
     if frames.ndim < 2 or 0 in frames.shape[-2:]:
         raise ValueError(

@@ -406,7 +406,7 @@ _MOST_TAPS = 28
 _MOST_TAPS_OF_LONG_AXES = 48
 # The most taps on one side that are written out, as all in space are. Of more, in time,
 # groups go through a loop: it costs half as much again, but a long program compiles long.
-_MOST_SHIFTS, _SHIFT_GROUP = 47, 16
+_MOST_SHIFTS, _SHIFT_GROUP = _MOST_TAPS_OF_LONG_AXES - 1, 16
 _BAND_PIXELS = 64  # what one product of the banded engine gives
 
 
@@ -571,9 +571,13 @@ def _box_sum(values, distance, most, axis):
     total = jnp.zeros_like(values)
     # Sums of 1, 2, 4, ... pixels, of which the binary digits of the count tell which are
     # added. Neither a loop nor `cumsum`, which is one on GPU.
-    for power in range((2 * most + 1).bit_length()):
+    powers = (2 * most + 1).bit_length()
+    for power in range(powers):
         is_added = (count >> power) & 1
-        total += is_added * lax.dynamic_slice_in_dim(sums, first, size, axis)
+        some = lax.dynamic_slice_in_dim(sums, first, size, axis)
+        total += is_added.astype(values.dtype) * some
+        if power == powers - 1:
+            break
         first += is_added << power
         step = min(2**power, sums.shape[axis])
         sums += _pad(lax.slice_in_dim(sums, step, None, axis=axis), (0, step), axis)
