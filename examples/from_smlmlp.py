@@ -66,6 +66,10 @@ def main(size_pix: int = 128, frame_count: int = 100) -> dict[str, jaxbkgd.Backg
         low, high = np.percentile(snr, [15.87, 84.13])  # a deviation, without molecules
         count = found(channels, background, truth)
         print(f"{name:20}{error:11.2f}{(high - low) / 2:18.3f}{count:>24}")
+    middle_pix, reach_pix = (size_pix - 1) / 2, size_pix / 2
+    is_inside = (abs(truth.y_pix - middle_pix) < reach_pix) & truth.is_on
+    is_inside &= abs(truth.x_pix - middle_pix) < reach_pix
+    print(f"There are {np.count_nonzero(is_inside)} images of molecules in the frames.")
     draw(backgrounds, snrs, truth.bkgds_adu)
     return backgrounds
 

@@ -458,8 +458,6 @@ def _sum_of_shifts(padded, rows, count, axis):
 
     middle = lax.slice_in_dim(padded, centre, centre + count, axis=axis)
     middle = joined([taps[0] * middle for taps in rows])
-    if not centre:
-        return middle
     total = 0
     if grouped:
         total = lax.fori_loop(0, grouped // _SHIFT_GROUP, add_group, jnp.zeros_like(middle))
