@@ -32,8 +32,9 @@ import numpy as np
 import tifffile
 
 import jaxbkgd
-from jaxbkgd._batch import core_count, windows
+from jaxbkgd._batch import windows
 from jaxbkgd._sinks import Layout, open_sink
+from jaxbkgd._threads import core_count
 
 
 RADIUS_PIX = 7.0

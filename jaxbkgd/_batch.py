@@ -6,16 +6,14 @@ import functools as ft
 import hashlib
 import importlib.metadata
 import inspect
-import itertools as it
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, get_args, Literal, NamedTuple, TypeVar
+from typing import Any, get_args, Literal, NamedTuple
 
 import equinox as eqx
 import jax
@@ -36,10 +34,8 @@ from ._sinks import (
     open_sink,
     Sink,
 )
+from ._threads import core_count, on_threads
 
-
-_Item = TypeVar("_Item")
-_Result = TypeVar("_Result")
 
 # What is written of each frame.
 Output = Literal["background", "residual", "snr"]
@@ -329,7 +325,7 @@ class _Job(contextlib.AbstractContextManager):
                 return window, self._do(window)
 
         with progress_bar(len(self._channels[0]), progress, done_frames) as report:
-            for window, more in _on_threads(run, self.todo(), workers):
+            for window, more in on_threads(run, self.todo(), workers):
                 counts = Counts(*map(sum, zip(counts, more, strict=True)))
                 done_frames += window.stop - window.start
                 megapixels += (window.stop - window.start) * self.megapixels
@@ -820,27 +816,6 @@ def _is_list(value: Any) -> bool:
     return isinstance(value, list | tuple)
 
 
-def _on_threads(
-    run: Callable[[_Item], _Result], items: Iterable[_Item], workers: int
-) -> Iterator[_Result]:
-    """What `run` gives for each item, as it comes.
-
-    After an error or Ctrl-C, only what has begun is waited for.
-    """
-    items = iter(items)
-    pool = ThreadPoolExecutor(workers)
-    try:
-        # Twice as many as work on them, so that none waits for this thread.
-        running = {pool.submit(run, item) for item in it.islice(items, 2 * workers)}
-        while running:
-            done, running = wait(running, return_when=FIRST_COMPLETED)
-            for future in done:
-                yield future.result()
-                running |= {pool.submit(run, item) for item in it.islice(items, 1)}
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
 def map_frames(
     function: Callable[[Any], Array],
     frames: Shaped[np.ndarray, "..."],
@@ -902,7 +877,7 @@ def map_frames(
             )
         np.copyto(out[start : start + count], result[:count])
 
-    for _ in _on_threads(run, range(0, len(frames), chunk_frames), workers or core_count()):
+    for _ in on_threads(run, range(0, len(frames), chunk_frames), workers or core_count()):
         pass
     return out
 
@@ -925,10 +900,3 @@ def installed_version() -> str:
         return importlib.metadata.version("jaxbkgd")
     except importlib.metadata.PackageNotFoundError:
         return "(not installed)"
-
-
-def core_count() -> int:
-    """The cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

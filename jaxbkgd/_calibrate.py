@@ -4,7 +4,7 @@ import functools as ft
 import math
 import warnings
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -16,10 +16,10 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from ._batch import core_count
 from ._estimator import AbstractEstimator, map_channels
 from ._objectives import FramePairLoss, Objective, read_frames, TruthLoss
 from ._progress import progress_bar
+from ._threads import core_count, on_threads
 
 
 # Windows of frames that the loss is averaged over, and pixels of all of them and all
@@ -351,15 +351,17 @@ class _Problem:
     def window_values_and_gradients(self, point: PyTree) -> tuple[np.ndarray, np.ndarray]:
         """The loss of each window, `(windows,)`, and its gradient, `(windows, numbers)`."""
 
-        def evaluate(window):
+        def evaluate(index):
+            window = self._windows[index]
             value, gradient = self._evaluate(point, self._arrays, window)
             # With NumPy, since JAX has another configuration in other threads.
             numbers = [np.ravel(leaf) for leaf in jax.tree.leaves(gradient)]
-            return float(value), np.concatenate(numbers, dtype=np.float64)
+            return index, float(value), np.concatenate(numbers, dtype=np.float64)
 
         # A window is worked on in one thread.
-        with ThreadPoolExecutor(core_count()) as pool:
-            values, gradients = zip(*pool.map(evaluate, self._windows), strict=True)
+        indices = range(len(self._windows))
+        done = sorted(on_threads(evaluate, indices, core_count()), key=itemgetter(0))
+        _, values, gradients = zip(*done, strict=True)
         return np.array(values), np.stack(gradients)
 
     def independent_gradients(self, point: PyTree) -> np.ndarray:

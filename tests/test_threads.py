@@ -1,0 +1,87 @@
+"""Work on threads, and Ctrl-C at every step of it."""
+
+import signal
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jaxbkgd._threads import on_threads
+
+
+ITEMS = range(3)
+# Python's modules of what is taken and given back, and the one that is tested.
+WITH_LOCKS = {"_base", "_threads", "thread", "threading"}
+THREADS = threading.active_count()
+
+
+def test_every_item_is_worked_on_once():
+    assert sorted(on_threads(lambda item: 2 * item, ITEMS, 2)) == [2 * i for i in ITEMS]
+    assert list(on_threads(str, [], 2)) == []
+
+
+def test_an_error_ends_it_once_what_has_begun_has_ended():
+    begun = []
+
+    def fail(item):
+        begun.append(item)
+        raise ValueError(f"item {item}")
+
+    with pytest.raises(ValueError, match="item 0"):
+        list(on_threads(fail, ITEMS, 1))
+    assert begun == list(range(len(begun)))
+    assert threading.active_count() == THREADS
+
+
+def _interrupted_at(step: int) -> tuple[list[int], bool]:
+    """What comes of the items, where Ctrl-C is pressed before one of the steps of Python
+    that are taken for them in this thread while it has a handler; and whether there are so
+    many steps."""
+    steps, results = 0, []
+
+    def trace(frame: Any, *event_and_argument: Any) -> Any:
+        nonlocal steps
+        if Path(frame.f_code.co_filename).stem not in WITH_LOCKS:
+            return None
+        steps += signal.getsignal(signal.SIGINT) is not signal.default_int_handler
+        if steps == step:
+            steps += 1
+            signal.raise_signal(signal.SIGINT)
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        for item in on_threads(lambda item: item, ITEMS, 1):
+            results.append(item)
+    finally:
+        sys.settrace(before)
+    return sorted(results), steps > step
+
+
+def test_ctrl_c_at_any_step_leaves_no_thread_waiting():
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    step, is_there = 0, True
+    while is_there:
+        step += 1
+        try:
+            results, is_there = _interrupted_at(step)
+            assert results == list(ITEMS)
+            assert not is_there
+        except KeyboardInterrupt:
+            pass
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        assert threading.active_count() == THREADS
+    assert step > 100
+
+
+def test_a_handler_of_somebody_else_is_left_alone():
+    heard = []
+    before = signal.signal(signal.SIGINT, lambda *_: heard.append("it"))
+    try:
+        assert _interrupted_at(100) == (list(ITEMS), True)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert heard == ["it"]
