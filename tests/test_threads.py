@@ -14,7 +14,6 @@ from jaxbkgd._threads import on_threads
 ITEMS = range(3)
 # Python's modules of what is taken and given back, and the one that is tested.
 WITH_LOCKS = {"_base", "_threads", "thread", "threading"}
-THREADS = threading.active_count()
 
 
 def test_every_item_is_worked_on_once():
@@ -23,23 +22,28 @@ def test_every_item_is_worked_on_once():
 
 
 def test_an_error_ends_it_once_what_has_begun_has_ended():
-    begun = []
+    begun, workers = [], set()
 
     def fail(item):
         begun.append(item)
+        workers.add(threading.current_thread())
         raise ValueError(f"item {item}")
 
     with pytest.raises(ValueError, match="item 0"):
         list(on_threads(fail, ITEMS, 1))
     assert begun == list(range(len(begun)))
-    assert threading.active_count() == THREADS
+    assert [worker.is_alive() for worker in workers] == [False]
 
 
-def _interrupted_at(step: int) -> tuple[list[int], bool]:
+def _interrupted_at(step: int, workers: set[Any]) -> tuple[list[int], bool]:
     """What comes of the items, where Ctrl-C is pressed before one of the steps of Python
     that are taken for them in this thread while it has a handler; and whether there are so
-    many steps."""
+    many steps. Threads that worked on them are added to the workers."""
     steps, results = 0, []
+
+    def run(item: int) -> int:
+        workers.add(threading.current_thread())
+        return item
 
     def trace(frame: Any, *event_and_argument: Any) -> Any:
         nonlocal steps
@@ -54,7 +58,7 @@ def _interrupted_at(step: int) -> tuple[list[int], bool]:
     before = sys.gettrace()
     sys.settrace(trace)
     try:
-        for item in on_threads(lambda item: item, ITEMS, 1):
+        for item in on_threads(run, ITEMS, 1):
             results.append(item)
     finally:
         sys.settrace(before)
@@ -66,14 +70,15 @@ def test_ctrl_c_at_any_step_leaves_no_thread_waiting():
     step, is_there = 0, True
     while is_there:
         step += 1
+        workers = set()
         try:
-            results, is_there = _interrupted_at(step)
+            results, is_there = _interrupted_at(step, workers)
             assert results == list(ITEMS)
             assert not is_there
         except KeyboardInterrupt:
             pass
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-        assert threading.active_count() == THREADS
+        assert not any(worker.is_alive() for worker in workers)
     assert step > 100
 
 
@@ -81,7 +86,7 @@ def test_a_handler_of_somebody_else_is_left_alone():
     heard = []
     before = signal.signal(signal.SIGINT, lambda *_: heard.append("it"))
     try:
-        assert _interrupted_at(100) == (list(ITEMS), True)
+        assert _interrupted_at(100, set()) == (list(ITEMS), True)
     finally:
         signal.signal(signal.SIGINT, before)
     assert heard == ["it"]
