@@ -34,6 +34,9 @@ class Kernel(Protocol):
     @property
     def is_bound(self) -> bool: ...
 
+    @property
+    def zero_taps(self) -> int: ...
+
     def taps(self, radius_pix: Float[Array, ""]) -> Float[Array, " taps"]: ...
 
     def derivative(self) -> "Kernel": ...
@@ -531,54 +534,59 @@ def _must_spread(frames, rows) -> bool:
     )
 
 
+# What is not finite, as flags, so that several are together in one number.
+_UP, _DOWN, _NAN = 1, 2, 4
+
+
 def _spread(frames, rows, kernels):
     """NaN or infinity where the kernels cover one, and zero elsewhere. What is not finite
     in an image is not finite in its derivatives: they all get the same."""
-
-    def count(values, is_read):
-        values = values.astype(jnp.int32)
-        for axis, kernel in enumerate(kernels):
-            taps = rows[axis, kernel].all_taps
-            distance = jnp.sum(is_read(kernel, taps)) - 1
-            values = _box_sum(values, distance, taps.size - 1, axis - 2)
-        return values
-
-    covering = count(
-        ~jnp.isfinite(frames),
-        lambda kernel, taps: (taps != 0) if kernel.is_bound else jnp.ones_like(taps, bool),
-    )
-    signs = jnp.where(jnp.isinf(frames), jnp.sign(frames), 0)
-    signs = count(signs, lambda _, taps: taps != 0)
-    # Only infinities of one sign, under taps of one sign, add up to all that is there.
-    is_one_sign = jnp.abs(signs) == covering
+    infinite = jnp.where(frames > 0, _UP, _DOWN)
+    flags = jnp.where(jnp.isnan(frames), _NAN, jnp.where(jnp.isinf(frames), infinite, 0))
+    flags = flags.astype(jnp.uint8)
+    # Infinities of one sign, under taps of one sign, add up to infinity.
+    has_one_sign = True
     for axis, kernel in enumerate(kernels):
-        is_one_sign &= jnp.all(rows[axis, kernel].all_taps >= 0)
-    infinite = jnp.where(is_one_sign, jnp.sign(signs) * jnp.inf, jnp.nan)
-    return jnp.where(covering == 0, 0, infinite).astype(frames.dtype)
+        taps = rows[axis, kernel].all_taps
+        most = taps.size - 1
+        if kernel.is_bound:
+            distance = jnp.sum(taps != 0) - 1
+        else:
+            distance = jnp.asarray(most - kernel.zero_taps)
+        near = _flags_between(flags, -distance, distance, most, axis - 2)
+        if kernel.zero_taps:
+            # Zero times infinity is not a number.
+            before = _flags_between(flags, -most, -distance - 1, most, axis - 2)
+            after = _flags_between(flags, distance + 1, most, most, axis - 2)
+            near |= jnp.where(before | after, jnp.uint8(_NAN), 0)
+        flags = near
+        has_one_sign &= jnp.all(taps >= 0)
+    infinite = jnp.where(flags == _UP, jnp.inf, -jnp.inf)
+    is_infinite = has_one_sign & ((flags == _UP) | (flags == _DOWN))
+    spread = jnp.where(is_infinite, infinite, jnp.nan)
+    return jnp.where(flags == 0, 0, spread).astype(frames.dtype)
 
 
-def _box_sum(values, distance, most, axis):
-    """The sum of the pixels up to a distance of each, edges repeated."""
-    size = values.shape[axis]
-    # A box so large has had all pixels for long, and more is more of the edges.
-    most = min(most, 8 * size)
-    distance = jnp.minimum(distance, most)
-    # A kernel without taps, as the derivative of a single one, reads nothing.
-    count, first = jnp.maximum(2 * distance + 1, 0), most - distance
-    sums = _pad(values, (most, most), axis, "edge")
-    total = jnp.zeros_like(values)
-    # Sums of 1, 2, 4, ... pixels, of which the binary digits of the count tell which are
-    # added. Neither a loop nor `cumsum`, which is one on GPU.
-    powers = (2 * most + 1).bit_length()
-    for power in range(powers):
-        is_added = (count >> power) & 1
-        some = lax.dynamic_slice_in_dim(sums, first, size, axis)
-        total += is_added.astype(values.dtype) * some
-        if power == powers - 1:
-            break
-        first += is_added << power
-        step = min(2**power, sums.shape[axis])
-        sums += _pad(lax.slice_in_dim(sums, step, None, axis=axis), (0, step), axis)
-        # In this order, no more than two of the sums are kept.
-        sums, total, first = lax.optimization_barrier((sums, total, first))
-    return total
+def _flags_between(flags, first, last, most, axis):
+    """All flags of the pixels that lie from `first` to `last` beyond each, edges repeated.
+    Neither is farther than `most`."""
+    size = flags.shape[axis]
+    # All that lies farther away than this is the edge.
+    most = min(most, size)
+    first, last = (jnp.clip(distance, -most, most) for distance in (first, last))
+    near = _pad(flags, (most, most), axis, "edge")
+    # Of 1, 2, 4, ... pixels each, until two of them cover all; they may overlap. Neither a
+    # loop nor `cumsum`, which is one on GPU.
+    width, count = jnp.asarray(1), last - first + 1
+    for power in range((2 * most + 1).bit_length() - 1):
+        beyond = lax.slice_in_dim(near, 2**power, None, axis=axis)
+        both = near | _pad(beyond, (0, 2**power), axis)
+        is_within = 2 ** (power + 1) <= count
+        near = jnp.where(is_within, both, near)
+        width = jnp.where(is_within, 2 ** (power + 1), width)
+        # In this order, no more than two of them are kept.
+        near, width = lax.optimization_barrier((near, width))
+    start, stop = most + first, most + last + 1
+    left = lax.dynamic_slice_in_dim(near, start, size, axis)
+    right = lax.dynamic_slice_in_dim(near, stop - width, size, axis)
+    return jnp.where(count > 0, left | right, 0)

@@ -82,6 +82,10 @@ class GapKernel:
     def is_bound(self) -> bool:
         return self.kernel.is_bound
 
+    @property
+    def zero_taps(self) -> int:
+        return self.kernel.zero_taps
+
     def taps(self, radius_pix: Float[Array, ""]) -> Float[Array, " taps"]:
         taps = self.kernel.taps(radius_pix)
         near = taps[0] + 2 * jnp.sum(taps[1 : self.gap])
