@@ -85,6 +85,88 @@ def test_values_slopes_and_adjoints_are_those_of_a_dense_matrix(
         close(got, a_y.T @ frames @ a_x)
 
 
+@pytest.fixture(params=["in pieces", "at once"])
+def derivatives(request):
+    """The derivative of an image, and its transpose, worked out in one way only."""
+    if request.param == "in pieces":
+        return _filter._pushforward_in_pieces, _filter._pullback_in_pieces
+    return _filter._pushforward, _filter._pullback
+
+
+@pytest.mark.parametrize("edges", ["repeated", "empty"])
+@pytest.mark.parametrize("has_products", [False, True])
+def test_a_derivative_and_its_transpose_are_those_of_dense_matrices(
+    derivatives, edges, has_products, monkeypatch, rng, x64
+):
+    monkeypatch.setattr(_filter, "_MOST_TAPS", 0 if has_products else 10**6)
+    pushforward, pullback = derivatives
+    # Two strips of lines, of which some are in both.
+    frames, moved, cotangent = rng.normal(100, 10, (3, 2, 90, 40))
+    dots = np.array([0.7, -1.3])
+    y, x = kernels = kernels_for(RADII, is_bound=True)
+    outputs = ((y.derivative(), x), (y, x.derivative()), (y, x))
+    matrices = [
+        (matrix(k_y, RADII[0], 90, edges), matrix(k_x, RADII[1], 40, edges))
+        for k_y, k_x in outputs
+    ]
+    *slopes, image = (a_y @ frames @ a_x.T for a_y, a_x in matrices)
+    a_y, a_x = matrices[-1]
+    # Some hundred roundings of 64 bits, of the largest input or sum.
+    close = ft.partial(np.testing.assert_allclose, rtol=1e-12, atol=1e-10)
+
+    options = {"kernels": kernels, "outputs": outputs, "is_finite": False}
+    push = jax.jit(ft.partial(pushforward, edges=edges, **options))
+    got_tangent, got_image = push(frames, *map(jnp.float64, RADII), *dots, moved)
+    close(got_image, image)
+    close(got_tangent, np.tensordot(dots, slopes, 1) + a_y @ moved @ a_x.T)
+
+    pull = jax.jit(ft.partial(pullback, edges=_filter._ADJOINT[edges], **options))
+    *sums, back = pull(cotangent, frames, *map(jnp.float64, RADII))
+    close(back, a_y.T @ cotangent @ a_x)
+    # Of a thousand terms of 10^4.
+    np.testing.assert_allclose(sums, [np.vdot(cotangent, each) for each in slopes], 1e-9)
+
+
+@pytest.mark.parametrize("edges", ["repeated", "empty"])
+def test_a_derivative_in_time_and_its_transpose_are_those_of_dense_matrices(
+    derivatives, edges, rng, x64
+):
+    pushforward, pullback = derivatives
+    # Two blocks of columns, of which some are in both.
+    courses, cotangent = rng.normal(100, 10, (2, 2, 20, 300))
+    kernel, radius = time_kernel(is_bound=False), jnp.float64(5.0)
+    slope = matrix(kernel.derivative(), 5.0, 20, edges) @ courses
+    options = {
+        "kernels": (kernel,),
+        "outputs": ((kernel.derivative(),),),
+        "is_finite": False,
+    }
+    push = jax.jit(ft.partial(pushforward, edges=edges, **options))
+    (tangent,) = push(courses, radius, 0.7)
+    # Some ten roundings of 64 bits, of the largest input.
+    np.testing.assert_allclose(tangent, 0.7 * slope, rtol=0, atol=1e-11)
+    pull = jax.jit(ft.partial(pullback, edges=_filter._ADJOINT[edges], **options))
+    (total,) = pull(cotangent, courses, radius)
+    np.testing.assert_allclose(total, np.vdot(cotangent, slope), rtol=1e-9)
+
+
+@pytest.mark.parametrize("place", ["frames", "cotangent"])
+def test_no_gradient_in_the_radii_comes_of_what_is_not_finite(derivatives, place, rng):
+    _, pullback = derivatives
+    arrays = {"frames": rng.normal(size=(1, 70, 9)), "cotangent": np.ones((1, 70, 9))}
+    arrays[place][0, 69, 8] = np.nan
+    y, x = kernels_for(RADII, is_bound=True)
+    sums = pullback(
+        *(jnp.asarray(arrays["cotangent"]), jnp.asarray(arrays["frames"])),
+        *map(jnp.float32, RADII),
+        kernels=(y, x),
+        outputs=((y.derivative(), x), (y, x.derivative())),
+        edges="folded",
+        is_finite=False,
+    )
+    assert np.all(np.isnan(sums))
+
+
 @pytest.mark.parametrize("dtype", [np.bool_, np.uint16, np.int32])
 def test_frames_of_any_real_dtype_are_converted(engine, dtype, rng, x64):
     frames = rng.integers(0, 2 if dtype is np.bool_ else 200, (2, 70, 40)).astype(dtype)

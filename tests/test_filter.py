@@ -1,4 +1,5 @@
 import functools as ft
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -119,6 +120,22 @@ def test_the_transpose_is_the_adjoint(radius_pix, truncation, rng, x64):
     assert abs(products[0] - products[1]) < 1e-12 * scale
 
 
+@pytest.mark.parametrize("bound", [BOUND, LONG_BOUND])
+def test_a_gradient_needs_no_more_memory_than_three_images(bound):
+    """Beside the frames and the scratch of a call: the background, its cotangent and the
+    frames' gradient."""
+
+    def loss(frames, radii):
+        return jnp.sum(mean(bound=bound)(frames, radii) ** 2)
+
+    frames = jax.ShapeDtypeStruct((64, 128, 128), jnp.float32)
+    radii = jax.ShapeDtypeStruct((2,), jnp.float32)
+    gradient = jax.jit(jax.value_and_grad(loss, (0, 1)))
+    memory: Any = gradient.lower(frames, radii).compile().memory_analysis()
+    used = memory.temp_size_in_bytes + memory.output_size_in_bytes
+    assert used < 3 * 4 * 64 * 128**2 + 2**20
+
+
 # A loss that is linear neither in the frames nor in the radii, and a point for it.
 WEIGHTS = np.random.default_rng(1).normal(size=(8, 9)).astype(np.float32)
 FRAMES = np.random.default_rng(2).normal(size=(4, 8, 9))
@@ -185,6 +202,28 @@ class TestTransformations:
         basis = np.eye(frames.size).reshape(-1, *frames.shape)
         images = reference_mean(basis, tuple(PAIR), "smooth")
         close()(np.moveaxis(images, 0, -1).reshape(forward[0].shape), forward[0])
+
+    @pytest.mark.parametrize("policy", ["nothing_saveable", "everything_saveable"])
+    def test_gradients_under_checkpoint_are_the_same(self, policy, x64):
+        def of_frames(frames, radii):
+            def add(total, frame):
+                return total + loss(frame[None], radii), None
+
+            return jax.lax.scan(add, 0.0, frames)[0]
+
+        policy = getattr(jax.checkpoint_policies, policy)
+        for function in (loss, of_frames):
+            saved = jax.checkpoint(function, policy=policy)
+            got = jax.jit(jax.value_and_grad(saved, (0, 1)))(FRAMES, PAIR)
+            jax.tree.map(close(), got, value_and_gradients(FRAMES, PAIR))
+
+    def test_a_slope_under_checkpoint_has_the_same_gradient(self, x64):
+        def slope(radii):
+            tangents = (np.ones_like(PAIR),)
+            return jax.jvp(lambda radii: loss(FRAMES, radii), (radii,), tangents)[1]
+
+        got = jax.jit(jax.grad(jax.checkpoint(slope)))(PAIR)
+        close()(got, jax.jit(jax.grad(slope))(PAIR))
 
     def test_hessians_agree_in_all_orders_of_modes(self, x64):
         modes = jax.jacfwd, jax.jacrev
