@@ -446,9 +446,10 @@ def _walk(frames, radii, outputs, *, kernels, edges, is_finite, weights=None, fa
     def add_products(sums, images, index, strip, start, block, left):
         """Of pixels that no strip or block before has had."""
         near = lax.dynamic_slice(factors, (index, start, left), (1, lines, columns))[0]
+        near = near.astype(images[0].dtype)
         if edges == "folded":
             # Whatever the level, the products with it add up to nothing but rounding.
-            near -= factors[index, 0, 0]
+            near -= factors[index, 0, 0].astype(near.dtype)
         is_new = (start + jnp.arange(lines) >= strip * lines)[:, None]
         if columns < width:
             is_new &= left + jnp.arange(columns) >= block * columns

@@ -136,6 +136,20 @@ def test_a_gradient_needs_no_more_memory_than_three_images(bound):
     assert used < 3 * 4 * 64 * 128**2 + 2**20
 
 
+def test_gradients_in_the_radii_of_integer_frames_are_those_of_floats(rng):
+    frames = rng.integers(100, 200, (2, 9, 8)).astype(np.uint16)
+    # Differences to the first pixel are negative.
+    frames[:, 0, 0] = 1000
+
+    @jax.jit
+    def gradient(frames):
+        return jax.grad(lambda radii: jnp.sum(mean()(frames, radii) ** 2))(jnp.ones(2))
+
+    got = gradient(frames)
+    np.testing.assert_array_equal(got, gradient(frames.astype(np.float32)))
+    assert np.all(got < 0)
+
+
 # A loss that is linear neither in the frames nor in the radii, and a point for it.
 WEIGHTS = np.random.default_rng(1).normal(size=(8, 9)).astype(np.float32)
 FRAMES = np.random.default_rng(2).normal(size=(4, 8, 9))
