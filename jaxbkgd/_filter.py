@@ -17,9 +17,7 @@ filtered along its height alone.
 """
 
 import functools as ft
-import math
 from collections.abc import Sequence
-from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -28,28 +26,17 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir, partial_eval
 from jaxtyping import Array, Float, Shaped
 
-
-@runtime_checkable
-class Kernel(Protocol):
-    """A symmetric row of taps that depends on one number. Hashable."""
-
-    @property
-    def is_bound(self) -> bool: ...
-
-    @property
-    def zero_taps(self) -> int: ...
-
-    def taps(self, radius_pix: Float[Array, ""]) -> Float[Array, " taps"]: ...
-
-    def derivative(self) -> "Kernel": ...
+from ._engines import (
+    Edges,
+    filter_at_once,
+    filter_in_pieces,
+    Kernel,
+    Kernels,
+    weighted,
+    without,
+)
 
 
-# The kernels of one output image, an axis each: y and x, or y alone.
-Kernels = tuple[Kernel, ...]
-
-# What lies beyond an edge: the edge again, or nothing. "folded" is the adjoint of
-# "repeated"; "empty" is its own.
-Edges = Literal["repeated", "folded", "empty"]
 _ADJOINT: dict[Edges, Edges] = {
     "repeated": "folded",
     "folded": "repeated",
@@ -212,31 +199,21 @@ def _pushforward(frames, *radii_and_dots, kernels, outputs, **parameters):
     radii, dots = radii_and_dots[: len(kernels)], radii_and_dots[len(kernels) :]
     images = _filter_p.bind(frames, *radii, outputs=outputs, **parameters)
     weights = _weights(dots, kernels, outputs)
-    results = _weighted(images, weights)
+    results = weighted(images, weights)
     return _plus_moved(results, dots[len(weights) :], radii, kernels, **parameters)
 
 
 def _pushforward_in_pieces(frames, *radii_and_dots, kernels, outputs, **parameters):
     radii, dots = radii_and_dots[: len(kernels)], radii_and_dots[len(kernels) :]
     weights = _weights(dots, kernels, outputs)
-    results = _walk(
+    results = filter_in_pieces(
         *(frames, radii, outputs), kernels=kernels, weights=weights, **parameters
     )
     return _plus_moved(results, dots[len(weights) :], radii, kernels, **parameters)
 
 
 def _weights(dots, kernels, outputs):
-    return dots[: len(_without(kernels, outputs))]
-
-
-def _without(kernels, outputs):
-    return [each for each in outputs if each != kernels]
-
-
-def _weighted(images, weights):
-    """The sum of as many images as there are weights, and the others."""
-    terms = [weight * image for weight, image in zip(weights, images, strict=False)]
-    return [ft.reduce(jnp.add, terms), *images[len(weights) :]]
+    return dots[: len(without(kernels, outputs))]
 
 
 def _plus_moved(results, frames_dots, radii, kernels, **parameters):
@@ -258,7 +235,9 @@ def _pullback(cotangent, frames, *radii, kernels, outputs, **parameters):
 
 
 def _pullback_in_pieces(cotangent, frames, *radii, kernels, outputs, **parameters):
-    return _walk(*(cotangent, radii, outputs), kernels=kernels, factor=frames, **parameters)
+    return filter_in_pieces(
+        *(cotangent, radii, outputs), kernels=kernels, factor=frames, **parameters
+    )
 
 
 def _batch_as(function, arguments, dims, **parameters):
@@ -408,147 +387,15 @@ partial_eval.partial_eval_jaxpr_custom_rules[_image_and_pushforward_p] = (
 batching.primitive_batchers[_image_and_pushforward_p] = _batch_tangents
 
 
-# How a stack is walked: in pieces that stay in cache on CPU, at once elsewhere.
-
-_STRIP_LINES = 64
-_BANDED_STRIP_LINES = 512  # for products, whose halos are wider
-_BLOCK_COLUMNS = 256  # of pixels whose course in time is filtered
+# On CPU in pieces, elsewhere at once.
 
 
-def _filter_in_pieces(frames, *radii, outputs, edges, is_finite=False):
-    return _walk(
-        *(frames, radii, outputs), kernels=outputs[0], edges=edges, is_finite=is_finite
-    )
+def _filter_at_once(frames, *radii, **parameters):
+    return filter_at_once(frames, radii, **parameters)
 
 
-def _walk(frames, radii, outputs, *, kernels, edges, is_finite, weights=None, factor=None):
-    """The images of the outputs.
-
-    With weights, the first of them are added up. With a factor, they are the sums of the
-    products with it, but for the image of `kernels`, the last.
-    """
-    *batch, height, width = frames.shape
-    stack = frames.reshape((math.prod(batch), height, width))
-    rows = _all_rows((kernels, *outputs), radii, (height, width), edges)
-    is_temporal = len(radii) == 1
-    is_banded = any(row.bands is not None for row in rows.values())
-    strip_lines = _BANDED_STRIP_LINES if is_banded else _STRIP_LINES
-    lines = height if is_temporal else min(strip_lines, height)
-    columns = min(_BLOCK_COLUMNS, width) if is_temporal else width
-    must_spread = not is_finite and _must_spread(frames, rows)
-    strip_count, block_count = -(-height // lines), -(-width // columns)
-    multiplied = [] if factor is None else _without(kernels, outputs)
-    image_count = len(outputs) - len(multiplied)
-    if weights:
-        image_count -= len(weights) - 1
-    factors = stack if factor is None else factor.reshape(stack.shape)
-
-    def add_products(sums, images, index, strip, start, block, left):
-        """Of pixels that no strip or block before has had."""
-        near = lax.dynamic_slice(factors, (index, start, left), (1, lines, columns))[0]
-        near = near.astype(images[0].dtype)
-        if edges == "folded":
-            # Whatever the level, the products with it add up to nothing but rounding.
-            near -= factors[index, 0, 0].astype(near.dtype)
-        is_new = (start + jnp.arange(lines) >= strip * lines)[:, None]
-        if columns < width:
-            is_new &= left + jnp.arange(columns) >= block * columns
-        near = jnp.where(is_new, near, 0)
-        return [total + near * image for total, image in zip(sums, images, strict=True)]
-
-    def filter_block(images_and_sums, number):
-        images, sums = images_and_sums
-        index, block = number // block_count, number % block_count
-        # The last block overlaps the one before, as the last strip does. Whole lines are
-        # copied far faster where it is known that they are.
-        left = 0 if columns == width else jnp.minimum(block * columns, width - columns)
-        frame = lax.dynamic_slice(stack, (index, 0, left), (1, height, columns))[0]
-
-        def filter_strip(strip, carry):
-            images, sums, zeros = carry
-            start = jnp.minimum(strip * lines, height - lines)
-            if must_spread:
-                zeros += _zeros(lax.dynamic_slice_in_dim(frame, start, lines))
-            if lines == height:
-                finite = _finite(frame) if must_spread else frame
-                filter_y = ft.partial(_filter_axis, finite, edges=edges, axis=-2)
-            else:
-                filter_y = ft.partial(
-                    _filter_strip,
-                    frame,
-                    edges=edges,
-                    start=start,
-                    count=lines,
-                    must_clean=must_spread,
-                )
-            filtered = _filter_axes(filter_y, rows, outputs, edges)
-            if weights:
-                filtered = _weighted(filtered, weights)
-            products, kept = filtered[: len(multiplied)], filtered[len(multiplied) :]
-            images = [
-                lax.dynamic_update_slice(image, new[None], (index, start, left))
-                for image, new in zip(images, kept, strict=True)
-            ]
-            if products:
-                sums = add_products(sums, products, index, strip, start, block, left)
-            return images, sums, zeros
-
-        def add_spread(turn, images):
-            # Depending on the turn, it is not moved out of the loop, where it would be
-            # worked out for every frame.
-            not_finite, _ = lax.optimization_barrier((frame, turn))
-            spread = _spread(not_finite, rows, kernels)
-            corner = (index, 0, left)
-            shape = (1, *spread.shape)
-            return [
-                lax.dynamic_update_slice(
-                    image, lax.dynamic_slice(image, corner, shape) + spread, corner
-                )
-                for image in images
-            ]
-
-        carry = images, sums, jnp.zeros_like(_zeros(frame[:lines]))
-        images, sums, zeros = lax.fori_loop(0, strip_count, filter_strip, carry)
-        if must_spread:
-            is_finite = jnp.all(jnp.isfinite(zeros))
-            sums = [jnp.where(is_finite, each, jnp.nan) for each in sums]
-            # A loop of one turn or none leaves the images where they are.
-            turns = 1 - is_finite.astype(int)
-            images = lax.fori_loop(0, turns, add_spread, images)
-        return (images, sums), None
-
-    # Each of a number of its own, or XLA would make one image and copy it.
-    images = [
-        jnp.full_like(stack, len(multiplied) + number, radii[0].dtype)
-        for number in range(image_count)
-    ]
-    # A sum for each pixel of a strip: XLA's own over pixels are slow, and less exact.
-    sums = [jnp.zeros_like(stack, radii[0].dtype, shape=(lines, columns))] * len(multiplied)
-    if frames.size:
-        blocks = jnp.arange(len(stack) * block_count)
-        (images, sums), _ = lax.scan(filter_block, (images, sums), blocks)
-    return [
-        *(jnp.sum(each) for each in sums),
-        *(image.reshape(frames.shape) for image in images),
-    ]
-
-
-def _filter_at_once(frames, *radii, outputs, edges, is_finite=False):
-    rows = _all_rows(outputs, radii, frames.shape[-2:], edges)
-
-    def filter_finite(frames):
-        filter_y = ft.partial(_filter_axis, frames, edges=edges, axis=-2)
-        return _filter_axes(filter_y, rows, outputs, edges)
-
-    if is_finite or not _must_spread(frames, rows):
-        return filter_finite(frames)
-
-    def filter_rest():
-        spread = _spread(frames, rows, outputs[0])
-        return [image + spread for image in filter_finite(_finite(frames))]
-
-    is_finite = jnp.all(jnp.isfinite(frames))
-    return lax.cond(is_finite, lambda: filter_finite(frames), filter_rest)
+def _filter_in_pieces(frames, *radii, outputs, **parameters):
+    return filter_in_pieces(frames, radii, outputs, kernels=outputs[0], **parameters)
 
 
 for primitive, at_once, in_pieces in (
@@ -560,323 +407,3 @@ for primitive, at_once, in_pieces in (
     for function, platform in ((at_once, None), (in_pieces, "cpu")):
         lowering = mlir.lower_fun(function, multiple_results=True)
         mlir.register_lowering(primitive, lowering, platform=platform)
-
-
-class _Row(NamedTuple):
-    """A kernel's taps from the centre outwards, and what is made of them for an axis."""
-
-    all_taps: Array
-    taps: Array
-    bands: Array | None
-
-
-def _row(all_taps, size, is_temporal, edges) -> _Row:
-    """A tap that reaches across the whole axis reads an edge pixel, whatever its distance:
-    in a kernel that is wider, the last of these takes the weight of all beyond."""
-    reach = min(all_taps.size, size) - 1
-    taps = all_taps[: reach + 1]
-    if edges != "empty":
-        beyond = jnp.sum(all_taps[reach + 1 :])
-        # Of the centre there is one, of every other tap there are two.
-        taps = taps.at[reach].add(beyond if reach else 2 * beyond)
-    most_taps = _MOST_TAPS if size <= 512 else _MOST_TAPS_OF_LONG_AXES
-    # In a product, the order of a sum depends on where in the axis a pixel lies.
-    is_banded = taps.size > most_taps and not is_temporal
-    return _Row(all_taps, taps, _bands(taps) if is_banded else None)
-
-
-def _all_rows(outputs, radii, shape, edges) -> dict[tuple[int, Kernel], _Row]:
-    return {
-        (axis, kernel): _row(
-            kernel.taps(radii[axis]), shape[axis], len(kernels) == 1, edges
-        )
-        for kernels in outputs
-        for axis, kernel in enumerate(kernels)
-    }
-
-
-def _filter_axes(filter_y, rows, outputs, edges):
-    """Filters along y, then x if it has a kernel. Images with the same kernel along y share
-    that pass, and those of one pass are filtered together."""
-    wanted: dict[Kernel, list[Kernel]] = {}
-    for first, *others in outputs:
-        wanted.setdefault(first, []).extend(others)
-    filtered = filter_y([rows[0, first] for first in wanted])
-    images = {}
-    for (first, others), image in zip(wanted.items(), filtered, strict=True):
-        images[first,] = image
-        if others:
-            lines = _filter_axis(image, [rows[1, other] for other in others], edges, -1)
-            images |= {
-                (first, other): line for other, line in zip(others, lines, strict=True)
-            }
-    return [images[kernels] for kernels in outputs]
-
-
-def _filter_strip(frame, rows, edges, start, count, must_clean):
-    """The lines from `start` of the frame filtered along y, by each row."""
-    height, dtype = frame.shape[0], rows[0].taps.dtype
-    half_width = rows[0].taps.size - 1
-    lines = start - half_width + jnp.arange(count + 2 * half_width)
-    padded = frame.at[jnp.clip(lines, 0, height - 1)].get(mode="promise_in_bounds")
-    padded = padded.astype(dtype)
-    if must_clean:
-        padded = _finite(padded)
-    if edges != "repeated":
-        is_inside = (lines >= 0) & (lines < height)
-        padded = jnp.where(is_inside[:, None], padded, 0)
-    # Lines whose pitch is a power of two would compete for the same places in the cache:
-    # 16 floats, a line of the cache, keep them apart.
-    padded = lax.optimization_barrier(jnp.pad(padded, ((0, 0), (0, 16))))
-    images = _correlate(padded, rows, count, axis=-2)
-    images = [image[:, : frame.shape[1]] for image in images]
-    if edges != "folded":
-        return images
-    frame = (_finite(frame) if must_clean else frame).astype(dtype)
-    return [
-        _fold_edges(image, frame, row.taps, -2, start)
-        for image, row in zip(images, rows, strict=True)
-    ]
-
-
-def _filter_axis(image, rows, edges, axis):
-    """The image filtered along the axis, by each row."""
-    image = image.astype(rows[0].taps.dtype)
-    half_width = rows[0].taps.size - 1
-    mode = "edge" if edges == "repeated" else "constant"
-    padded = lax.optimization_barrier(_pad(image, (half_width, half_width), axis, mode))
-    filtered = _correlate(padded, rows, image.shape[axis], axis)
-    if edges != "folded":
-        return filtered
-    return [
-        _fold_edges(one, image, row.taps, axis)
-        for one, row in zip(filtered, rows, strict=True)
-    ]
-
-
-def _pad(image, widths, axis, mode="constant"):
-    all_widths = [(0, 0)] * image.ndim
-    all_widths[axis] = widths
-    return jnp.pad(image, all_widths, mode)
-
-
-def _fold_edges(filtered, image, taps, axis, start=0):
-    """Adds to the edge pixels what their copies beyond the edge would have received.
-
-    `filtered` holds the pixels from `start` along the axis.
-    """
-    size, reach = image.shape[axis], taps.size - 1
-    # The weight with which the pixel at a distance from the edge reads beyond it.
-    beyond = (jnp.sum(taps) - jnp.cumsum(taps))[:reach]
-    positions = _along(start + jnp.arange(filtered.shape[axis]), axis)
-    for edge, first, weights in (
-        (0, 0, beyond),
-        (size - 1, size - reach, beyond[::-1]),
-    ):
-        near = lax.slice_in_dim(image, first, first + reach, axis=axis)
-        folded = jnp.sum(near * _along(weights, axis), axis=axis, keepdims=True)
-        filtered = filtered + jnp.where(positions == edge, folded, 0)
-    return filtered
-
-
-def _along(row, axis):
-    return row[:, None] if axis == -2 else row
-
-
-# Engines: ways to correlate `padded` with a row, giving `count` pixels along the axis.
-
-# The most taps, the centre and one side, for which shifted slices are the faster, as found
-# with jax 0.12 on a Zen 5 machine; along long axes the products are slower.
-_MOST_TAPS = 28
-_MOST_TAPS_OF_LONG_AXES = 48
-# The most taps on one side that are written out, as all in space are. Of more, in time,
-# groups go through a loop: it costs half as much again, but a long program compiles long.
-_MOST_SHIFTS, _SHIFT_GROUP = _MOST_TAPS_OF_LONG_AXES - 1, 16
-_BAND_PIXELS = 64  # what one product of the banded engine gives
-
-
-def _correlate(padded, rows, count, axis):
-    """An image for each row; rows of one axis have as many taps."""
-    if rows[0].bands is not None:
-        return [_banded_products(padded, row, count, axis) for row in rows]
-    images = []
-    for first in range(0, len(rows), 2):
-        taps = [row.taps for row in rows[first : first + 2]]
-        total = _sum_of_shifts(padded, taps, count, axis)
-        if len(taps) == 2:
-            total = lax.optimization_barrier(total)
-            images += [jnp.real(total), jnp.imag(total)]
-        else:
-            images.append(lax.optimization_barrier(total) if axis == -2 else total)
-    return images
-
-
-def _sum_of_shifts(padded, rows, count, axis):
-    """Those of two rows are the real and the imaginary part of one image: XLA's programs on
-    CPU have one result each, and so both are made from the same loads."""
-    centre = rows[0].size - 1
-    grouped = centre // _SHIFT_GROUP * _SHIFT_GROUP if centre > _MOST_SHIFTS else 0
-
-    def joined(terms):
-        return lax.complex(*terms) if len(terms) == 2 else terms[0]
-
-    def pairs(left, right, rows):
-        # From the outside in, small terms first. A tap serves both of its sides.
-        totals = [0] * len(rows)
-        for start in range(rows[0].size - 1, -1, -1):
-            index = rows[0].size - 1 - start
-            outer = lax.slice_in_dim(left, index, index + count, axis=axis)
-            inner = lax.slice_in_dim(right, start, start + count, axis=axis)
-            both = outer + inner
-            totals = [
-                total + taps[start] * both for total, taps in zip(totals, rows, strict=True)
-            ]
-        return joined(totals)
-
-    def add_group(group, total):
-        first, size = group * _SHIFT_GROUP, count + _SHIFT_GROUP - 1
-        nearest = centre - first - _SHIFT_GROUP + 1
-        left = lax.dynamic_slice_in_dim(padded, first, size, axis)
-        right = lax.dynamic_slice_in_dim(padded, centre + nearest, size, axis)
-        near = [lax.dynamic_slice_in_dim(taps, nearest, _SHIFT_GROUP) for taps in rows]
-        return total + pairs(left, right, near)
-
-    middle = lax.slice_in_dim(padded, centre, centre + count, axis=axis)
-    middle = joined([taps[0] * middle for taps in rows])
-    total = 0
-    if grouped:
-        total = lax.fori_loop(0, grouped // _SHIFT_GROUP, add_group, jnp.zeros_like(middle))
-    left = lax.slice_in_dim(padded, grouped, max(centre - 1, grouped) + count, axis=axis)
-    right = lax.slice_in_dim(
-        padded,
-        min(centre + 1, 2 * centre - grouped),
-        2 * centre - grouped + count,
-        axis=axis,
-    )
-    near = [taps[1 : centre - grouped + 1] for taps in rows]
-    return total + (pairs(left, right, near) if near[0].size else 0) + middle
-
-
-def _bands(taps):
-    """The matrices that make `_BAND_PIXELS` pixels from a piece of an axis.
-
-    The banded matrix of a symmetric kernel is the same upside down and back to front.
-    So the sum and the difference of a piece and its mirror image each have a product of
-    their own, with half of the rows and half of the columns.
-    """
-    half_width = taps.size - 1
-    half = _BAND_PIXELS // 2 + half_width
-    distance = jnp.arange(2 * half) - half_width - jnp.arange(_BAND_PIXELS // 2)[:, None]
-    distance = jnp.abs(distance)
-    band = jnp.where(distance <= half_width, taps[jnp.minimum(distance, half_width)], 0)
-    first, last = band[:, :half], band[:, : half - 1 : -1]
-    return jnp.stack([first + last, first - last]) / 2
-
-
-def _banded_products(padded, row, count, axis):
-    """Costs nearly the same for any number of taps."""
-    half, missing = row.bands.shape[-1], _BAND_PIXELS - count
-    if missing > 0:
-        padded = _pad(padded, (0, missing), axis)
-
-    def multiply(matrix, piece):
-        left, right = (matrix, piece) if axis == -2 else (piece, matrix.T)
-        return jnp.matmul(left, right, precision=lax.Precision.HIGHEST)
-
-    def pixels(start):
-        first = lax.slice_in_dim(padded, start, start + half, axis=axis)
-        last = lax.slice_in_dim(padded, start + half, start + 2 * half, axis=axis)
-        last = jnp.flip(last, axis)
-        # The barriers keep XLA from fusing these with the products, and losing time.
-        folded = lax.optimization_barrier((first + last, first - last))
-        even, odd = lax.optimization_barrier(tuple(map(multiply, row.bands, folded)))
-        return lax.optimization_barrier((even + odd, jnp.flip(even - odd, axis)))
-
-    if missing > 0:
-        whole = jnp.concatenate(pixels(0), axis=axis)
-        return lax.slice_in_dim(whole, 0, count, axis=axis)
-    # The last piece overlaps the one before.
-    starts = [*range(0, count - _BAND_PIXELS, _BAND_PIXELS), count - _BAND_PIXELS]
-    pieces = [piece for start in starts[:-1] for piece in pixels(start)]
-    last = jnp.concatenate(pixels(starts[-1]), axis=axis)
-    known = (len(starts) - 1) * _BAND_PIXELS - starts[-1]
-    pieces.append(lax.slice_in_dim(last, known, _BAND_PIXELS, axis=axis))
-    return jnp.concatenate(pieces, axis=axis)
-
-
-def _finite(image):
-    return jnp.where(jnp.isfinite(image), image, 0)
-
-
-def _zeros(image):
-    """Zero, or NaN where one of eight pixels is not finite: far faster than XLA's sums."""
-    count = -(-image.shape[0] // 8)
-    # They may overlap.
-    firsts = [min(first, image.shape[0] - count) for first in range(0, 8 * count, count)]
-    return sum(lax.slice_in_dim(image, first, first + count) * 0 for first in firsts)
-
-
-def _must_spread(frames, rows) -> bool:
-    """Whether what is not finite would reach more than the pixels it should: a product
-    spreads it over lines of pixels, and a zero tap times infinity is a NaN."""
-    return jnp.issubdtype(frames.dtype, jnp.floating) and any(
-        kernel.is_bound or row.bands is not None for (_, kernel), row in rows.items()
-    )
-
-
-# What is not finite, as flags, so that several are together in one number.
-_UP, _DOWN, _NAN = 1, 2, 4
-
-
-def _spread(frames, rows, kernels):
-    """NaN or infinity where the kernels cover one, and zero elsewhere. What is not finite
-    in an image is not finite in its derivatives: they all get the same."""
-    infinite = jnp.where(frames > 0, _UP, _DOWN)
-    flags = jnp.where(jnp.isnan(frames), _NAN, jnp.where(jnp.isinf(frames), infinite, 0))
-    flags = flags.astype(jnp.uint8)
-    # Infinities of one sign, under taps of one sign, add up to infinity.
-    has_one_sign = True
-    for axis, kernel in enumerate(kernels):
-        taps = rows[axis, kernel].all_taps
-        most = taps.size - 1
-        if kernel.is_bound:
-            distance = jnp.sum(taps != 0) - 1
-        else:
-            distance = jnp.asarray(most - kernel.zero_taps)
-        near = _flags_between(flags, -distance, distance, most, axis - 2)
-        if kernel.zero_taps:
-            # Zero times infinity is not a number.
-            before = _flags_between(flags, -most, -distance - 1, most, axis - 2)
-            after = _flags_between(flags, distance + 1, most, most, axis - 2)
-            near |= jnp.where(before | after, jnp.uint8(_NAN), 0)
-        flags = near
-        has_one_sign &= jnp.all(taps >= 0)
-    infinite = jnp.where(flags == _UP, jnp.inf, -jnp.inf)
-    is_infinite = has_one_sign & ((flags == _UP) | (flags == _DOWN))
-    spread = jnp.where(is_infinite, infinite, jnp.nan)
-    return jnp.where(flags == 0, 0, spread).astype(frames.dtype)
-
-
-def _flags_between(flags, first, last, most, axis):
-    """All flags of the pixels that lie from `first` to `last` beyond each, edges repeated.
-    Neither is farther than `most`."""
-    size = flags.shape[axis]
-    # All that lies farther away than this is the edge.
-    most = min(most, size)
-    first, last = (jnp.clip(distance, -most, most) for distance in (first, last))
-    near = _pad(flags, (most, most), axis, "edge")
-    # Of 1, 2, 4, ... pixels each, until two of them cover all; they may overlap. Neither a
-    # loop nor `cumsum`, which is one on GPU.
-    width, count = jnp.asarray(1), last - first + 1
-    for power in range((2 * most + 1).bit_length() - 1):
-        beyond = lax.slice_in_dim(near, 2**power, None, axis=axis)
-        both = near | _pad(beyond, (0, 2**power), axis)
-        is_within = 2 ** (power + 1) <= count
-        near = jnp.where(is_within, both, near)
-        width = jnp.where(is_within, 2 ** (power + 1), width)
-        # In this order, no more than two of them are kept.
-        near, width = lax.optimization_barrier((near, width))
-    start, stop = most + first, most + last + 1
-    left = lax.dynamic_slice_in_dim(near, start, size, axis)
-    right = lax.dynamic_slice_in_dim(near, stop - width, size, axis)
-    return jnp.where(count > 0, left | right, 0)

@@ -9,7 +9,7 @@ import pytest
 from jax import export
 from jax.sharding import Mesh, PartitionSpec
 
-from jaxbkgd import _filter, spatial_mean
+from jaxbkgd import _engines, _filter, spatial_mean
 from jaxbkgd._kernels import GapKernel, GaussianKernel, half_width
 
 
@@ -24,14 +24,14 @@ ENGINES = ["shifts in strips", "products in strips", "shifts", "products"]
 def engine(request, monkeypatch):
     """Filters with one engine only: `engine(frames, radii, outputs, edges)`."""
     most_taps = 0 if request.param.startswith("products") else 10**6
-    monkeypatch.setattr(_filter, "_MOST_TAPS", most_taps)
-    monkeypatch.setattr(_filter, "_MOST_TAPS_OF_LONG_AXES", most_taps)
-    monkeypatch.setattr(_filter, "_BANDED_STRIP_LINES", 64)
+    monkeypatch.setattr(_engines, "_MOST_TAPS", most_taps)
+    monkeypatch.setattr(_engines, "_MOST_TAPS_OF_LONG_AXES", most_taps)
+    monkeypatch.setattr(_engines, "_BANDED_STRIP_LINES", 64)
     is_in_strips = request.param.endswith("strips")
     walk = _filter._filter_in_pieces if is_in_strips else _filter._filter_at_once
 
     def run(frames, radii, outputs, edges="repeated"):
-        call = ft.partial(walk, outputs=outputs, edges=edges)
+        call = ft.partial(walk, outputs=outputs, edges=edges, is_finite=False)
         return jax.jit(call)(frames, *(jnp.asarray(r, jnp.float64) for r in radii))
 
     return run
@@ -98,7 +98,7 @@ def derivatives(request):
 def test_a_derivative_and_its_transpose_are_those_of_dense_matrices(
     derivatives, edges, has_products, monkeypatch, rng, x64
 ):
-    monkeypatch.setattr(_filter, "_MOST_TAPS", 0 if has_products else 10**6)
+    monkeypatch.setattr(_engines, "_MOST_TAPS", 0 if has_products else 10**6)
     pushforward, pullback = derivatives
     # Two strips of lines, of which some are in both.
     frames, moved, cotangent = rng.normal(100, 10, (3, 2, 90, 40))
@@ -216,7 +216,8 @@ def filter_courses(request):
 
     def run(courses, kernels, edges):
         outputs = tuple((kernel,) for kernel in kernels)
-        walk = ft.partial(getattr(_filter, request.param), outputs=outputs, edges=edges)
+        walk = ft.partial(getattr(_filter, request.param), is_finite=False)
+        walk = ft.partial(walk, outputs=outputs, edges=edges)
         return jax.jit(walk)(courses, jnp.asarray(5.0, courses.dtype))
 
     return run

@@ -1,0 +1,153 @@
+"""What bounds the speed: where a call, a slope and a gradient spend their time on CPU.
+
+    python examples/speed_bounds.py
+
+For each size and radius, on one core: the time of a whole call for each pixel; what of it
+XLA's own profile ascribes to the first writing of new memory, to the loop that filters, and
+to the rest; the page faults that the system counts; and the same loop on a few frames that
+stay in cache. It takes about two minutes, and writes its table between two markers in
+performance.md, in docs/pages or the folder `--out`.
+"""
+
+import argparse
+import collections
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+# Before jax counts the cores.
+if hasattr(os, "sched_setaffinity"):
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.profiler import ProfileData
+
+from jaxbkgd import spatial_mean
+
+
+PIXELS = 10**7
+CACHED_PIXELS = 2**15  # with the results, half of a cache of 512 kB
+ROUNDS = 7
+BEGIN, END = "<!-- begin: written by speed_bounds.py -->", "<!-- end: speed_bounds.py -->"
+
+
+def functions(radius_pix: float) -> dict[str, Callable[..., Any]]:
+    def background(radii, frames):
+        return spatial_mean(frames, radii, max_radius_pix=radius_pix, truncation="smooth")
+
+    def loss(radii, frames):
+        return jnp.sum(background(radii, frames) ** 2)
+
+    def slope(radii, frames):
+        return jax.jvp(lambda radii: loss(radii, frames), (radii,), (jnp.ones(2),))
+
+    return {
+        "x + 1": lambda radii, frames: frames + radii[0],
+        "background": background,
+        "slope (jvp)": slope,
+        "value and gradient": jax.value_and_grad(loss, (0, 1)),
+    }
+
+
+def seconds(call: Callable[[], Any]) -> float:
+    times = []
+    for _ in range(ROUNDS):
+        begun = time.perf_counter()
+        jax.block_until_ready(call())
+        times.append(time.perf_counter() - begun)
+    return float(np.median(times))
+
+
+def page_faults(call: Callable[[], Any]) -> int:
+    # Not everywhere there is one.
+    import resource
+
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    jax.block_until_ready(call())
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+
+def profile(call: Callable[[], Any]) -> dict[str, float]:
+    """The seconds of each of the program's outermost steps."""
+    with tempfile.TemporaryDirectory() as folder:
+        with jax.profiler.trace(folder):
+            jax.block_until_ready(call())
+        (path,) = Path(folder).rglob("*.xplane.pb")
+        events = [
+            event
+            for plane in ProfileData.from_file(str(path)).planes
+            for line in plane.lines
+            for event in line.events
+            if "hlo_op" in dict(event.stats)
+        ]
+    steps, end = collections.Counter(), 0.0
+    for event in sorted(events, key=lambda event: (event.start_ns, -event.duration_ns)):
+        if event.start_ns >= end:
+            steps[event.name] += event.duration_ns / 1e9
+            end = event.start_ns + event.duration_ns
+    return dict(steps)
+
+
+def row(size: int, radius_pix: float, name: str) -> str:
+    function = jax.jit(functions(radius_pix)[name])
+    radii = jnp.full(2, radius_pix, jnp.float32)
+
+    def of_pixels(count: int) -> Callable[[], Any]:
+        shape = (max(1, round(count / size**2)), size, size)
+        frames = np.random.default_rng(0).integers(100, 1000, shape).astype(np.float32)
+        frames = jnp.asarray(frames)
+        jax.block_until_ready(function(radii, frames))
+        return lambda: function(radii, frames)
+
+    call = of_pixels(PIXELS)
+    pixels = max(1, round(PIXELS / size**2)) * size**2
+    whole, faults, steps = seconds(call), page_faults(call), profile(call)
+    filtering = sum(s for step, s in steps.items() if step.startswith(("call", "while")))
+    filling = sum(s for step, s in steps.items() if "broadcast" in step)
+    rest = sum(steps.values()) - filtering - filling
+    numbers = [1e9 * part / pixels for part in (whole, filling, filtering, rest)]
+    columns = [f"{number:.2f}" for number in numbers]
+    return (
+        f"| {name} | {size} | {radius_pix:g} | {' | '.join(columns)} | "
+        f"{faults / pixels * 1e6:.0f} |"
+    )
+
+
+def table(sizes: list[int], radii: list[float]) -> str:
+    lines = [
+        f"One core, float32, {PIXELS // 10**6} Mpx, jax {jax.__version__}; ns for a pixel, "
+        f"median of {ROUNDS} calls, and one call's profile.",
+        "",
+        "| what | frames (px) | r | whole call | filling new memory | filtering | rest | "
+        "page faults for a Mpx |",
+        "| --- " * 8 + "|",
+    ]
+    for size in sizes:
+        for radius in radii:
+            names = functions(radius) if radius == radii[0] else list(functions(radius))[1:]
+            lines += [row(size, radius, name) for name in names]
+            print(lines[-1], flush=True)
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    beside = Path(__file__).parents[1] / "docs" / "pages"
+    parser.add_argument("--sizes", type=int, nargs="+", default=[128, 512, 2048])
+    parser.add_argument(
+        "--radii", type=float, nargs="+", default=[3.0, 7.0, 15.0, 30.0, 60.0]
+    )
+    parser.add_argument("--out", type=Path, default=beside, help="the folder to write to")
+    options = parser.parse_args()
+    page = options.out / "performance.md"
+    text = page.read_text() if page.exists() else f"{BEGIN}\n{END}\n"
+    before, after = text.split(BEGIN)[0], text.split(END)[1]
+    page.write_text(
+        f"{before}{BEGIN}\n\n{table(options.sizes, options.radii)}\n\n{END}{after}"
+    )
