@@ -21,7 +21,10 @@ BEFORE, AFTER = "# A page\n", "\nand its end\n"
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What one tiny run writes, on a page with text around the tables."""
     folder = tmp_path_factory.mktemp("benchmark")
-    marks = re.findall("<!-- .* -->", (ROOT / "docs/pages/performance.md").read_text())
+    marks = re.findall(
+        "<!-- begin: written by benchmark.py -->|<!-- end -->",
+        (ROOT / "docs/pages/performance.md").read_text(),
+    )
     (folder / "performance.md").write_text(BEFORE + "\nold\n".join(marks) + AFTER)
     tiny = ("--sizes", "24", "--radii", "3", "--megapixels", "0.003", "--rounds", "1")
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
