@@ -350,6 +350,10 @@ class _Job(contextlib.AbstractContextManager):
         self._check_sources()
         for sink in self._sinks:
             sink.commit()
+        # Not before all have their names: of a job that ends here, a later run would not
+        # know the first ones for its own.
+        for sink in self._sinks:
+            sink.finish()
 
     def __exit__(
         self,

@@ -149,6 +149,7 @@ class Sink(abc.ABC):
             self.journal.add(chunk)
 
     def commit(self) -> None:
+        """Give the draft its name. Until `finish`, a later run knows it for its own."""
         with self._one_line_errors():
             self._complete()
             self.check()
@@ -159,11 +160,11 @@ class Sink(abc.ABC):
                 _remove(aside)
                 self._destination.rename(aside)
             self.draft.replace(self._destination)
-            self.finish()
 
     def finish(self) -> None:
         """Remove what is left beside a movie that has its name."""
-        _remove(draft_of(self._destination, _ASIDE_SUFFIX))
+        with self._one_line_errors():
+            _remove(draft_of(self._destination, _ASIDE_SUFFIX))
         self.journal.remove()
 
     def close(self) -> None:
