@@ -839,7 +839,7 @@ def map_frames(
         best jitted, as `jax.jit(lambda chunk: jaxbkgd.spatial_mean(chunk, 7.0))`.
     - `frames`: (frames, height, width), a NumPy array or memory map of any real dtype.
     - `out`: where to write the results; by default a new float32 array.
-    - `chunk_frames`: frames in a chunk, by default a quarter of a megapixel.
+    - `chunk_frames`: frames in a chunk, by default half a megapixel.
     - `workers`: the number of threads, by default the cores of this process.
 
     **Returns:**
@@ -865,7 +865,7 @@ def map_frames(
     out = _checked_output(out, frames)
     if chunk_frames is None:
         # The same for every stack of these frames, so that another is not compiled again.
-        chunk_frames = max(1, _CHUNK_PIXELS // 4 // (frames.shape[1] * frames.shape[2]))
+        chunk_frames = max(1, _CHUNK_PIXELS // 2 // (frames.shape[1] * frames.shape[2]))
 
     def run(start: int) -> None:
         chunk = frames[start : start + chunk_frames]

@@ -39,6 +39,8 @@ Edges = Literal["repeated", "folded", "empty"]
 _STRIP_LINES = 64
 _BANDED_STRIP_LINES = 512  # for products, whose halos are wider
 _BLOCK_COLUMNS = 256  # of pixels whose course in time is filtered
+# Of 8 ways: lines whose pitch is a power of two compete for a few of its places.
+_L1_BYTES = 2**15
 
 
 def filter_in_pieces(
@@ -84,21 +86,25 @@ def filter_in_pieces(
         # The last block overlaps the one before, as the last strip does. Whole lines are
         # copied far faster where it is known that they are.
         left = 0 if columns == width else jnp.minimum(block * columns, width - columns)
-        frame = lax.dynamic_slice(stack, (index, 0, left), (1, height, columns))[0]
+
+        def lines_from(start, count, index=index):
+            return lax.dynamic_slice(stack, (index, start, left), (1, count, columns))[0]
 
         def filter_strip(strip, carry):
             images, sums, zeros = carry
             start = jnp.minimum(strip * lines, height - lines)
+            near = lines_from(start, lines)
             if must_spread:
-                zeros += zeros_of(lax.dynamic_slice_in_dim(frame, start, lines))
+                zeros += zeros_of(near)
             if lines == height:
-                finite = _finite(frame) if must_spread else frame
+                finite = _finite(near) if must_spread else near
                 filter_y = ft.partial(_filter_axis, finite, edges=edges, axis=-2)
             else:
                 filter_y = ft.partial(
                     _filter_strip,
-                    frame,
+                    stack,
                     edges=edges,
+                    index=index,
                     start=start,
                     count=lines,
                     must_clean=must_spread,
@@ -116,10 +122,11 @@ def filter_in_pieces(
             return images, sums, zeros
 
         def add_spread(turn, images):
-            # Depending on the turn, it is not moved out of the loop, where it would be
-            # worked out for every frame.
-            not_finite, _ = lax.optimization_barrier((frame, turn))
-            spread = _spread(not_finite, rows, kernels)
+            # The turn is 0. What depends on it is not moved out of the loop, where it would
+            # be worked out for every frame.
+            frame = lines_from(0, height, index + turn)
+            frame, _ = lax.optimization_barrier((frame, turn))
+            spread = _spread(frame, rows, kernels)
             corner = (index, 0, left)
             shape = (1, *spread.shape)
             return [
@@ -129,7 +136,8 @@ def filter_in_pieces(
                 for image in images
             ]
 
-        carry = images, sums, jnp.zeros_like(zeros_of(frame[:lines]))
+        zeros = jnp.zeros_like(zeros_of(lines_from(0, lines)))
+        carry = images, sums, zeros
         images, sums, zeros = lax.fori_loop(0, strip_count, filter_strip, carry)
         if must_spread:
             is_finite = jnp.all(jnp.isfinite(zeros))
@@ -234,28 +242,36 @@ def _filter_axes(filter_y, rows, outputs, edges):
     return [images[kernels] for kernels in outputs]
 
 
-def _filter_strip(frame, rows, edges, start, count, must_clean):
-    """The lines from `start` of the frame filtered along y, by each row."""
-    height, dtype = frame.shape[0], rows[0].taps.dtype
+def _filter_strip(stack, rows, edges, index, start, count, must_clean):
+    """The lines from `start` of a frame filtered along y, by each row."""
+    (_, height, width), dtype = stack.shape, rows[0].taps.dtype
     half_width = rows[0].taps.size - 1
+
+    def clean(lines):
+        lines = lines.astype(dtype)
+        return _finite(lines) if must_clean else lines
+
     lines = start - half_width + jnp.arange(count + 2 * half_width)
-    padded = frame.at[jnp.clip(lines, 0, height - 1)].get(mode="promise_in_bounds")
-    padded = padded.astype(dtype)
-    if must_clean:
-        padded = _finite(padded)
+    inside = jnp.clip(lines, 0, height - 1)
+    padded = clean(stack.at[index, inside].get(mode="promise_in_bounds"))
     if edges != "repeated":
         is_inside = (lines >= 0) & (lines < height)
         padded = jnp.where(is_inside[:, None], padded, 0)
-    # Lines whose pitch is a power of two would compete for the same places in the cache:
-    # 16 floats, a line of the cache, keep them apart.
-    padded = lax.optimization_barrier(jnp.pad(padded, ((0, 0), (0, 16))))
-    images = _correlate(padded, rows, count, axis=-2)
-    images = [image[:, : frame.shape[1]] for image in images]
+    padded = lax.optimization_barrier(padded)
+    if (2 * half_width + 1) * math.gcd(width * dtype.itemsize, 4096) > _L1_BYTES:
+        # A line of the cache more keeps them apart.
+        more = padded[:, : 64 // dtype.itemsize]
+        padded = lax.optimization_barrier(jnp.concatenate([padded, more], axis=-1))
+    images = _correlate(padded[:, :width], rows, count, axis=-2)
     if edges != "folded":
         return images
-    frame = (_finite(frame) if must_clean else frame).astype(dtype)
+    edge_shape = (1, half_width, width)
+    first, last = (
+        clean(lax.dynamic_slice(stack, (index, edge, 0), edge_shape)[0])
+        for edge in (0, height - half_width)
+    )
     return [
-        _fold_edges(image, frame, row.taps, -2, start)
+        _fold_edges(image, first, last, row.taps, -2, start, height)
         for image, row in zip(images, rows, strict=True)
     ]
 
@@ -264,13 +280,22 @@ def _filter_axis(image, rows, edges, axis):
     """The image filtered along the axis, by each row."""
     image = image.astype(rows[0].taps.dtype)
     half_width = rows[0].taps.size - 1
-    mode = "edge" if edges == "repeated" else "constant"
-    padded = lax.optimization_barrier(_pad(image, (half_width, half_width), axis, mode))
+    if edges == "repeated":
+        padded = _pad(image, (half_width, half_width), axis, "edge")
+    else:
+        # On CPU this copies lines, where a constant pad asks at each pixel.
+        near = lax.slice_in_dim(image, 0, half_width, axis=axis)
+        beyond = jnp.zeros_like(near)
+        padded = jnp.concatenate([beyond, image, beyond], axis)
+    padded = lax.optimization_barrier(padded)
     filtered = _correlate(padded, rows, image.shape[axis], axis)
     if edges != "folded":
         return filtered
+    size = image.shape[axis]
+    first = lax.slice_in_dim(image, 0, half_width, axis=axis)
+    last = lax.slice_in_dim(image, size - half_width, size, axis=axis)
     return [
-        _fold_edges(one, image, row.taps, axis)
+        _fold_edges(one, first, last, row.taps, axis, 0, size)
         for one, row in zip(filtered, rows, strict=True)
     ]
 
@@ -281,20 +306,16 @@ def _pad(image, widths, axis, mode="constant"):
     return jnp.pad(image, all_widths, mode)
 
 
-def _fold_edges(filtered, image, taps, axis, start=0):
+def _fold_edges(filtered, first, last, taps, axis, start, size):
     """Adds to the edge pixels what their copies beyond the edge would have received.
 
-    `filtered` holds the pixels from `start` along the axis.
+    `filtered` holds the pixels from `start` along an axis of this size, `first` and `last`
+    what was filtered, as far from the edges as the taps reach.
     """
-    size, reach = image.shape[axis], taps.size - 1
     # The weight with which the pixel at a distance from the edge reads beyond it.
-    beyond = (jnp.sum(taps) - jnp.cumsum(taps))[:reach]
+    beyond = (jnp.sum(taps) - jnp.cumsum(taps))[:-1]
     positions = _along(start + jnp.arange(filtered.shape[axis]), axis)
-    for edge, first, weights in (
-        (0, 0, beyond),
-        (size - 1, size - reach, beyond[::-1]),
-    ):
-        near = lax.slice_in_dim(image, first, first + reach, axis=axis)
+    for edge, near, weights in ((0, first, beyond), (size - 1, last, beyond[::-1])):
         folded = jnp.sum(near * _along(weights, axis), axis=axis, keepdims=True)
         filtered = filtered + jnp.where(positions == edge, folded, 0)
     return filtered
