@@ -8,6 +8,7 @@ import functools as ft
 import math
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
@@ -39,8 +40,8 @@ Edges = Literal["repeated", "folded", "empty"]
 _STRIP_LINES = 64
 _BANDED_STRIP_LINES = 512  # for products, whose halos are wider
 _BLOCK_COLUMNS = 256  # of pixels whose course in time is filtered
-# Of 8 ways: lines whose pitch is a power of two compete for a few of its places.
-_L1_BYTES = 2**15
+_STRIP_COLUMNS = 128  # where as many lines as the taps cover are more than a cache holds
+_L1_BYTES, _L1_WAYS = 2**15, 8
 
 
 def filter_in_pieces(
@@ -246,30 +247,44 @@ def _filter_strip(stack, rows, edges, index, start, count, must_clean):
     """The lines from `start` of a frame filtered along y, by each row."""
     (_, height, width), dtype = stack.shape, rows[0].taps.dtype
     half_width = rows[0].taps.size - 1
-
-    def clean(lines):
-        lines = lines.astype(dtype)
-        return _finite(lines) if must_clean else lines
-
     lines = start - half_width + jnp.arange(count + 2 * half_width)
     inside = jnp.clip(lines, 0, height - 1)
-    padded = clean(stack.at[index, inside].get(mode="promise_in_bounds"))
-    if edges != "repeated":
-        is_inside = (lines >= 0) & (lines < height)
-        padded = jnp.where(is_inside[:, None], padded, 0)
-    padded = lax.optimization_barrier(padded)
-    if (2 * half_width + 1) * math.gcd(width * dtype.itemsize, 4096) > _L1_BYTES:
-        # A line of the cache more keeps them apart.
-        more = padded[:, : 64 // dtype.itemsize]
-        padded = lax.optimization_barrier(jnp.concatenate([padded, more], axis=-1))
-    images = _correlate(padded[:, :width], rows, count, axis=-2)
+
+    def lines_at(lines, left=0, columns=width):
+        def line_at(line):
+            return lax.dynamic_slice(stack, (index, line, left), (1, 1, columns))[0, 0]
+
+        pixels = jax.vmap(line_at)(lines).astype(dtype)
+        return _finite(pixels) if must_clean else pixels
+
+    def filter_columns(left, columns):
+        padded = lines_at(inside, left, columns)
+        if edges != "repeated":
+            is_inside = (lines >= 0) & (lines < height)
+            padded = jnp.where(is_inside[:, None], padded, 0)
+        return _correlate(lax.optimization_barrier(padded), rows, count, axis=-2)
+
+    columns = min(_STRIP_COLUMNS, width)
+
+    def filter_block(block, images):
+        # The last one overlaps the one before.
+        left = jnp.minimum(block * columns, width - columns)
+        return [
+            lax.dynamic_update_slice(image, new, (0, left))
+            for image, new in zip(images, filter_columns(left, columns), strict=True)
+        ]
+
+    line_count = 2 * half_width + 1
+    is_near = line_count <= _L1_WAYS or line_count * width * dtype.itemsize <= _L1_BYTES
+    if is_near or rows[0].bands is not None:
+        images = filter_columns(0, width)
+    else:
+        images = [jnp.full((count, width), row, dtype) for row in range(len(rows))]
+        images = lax.fori_loop(0, -(-width // columns), filter_block, images)
     if edges != "folded":
         return images
-    edge_shape = (1, half_width, width)
-    first, last = (
-        clean(lax.dynamic_slice(stack, (index, edge, 0), edge_shape)[0])
-        for edge in (0, height - half_width)
-    )
+    first = lines_at(jnp.arange(half_width))
+    last = lines_at(height - half_width + jnp.arange(half_width))
     return [
         _fold_edges(image, first, last, row.taps, -2, start, height)
         for image, row in zip(images, rows, strict=True)

@@ -14,10 +14,16 @@ from jaxbkgd._kernels import GapKernel, GaussianKernel, half_width
 
 
 # Several strips and bands, with a rest; fewer pixels than one; a single line.
-SHAPES = [(2, 90, 140), (1, 33, 26), (1, 1, 130)]
+SHAPES = [(2, 90, 140), (1, 70, 26), (1, 33, 26), (1, 1, 130)]
 # Few taps, so that little is compiled.
 RADII, BOUND = (1.5, 4.0), 5.0
-ENGINES = ["shifts in strips", "products in strips", "shifts", "products"]
+ENGINES = [
+    "shifts in strips",
+    "shifts in blocks",
+    "products in strips",
+    "shifts",
+    "products",
+]
 
 
 @pytest.fixture(params=ENGINES)
@@ -27,7 +33,11 @@ def engine(request, monkeypatch):
     monkeypatch.setattr(_engines, "_MOST_TAPS", most_taps)
     monkeypatch.setattr(_engines, "_MOST_TAPS_OF_LONG_AXES", most_taps)
     monkeypatch.setattr(_engines, "_BANDED_STRIP_LINES", 64)
-    is_in_strips = request.param.endswith("strips")
+    if request.param == "shifts in blocks":
+        monkeypatch.setattr(_engines, "_STRIP_COLUMNS", 32)
+        monkeypatch.setattr(_engines, "_L1_BYTES", 0)
+        monkeypatch.setattr(_engines, "_L1_WAYS", 0)
+    is_in_strips = request.param.endswith(("strips", "blocks"))
     walk = _filter._filter_in_pieces if is_in_strips else _filter._filter_at_once
 
     def run(frames, radii, outputs, edges="repeated"):
