@@ -70,9 +70,15 @@ ONE_THREAD = dict.fromkeys(
     "1",
 )
 ON_CPU = {"JAX_PLATFORMS": "cpu"}
+# Results are made in threads of JAX, and glibc may give back all memory of such a thread
+# as soon as none is in use. So it keeps what is smaller than 32 MB for the next result.
+KEEPING = {
+    "GLIBC_TUNABLES": "glibc.malloc.arena_max=1:glibc.malloc.mmap_threshold=33554432"
+    ":glibc.malloc.trim_threshold=1073741824"
+}
 # What each process has in its environment.
 PROCESSES = {
-    "one thread": ON_CPU | ONE_THREAD,
+    "one thread": ON_CPU | ONE_THREAD | KEEPING,
     ALL_CORES: ON_CPU,
     PLAIN: ON_CPU,
     HUGE_PAGES: ON_CPU | {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"},

@@ -54,7 +54,7 @@ def filter_in_pieces(
     """
     *batch, height, width = frames.shape
     stack = frames.reshape((math.prod(batch), height, width))
-    rows = _all_rows((kernels, *outputs), radii, (height, width), edges)
+    rows = _all_rows((kernels, *outputs), radii, (height, width), edges, _MOST_PIECES)
     is_temporal = len(radii) == 1
     is_banded = any(row.bands is not None for row in rows.values())
     strip_lines = _BANDED_STRIP_LINES if is_banded else _STRIP_LINES
@@ -198,9 +198,10 @@ class _Row(NamedTuple):
     all_taps: Array
     taps: Array
     bands: Array | None
+    most_pieces: float  # of a product that are written out
 
 
-def _row(all_taps, size, is_temporal, edges) -> _Row:
+def _row(all_taps, size, is_temporal, edges, most_pieces) -> _Row:
     """A tap that reaches across the whole axis reads an edge pixel, whatever its distance:
     in a kernel that is wider, the last of these takes the weight of all beyond."""
     reach = min(all_taps.size, size) - 1
@@ -212,13 +213,16 @@ def _row(all_taps, size, is_temporal, edges) -> _Row:
     most_taps = _MOST_TAPS if size <= 512 else _MOST_TAPS_OF_LONG_AXES
     # In a product, the order of a sum depends on where in the axis a pixel lies.
     is_banded = taps.size > most_taps and not is_temporal
-    return _Row(all_taps, taps, _bands(taps) if is_banded else None)
+    return _Row(all_taps, taps, _bands(taps) if is_banded else None, most_pieces)
 
 
-def _all_rows(outputs, radii, shape, edges) -> dict[tuple[int, Kernel], _Row]:
+def _all_rows(
+    outputs, radii, shape, edges, most_pieces=math.inf
+) -> dict[tuple[int, Kernel], _Row]:
     return {
         (axis, kernel): _row(
-            kernel.taps(radii[axis]), shape[axis], len(kernels) == 1, edges
+            *(kernel.taps(radii[axis]), shape[axis], len(kernels) == 1, edges),
+            most_pieces,
         )
         for kernels in outputs
         for axis, kernel in enumerate(kernels)
@@ -350,6 +354,8 @@ _MOST_TAPS_OF_LONG_AXES = 48
 # groups go through a loop: it costs half as much again, but a long program compiles long.
 _MOST_SHIFTS, _SHIFT_GROUP = _MOST_TAPS_OF_LONG_AXES - 1, 16
 _BAND_PIXELS = 64  # what one product of the banded engine gives
+# Of more, the products go through a loop on CPU: written out, they take long to compile.
+_MOST_PIECES = 4
 
 
 def _correlate(padded, rows, count, axis):
@@ -441,22 +447,32 @@ def _banded_products(padded, row, count, axis):
         return jnp.matmul(left, right, precision=lax.Precision.HIGHEST)
 
     def pixels(start):
-        first = lax.slice_in_dim(padded, start, start + half, axis=axis)
-        last = lax.slice_in_dim(padded, start + half, start + 2 * half, axis=axis)
-        last = jnp.flip(last, axis)
+        first = lax.dynamic_slice_in_dim(padded, start, half, axis)
+        last = jnp.flip(lax.dynamic_slice_in_dim(padded, start + half, half, axis), axis)
         # The barriers keep XLA from fusing these with the products, and losing time.
         folded = lax.optimization_barrier((first + last, first - last))
         even, odd = lax.optimization_barrier(tuple(map(multiply, row.bands, folded)))
         return lax.optimization_barrier((even + odd, jnp.flip(even - odd, axis)))
 
+    def add_piece(piece, image):
+        # The last piece overlaps the one before.
+        start = jnp.minimum(piece * _BAND_PIXELS, count - _BAND_PIXELS)
+        for index, half_piece in enumerate(pixels(start)):
+            corner = start + index * _BAND_PIXELS // 2
+            image = lax.dynamic_update_slice_in_dim(image, half_piece, corner, axis)
+        return image
+
     if missing > 0:
         whole = jnp.concatenate(pixels(0), axis=axis)
         return lax.slice_in_dim(whole, 0, count, axis=axis)
-    # The last piece overlaps the one before.
+    piece_count = -(-count // _BAND_PIXELS)
+    if piece_count > row.most_pieces:
+        image = lax.slice_in_dim(jnp.zeros_like(padded), 0, count, axis=axis)
+        return lax.fori_loop(0, piece_count, add_piece, image)
     starts = [*range(0, count - _BAND_PIXELS, _BAND_PIXELS), count - _BAND_PIXELS]
     pieces = [piece for start in starts[:-1] for piece in pixels(start)]
     last = jnp.concatenate(pixels(starts[-1]), axis=axis)
-    known = (len(starts) - 1) * _BAND_PIXELS - starts[-1]
+    known = (piece_count - 1) * _BAND_PIXELS - starts[-1]
     pieces.append(lax.slice_in_dim(last, known, _BAND_PIXELS, axis=axis))
     return jnp.concatenate(pieces, axis=axis)
 
