@@ -35,12 +35,14 @@ Kernels = tuple[Kernel, ...]
 # What lies beyond an edge: the edge again, or nothing. "folded" is the adjoint of
 # "repeated"; "empty" is its own.
 Edges = Literal["repeated", "folded", "empty"]
-# How a stack is walked: in pieces that stay in cache on CPU, at once elsewhere.
 
+# The pieces: lines of a strip, and columns of what is filtered together along time.
 _STRIP_LINES = 64
 _BANDED_STRIP_LINES = 512  # for products, whose halos are wider
-_BLOCK_COLUMNS = 256  # of pixels whose course in time is filtered
-_STRIP_COLUMNS = 128  # where as many lines as the taps cover are more than a cache holds
+_COURSES = 256
+# Where a cache of so many bytes cannot hold the lines that the taps cover, columns of a
+# strip that are filtered together along y. Lines no more than its ways it holds anyhow.
+_STRIP_COLUMNS = 128
 _L1_BYTES, _L1_WAYS = 2**15, 8
 
 
@@ -59,7 +61,7 @@ def filter_in_pieces(
     is_banded = any(row.bands is not None for row in rows.values())
     strip_lines = _BANDED_STRIP_LINES if is_banded else _STRIP_LINES
     lines = height if is_temporal else min(strip_lines, height)
-    columns = min(_BLOCK_COLUMNS, width) if is_temporal else width
+    columns = min(_COURSES, width) if is_temporal else width
     must_spread = not is_finite and _must_spread(frames, rows)
     strip_count, block_count = -(-height // lines), -(-width // columns)
     multiplied = [] if factor is None else without(kernels, outputs)
