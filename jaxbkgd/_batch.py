@@ -349,7 +349,7 @@ class _Job(contextlib.AbstractContextManager):
     def commit(self) -> None:
         self._check_sources()
         for sink in self._sinks:
-            sink.commit()
+            sink.give_name()
         # Not before all have their names: of a job that ends here, a later run would not
         # know the first ones for its own.
         for sink in self._sinks:

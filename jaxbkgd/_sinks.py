@@ -149,6 +149,10 @@ class Sink(abc.ABC):
             self.journal.add(chunk)
 
     def commit(self) -> None:
+        self.give_name()
+        self.finish()
+
+    def give_name(self) -> None:
         """Give the draft its name. Until `finish`, a later run knows it for its own."""
         with self._one_line_errors():
             self._complete()
@@ -237,7 +241,7 @@ class ArraySink:
     def note(self, chunk: int) -> None:
         self.journal.add(chunk)
 
-    def commit(self) -> None:
+    def give_name(self) -> None:
         pass
 
     def finish(self) -> None:

@@ -562,7 +562,7 @@ def test_a_job_that_ends_between_two_names_is_gone_on_with(
 ):
     sinks = [tmp_path / "a.tif", tmp_path / "b.zarr"]
     with monkeypatch.context() as killed:
-        killed.setattr(ZarrSink, "commit", lambda self: 1 / 0)
+        killed.setattr(ZarrSink, "give_name", lambda self: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             estimate_movie([movie_path, movie_path], ESTIMATOR, sinks, **OPTIONS)
     assert [sink.exists() for sink in sinks] == [True, False]
