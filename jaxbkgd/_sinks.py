@@ -241,6 +241,9 @@ class ArraySink:
     def note(self, chunk: int) -> None:
         self.journal.add(chunk)
 
+    def commit(self) -> None:
+        pass
+
     def give_name(self) -> None:
         pass
 
