@@ -285,7 +285,9 @@ def _filter_strip(stack, rows, edges, index, start, count, must_clean):
     if is_near or rows[0].bands is not None:
         images = filter_columns(0, width)
     else:
-        images = [jnp.full((count, width), row, dtype) for row in range(len(rows))]
+        # Under `shard_map`, they are each device's own, as the stack is.
+        shape = count, width
+        images = [jnp.full_like(stack, row, dtype, shape) for row in range(len(rows))]
         images = lax.fori_loop(0, -(-width // columns), filter_block, images)
     if edges != "folded":
         return images

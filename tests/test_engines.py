@@ -302,6 +302,32 @@ def test_there_is_no_loop_over_frames_on_gpu_and_tpu(radius_pix, platform):
     assert "stablehlo.while" in on_cpu
 
 
+def test_blocks_of_columns_are_sharded(rng, monkeypatch, x64):
+    monkeypatch.setattr(_engines, "_STRIP_COLUMNS", 32)
+    monkeypatch.setattr(_engines, "_L1_BYTES", 0)
+    monkeypatch.setattr(_engines, "_L1_WAYS", 0)
+    # Two strips of lines.
+    frames, radii = rng.normal(100, 10, (2, 70, 40)), np.array([1.5, 2.0])
+
+    def loss(frames, radii):
+        bkgds = spatial_mean(frames, radii, max_radius_pix=2.5, truncation="smooth")
+        return jnp.sum(jnp.sin(bkgds))
+
+    mesh = Mesh(np.array(jax.devices("cpu")[:2]), ("frames",))
+    each, everywhere = PartitionSpec("frames"), PartitionSpec()
+    sharded = jax.shard_map(
+        lambda frames, radii: jax.lax.psum(loss(frames, radii), "frames"),
+        mesh=mesh,
+        in_specs=(each, everywhere),
+        out_specs=everywhere,
+    )
+    expected = jax.jit(jax.value_and_grad(loss, (0, 1)))(frames, radii)
+    got = jax.jit(jax.value_and_grad(sharded, (0, 1)))(frames, radii)
+    # Roundings of sums of some thousand terms of 64 bits.
+    close = ft.partial(np.testing.assert_allclose, rtol=1e-10, atol=1e-10)
+    jax.tree.map(close, got, expected)
+
+
 def test_products_are_sharded_and_exported(rng, x64):
     """In one program with shifts: at 24 px a kernel has 32 taps, at 2 px it has 3."""
     frames, radii = rng.normal(100, 10, (2, 48, 40)), np.array([24.0, 2.0])
