@@ -70,15 +70,16 @@ ONE_THREAD = dict.fromkeys(
     "1",
 )
 ON_CPU = {"JAX_PLATFORMS": "cpu"}
-# Results are made in threads of JAX, and glibc may give back all memory of such a thread
-# as soon as none is in use. So it keeps what is smaller than 32 MB for the next result.
-KEEPING = {
+# Let glibc's malloc keep up to 32 MB that were freed. Without, it depends on chance whether
+# "warm" results are: JAX makes them in threads of its own, and malloc gives back all memory
+# of a thread as soon as none of it is in use.
+KEEPING_MEMORY = {
     "GLIBC_TUNABLES": "glibc.malloc.arena_max=1:glibc.malloc.mmap_threshold=33554432"
     ":glibc.malloc.trim_threshold=1073741824"
 }
 # What each process has in its environment.
 PROCESSES = {
-    "one thread": ON_CPU | ONE_THREAD | KEEPING,
+    "one thread": ON_CPU | ONE_THREAD | KEEPING_MEMORY,
     ALL_CORES: ON_CPU,
     PLAIN: ON_CPU,
     HUGE_PAGES: ON_CPU | {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"},

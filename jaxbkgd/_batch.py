@@ -262,6 +262,8 @@ class _Job(contextlib.AbstractContextManager):
         self._estimate = ft.partial(estimated, channels[0].movie.name, fast)
         self._wanted = wanted
         self._sinks: dict[Sink | ArraySink, list[int]] = {}
+        # Those that an earlier run has given their names.
+        self._named_sinks: list[Sink | ArraySink] = []
         self._new_sinks: set[Sink | ArraySink] = set()
         self._can_go_on = False
 
@@ -278,7 +280,7 @@ class _Job(contextlib.AbstractContextManager):
             of_sink = [self._channels[index] for index in group]
             layout = _layout(of_sink, self._wanted.dtype, self._chunk_frames)
             self._sinks[open_sink(target, layout, overwrite=overwrite)] = group
-        committed = [sink for sink in self._sinks if resume and sink.is_committed]
+        self._named_sinks = [s for s in self._sinks if resume and s.is_committed]
         for sink, group in list(self._sinks.items()):
             is_begun = resume and (sink.is_begun or sink.is_committed)
             before = sink.journal.settings or {}
@@ -288,11 +290,10 @@ class _Job(contextlib.AbstractContextManager):
                     "the same again, or begin anew (resume=False, in the command line "
                     "--fresh)"
                 )
-            if sink not in committed:
+            if sink not in self._named_sinks:
                 sink.check()
         for sink, group in list(self._sinks.items()):
-            if sink in committed:
-                sink.finish()
+            if sink in self._named_sinks:
                 del self._sinks[sink]
             elif resume and sink.is_begun:
                 sink.resume()
@@ -352,7 +353,7 @@ class _Job(contextlib.AbstractContextManager):
             sink.give_name()
         # Not before all have their names: of a job that ends here, a later run would not
         # know the first ones for its own.
-        for sink in self._sinks:
+        for sink in (*self._named_sinks, *self._sinks):
             sink.finish()
 
     def __exit__(
@@ -362,6 +363,8 @@ class _Job(contextlib.AbstractContextManager):
         traceback: TracebackType | None,
     ) -> None:
         kept = []
+        for sink in self._named_sinks:
+            sink.close()
         for sink in self._sinks:
             if error is not None and sink in self._new_sinks and not sink.journal.done:
                 sink.discard()

@@ -40,8 +40,9 @@ Edges = Literal["repeated", "folded", "empty"]
 _STRIP_LINES = 64
 _BANDED_STRIP_LINES = 512  # for products, whose halos are wider
 _COURSES = 256
-# Where a cache of so many bytes cannot hold the lines that the taps cover, columns of a
-# strip that are filtered together along y. Lines no more than its ways it holds anyhow.
+# Along y a line is read again for each tap. Where the lines under the taps do not fit into
+# the nearest cache, a strip goes along y in blocks of columns that do. As many lines as the
+# cache has ways are read side by side without that, however long they are.
 _STRIP_COLUMNS = 128
 _L1_BYTES, _L1_WAYS = 2**15, 8
 
@@ -221,13 +222,17 @@ def _row(all_taps, size, is_temporal, edges, most_pieces) -> _Row:
 def _all_rows(
     outputs, radii, shape, edges, most_pieces=math.inf
 ) -> dict[tuple[int, Kernel], _Row]:
-    return {
-        (axis, kernel): _row(
-            *(kernel.taps(radii[axis]), shape[axis], len(kernels) == 1, edges),
-            most_pieces,
-        )
+    # Each once, though outputs share kernels.
+    needed = {
+        (axis, kernel): len(kernels) == 1
         for kernels in outputs
         for axis, kernel in enumerate(kernels)
+    }
+    return {
+        (axis, kernel): _row(
+            kernel.taps(radii[axis]), shape[axis], is_temporal, edges, most_pieces
+        )
+        for (axis, kernel), is_temporal in needed.items()
     }
 
 
@@ -256,15 +261,15 @@ def _filter_strip(stack, rows, edges, index, start, count, must_clean):
     lines = start - half_width + jnp.arange(count + 2 * half_width)
     inside = jnp.clip(lines, 0, height - 1)
 
-    def lines_at(lines, left=0, columns=width):
-        def line_at(line):
+    def pixels_of(numbers, left=0, columns=width):
+        def pixels(line):
             return lax.dynamic_slice(stack, (index, line, left), (1, 1, columns))[0, 0]
 
-        pixels = jax.vmap(line_at)(lines).astype(dtype)
-        return _finite(pixels) if must_clean else pixels
+        read = jax.vmap(pixels)(numbers).astype(dtype)
+        return _finite(read) if must_clean else read
 
     def filter_columns(left, columns):
-        padded = lines_at(inside, left, columns)
+        padded = pixels_of(inside, left, columns)
         if edges != "repeated":
             is_inside = (lines >= 0) & (lines < height)
             padded = jnp.where(is_inside[:, None], padded, 0)
@@ -291,8 +296,8 @@ def _filter_strip(stack, rows, edges, index, start, count, must_clean):
         images = lax.fori_loop(0, -(-width // columns), filter_block, images)
     if edges != "folded":
         return images
-    first = lines_at(jnp.arange(half_width))
-    last = lines_at(height - half_width + jnp.arange(half_width))
+    first = pixels_of(jnp.arange(half_width))
+    last = pixels_of(height - half_width + jnp.arange(half_width))
     return [
         _fold_edges(image, first, last, row.taps, -2, start, height)
         for image, row in zip(images, rows, strict=True)
@@ -302,21 +307,19 @@ def _filter_strip(stack, rows, edges, index, start, count, must_clean):
 def _filter_axis(image, rows, edges, axis):
     """The image filtered along the axis, by each row."""
     image = image.astype(rows[0].taps.dtype)
-    half_width = rows[0].taps.size - 1
+    half_width, size = rows[0].taps.size - 1, image.shape[axis]
+    first = lax.slice_in_dim(image, 0, half_width, axis=axis)
+    last = lax.slice_in_dim(image, size - half_width, size, axis=axis)
     if edges == "repeated":
         padded = _pad(image, (half_width, half_width), axis, "edge")
     else:
         # On CPU this copies lines, where a constant pad asks at each pixel.
-        near = lax.slice_in_dim(image, 0, half_width, axis=axis)
-        beyond = jnp.zeros_like(near)
+        beyond = jnp.zeros_like(first)
         padded = jnp.concatenate([beyond, image, beyond], axis)
     padded = lax.optimization_barrier(padded)
-    filtered = _correlate(padded, rows, image.shape[axis], axis)
+    filtered = _correlate(padded, rows, size, axis)
     if edges != "folded":
         return filtered
-    size = image.shape[axis]
-    first = lax.slice_in_dim(image, 0, half_width, axis=axis)
-    last = lax.slice_in_dim(image, size - half_width, size, axis=axis)
     return [
         _fold_edges(one, first, last, row.taps, axis, 0, size)
         for one, row in zip(filtered, rows, strict=True)
@@ -442,9 +445,9 @@ def _bands(taps):
 
 def _banded_products(padded, row, count, axis):
     """Costs nearly the same for any number of taps."""
-    half, missing = row.bands.shape[-1], _BAND_PIXELS - count
-    if missing > 0:
-        padded = _pad(padded, (0, missing), axis)
+    half, wanted = row.bands.shape[-1], count
+    count = max(wanted, _BAND_PIXELS)
+    padded = _pad(padded, (0, count - wanted), axis)
 
     def multiply(matrix, piece):
         left, right = (matrix, piece) if axis == -2 else (piece, matrix.T)
@@ -466,19 +469,18 @@ def _banded_products(padded, row, count, axis):
             image = lax.dynamic_update_slice_in_dim(image, half_piece, corner, axis)
         return image
 
-    if missing > 0:
-        whole = jnp.concatenate(pixels(0), axis=axis)
-        return lax.slice_in_dim(whole, 0, count, axis=axis)
     piece_count = -(-count // _BAND_PIXELS)
     if piece_count > row.most_pieces:
         image = lax.slice_in_dim(jnp.zeros_like(padded), 0, count, axis=axis)
-        return lax.fori_loop(0, piece_count, add_piece, image)
-    starts = [*range(0, count - _BAND_PIXELS, _BAND_PIXELS), count - _BAND_PIXELS]
-    pieces = [piece for start in starts[:-1] for piece in pixels(start)]
-    last = jnp.concatenate(pixels(starts[-1]), axis=axis)
-    known = (piece_count - 1) * _BAND_PIXELS - starts[-1]
-    pieces.append(lax.slice_in_dim(last, known, _BAND_PIXELS, axis=axis))
-    return jnp.concatenate(pieces, axis=axis)
+        image = lax.fori_loop(0, piece_count, add_piece, image)
+    else:
+        starts = [*range(0, count - _BAND_PIXELS, _BAND_PIXELS), count - _BAND_PIXELS]
+        pieces = [piece for start in starts[:-1] for piece in pixels(start)]
+        last = jnp.concatenate(pixels(starts[-1]), axis=axis)
+        known = (piece_count - 1) * _BAND_PIXELS - starts[-1]
+        pieces.append(lax.slice_in_dim(last, known, _BAND_PIXELS, axis=axis))
+        image = jnp.concatenate(pieces, axis=axis)
+    return lax.slice_in_dim(image, 0, wanted, axis=axis)
 
 
 def _finite(image):
@@ -519,7 +521,8 @@ def _spread(frames, rows, kernels):
         taps = rows[axis, kernel].all_taps
         most = taps.size - 1
         if kernel.is_bound:
-            distance = jnp.sum(taps != 0) - 1
+            # To the last that is not zero: nearer ones may be zero, too.
+            distance = jnp.max(jnp.where(taps != 0, jnp.arange(taps.size), 0))
         else:
             distance = jnp.asarray(most - kernel.zero_taps)
         near = _flags_between(flags, -distance, distance, most, axis - 2)

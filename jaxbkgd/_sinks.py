@@ -149,6 +149,7 @@ class Sink(abc.ABC):
             self.journal.add(chunk)
 
     def commit(self) -> None:
+        """Give the draft its name, where no other result belongs to it."""
         self.give_name()
         self.finish()
 

@@ -563,9 +563,11 @@ def test_a_job_that_ends_between_two_names_is_gone_on_with(
     sinks = [tmp_path / "a.tif", tmp_path / "b.zarr"]
     with monkeypatch.context() as killed:
         killed.setattr(ZarrSink, "give_name", lambda self: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
-            estimate_movie([movie_path, movie_path], ESTIMATOR, sinks, **OPTIONS)
-    assert [sink.exists() for sink in sinks] == [True, False]
+        # The second run finds the first result with its name, and ends there, too.
+        for _ in range(2):
+            with pytest.raises(ZeroDivisionError):
+                estimate_movie([movie_path, movie_path], ESTIMATOR, sinks, **OPTIONS)
+            assert [sink.exists() for sink in sinks] == [True, False]
     estimate_movie([movie_path, movie_path], ESTIMATOR, sinks, **OPTIONS)
     for sink in sinks:
         np.testing.assert_array_equal(open_movie(sink).channels[0][:], BKGDS)

@@ -13,7 +13,8 @@ from jaxbkgd import _engines, _filter, spatial_mean
 from jaxbkgd._kernels import GapKernel, GaussianKernel, half_width
 
 
-# Several strips and bands, with a rest; fewer pixels than one; a single line.
+# Several strips and bands, with a rest; strips narrower than a block; fewer pixels than a
+# band; a single line.
 SHAPES = [(2, 90, 140), (1, 70, 26), (1, 33, 26), (1, 1, 130)]
 # Few taps, so that little is compiled.
 RADII, BOUND = (1.5, 4.0), 5.0
@@ -32,12 +33,11 @@ def engine(request, monkeypatch):
     most_taps = 0 if request.param.startswith("products") else 10**6
     monkeypatch.setattr(_engines, "_MOST_TAPS", most_taps)
     monkeypatch.setattr(_engines, "_MOST_TAPS_OF_LONG_AXES", most_taps)
-    monkeypatch.setattr(_engines, "_BANDED_STRIP_LINES", 64)
-    monkeypatch.setattr(_engines, "_MOST_PIECES", 2)
+    # Two pieces of a product along y, and a loop over them.
+    monkeypatch.setattr(_engines, "_BANDED_STRIP_LINES", 80)
+    monkeypatch.setattr(_engines, "_MOST_PIECES", 1)
     if request.param == "shifts in blocks":
-        monkeypatch.setattr(_engines, "_STRIP_COLUMNS", 32)
-        monkeypatch.setattr(_engines, "_L1_BYTES", 0)
-        monkeypatch.setattr(_engines, "_L1_WAYS", 0)
+        force_blocks(monkeypatch)
     is_in_strips = request.param.endswith(("strips", "blocks"))
     walk = _filter._filter_in_pieces if is_in_strips else _filter._filter_at_once
 
@@ -46,6 +46,13 @@ def engine(request, monkeypatch):
         return jax.jit(call)(frames, *(jnp.asarray(r, jnp.float64) for r in radii))
 
     return run
+
+
+def force_blocks(monkeypatch):
+    """As if no line fitted into the nearest cache."""
+    monkeypatch.setattr(_engines, "_STRIP_COLUMNS", 32)
+    monkeypatch.setattr(_engines, "_L1_BYTES", 0)
+    monkeypatch.setattr(_engines, "_L1_WAYS", 0)
 
 
 def kernels_for(radii, is_bound):
@@ -94,6 +101,15 @@ def test_values_slopes_and_adjoints_are_those_of_a_dense_matrix(
     adjoints = engine(frames, RADII, outputs, edges="folded")
     for got, (a_y, a_x) in zip(adjoints, expected, strict=True):
         close(got, a_y.T @ frames @ a_x)
+
+
+@pytest.mark.parametrize("edges", ["repeated", "folded"])
+def test_a_single_tap_changes_nothing(engine, edges, rng, x64):
+    frames = rng.normal(100, 10, (2, 70, 40))
+    kernels = tuple(GaussianKernel(half_width(0.3, "smooth"), "smooth") for _ in "yx")
+    (image,) = engine(frames, (0.3, 0.3), (kernels,), edges)
+    # The tap is a sum of twelve terms, over itself.
+    np.testing.assert_allclose(image, frames, rtol=1e-15)
 
 
 @pytest.fixture(params=["in pieces", "at once"])
@@ -221,13 +237,18 @@ def time_kernel(is_bound):
     return GaussianKernel(width, "smooth", is_bound=is_bound)
 
 
-@pytest.fixture(params=["_filter_in_pieces", "_filter_at_once"])
-def filter_courses(request):
+@pytest.fixture(params=["in pieces", "in pieces, by groups of taps", "at once"])
+def filter_courses(request, monkeypatch):
     """Filters along time in one way only."""
+    if request.param.endswith("groups of taps"):
+        monkeypatch.setattr(_engines, "_MOST_SHIFTS", 3)
+        monkeypatch.setattr(_engines, "_SHIFT_GROUP", 4)
+    is_at_once = request.param == "at once"
+    way = _filter._filter_at_once if is_at_once else _filter._filter_in_pieces
 
     def run(courses, kernels, edges):
         outputs = tuple((kernel,) for kernel in kernels)
-        walk = ft.partial(getattr(_filter, request.param), is_finite=False)
+        walk = ft.partial(way, is_finite=False)
         walk = ft.partial(walk, outputs=outputs, edges=edges)
         return jax.jit(walk)(courses, jnp.asarray(5.0, courses.dtype))
 
@@ -259,6 +280,19 @@ def test_what_is_not_finite_stays_near_in_time(filter_courses, is_bound, edges, 
     for test in (np.isnan, np.isposinf, np.isneginf):
         reached = reads @ test(courses).astype(int) > 0
         np.testing.assert_array_equal(test(got), reached)
+
+
+@pytest.mark.parametrize("is_bound", [False, True])
+@pytest.mark.parametrize("edges", ["repeated", "empty"])
+def test_what_is_not_finite_reaches_across_a_gap(filter_courses, is_bound, edges, rng, x64):
+    """It makes what lies in the gap not finite either, but no number that is wrong."""
+    courses = rng.normal(100, 10, (1, 40, 300))
+    courses[0, 20, 7], courses[0, 0, 8], courses[0, 39, 299] = np.nan, np.inf, -np.inf
+    kernel = time_kernel(is_bound)
+    (got,) = filter_courses(courses, [GapKernel(kernel, 2)], edges)
+    reads = matrix(kernel, 5.0, 40, edges) != 0
+    reached = reads @ ~np.isfinite(courses)
+    np.testing.assert_array_equal(~np.isfinite(got), reached)
 
 
 @pytest.mark.bits
@@ -302,17 +336,8 @@ def test_there_is_no_loop_over_frames_on_gpu_and_tpu(radius_pix, platform):
     assert "stablehlo.while" in on_cpu
 
 
-def test_blocks_of_columns_are_sharded(rng, monkeypatch, x64):
-    monkeypatch.setattr(_engines, "_STRIP_COLUMNS", 32)
-    monkeypatch.setattr(_engines, "_L1_BYTES", 0)
-    monkeypatch.setattr(_engines, "_L1_WAYS", 0)
-    # Two strips of lines.
-    frames, radii = rng.normal(100, 10, (2, 70, 40)), np.array([1.5, 2.0])
-
-    def loss(frames, radii):
-        bkgds = spatial_mean(frames, radii, max_radius_pix=2.5, truncation="smooth")
-        return jnp.sum(jnp.sin(bkgds))
-
+def assert_sharded(loss, frames, radii):
+    """That value and gradients are the same where each device has frames of its own."""
     mesh = Mesh(np.array(jax.devices("cpu")[:2]), ("frames",))
     each, everywhere = PartitionSpec("frames"), PartitionSpec()
     sharded = jax.shard_map(
@@ -321,42 +346,40 @@ def test_blocks_of_columns_are_sharded(rng, monkeypatch, x64):
         in_specs=(each, everywhere),
         out_specs=everywhere,
     )
-    expected = jax.jit(jax.value_and_grad(loss, (0, 1)))(frames, radii)
-    got = jax.jit(jax.value_and_grad(sharded, (0, 1)))(frames, radii)
-    # Roundings of sums of some thousand terms of 64 bits.
-    close = ft.partial(np.testing.assert_allclose, rtol=1e-10, atol=1e-10)
-    jax.tree.map(close, got, expected)
+    got, expected = (
+        jax.jit(jax.value_and_grad(function, (0, 1)))(frames, radii)
+        for function in (sharded, loss)
+    )
+    jax.tree.map(close_in_sums, got, expected)
+
+
+# Roundings of sums of some thousand terms of 64 bits.
+close_in_sums = ft.partial(np.testing.assert_allclose, rtol=1e-10, atol=1e-10)
+
+
+def loss_up_to(bound):
+    def loss(frames, radii):
+        bkgds = spatial_mean(frames, radii, max_radius_pix=bound, truncation="smooth")
+        return jnp.sum(jnp.sin(bkgds))
+
+    return loss
+
+
+def test_blocks_of_columns_are_sharded(rng, monkeypatch, x64):
+    force_blocks(monkeypatch)
+    # Two strips of lines.
+    frames, radii = rng.normal(100, 10, (2, 70, 40)), np.array([1.5, 2.0])
+    assert_sharded(loss_up_to(2.5), frames, radii)
 
 
 def test_products_are_sharded_and_exported(rng, x64):
     """In one program with shifts: at 24 px a kernel has 32 taps, at 2 px it has 3."""
     frames, radii = rng.normal(100, 10, (2, 48, 40)), np.array([24.0, 2.0])
-
-    def loss(frames, radii):
-        bkgds = spatial_mean(frames, radii, max_radius_pix=25.0, truncation="smooth")
-        return jnp.sum(jnp.sin(bkgds))
-
-    expected = jax.jit(jax.value_and_grad(loss, (0, 1)))(frames, radii)
-    # Roundings of sums of some thousand terms of 64 bits.
-    close = ft.partial(np.testing.assert_allclose, rtol=1e-10, atol=1e-10)
-
-    mesh = Mesh(np.array(jax.devices("cpu")[:2]), ("frames",))
-    each, everywhere = PartitionSpec("frames"), PartitionSpec()
-    sharded = jax.shard_map(
-        lambda frames, radii: jax.lax.psum(loss(frames, radii), "frames"),
-        mesh=mesh,
-        in_specs=(each, everywhere),
-        out_specs=everywhere,
-    )
-    jax.tree.map(
-        close, jax.jit(jax.value_and_grad(sharded, (0, 1)))(frames, radii), expected
-    )
-
-    program = export.export(
-        jax.jit(jax.value_and_grad(loss, (0, 1))), platforms=["cpu", "cuda", "tpu"]
-    )(frames, radii)
+    assert_sharded(loss_up_to(25.0), frames, radii)
+    call = jax.jit(jax.value_and_grad(loss_up_to(25.0), (0, 1)))
+    program = export.export(call, platforms=["cpu", "cuda", "tpu"])(frames, radii)
     assert "stablehlo.dot_general" in program.mlir_module()
-    jax.tree.map(close, program.call(frames, radii), expected)
+    jax.tree.map(close_in_sums, program.call(frames, radii), call(frames, radii))
 
 
 def test_another_radius_under_the_same_bound_is_not_compiled_again():
