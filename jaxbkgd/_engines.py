@@ -36,14 +36,17 @@ Kernels = tuple[Kernel, ...]
 # "repeated"; "empty" is its own.
 Edges = Literal["repeated", "folded", "empty"]
 
-# The pieces: lines of a strip, and columns of what is filtered together along time.
+# The pieces: lines of a strip, and columns of what is filtered together along time. Halos
+# of products are wider, and so are their strips. But what is larger than 2 MB, XLA copies
+# in another thread, where it then goes on: calls in several threads would wait for it.
 _STRIP_LINES = 64
-_BANDED_STRIP_LINES = 512  # for products, whose halos are wider
+_BANDED_STRIP_PIXELS = 2**17
 _COURSES = 256
 # Along y a line is read again for each tap. Where the lines under the taps do not fit into
 # the nearest cache, a strip goes along y in blocks of columns that do. As many lines as the
 # cache has ways are read side by side without that, however long they are.
-_STRIP_COLUMNS = 128
+_COLUMNS = 128
+_BANDED_COLUMNS = 256
 _L1_BYTES, _L1_WAYS = 2**15, 8
 
 
@@ -60,7 +63,8 @@ def filter_in_pieces(
     rows = _all_rows((kernels, *outputs), radii, (height, width), edges, _MOST_PIECES)
     is_temporal = len(radii) == 1
     is_banded = any(row.bands is not None for row in rows.values())
-    strip_lines = _BANDED_STRIP_LINES if is_banded else _STRIP_LINES
+    strip_pixels = _BANDED_STRIP_PIXELS if is_banded else 0
+    strip_lines = max(_STRIP_LINES, strip_pixels // width)
     lines = height if is_temporal else min(strip_lines, height)
     columns = min(_COURSES, width) if is_temporal else width
     must_spread = not is_finite and _must_spread(frames, rows)
@@ -275,7 +279,8 @@ def _filter_strip(stack, rows, edges, index, start, count, must_clean):
             padded = jnp.where(is_inside[:, None], padded, 0)
         return _correlate(lax.optimization_barrier(padded), rows, count, axis=-2)
 
-    columns = min(_STRIP_COLUMNS, width)
+    is_banded = rows[0].bands is not None
+    columns = min(_BANDED_COLUMNS if is_banded else _COLUMNS, width)
 
     def filter_block(block, images):
         # The last one overlaps the one before.
@@ -287,7 +292,7 @@ def _filter_strip(stack, rows, edges, index, start, count, must_clean):
 
     line_count = 2 * half_width + 1
     is_near = line_count <= _L1_WAYS or line_count * width * dtype.itemsize <= _L1_BYTES
-    if is_near or rows[0].bands is not None:
+    if columns == width or (is_near and not is_banded):
         images = filter_columns(0, width)
     else:
         # Under `shard_map`, they are each device's own, as the stack is.

@@ -34,7 +34,9 @@ def engine(request, monkeypatch):
     monkeypatch.setattr(_engines, "_MOST_TAPS", most_taps)
     monkeypatch.setattr(_engines, "_MOST_TAPS_OF_LONG_AXES", most_taps)
     # Two pieces of a product along y, and a loop over them.
-    monkeypatch.setattr(_engines, "_BANDED_STRIP_LINES", 80)
+    monkeypatch.setattr(_engines, "_STRIP_LINES", 80)
+    monkeypatch.setattr(_engines, "_BANDED_STRIP_PIXELS", 0)
+    monkeypatch.setattr(_engines, "_BANDED_COLUMNS", 64)
     monkeypatch.setattr(_engines, "_MOST_PIECES", 1)
     if request.param == "shifts in blocks":
         force_blocks(monkeypatch)
@@ -50,7 +52,7 @@ def engine(request, monkeypatch):
 
 def force_blocks(monkeypatch):
     """As if no line fitted into the nearest cache."""
-    monkeypatch.setattr(_engines, "_STRIP_COLUMNS", 32)
+    monkeypatch.setattr(_engines, "_COLUMNS", 32)
     monkeypatch.setattr(_engines, "_L1_BYTES", 0)
     monkeypatch.setattr(_engines, "_L1_WAYS", 0)
 
