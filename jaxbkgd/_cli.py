@@ -29,6 +29,7 @@ from ._simulate import simulate_movie
 from ._sinks import check_destination, draft_of
 from ._soft_clip import SoftClip
 from ._spatial_mean import noise_correction, SpatialMean
+from ._threads import one_thread_a_call
 
 
 try:
@@ -96,6 +97,12 @@ app = typer.Typer(
     # A usage error is three short lines so, and a box of rich otherwise.
     rich_markup_mode=None,
 )
+
+
+def main() -> None:
+    """The command, as a process of its own."""
+    one_thread_a_call()
+    app()
 
 
 def _print_version(is_asked: bool) -> bool:

@@ -10,6 +10,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
+import jax
+
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -20,6 +22,20 @@ def core_count() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def one_thread_a_call() -> None:
+    """Lets XLA on CPU do all of a call in the thread that makes it.
+
+    For processes of our own, before JAX makes its first array. XLA has two pools of threads
+    and hands steps of a call from one to another, also where calls run side by side and
+    leave no core to win: each waits for threads that wait for a core.
+
+    `PJRT_NPROC` is how many threads the pools have; who sets it has made up their mind.
+    """
+    if "PJRT_NPROC" not in os.environ:
+        os.environ["PJRT_NPROC"] = "1"
+        jax.config.update("jax_cpu_enable_async_dispatch", False)
 
 
 def on_threads(

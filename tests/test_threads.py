@@ -1,6 +1,8 @@
 """Work on threads, and Ctrl-C at every step of it."""
 
+import os
 import signal
+import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -33,6 +35,34 @@ def test_an_error_ends_it_once_what_has_begun_has_ended():
         list(on_threads(fail, ITEMS, 1))
     assert begun == list(range(len(begun)))
     assert [worker.is_alive() for worker in workers] == [False]
+
+
+# The share of a call's work that is done in the thread that makes it.
+SHARE = """
+import time
+import jax, numpy as np
+import jaxbkgd
+from jaxbkgd._threads import one_thread_a_call
+one_thread_a_call()
+frames = jax.device_put(np.zeros((16, 256, 256), np.float32))
+jaxbkgd.spatial_mean(frames, 30.0).block_until_ready()
+thread, process = time.thread_time(), time.process_time()
+for _ in range(3):
+    jaxbkgd.spatial_mean(frames, 30.0).block_until_ready()
+print((time.thread_time() - thread) / (time.process_time() - process))
+"""
+
+
+@pytest.mark.parametrize("is_set_by_user", [False, True])
+def test_a_call_is_worked_on_in_the_thread_that_makes_it(is_set_by_user: bool):
+    # With two devices, as the tests have, JAX has a thread for each.
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+    environment.pop("PJRT_NPROC", None)
+    if is_set_by_user:
+        environment["PJRT_NPROC"] = "2"
+    command = [sys.executable, "-c", SHARE]
+    ran = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE)
+    assert (float(ran.stdout) > 0.5) is not is_set_by_user
 
 
 def _interrupted_at(step: int, workers: set[Any]) -> tuple[list[int], bool]:
