@@ -132,9 +132,7 @@ def filter_in_pieces(
         def add_spread(turn, images):
             # The turn is 0. What depends on it is not moved out of the loop, where it would
             # be worked out for every frame.
-            frame = lines_from(0, height, index + turn)
-            frame, _ = lax.optimization_barrier((frame, turn))
-            spread = _spread(frame, rows, kernels)
+            spread = _spread(lines_from(0, height, index + turn), rows, kernels)
             corner = (index, 0, left)
             shape = (1, *spread.shape)
             return [
