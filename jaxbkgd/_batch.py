@@ -1,6 +1,7 @@
 """A movie in, its background out: by chunks, on every core and device, resumed after
 whatever goes wrong."""
 
+import collections
 import contextlib
 import functools as ft
 import hashlib
@@ -9,7 +10,7 @@ import inspect
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -19,8 +20,9 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Shaped
+from jaxtyping import Array, Bool
 
+from ._buffers import as_numpy, blank, Buffers
 from ._engines import zeros_of
 from ._estimator import AbstractEstimator, as_frames, checked_frames
 from ._journal import Journal
@@ -107,6 +109,11 @@ class Window(NamedTuple):
     stop: int
     low: int
     high: int
+
+    @property
+    def kept(self) -> slice:
+        """Of what is estimated."""
+        return slice(self.start - self.low, self.stop - self.low)
 
 
 def estimate_movie(
@@ -195,7 +202,8 @@ def estimate_movie(
             is_one_stack=len(channels) == 1 and not is_split,
         )
         check_wanted(wanted)
-        halo_frames = estimator.for_inference().halo_frames
+        fast = estimator.for_inference()
+        halo_frames = fast.halo_frames
         noise_corrections = _checked_noise_corrections(
             estimator, channels, wanted, halo_frames
         )
@@ -209,7 +217,7 @@ def estimate_movie(
             or (_begun_chunk_frames(targets) if resume else None),
             _at_least_1("workers", workers),
         )
-        job = _Job(channels, masks, estimator, wanted, chunk_frames)
+        job = _Job(channels, masks, estimator, fast, wanted, chunk_frames)
         files.enter_context(job)
         job.open(targets, resume=resume, overwrite=overwrite)
         frame_count = len(channels[0])
@@ -246,10 +254,10 @@ class _Job(contextlib.AbstractContextManager):
         channels: Sequence[Channel],
         weights: Sequence[Channel | None],
         estimator: AbstractEstimator,
+        fast: AbstractEstimator,
         wanted: Wanted,
         chunk_frames: int,
     ) -> None:
-        fast = estimator.for_inference()
         self.megapixels = sum(math.prod(channel.shape[1:]) for channel in channels) / 1e6
         self._channels = channels
         self._weights = weights
@@ -261,6 +269,10 @@ class _Job(contextlib.AbstractContextManager):
         )
         self._estimate = ft.partial(estimated, channels[0].movie.name, fast)
         self._wanted = wanted
+        is_background = (wanted.output, wanted.dtype) == ("background", "float32")
+        self._can_reuse = is_background and _takes("spent", fast)
+        # What no thread uses, on each device.
+        self._buffers: dict[Any, list[Buffers]] = collections.defaultdict(list)
         self._sinks: dict[Sink | ArraySink, list[int]] = {}
         # Those that an earlier run has given their names.
         self._named_sinks: list[Sink | ArraySink] = []
@@ -324,7 +336,7 @@ class _Job(contextlib.AbstractContextManager):
             # Each device has windows of its own: none waits for another.
             device = devices[window.number % len(devices)]
             with jax.enable_x64(is_64_bit), jax.default_device(device):
-                return window, self._do(window)
+                return window, self._do(window, device)
 
         with progress_bar(len(self._channels[0]), progress, done_frames) as report:
             for window, more in on_threads(run, self.todo(), workers):
@@ -335,24 +347,39 @@ class _Job(contextlib.AbstractContextManager):
                 report(done_frames, f"{rate:.0f} Mpx/s")
         return counts
 
-    def _do(self, window: Window) -> Counts:
+    def _do(self, window: Window, device: Any) -> Counts:
         chunks = [channel[window.low : window.high] for channel in self._channels]
         weights = [
             None if each is None else _read_weights(each, window) for each in self._weights
         ]
-        images, counts = self._estimate(chunks, self._wanted, window, weights)
+        buffers = None
+        if device.platform == "cpu":
+            free = self._buffers[device]
+            buffers = free.pop() if free else Buffers()
+            if self._can_reuse and buffers.spent is None:
+                buffers.spent = [blank(chunk.shape) for chunk in chunks]
+        images, counts = self._estimate(chunks, self._wanted, window, weights, buffers)
+        if buffers is None or not self._can_reuse:
+            self._write(window, [np.asarray(image) for image in images])
+        else:
+            self._write(window, [as_numpy(image) for image in images])
+            buffers.spent = images
+        if buffers is not None:
+            self._buffers[device].append(buffers)
+        return counts
+
+    def _write(self, window: Window, images: Sequence[np.ndarray]) -> None:
         for sink, group in self._sinks.items():
-            parts = [images[index][:, None] for index in group]
+            parts = [images[index][window.kept, None] for index in group]
             sink.write(window.start, parts[0] if len(parts) == 1 else np.hstack(parts))
             sink.note(window.number)
-        return counts
 
     def commit(self) -> None:
         self._check_sources()
         for sink in self._sinks:
             sink.give_name()
-        # Not before all have their names: of a job that ends here, a later run would not
-        # know the first ones for its own.
+        # Not before all have their names: of a job that ends earlier, a later run would not
+        # know the first ones for its own. (One that ends here is whole.)
         for sink in (*self._named_sinks, *self._sinks):
             sink.finish()
 
@@ -397,6 +424,7 @@ def estimate_window(
     channels: Sequence[Any],
     wanted: Wanted,
     weights: Sequence[Any] = (),
+    spent: Sequence[Array] | None = None,
 ) -> tuple[list[Array], Bool[Array, " frames"] | None, Bool[Array, " frames"] | None]:
     """What is wanted of each channel's frames, and which frames are finite, and which are
     clipped, in any channel, where either can happen."""
@@ -408,6 +436,8 @@ def estimate_window(
     given = {}
     if any(each is not None for each in weights):
         given["weights"] = weights[0] if wanted.is_one_stack else weights
+    if spent is not None:
+        given["spent"] = spent[0] if wanted.is_one_stack else list(spent)
     background = estimator(frames, **given)
     match wanted.output:
         case "background":
@@ -421,7 +451,7 @@ def estimate_window(
     is_finite = is_clipped = None
     # Where no pixel counts, there is no background.
     if (
-        given
+        "weights" in given
         or wanted.output == "snr"
         or any(jnp.issubdtype(stack.dtype, jnp.floating) for stack in stacks)
     ):
@@ -436,6 +466,15 @@ def estimate_window(
         ]
         is_clipped = jnp.stack(clipped).any(0)
     return [image.astype(wanted.dtype) for image in images], is_finite, is_clipped
+
+
+@ft.partial(eqx.filter_jit, donate="all-except-first")
+def _estimate_window_over(
+    first: tuple[AbstractEstimator, Sequence[Any], Wanted, Sequence[Any]],
+    spent: Sequence[Array],
+) -> tuple[list[Array], Bool[Array, " frames"] | None, Bool[Array, " frames"] | None]:
+    """The same, with `spent` given up for it, and the other arguments as the first."""
+    return estimate_window(*first, spent=spent)
 
 
 def windows(frame_count: int, chunk_frames: int, halo_frames: int) -> Iterator[Window]:
@@ -455,20 +494,24 @@ def estimated(
     wanted: Wanted,
     window: Window,
     weights: Sequence[np.ndarray | None] = (),
-) -> tuple[list[np.ndarray], Counts]:
-    """What is wanted of the frames `start` to `stop` of a window, of which the chunks, and
-    weights if there are any, hold frames `low` to `high`."""
-    kept = slice(window.start - window.low, window.stop - window.low)
+    buffers: Buffers | None = None,
+) -> tuple[list[Array], Counts]:
+    """What is wanted of the frames `low` to `high` of a window, which the chunks hold, and
+    weights if there are any. The counts are of those that are kept."""
     try:
-        images, *flags = estimate_window(
-            estimator,
-            [checked_frames(chunk) for chunk in chunks],
-            wanted,
-            [None if each is None else checked_frames(each) for each in weights],
-        )
-        images = [np.asarray(image)[kept] for image in images]
+        frames = [checked_frames(chunk) for chunk in chunks]
+        masks = [None if each is None else checked_frames(each) for each in weights]
+        if buffers is not None:
+            frames = buffers.holding(frames)
+        arguments = estimator, frames, wanted, masks
+        if buffers is None or buffers.spent is None:
+            images, *flags = estimate_window(*arguments)
+        else:
+            images, *flags = _estimate_window_over(arguments, buffers.spent)
+        # Nothing that comes after may find that it was not possible.
+        jax.block_until_ready(images)
         is_finite, is_clipped = (
-            None if each is None else np.asarray(each)[kept] for each in flags
+            None if each is None else np.asarray(each)[window.kept] for each in flags
         )
     except Exception as error:
         raise MovieError(
@@ -519,8 +562,12 @@ def _opened_channels(
     return [Channel(movie, 0) for movie in movies]
 
 
+def _takes(name: str, estimator: AbstractEstimator) -> bool:
+    return name in inspect.signature(estimator.__call__).parameters
+
+
 def check_takes_weights(estimator: AbstractEstimator) -> None:
-    if "weights" not in inspect.signature(estimator.__call__).parameters:
+    if not _takes("weights", estimator):
         raise TypeError(
             f"{type(estimator).__name__} takes no weights; leave them out, or use an "
             "estimator that does, as LocalMean."
@@ -820,84 +867,6 @@ def _is_path(value: Any) -> bool:
 
 def _is_list(value: Any) -> bool:
     return isinstance(value, list | tuple)
-
-
-def map_frames(
-    function: Callable[[Any], Array],
-    frames: Shaped[np.ndarray, "..."],
-    out: Float[np.ndarray, "..."] | None = None,
-    *,
-    chunk_frames: int | None = None,
-    workers: int | None = None,
-) -> Float[np.ndarray, "frames height width"]:
-    """Applies `function` to chunks of frames on a pool of threads.
-
-    XLA works on one chunk in one thread, and Python's lock is free meanwhile. So this is
-    how to use all cores. Chunks have one length, the last one filled up with zeros, so that
-    nothing is compiled twice.
-
-    **Arguments:**
-
-    - `function`: takes a chunk and gives an array of its shape, each frame by itself,
-        best jitted, as `jax.jit(lambda chunk: jaxbkgd.spatial_mean(chunk, 7.0))`.
-    - `frames`: (frames, height, width), a NumPy array or memory map of any real dtype.
-    - `out`: where to write the results; by default a new float32 array.
-    - `chunk_frames`: frames in a chunk, by default half a megapixel.
-    - `workers`: the number of threads, by default the cores of this process.
-
-    **Returns:**
-
-    `out`.
-
-    **Raises:**
-
-    `TypeError` or `ValueError` for frames that are not real, or have no pixels, and for
-    arguments that do not fit together. What `function` raises is raised,
-    and chunks not yet begun are dropped.
-    """
-    if frames.ndim != 3:
-        raise ValueError(
-            f"frames must have shape (frames, height, width), but their shape is "
-            f"{frames.shape}."
-        )
-    # Refuses what has no background, before anything is begun.
-    as_frames(frames[:1])
-    for name, value in (("chunk_frames", chunk_frames), ("workers", workers)):
-        if value is not None and value < 1:
-            raise ValueError(f"{name} must be at least 1, but is {value}.")
-    out = _checked_output(out, frames)
-    if chunk_frames is None:
-        # The same for every stack of these frames, so that another is not compiled again.
-        chunk_frames = max(1, _CHUNK_PIXELS // 2 // (frames.shape[1] * frames.shape[2]))
-
-    def run(start: int) -> None:
-        chunk = frames[start : start + chunk_frames]
-        count = len(chunk)
-        if count < chunk_frames:
-            chunk = np.pad(chunk, ((0, chunk_frames - count), (0, 0), (0, 0)))
-        result = np.asarray(function(checked_frames(chunk)))
-        if result.shape != chunk.shape:
-            raise ValueError(
-                f"The function must keep the shape {chunk.shape} of its chunk, but gave "
-                f"{result.shape}."
-            )
-        np.copyto(out[start : start + count], result[:count])
-
-    for _ in on_threads(run, range(0, len(frames), chunk_frames), workers or core_count()):
-        pass
-    return out
-
-
-def _checked_output(out: Any, frames: np.ndarray) -> np.ndarray:
-    if out is None:
-        return np.empty(frames.shape, np.float32)
-    if out.shape != frames.shape:
-        raise ValueError(
-            f"out must have the shape {frames.shape} of the frames, but has {out.shape}."
-        )
-    if np.may_share_memory(out, frames):
-        raise ValueError("out shares memory with the frames; give an array of its own.")
-    return out
 
 
 def installed_version() -> str:

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import signal
+import sys
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -101,7 +102,9 @@ app = typer.Typer(
 
 def main() -> None:
     """The command, as a process of its own."""
-    one_thread_a_call()
+    # The others make one call at a time, which may have all cores.
+    if sys.argv[1:2] == ["estimate"]:
+        one_thread_a_call()
     app()
 
 

@@ -190,6 +190,7 @@ def _estimate_chunk(
     with _UNPICKLING:
         estimator = _unpickled(pickled)
     images, _ = estimated("the array", estimator, stacks, wanted, window, masks)
+    images = [np.asarray(image)[window.kept] for image in images]
     return np.stack(images, axis=1) if chunk.ndim == 4 else images[0]
 
 

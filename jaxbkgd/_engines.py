@@ -51,12 +51,22 @@ _L1_BYTES, _L1_WAYS = 2**15, 8
 
 
 def filter_in_pieces(
-    frames, radii, outputs, *, kernels, edges, is_finite, weights=None, factor=None
+    frames,
+    radii,
+    outputs,
+    *,
+    kernels,
+    edges,
+    is_finite,
+    weights=None,
+    factor=None,
+    spent=None,
 ):
     """The images of the outputs.
 
     With weights, the first of them are added up. With a factor, they are the sums of the
-    products with it, but for the image of `kernels`, the last.
+    products with it, but for the image of `kernels`, the last. Where there is one image, it
+    may be written over a spent one, for which there is no further use.
     """
     *batch, height, width = frames.shape
     stack = frames.reshape((math.prod(batch), height, width))
@@ -153,11 +163,14 @@ def filter_in_pieces(
             images = lax.fori_loop(0, turns, add_spread, images)
         return (images, sums), None
 
-    # Each of a number of its own, or XLA would make one image and copy it.
-    images = [
-        jnp.full_like(stack, len(multiplied) + number, radii[0].dtype)
-        for number in range(image_count)
-    ]
+    if spent is not None:
+        images = [spent.reshape(stack.shape)]
+    else:
+        # Each of a number of its own, or XLA would make one image and copy it.
+        images = [
+            jnp.full_like(stack, len(multiplied) + number, radii[0].dtype)
+            for number in range(image_count)
+        ]
     # A sum for each pixel of a strip: XLA's own over pixels are slow, and less exact.
     sums = [jnp.zeros_like(stack, radii[0].dtype, shape=(lines, columns))] * len(multiplied)
     if frames.size:

@@ -109,7 +109,8 @@ class AbstractEstimator(eqx.Module):
 
     def for_inference(self) -> "AbstractEstimator":
         """An estimator that gives the same, and may cost less, where the parameters are
-        known and stay. [`jaxbkgd.estimate_movie`][] uses it."""
+        known and stay. [`jaxbkgd.estimate_movie`][] uses it. On CPU, if it takes `spent`,
+        that gives it backgrounds of frames before, over which it may write the new ones."""
         return self
 
 

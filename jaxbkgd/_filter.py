@@ -50,13 +50,22 @@ def separable_filter(
     kernels: Kernels,
     *,
     is_finite: bool = False,
+    spent: Float[Array, "*batch height width"] | None = None,
 ) -> Float[Array, "*batch height width"]:
     """Correlates each frame with the outer product of `kernels`, repeating its edges.
 
     The result has the dtype of the radii; frames of any real dtype are converted as they
     are filtered. Where it is known that they are finite, there is less to compile.
+
+    On CPU the result is written over a spent image of its shape and dtype. What is compiled
+    with that cannot be differentiated.
     """
-    return _filtered(frames, radii, kernels, "repeated", is_finite)
+    if spent is None:
+        return _filtered(frames, radii, kernels, "repeated", is_finite)
+    (image,) = _filter_over_p.bind(
+        *(spent, frames, *radii), outputs=(kernels,), edges="repeated", is_finite=is_finite
+    )
+    return image
 
 
 def temporal_filter(
@@ -387,6 +396,27 @@ partial_eval.partial_eval_jaxpr_custom_rules[_image_and_pushforward_p] = (
 batching.primitive_batchers[_image_and_pushforward_p] = _batch_tangents
 
 
+# The filter that writes over a spent image, for one who does nothing else with it.
+
+_filter_over_p = Primitive("separable_filter_over")
+_filter_over_p.multiple_results = True
+
+
+@_filter_over_p.def_abstract_eval
+def _abstract_over(spent, *arguments, **parameters):
+    del spent
+    return _abstract_eval(*arguments, **parameters)
+
+
+def _filter_over_at_once(spent, *arguments, **parameters):
+    del spent
+    return _filter_at_once(*arguments, **parameters)
+
+
+def _filter_over_in_pieces(spent, *arguments, **parameters):
+    return _filter_in_pieces(*arguments, spent=spent, **parameters)
+
+
 # On CPU in pieces, elsewhere at once.
 
 
@@ -400,6 +430,7 @@ def _filter_in_pieces(frames, *radii, outputs, **parameters):
 
 for primitive, at_once, in_pieces in (
     (_filter_p, _filter_at_once, _filter_in_pieces),
+    (_filter_over_p, _filter_over_at_once, _filter_over_in_pieces),
     (_pushforward_p, _pushforward, _pushforward_in_pieces),
     (_image_and_pushforward_p, _pushforward, _pushforward_in_pieces),
     (_pullback_p, _pullback, _pullback_in_pieces),

@@ -73,7 +73,8 @@ class GaussianKernel:
 @dataclasses.dataclass(frozen=True)
 class GapKernel:
     """A kernel that does not see what is nearer than `gap`: half of the weight there goes
-    to each of the two taps at that distance."""
+    to each of the two taps at that distance. The gap is within its reach all the same: a
+    NaN spreads from there too."""
 
     kernel: GaussianKernel
     gap: int

@@ -275,7 +275,10 @@ class SpatialMean(AbstractEstimator):
         return tuple(_known_pair(row, self.truncation) for row in rows)
 
     def _filtered_with(
-        self, kernels: tuple[KernelPair, ...], channels: Channels
+        self,
+        kernels: tuple[KernelPair, ...],
+        channels: Channels,
+        spent: Channels | None = None,
     ) -> Background:
         """The background under the module's radii, by kernels that hold them."""
         frames = map_channels(as_frames, channels)
@@ -297,9 +300,10 @@ class SpatialMean(AbstractEstimator):
             )
         ]
         backgrounds = map_channels(
-            lambda frames, filter: filter(frames),
+            lambda frames, filter, spent: filter(frames, spent=spent),
             frames,
             filters if is_list else filters[0],
+            [None] * count if is_list and spent is None else spent,
         )
         return Background(
             map_channels(lambda one: one.bkgds, backgrounds),
@@ -364,8 +368,10 @@ class _WithKnownRadii(AbstractEstimator):
     def halo_frames(self) -> int:
         return self.module.halo_frames
 
-    def __call__(self, channels: Channels) -> Background:
-        return self.module._filtered_with(self.kernels, channels)
+    def __call__(self, channels: Channels, *, spent: Channels | None = None) -> Background:
+        """As the module; over `spent`, backgrounds of such channels that are not needed any
+        longer, it may write the new ones."""
+        return self.module._filtered_with(self.kernels, channels, spent)
 
 
 def _background(
@@ -373,9 +379,11 @@ def _background(
     radii: Float[Array, "2"],
     kernels: KernelPair,
     noise: NoiseKind,
+    spent: Float[Array, "*batch height width"] | None,
 ) -> Background:
     """Of one channel."""
-    return Background(filtered(frames, radii, kernels), _noise(radii, kernels, noise))
+    bkgds = filtered(frames, radii, kernels, spent)
+    return Background(bkgds, _noise(radii, kernels, noise))
 
 
 @ft.partial(jax.jit, static_argnames="kernels")
@@ -383,13 +391,16 @@ def filtered(
     frames: Shaped[Array, "*batch height width"],
     radii: Float[Array, "2"],
     kernels: KernelPair,
+    spent: Float[Array, "*batch height width"] | None = None,
 ) -> Float[Array, "*batch height width"]:
     """The frames filtered with the kernels (y, x) at the radii (y, x)."""
     dtype = jnp.float64 if frames.dtype == jnp.float64 else jnp.float32
     if jnp.issubdtype(frames.dtype, jnp.floating):
         # Integers are converted in the filter, a frame at a time.
         frames = frames.astype(dtype)
-    return separable_filter(frames, list(radii.astype(dtype)), kernels)
+    if spent is not None and spent.dtype != dtype:
+        spent = None
+    return separable_filter(frames, list(radii.astype(dtype)), kernels, spent=spent)
 
 
 @ft.partial(jax.jit, static_argnames=("kernels", "kind"))

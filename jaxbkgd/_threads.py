@@ -31,9 +31,10 @@ def one_thread_a_call() -> None:
     and hands steps of a call from one to another, also where calls run side by side and
     leave no core to win: each waits for threads that wait for a core.
 
-    `PJRT_NPROC` is how many threads the pools have; who sets it has made up their mind.
+    `PJRT_NPROC`, or else `NPROC`, is how many threads the pools have; who sets one of them
+    has made up their mind.
     """
-    if "PJRT_NPROC" not in os.environ:
+    if not {"PJRT_NPROC", "NPROC"} & os.environ.keys():
         os.environ["PJRT_NPROC"] = "1"
         jax.config.update("jax_cpu_enable_async_dispatch", False)
 

@@ -714,11 +714,21 @@ def test_the_command_line_without_its_packages_names_the_extra(monkeypatch):
         importlib.import_module("jaxbkgd._cli")
 
 
+@pytest.mark.parametrize("command", ["estimate", "calibrate"])
+def test_calls_have_a_thread_each_where_they_run_side_by_side(command, monkeypatch):
+    done = []
+    monkeypatch.setattr(sys, "argv", ["jaxbkgd", command])
+    monkeypatch.setattr(_cli, "one_thread_a_call", lambda: done.append("threads"))
+    monkeypatch.setattr(_cli, "app", lambda: done.append("command"))
+    _cli.main()
+    assert done == ["threads"] * (command == "estimate") + ["command"]
+
+
 def test_ctrl_c_ends_the_real_command_at_once(tmp_path):
     movie, out = tmp_path / "movie.npy", tmp_path / "bkgd.tif"
     # 130 Mpx in 1000 chunks.
     np.save(movie, np.zeros((2000, 256, 256), np.uint8))
-    run = "from jaxbkgd._cli import app; app(prog_name='jaxbkgd')"
+    run = "import sys; sys.argv[0] = 'jaxbkgd'; from jaxbkgd._cli import main; main()"
     process = subprocess.Popen(
         [sys.executable, "-c", run, "estimate", movie, "--out", out, "--chunk-frames", "2"],
         stdout=subprocess.PIPE,

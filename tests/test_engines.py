@@ -1,6 +1,7 @@
 """Every engine of the filter, forced one by one, against a dense matrix in float64."""
 
 import functools as ft
+import re
 
 import jax
 import jax.numpy as jnp
@@ -9,13 +10,13 @@ import pytest
 from jax import export
 from jax.sharding import Mesh, PartitionSpec
 
-from jaxbkgd import _engines, _filter, spatial_mean
+from jaxbkgd import _engines, _filter, _spatial_mean, spatial_mean
 from jaxbkgd._kernels import GapKernel, GaussianKernel, half_width
 
 
 # Several strips and bands, with a rest; strips narrower than a block; fewer pixels than a
 # band; a single line.
-SHAPES = [(2, 90, 140), (1, 70, 26), (1, 33, 26), (1, 1, 130)]
+SHAPES = [(2, 90, 140), (1, 90, 26), (1, 33, 26), (1, 1, 130)]
 # Few taps, so that little is compiled.
 RADII, BOUND = (1.5, 4.0), 5.0
 ENGINES = [
@@ -42,10 +43,15 @@ def engine(request, monkeypatch):
         force_blocks(monkeypatch)
     is_in_strips = request.param.endswith(("strips", "blocks"))
     walk = _filter._filter_in_pieces if is_in_strips else _filter._filter_at_once
+    over = _filter._filter_over_in_pieces if is_in_strips else _filter._filter_over_at_once
 
-    def run(frames, radii, outputs, edges="repeated"):
-        call = ft.partial(walk, outputs=outputs, edges=edges, is_finite=False)
-        return jax.jit(call)(frames, *(jnp.asarray(r, jnp.float64) for r in radii))
+    def run(frames, radii, outputs, edges="repeated", spent=None):
+        arguments = [frames, *(jnp.asarray(r, jnp.float64) for r in radii)]
+        if spent is not None:
+            arguments.insert(0, spent)
+        call = walk if spent is None else over
+        call = ft.partial(call, outputs=outputs, edges=edges, is_finite=False)
+        return jax.jit(call)(*arguments)
 
     return run
 
@@ -203,6 +209,31 @@ def test_frames_of_any_real_dtype_are_converted(engine, dtype, rng, x64):
     (got,) = engine(frames, RADII, (kernels,))
     a_y, a_x = matrix(kernels[0], RADII[0], 70), matrix(kernels[1], RADII[1], 40)
     np.testing.assert_allclose(got, a_y @ frames.astype(float) @ a_x.T, atol=1e-10)
+
+
+@pytest.mark.parametrize("is_bound", [False, True])
+def test_of_an_image_that_is_written_over_nothing_is_left(engine, is_bound, rng, x64):
+    frames = rng.normal(100, 10, (3, 90, 140))
+    frames[1, 40, 0] = np.nan
+    kernels = kernels_for(RADII, is_bound)
+    got = engine(frames, RADII, (kernels,), spent=np.full(frames.shape, np.nan))
+    np.testing.assert_array_equal(got, engine(frames, RADII, (kernels,)))
+
+
+def test_an_image_that_is_written_over_is_not_filled_before():
+    frames = spent = jax.ShapeDtypeStruct((3, 90, 140), jnp.float32)
+    radii = jax.ShapeDtypeStruct((2,), jnp.float32)
+    kernels = kernels_for(RADII, is_bound=False)
+
+    def call(frames, radii, *spent):
+        return _spatial_mean.filtered(frames, radii, kernels, *spent)
+
+    has_fills = []
+    for arguments in (frames, radii), (frames, radii, spent):
+        text = jax.jit(call).trace(*arguments).lower(lowering_platforms=("cpu",)).as_text()
+        fill = re.search(r"broadcast_in_dim.* tensor<3x90x140xf32>", text)
+        has_fills.append(fill is not None)
+    assert has_fills == [True, False]
 
 
 @pytest.mark.parametrize("is_bound", [False, True])

@@ -53,16 +53,18 @@ print((time.thread_time() - thread) / (time.process_time() - process))
 """
 
 
-@pytest.mark.parametrize("is_set_by_user", [False, True])
-def test_a_call_is_worked_on_in_the_thread_that_makes_it(is_set_by_user: bool):
+@pytest.mark.parametrize("set_by_user", [None, "PJRT_NPROC", "NPROC"])
+def test_a_call_is_worked_on_in_the_thread_that_makes_it(set_by_user: str | None):
     # With two devices, as the tests have, JAX has a thread for each.
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
-    environment.pop("PJRT_NPROC", None)
-    if is_set_by_user:
-        environment["PJRT_NPROC"] = "2"
+    for name in ("PJRT_NPROC", "NPROC"):
+        environment.pop(name, None)
+    if set_by_user is not None:
+        environment[set_by_user] = "2"
     command = [sys.executable, "-c", SHARE]
     ran = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE)
-    assert (float(ran.stdout) > 0.5) is not is_set_by_user
+    # All of it, but for what the clocks themselves take; otherwise XLA's threads have most.
+    assert (float(ran.stdout) > 0.9) is (set_by_user is None)
 
 
 def _interrupted_at(step: int, workers: set[Any]) -> tuple[list[int], bool]:

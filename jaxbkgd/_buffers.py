@@ -1,0 +1,62 @@
+"""Memory that is used for chunk after chunk, on CPU: of new memory, each page costs a
+fault, and XLA fills an image before it writes to it."""
+
+import functools as ft
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+
+# JAX reads an array of NumPy in place if it begins at a multiple of this, and copies others
+# to new memory.
+_ALIGNMENT_BYTES = 64
+
+
+class Buffers:
+    """What a thread needs for chunks of one shape and dtype.
+
+    **Attributes:**
+
+    - `spent`: images, one a channel, that the next ones may be written over.
+    """
+
+    def __init__(self) -> None:
+        self.spent: list[Array] | None = None
+        self._frames: list[np.ndarray] | None = None
+
+    def holding(self, chunks: Sequence[Any]) -> list[np.ndarray]:
+        """The chunks of each channel where JAX reads them in place, until the next call."""
+        if self._frames is None:
+            self._frames = [_aligned_empty(chunk.shape, chunk.dtype) for chunk in chunks]
+        return list(map(_holding, self._frames, chunks))
+
+
+def as_numpy(image: Any) -> np.ndarray:
+    """Without a copy. While it is in use JAX does not write over the image, but makes a new
+    one. What `np.asarray` gives would be in use as long as there is the image."""
+    return np.from_dlpack(image)
+
+
+@ft.partial(jax.jit, static_argnums=0)
+def blank(shape: tuple[int, ...]) -> Float[Array, "..."]:
+    return jnp.zeros(shape, jnp.float32)
+
+
+def _aligned_empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    size = math.prod(shape) * dtype.itemsize
+    memory = np.empty(size + _ALIGNMENT_BYTES, np.uint8)
+    start = -memory.ctypes.data % _ALIGNMENT_BYTES
+    return memory[start : start + size].view(dtype).reshape(shape)
+
+
+def _holding(buffer: np.ndarray, chunk: np.ndarray) -> np.ndarray:
+    is_aligned = chunk.ctypes.data % _ALIGNMENT_BYTES == 0
+    if is_aligned and chunk.flags.c_contiguous:
+        return chunk
+    np.copyto(buffer, chunk)
+    return buffer

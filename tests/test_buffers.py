@@ -1,0 +1,108 @@
+"""Memory that is used for chunk after chunk."""
+
+import jax
+import numpy as np
+import pytest
+
+from jaxbkgd import _batch, estimate_movie, LocalMean, SpatialMean
+from jaxbkgd._buffers import Buffers
+from jaxbkgd._sinks import ArraySink
+
+
+FRAMES = np.random.default_rng(0).integers(0, 65536, (23, 20, 31)).astype(np.uint16)
+ESTIMATOR = SpatialMean((1.0, 2.0))
+
+
+def _is_read_in_place(array):
+    return jax.device_put(array, may_alias=True).unsafe_buffer_pointer() == (
+        array.ctypes.data
+    )
+
+
+@pytest.mark.parametrize("offset", range(0, 64, 8))
+@pytest.mark.parametrize("dtype", [np.uint16, np.float32])
+def test_chunks_are_held_where_jax_reads_them_in_place(offset, dtype):
+    memory = np.random.default_rng(1).integers(0, 100, 64 + 8000).astype(np.uint8)
+    chunk = memory[offset : offset + 960 * np.dtype(dtype).itemsize].view(dtype)
+    chunks = [chunk.reshape(4, 8, 30), chunk.reshape(4, 30, 8)[:, 1:-1]]
+    buffers = Buffers()
+    held = buffers.holding(chunks)
+    for one, other in zip(held, chunks, strict=True):
+        assert _is_read_in_place(one)
+        np.testing.assert_array_equal(one, other)
+    again = buffers.holding(chunks)
+    assert [a.ctypes.data for a in again] == [h.ctypes.data for h in held]
+
+
+def test_a_chunk_that_is_read_in_place_is_not_copied():
+    (aligned,) = Buffers().holding([FRAMES[:1, 1:]])
+    assert Buffers().holding([aligned])[0] is aligned
+
+
+@pytest.fixture
+def written_over(monkeypatch):
+    """For each chunk, whether its result lies where the one before did."""
+    seen = []
+    estimated = _batch.estimated
+
+    def watched(*arguments):
+        spent = arguments[-1].spent or []
+        places = [image.unsafe_buffer_pointer() for image in spent]
+        images, counts = estimated(*arguments)
+        # By chance, it may be in memory that was given back.
+        was_donated = bool(spent) and all(image.is_deleted() for image in spent)
+        new_places = [image.unsafe_buffer_pointer() for image in images]
+        seen.append(was_donated and new_places == places)
+        return images, counts
+
+    monkeypatch.setattr(_batch, "estimated", watched)
+    return seen
+
+
+@pytest.mark.parametrize("source", [FRAMES, [FRAMES, FRAMES[:, :7]]])
+def test_a_chunk_is_estimated_where_the_one_before_was(source, written_over):
+    is_list = isinstance(source, list)
+    out = [np.empty(s.shape, np.float32) for s in (source if is_list else [source])]
+    sink = out if is_list else out[0]
+    estimate_movie(source, ESTIMATOR, sink, chunk_frames=4, workers=1, progress=False)
+    assert written_over == [True] * 6
+    for written, frames in zip(out, source if is_list else [source], strict=True):
+        np.testing.assert_array_equal(written, ESTIMATOR(frames).bkgds)
+
+
+def test_what_a_sink_keeps_is_not_written_over(monkeypatch):
+    kept = {}
+    monkeypatch.setattr(ArraySink, "write", lambda _, *chunk: kept.update([chunk]))
+    out = np.empty(FRAMES.shape, np.float32)
+    estimate_movie(FRAMES, ESTIMATOR, out, chunk_frames=4, workers=1, progress=False)
+    bkgds = np.concatenate([kept[start][:, 0] for start in sorted(kept)])
+    np.testing.assert_array_equal(bkgds, ESTIMATOR(FRAMES).bkgds)
+
+
+@pytest.mark.parametrize(
+    ("estimator", "options"),
+    [
+        (ESTIMATOR, {"output": "residual"}),
+        (ESTIMATOR, {"dtype": "uint16"}),
+        (LocalMean(2.0, 1.0), {}),
+    ],
+)
+def test_other_results_have_memory_of_their_own(estimator, options, written_over):
+    out = np.empty(FRAMES.shape, options.get("dtype", np.float32))
+    estimate_movie(
+        *(FRAMES, estimator, out), chunk_frames=4, workers=1, progress=False, **options
+    )
+    assert written_over == [False] * 6
+    estimate_movie(
+        *(FRAMES, estimator, expected := np.empty_like(out)), progress=False, **options
+    )
+    np.testing.assert_array_equal(out, expected)
+
+
+def test_frames_of_64_bits_give_what_they_do_by_themselves(x64):
+    frames = FRAMES / 7
+    out = np.empty(frames.shape, np.float32)
+    estimate_movie(frames, ESTIMATOR, out, chunk_frames=4, workers=1, progress=False)
+    expected = np.asarray(ESTIMATOR(frames).bkgds)
+    assert expected.dtype == np.float64
+    np.testing.assert_array_equal(out, expected.astype(np.float32))
