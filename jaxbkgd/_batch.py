@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool
 
-from ._buffers import as_numpy, blank, Buffers
+from ._buffers import Buffers
 from ._engines import zeros_of
 from ._estimator import AbstractEstimator, as_frames, checked_frames
 from ._journal import Journal
@@ -352,20 +352,15 @@ class _Job(contextlib.AbstractContextManager):
         weights = [
             None if each is None else _read_weights(each, window) for each in self._weights
         ]
-        buffers = None
-        if device.platform == "cpu":
-            free = self._buffers[device]
-            buffers = free.pop() if free else Buffers()
-            if self._can_reuse and buffers.spent is None:
-                buffers.spent = [blank(chunk.shape) for chunk in chunks]
-        images, counts = self._estimate(chunks, self._wanted, window, weights, buffers)
-        if buffers is None or not self._can_reuse:
+        if device.platform != "cpu":
+            images, counts = self._estimate(chunks, self._wanted, window, weights)
             self._write(window, [np.asarray(image) for image in images])
-        else:
-            self._write(window, [as_numpy(image) for image in images])
-            buffers.spent = images
-        if buffers is not None:
-            self._buffers[device].append(buffers)
+            return counts
+        free = self._buffers[device]
+        buffers = free.pop() if free else Buffers(self._can_reuse)
+        images, counts = self._estimate(chunks, self._wanted, window, weights, buffers)
+        self._write(window, buffers.as_numpy(images))
+        free.append(buffers)
         return counts
 
     def _write(self, window: Window, images: Sequence[np.ndarray]) -> None:

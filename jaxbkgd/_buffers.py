@@ -22,28 +22,36 @@ class Buffers:
 
     **Attributes:**
 
-    - `spent`: images, one a channel, that the next ones may be written over.
+    - `spent`: if results can be reused, those of the chunk before, one for each channel,
+        which the next ones may be written over.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, can_reuse: bool) -> None:
         self.spent: list[Array] | None = None
+        self._can_reuse = can_reuse
         self._frames: list[np.ndarray] | None = None
 
     def holding(self, chunks: Sequence[Any]) -> list[np.ndarray]:
         """The chunks of each channel where JAX reads them in place, until the next call."""
         if self._frames is None:
             self._frames = [_aligned_empty(chunk.shape, chunk.dtype) for chunk in chunks]
+            if self._can_reuse:
+                self.spent = [_blank(chunk.shape) for chunk in chunks]
         return list(map(_holding, self._frames, chunks))
 
+    def as_numpy(self, images: list[Any]) -> list[np.ndarray]:
+        """Results without a copy, to be spent on the next chunk.
 
-def as_numpy(image: Any) -> np.ndarray:
-    """Without a copy. While it is in use JAX does not write over the image, but makes a new
-    one. What `np.asarray` gives would be in use as long as there is the image."""
-    return np.from_dlpack(image)
+        While one of these arrays is in use, JAX does not write over its image, but makes a
+        new one. What `np.asarray` gives would be in use as long as there is the image.
+        """
+        if self._can_reuse:
+            self.spent = images
+        return [np.from_dlpack(image) for image in images]
 
 
 @ft.partial(jax.jit, static_argnums=0)
-def blank(shape: tuple[int, ...]) -> Float[Array, "..."]:
+def _blank(shape: tuple[int, ...]) -> Float[Array, "..."]:
     return jnp.zeros(shape, jnp.float32)
 
 
