@@ -8,7 +8,8 @@ frames copied as float32 without any computing: by the same readers and writers,
 chunks, on as many threads. It also goes to an array in memory. Where smlmlp is installed,
 its `load_data` with `bkgd_spatial_mean` computes the background too, and writes nothing.
 They take turns, each when what was written before is on the disk; given are medians over
-the rounds, after one that does not count.
+the rounds, after one that does not count. JAX has a thread for each call, as in
+`jaxbkgd estimate`.
 
 The last line is the most memory that a process needed above the interpreter with JAX
 loaded, for a movie of a quarter of the frames and for all of them.
@@ -34,7 +35,7 @@ import tifffile
 import jaxbkgd
 from jaxbkgd._batch import windows
 from jaxbkgd._sinks import Layout, open_sink
-from jaxbkgd._threads import core_count
+from jaxbkgd._threads import core_count, one_thread_a_call
 
 
 RADIUS_PIX = 7.0
@@ -133,7 +134,11 @@ def copy(movie: Path, path: Path, chunk_frames: int) -> None:
 def memory_megabytes(movie: Path, sink: Path) -> float:
     """The most that a process of its own needs, above what it has with JAX loaded."""
     command = [sys.executable, __file__, "--memory", movie, sink]
-    run = subprocess.run(command, check=True, capture_output=True, text=True)
+    # One thread a call has two settings; the other one is in the environment.
+    environment = os.environ | {"JAX_CPU_ENABLE_ASYNC_DISPATCH": "0"}
+    run = subprocess.run(
+        command, env=environment, check=True, capture_output=True, text=True
+    )
     return float(run.stdout)
 
 
@@ -172,4 +177,5 @@ if __name__ == "__main__":
         # Set on some machines, where they slow NumPy and SciPy down.
         for name in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"):
             os.environ.pop(name, None)
+        one_thread_a_call()
         main(arguments.folder, arguments.frames, arguments.size, arguments.rounds)

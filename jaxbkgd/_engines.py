@@ -142,7 +142,8 @@ def filter_in_pieces(
         def add_spread(turn, images):
             # The turn is 0. What depends on it is not moved out of the loop, where it would
             # be worked out for every frame.
-            spread = _spread(lines_from(0, height, index + turn), rows, kernels)
+            pixels = lines_from(0, height, index + turn)
+            spread = _spread(pixels, rows, kernels, in_loop=True)
             corner = (index, 0, left)
             shape = (1, *spread.shape)
             return [
@@ -203,7 +204,7 @@ def filter_at_once(frames, radii, outputs, *, edges, is_finite):
         return filter_finite(frames)
 
     def filter_rest():
-        spread = _spread(frames, rows, outputs[0])
+        spread = _spread(frames, rows, outputs[0], in_loop=False)
         return [image + spread for image in filter_finite(_finite(frames))]
 
     is_finite = jnp.all(jnp.isfinite(frames))
@@ -525,14 +526,18 @@ def _must_spread(frames, rows) -> bool:
 _UP, _DOWN, _NAN = 1, 2, 4
 
 
-def _spread(frames, rows, kernels):
+def _spread(frames, rows, kernels, *, in_loop):
     """NaN or infinity where the kernels cover one, and zero elsewhere. What is not finite
-    in an image is not finite in its derivatives: they all get the same."""
+    in an image is not finite in its derivatives: they all get the same.
+
+    On CPU a loop takes less memory than what is written out; GPU and TPU do without loops.
+    """
     infinite = jnp.where(frames > 0, _UP, _DOWN)
     flags = jnp.where(jnp.isnan(frames), _NAN, jnp.where(jnp.isinf(frames), infinite, 0))
     flags = flags.astype(jnp.uint8)
     # Infinities of one sign, under taps of one sign, add up to infinity.
     has_one_sign = True
+    flags_between = ft.partial(_flags_between, in_loop=in_loop)
     for axis, kernel in enumerate(kernels):
         taps = rows[axis, kernel].all_taps
         most = taps.size - 1
@@ -541,11 +546,11 @@ def _spread(frames, rows, kernels):
             distance = jnp.max(jnp.where(taps != 0, jnp.arange(taps.size), 0))
         else:
             distance = jnp.asarray(most - kernel.zero_taps)
-        near = _flags_between(flags, -distance, distance, most, axis - 2)
+        near = flags_between(flags, -distance, distance, most, axis - 2)
         if kernel.zero_taps:
             # Zero times infinity is not a number.
-            before = _flags_between(flags, -most, -distance - 1, most, axis - 2)
-            after = _flags_between(flags, distance + 1, most, most, axis - 2)
+            before = flags_between(flags, -most, -distance - 1, most, axis - 2)
+            after = flags_between(flags, distance + 1, most, most, axis - 2)
             near |= jnp.where(before | after, jnp.uint8(_NAN), 0)
         flags = near
         has_one_sign &= jnp.all(taps >= 0)
@@ -555,26 +560,27 @@ def _spread(frames, rows, kernels):
     return jnp.where(flags == 0, 0, spread).astype(frames.dtype)
 
 
-def _flags_between(flags, first, last, most, axis):
+def _flags_between(flags, first, last, most, axis, *, in_loop):
     """All flags of the pixels that lie from `first` to `last` beyond each, edges repeated.
     Neither is farther than `most`."""
     size = flags.shape[axis]
     # All that lies farther away than this is the edge.
     most = min(most, size)
     first, last = (jnp.clip(distance, -most, most) for distance in (first, last))
-    near = _pad(flags, (most, most), axis, "edge")
-    # Of 1, 2, 4, ... pixels each, until two of them cover all; they may overlap. Neither a
-    # loop nor `cumsum`, which is one on GPU.
-    width, count = jnp.asarray(1), last - first + 1
-    for power in range((2 * most + 1).bit_length() - 1):
-        beyond = lax.slice_in_dim(near, 2**power, None, axis=axis)
-        both = near | _pad(beyond, (0, 2**power), axis)
-        is_within = 2 ** (power + 1) <= count
-        near = jnp.where(is_within, both, near)
-        width = jnp.where(is_within, 2 ** (power + 1), width)
+    count, doublings = last - first + 1, (2 * most + 1).bit_length() - 1
+    near = jnp.where(count > 0, _pad(flags, (most, most), axis, "edge"), 0)
+    length = near.shape[axis]
+
+    # Of 1, 2, 4, ... pixels each, until two of them cover all; they may overlap.
+    def double(number, near):
+        beyond = _pad(near, (0, 2**doublings // 2), axis)
+        both = near | lax.dynamic_slice_in_dim(beyond, 1 << number, length, axis)
         # In this order, no more than two of them are kept.
-        near, width = lax.optimization_barrier((near, width))
+        return lax.optimization_barrier(jnp.where(2 << number <= count, both, near))
+
+    near = lax.fori_loop(0, doublings, double, near, unroll=not in_loop)
+    width = 1 << jnp.sum(2 << jnp.arange(doublings) <= count)
     start, stop = most + first, most + last + 1
     left = lax.dynamic_slice_in_dim(near, start, size, axis)
     right = lax.dynamic_slice_in_dim(near, stop - width, size, axis)
-    return jnp.where(count > 0, left | right, 0)
+    return left | right
