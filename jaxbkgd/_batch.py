@@ -10,7 +10,7 @@ import inspect
 import math
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -267,7 +267,8 @@ class _Job(contextlib.AbstractContextManager):
         self._settings = ft.cache(
             lambda: _settings(channels, weights, estimator, wanted, chunk_frames)
         )
-        self._estimate = ft.partial(estimated, channels[0].movie.name, fast)
+        estimate = compiled(fast, wanted)
+        self._estimate = ft.partial(estimated, channels[0].movie.name, estimate)
         self._wanted = wanted
         is_background = (wanted.output, wanted.dtype) == ("background", "float32")
         self._can_reuse = is_background and _takes("spent", fast)
@@ -353,12 +354,12 @@ class _Job(contextlib.AbstractContextManager):
             None if each is None else _read_weights(each, window) for each in self._weights
         ]
         if device.platform != "cpu":
-            images, counts = self._estimate(chunks, self._wanted, window, weights)
+            images, counts = self._estimate(chunks, window, weights)
             self._write(window, [np.asarray(image) for image in images])
             return counts
         free = self._buffers[device]
         buffers = free.pop() if free else Buffers(self._can_reuse)
-        images, counts = self._estimate(chunks, self._wanted, window, weights, buffers)
+        images, counts = self._estimate(chunks, window, weights, buffers)
         self._write(window, buffers.as_numpy(images))
         free.append(buffers)
         return counts
@@ -413,16 +414,19 @@ class _Job(contextlib.AbstractContextManager):
                 )
 
 
-@eqx.filter_jit
+# Images, one a channel, and which frames are finite, and which are clipped, in any of them,
+# where either can happen.
+Estimates = tuple[list[Array], Bool[Array, " frames"] | None, Bool[Array, " frames"] | None]
+
+
 def estimate_window(
     estimator: AbstractEstimator,
     channels: Sequence[Any],
     wanted: Wanted,
     weights: Sequence[Any] = (),
     spent: Sequence[Array] | None = None,
-) -> tuple[list[Array], Bool[Array, " frames"] | None, Bool[Array, " frames"] | None]:
-    """What is wanted of each channel's frames, and which frames are finite, and which are
-    clipped, in any channel, where either can happen."""
+) -> Estimates:
+    """What is wanted of each channel's frames."""
     stacks = [
         as_frames(channel) - np.float32(offset) if offset else as_frames(channel)
         for channel, offset in zip(channels, wanted.offsets, strict=True)
@@ -463,13 +467,23 @@ def estimate_window(
     return [image.astype(wanted.dtype) for image in images], is_finite, is_clipped
 
 
-@ft.partial(eqx.filter_jit, donate="all-except-first")
-def _estimate_window_over(
-    first: tuple[AbstractEstimator, Sequence[Any], Wanted, Sequence[Any]],
-    spent: Sequence[Array],
-) -> tuple[list[Array], Bool[Array, " frames"] | None, Bool[Array, " frames"] | None]:
-    """The same, with `spent` given up for it, and the other arguments as the first."""
-    return estimate_window(*first, spent=spent)
+def compiled(estimator: AbstractEstimator, wanted: Wanted) -> Callable[..., Estimates]:
+    """`estimate_window` as a function of channels, weights and `spent`, which it gives up.
+
+    As `eqx.filter_jit`, but looks at the estimator now and not in each call, which would
+    take as long as to filter some 10^5 pixels.
+    """
+    arrays, rest = eqx.partition(estimator, eqx.is_array)
+    return ft.partial(_compiled(rest, wanted), arrays)
+
+
+@ft.lru_cache
+def _compiled(rest: AbstractEstimator, wanted: Wanted) -> Callable[..., Estimates]:
+    def estimate(arrays, channels, weights, spent):
+        estimator = eqx.combine(arrays, rest)
+        return estimate_window(estimator, channels, wanted, weights, spent)
+
+    return jax.jit(estimate, donate_argnames="spent")
 
 
 def windows(frame_count: int, chunk_frames: int, halo_frames: int) -> Iterator[Window]:
@@ -484,9 +498,8 @@ def windows(frame_count: int, chunk_frames: int, halo_frames: int) -> Iterator[W
 
 def estimated(
     name: str,
-    estimator: AbstractEstimator,
+    estimate: Callable[..., Estimates],
     chunks: Sequence[np.ndarray],
-    wanted: Wanted,
     window: Window,
     weights: Sequence[np.ndarray | None] = (),
     buffers: Buffers | None = None,
@@ -498,11 +511,7 @@ def estimated(
         masks = [None if each is None else checked_frames(each) for each in weights]
         if buffers is not None:
             frames = buffers.holding(frames)
-        arguments = estimator, frames, wanted, masks
-        if buffers is None or buffers.spent is None:
-            images, *flags = estimate_window(*arguments)
-        else:
-            images, *flags = _estimate_window_over(arguments, buffers.spent)
+        images, *flags = estimate(frames, masks, buffers and buffers.spent)
         # Nothing that comes after may find that it was not possible.
         jax.block_until_ready(images)
         is_finite, is_clipped = (
@@ -514,7 +523,7 @@ def estimated(
             f"({one_line(error)})"
         ) from error
     nonfinite = [] if is_finite is None else np.flatnonzero(~is_finite)
-    if len(nonfinite) and wanted.dtype == "uint16":
+    if len(nonfinite) and images[0].dtype == np.uint16:
         raise MovieError(
             f"{name}: the background of frame {window.start + nonfinite[0]} is not finite, "
             "and uint16 has no number for that; write float32"

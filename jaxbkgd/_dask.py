@@ -15,6 +15,7 @@ from ._batch import (
     check_wanted,
     check_weights,
     checked_choice,
+    compiled,
     Dtype,
     estimate_window,
     estimated,
@@ -188,8 +189,8 @@ def _estimate_chunk(
         check_weights("the weights", weights)
         masks = _channels(weights, padded_frames)
     with _UNPICKLING:
-        estimator = _unpickled(pickled)
-    images, _ = estimated("the array", estimator, stacks, wanted, window, masks)
+        estimate = compiled(_unpickled(pickled), wanted)
+    images, _ = estimated("the array", estimate, stacks, window, masks)
     images = [np.asarray(image)[window.kept] for image in images]
     return np.stack(images, axis=1) if chunk.ndim == 4 else images[0]
 

@@ -1,5 +1,7 @@
 """Memory that is used for chunk after chunk."""
 
+import functools as ft
+
 import jax
 import numpy as np
 import pytest
@@ -43,18 +45,21 @@ def test_a_chunk_that_is_read_in_place_is_not_copied():
 def written_over(monkeypatch):
     """For each chunk that is estimated over a result, whether it lies where that did."""
     seen = []
-    estimate_over = _batch._estimate_window_over
+    compiled = _batch.compiled
 
-    def watched(first, spent):
-        places = [image.unsafe_buffer_pointer() for image in spent]
-        images, *flags = estimate_over(first, spent)
-        # By chance, it may be in memory that was given back.
-        was_donated = all(image.is_deleted() for image in spent)
-        new_places = [image.unsafe_buffer_pointer() for image in images]
-        seen.append(was_donated and new_places == places)
+    def watched(estimate, channels, weights, spent):
+        places = [image.unsafe_buffer_pointer() for image in spent or []]
+        images, *flags = estimate(channels, weights, spent)
+        if spent is not None:
+            # By chance, it may be in memory that was given back.
+            was_donated = all(image.is_deleted() for image in spent)
+            new_places = [image.unsafe_buffer_pointer() for image in images]
+            seen.append(was_donated and new_places == places)
         return images, *flags
 
-    monkeypatch.setattr(_batch, "_estimate_window_over", watched)
+    monkeypatch.setattr(
+        _batch, "compiled", lambda *arguments: ft.partial(watched, compiled(*arguments))
+    )
     return seen
 
 
