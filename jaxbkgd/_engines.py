@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
@@ -39,8 +40,8 @@ Edges = Literal["repeated", "folded", "empty"]
 # The pieces: lines of a strip, and columns of what is filtered together along time. Halos
 # of products are wider, and so are their strips. But what is larger than 2 MB, XLA copies
 # in another thread, where it then goes on: calls in several threads would wait for it.
-_STRIP_LINES = 64
-_BANDED_STRIP_PIXELS = 2**17
+_STRIP_LINES = 32
+_BANDED_STRIP_PIXELS = 2**18
 _COURSES = 256
 # Along y a line is read again for each tap. Where the lines under the taps do not fit into
 # the nearest cache, a strip goes along y in blocks of columns that do. As many lines as the
@@ -105,7 +106,7 @@ def filter_in_pieces(
         # copied far faster where it is known that they are.
         left = 0 if columns == width else jnp.minimum(block * columns, width - columns)
 
-        def lines_from(start, count, index=index):
+        def lines_from(start, count):
             return lax.dynamic_slice(stack, (index, start, left), (1, count, columns))[0]
 
         def filter_strip(strip, carry):
@@ -140,9 +141,9 @@ def filter_in_pieces(
             return images, sums, zeros
 
         def add_spread(turn, images):
-            # The turn is 0. What depends on it is not moved out of the loop, where it would
-            # be worked out for every frame.
-            pixels = lines_from(0, height, index + turn)
+            # What depends on the turn is not moved out of the loop, where it would be made
+            # for every frame.
+            pixels, _ = lax.optimization_barrier((lines_from(0, height), turn))
             spread = _spread(pixels, rows, kernels, in_loop=True)
             corner = (index, 0, left)
             shape = (1, *spread.shape)
@@ -167,9 +168,8 @@ def filter_in_pieces(
     if spent is not None:
         images = [spent.reshape(stack.shape)]
     else:
-        # Each of a number of its own, or XLA would make one image and copy it.
         images = [
-            jnp.full_like(stack, len(multiplied) + number, radii[0].dtype)
+            _unwritten(stack, radii[0].dtype, stack.shape, number)
             for number in range(image_count)
         ]
     # A sum for each pixel of a strip: XLA's own over pixels are slow, and less exact.
@@ -181,6 +181,23 @@ def filter_in_pieces(
         *(jnp.sum(each) for each in sums),
         *(image.reshape(frames.shape) for image in images),
     ]
+
+
+def _unwritten(stack, dtype, shape, number):
+    """An image for a loop to write to, whose pixels are whatever was in its memory.
+
+    Zeros XLA would write before the loop does, which takes as long as to filter with few
+    taps. On CPU it has no call of its own that leaves memory as it is. One that JAX keeps
+    stable is LAPACK's Cholesky factor: given no matrix at all, it writes none. The number,
+    another one for each image of a program, keeps XLA from making one of several.
+    """
+    image, _ = jax.ffi.ffi_call(
+        {"float32": "lapack_spotrf_ffi", "float64": "lapack_dpotrf_ffi"}[dtype.name],
+        (jax.ShapeDtypeStruct(shape, dtype), jax.ShapeDtypeStruct((0,), jnp.int32)),
+    )(jnp.zeros((0, number, number), dtype), uplo=np.uint8(ord("L")))
+    # Under `shard_map`, it is each device's own, as the stack is. Compiled, nothing is
+    # added.
+    return image + jnp.zeros_like(stack, dtype, shape=())
 
 
 def without(kernels, outputs):
@@ -229,7 +246,7 @@ def _row(all_taps, size, is_temporal, edges, most_pieces) -> _Row:
         beyond = jnp.sum(all_taps[reach + 1 :])
         # Of the centre there is one, of every other tap there are two.
         taps = taps.at[reach].add(beyond if reach else 2 * beyond)
-    most_taps = _MOST_TAPS if size <= 512 else _MOST_TAPS_OF_LONG_AXES
+    most_taps = MOST_TAPS if size <= 512 else _MOST_TAPS_OF_LONG_AXES
     # In a product, the order of a sum depends on where in the axis a pixel lies.
     is_banded = taps.size > most_taps and not is_temporal
     return _Row(all_taps, taps, _bands(taps) if is_banded else None, most_pieces)
@@ -372,7 +389,7 @@ def _along(row, axis):
 
 # The most taps, the centre and one side, for which shifted slices are the faster, as found
 # with jax 0.12 on a Zen 5 machine; along long axes the products are slower.
-_MOST_TAPS = 28
+MOST_TAPS = 28
 _MOST_TAPS_OF_LONG_AXES = 48
 # The most taps on one side that are written out, as all in space are. Of more, in time,
 # groups go through a loop: it costs half as much again, but a long program compiles long.
