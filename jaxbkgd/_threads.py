@@ -5,10 +5,10 @@ import itertools as it
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from queue import SimpleQueue
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 
@@ -39,51 +39,84 @@ def one_thread_a_call() -> None:
         jax.config.update("jax_cpu_enable_async_dispatch", False)
 
 
+# What threads tell of their results together: of short pieces of work, each time that the
+# thread that listens wakes up would cost as much as the work.
+_SECONDS_BETWEEN_NEWS = 0.02
+
+
+class _News(NamedTuple):
+    """What a thread has done; of no results, that there will be no more."""
+
+    results: list[Any]
+    error: BaseException | None = None
+
+
 def on_threads(
     run: Callable[[_Item], _Result], items: Iterable[_Item], workers: int
 ) -> Iterator[_Result]:
-    """What `run` gives for each item, as it comes.
+    """What `run` gives for each item, soon after.
 
     After an error or Ctrl-C, only what has begun is waited for.
     """
     items = iter(items)
+    taking, is_over = threading.Lock(), False
     # Of what may wait, this alone can be added to by a handler of signals.
-    ended = SimpleQueue()
-    with _ctrl_c_added_to(ended):
-        pool = ThreadPoolExecutor(workers)
+    news: SimpleQueue[_News] = SimpleQueue()
 
-        def begin(count: int) -> int:
-            futures = [pool.submit(run, item) for item in it.islice(items, count)]
-            for future in futures:
-                future.add_done_callback(ended.put)
-            return len(futures)
+    def next_item() -> list[_Item]:
+        with taking:
+            return [] if is_over else list(it.islice(items, 1))
 
+    def work() -> None:
+        results, error, told = [], None, time.monotonic()
         try:
-            # Twice as many as work on them, so that none waits for this thread.
-            running = begin(2 * workers)
+            while item := next_item():
+                results.append(run(*item))
+                if time.monotonic() > told + _SECONDS_BETWEEN_NEWS:
+                    news.put(_News(results))
+                    results, told = [], time.monotonic()
+        except BaseException as raised:
+            error = raised
+        if results:
+            news.put(_News(results))
+        news.put(_News([], error))
+
+    threads = []
+    with _ctrl_c_added_to(news):
+        try:
+            for _ in range(workers):
+                thread = threading.Thread(target=work)
+                thread.start()
+                threads.append(thread)
+            running = workers
             while running:
-                yield ended.get().result()
-                running += begin(1) - 1
+                results, error = news.get()
+                if error is not None:
+                    raise error
+                yield from results
+                running -= not results
         finally:
-            pool.shutdown(cancel_futures=True)
+            is_over = True
+            for thread in threads:
+                thread.join()
     # A Ctrl-C after the last one.
-    if not ended.empty():
-        ended.get().result()
+    if not news.empty():
+        _, error = news.get()
+        assert error is not None
+        raise error
 
 
 @contextlib.contextmanager
-def _ctrl_c_added_to(ended: SimpleQueue) -> Iterator[None]:
+def _ctrl_c_added_to(news: SimpleQueue[_News]) -> Iterator[None]:
     """Python raises KeyboardInterrupt between any two steps, also between those that take a
-    lock and give it back: a thread would then wait for it for ever. Here it is the result
-    of one more future. A second Ctrl-C does what it always does, and so does the first one
+    lock and give it back: a thread would then wait for it for ever. Here it is news
+    as others. A second Ctrl-C does what it always does, and so does the first one
     where somebody else has a handler."""
-    interrupted = Future()
-    interrupted.set_exception(KeyboardInterrupt())
     default = signal.default_int_handler
 
     def end(*signal_and_frame: Any) -> None:
         signal.signal(signal.SIGINT, default)
-        ended.put(interrupted)
+        news.put(_News([], KeyboardInterrupt()))
 
     # Others have no handlers, and hear no signals.
     is_main_thread = threading.current_thread() is threading.main_thread()
