@@ -38,6 +38,7 @@ from ._sinks import (
     Sink,
 )
 from ._threads import core_count, on_threads
+from ._vectors import compiler_options
 
 
 # What is written of each frame.
@@ -46,10 +47,13 @@ Output = Literal["background", "residual", "snr"]
 # Of uint16, the background is rounded to the nearest number, to the even one of two.
 Dtype = Literal["float32", "uint16"]
 
-# Pixels of all channels in a chunk: of an output so small, the allocator hands out the
-# same memory again; one that is larger is new to the process, and each of its pages costs
-# a fault.
-_CHUNK_PIXELS = 2**20
+# Pixels of all channels in a chunk, which stays in cache from the array that is read to the
+# one that is written. Of fewer, each call costs more than that saves.
+_CHUNK_PIXELS = 2**19
+
+# For the same reason, a frame that is larger goes in strips of so many pixels, with no
+# fewer lines than this for each one in their halo, which is filtered twice.
+_STRIP_PIXELS, _STRIP_LINES_PER_HALO_LINE = 2**19, 8
 
 # Bytes that a pixel takes on its way, as it is read, converted, filtered and written; and
 # where an estimator sees many frames at a time, of which it may hold a dozen images.
@@ -102,7 +106,7 @@ class Counts(NamedTuple):
 
 
 class Window(NamedTuple):
-    """Frames `start` to `stop` are estimated from frames `low` to `high`."""
+    """Frames `start` to `stop`, or lines of a frame, are estimated from `low` to `high`."""
 
     number: int
     start: int
@@ -165,8 +169,8 @@ def estimate_movie(
         An array (height, width), or a source (frames, height, width), for all channels, or
         a list with one for each, which may be `None`. With boxes, weights are of the whole
         frame.
-    - `chunk_frames`: frames in a chunk, by default a megapixel, or less where memory is
-        short; with `halo_frames`, four times these.
+    - `chunk_frames`: frames in a chunk, by default half a megapixel, or less where memory
+        is short; with `halo_frames`, four times these.
     - `workers`: the number of threads, by default the cores of this process, or fewer
         where memory is short.
     - `progress`: whether to show a progress bar, where there is a terminal.
@@ -261,7 +265,7 @@ class _Job(contextlib.AbstractContextManager):
         self.megapixels = sum(math.prod(channel.shape[1:]) for channel in channels) / 1e6
         self._channels = channels
         self._weights = weights
-        self._halo_frames = fast.halo_frames
+        self._halo_frames, self._halo_lines = fast.halo_frames, fast.halo_lines
         self._chunk_frames = chunk_frames
         # Asked for only by files: the fingerprint of an array reads all of it.
         self._settings = ft.cache(
@@ -272,6 +276,8 @@ class _Job(contextlib.AbstractContextManager):
         self._wanted = wanted
         is_background = (wanted.output, wanted.dtype) == ("background", "float32")
         self._can_reuse = is_background and _takes("spent", fast)
+        # Lines of a frame that are estimated by themselves, or None for whole frames.
+        self._strips: list[Window | None] = [None]
         # What no thread uses, on each device.
         self._buffers: dict[Any, list[Buffers]] = collections.defaultdict(list)
         self._sinks: dict[Sink | ArraySink, list[int]] = {}
@@ -313,6 +319,9 @@ class _Job(contextlib.AbstractContextManager):
             else:
                 self._new_sinks.add(sink)
                 sink.begin(self._settings_of(group) if isinstance(sink, Sink) else None)
+        # Files are written by whole frames.
+        if self._can_reuse and all(isinstance(sink, ArraySink) for sink in self._sinks):
+            self._strips = _strips(self._channels, self._chunk_frames, self._halo_lines)
         self._can_go_on = True
 
     def _settings_of(self, group: list[int]) -> dict[str, Any]:
@@ -355,20 +364,47 @@ class _Job(contextlib.AbstractContextManager):
         ]
         if device.platform != "cpu":
             images, counts = self._estimate(chunks, window, weights)
-            self._write(window, [np.asarray(image) for image in images])
-            return counts
-        free = self._buffers[device]
-        buffers = free.pop() if free else Buffers(self._can_reuse)
-        images, counts = self._estimate(chunks, window, weights, buffers)
-        self._write(window, buffers.as_numpy(images))
-        free.append(buffers)
+            self._write(window, None, [np.asarray(image) for image in images])
+        else:
+            counts = self._do_in_strips(chunks, window, weights, self._buffers[device])
+        for sink in self._sinks:
+            sink.note(window.number)
         return counts
 
-    def _write(self, window: Window, images: Sequence[np.ndarray]) -> None:
+    def _do_in_strips(
+        self,
+        chunks: Sequence[np.ndarray],
+        window: Window,
+        weights: Sequence[np.ndarray | None],
+        free: list[Buffers],
+    ) -> Counts:
+        buffers = free.pop() if free else Buffers(self._can_reuse)
+        counts = []
+        for strip in self._strips:
+            seen = slice(strip and strip.low, strip and strip.high)
+            images, of_strip = self._estimate(
+                [chunk[:, seen] for chunk in chunks],
+                window,
+                [None if each is None else each[:, seen] for each in weights],
+                buffers,
+            )
+            self._write(window, strip, buffers.as_numpy(images))
+            counts.append(of_strip)
+        free.append(buffers)
+        # If there are several, they are of one and the same frame.
+        return Counts(*map(max, zip(*counts, strict=True)))
+
+    def _write(
+        self, window: Window, strip: Window | None, images: Sequence[np.ndarray]
+    ) -> None:
         for sink, group in self._sinks.items():
             parts = [images[index][window.kept, None] for index in group]
-            sink.write(window.start, parts[0] if len(parts) == 1 else np.hstack(parts))
-            sink.note(window.number)
+            frames = parts[0] if len(parts) == 1 else np.hstack(parts)
+            if strip is None:
+                sink.write(window.start, frames)
+            else:
+                assert isinstance(sink, ArraySink)
+                sink.write(window.start, frames[..., strip.kept, :], strip.start)
 
     def commit(self) -> None:
         self._check_sources()
@@ -483,7 +519,8 @@ def _compiled(rest: AbstractEstimator, wanted: Wanted) -> Callable[..., Estimate
         estimator = eqx.combine(arrays, rest)
         return estimate_window(estimator, channels, wanted, weights, spent)
 
-    return jax.jit(estimate, donate_argnames="spent")
+    options = compiler_options()
+    return jax.jit(estimate, donate_argnames="spent", compiler_options=options)
 
 
 def windows(frame_count: int, chunk_frames: int, halo_frames: int) -> Iterator[Window]:
@@ -494,6 +531,21 @@ def windows(frame_count: int, chunk_frames: int, halo_frames: int) -> Iterator[W
         low = min(max(0, start - halo_frames), frame_count - length)
         stop = min(start + chunk_frames, frame_count)
         yield Window(number, start, stop, low, low + length)
+
+
+def _strips(
+    channels: Sequence[Channel], chunk_frames: int, halo_lines: int | None
+) -> list[Window | None]:
+    """Those of large frames, one in a chunk, whose lines do not need all others."""
+    sizes = {channel.shape[1:] for channel in channels}
+    if halo_lines is None or chunk_frames > 1 or len(sizes) > 1:
+        return [None]
+    height, width = sizes.pop()
+    most = height // (_STRIP_LINES_PER_HALO_LINE * max(halo_lines, 2))
+    count = min(len(channels) * height * width // _STRIP_PIXELS, most)
+    if count < 2:
+        return [None]
+    return list(windows(height, math.ceil(height / count), halo_lines))
 
 
 def estimated(

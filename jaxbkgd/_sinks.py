@@ -235,8 +235,10 @@ class ArraySink:
     def resume(self) -> None:
         pass
 
-    def write(self, start: int, frames: np.ndarray) -> None:
-        part = self._array[start : start + len(frames)]
+    def write(self, start: int, frames: np.ndarray, first_line: int = 0) -> None:
+        """As a sink of files, or lines of these frames alone, from the first one on."""
+        lines = slice(first_line, first_line + frames.shape[-2])
+        part = self._array[start : start + len(frames), ..., lines, :]
         part[...] = frames.reshape(part.shape)
 
     def note(self, chunk: int) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Shaped
 
+from ._engines import MOST_TAPS
 from ._estimator import AbstractEstimator, as_frames, Background, Channels, map_channels
 from ._filter import separable_filter
 from ._kernels import (
@@ -32,6 +33,7 @@ from ._radii import (
     unbounded_radii,
 )
 from ._saved import decimals, saved, saved_fields
+from ._vectors import jit_in_full_width
 
 
 # What a module is kept with, beside its radii.
@@ -368,6 +370,12 @@ class _WithKnownRadii(AbstractEstimator):
     def halo_frames(self) -> int:
         return self.module.halo_frames
 
+    @property
+    def halo_lines(self) -> int | None:
+        taps = max(y.half_width + 1 for y, _ in self.kernels)
+        # Of more, the height of the frames may decide how they are added up.
+        return taps - 1 if taps <= MOST_TAPS else None
+
     def __call__(self, channels: Channels, *, spent: Channels | None = None) -> Background:
         """As the module; over `spent`, backgrounds of such channels that are not needed any
         longer, it may write the new ones."""
@@ -386,7 +394,7 @@ def _background(
     return Background(bkgds, _noise(radii, kernels, noise))
 
 
-@ft.partial(jax.jit, static_argnames="kernels")
+@ft.partial(jit_in_full_width, static_argnames="kernels")
 def filtered(
     frames: Shaped[Array, "*batch height width"],
     radii: Float[Array, "2"],

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxbkgd import _batch, estimate_movie, LocalMean, SpatialMean
+from jaxbkgd import _batch, estimate_movie, LocalMean, open_movie, SpatialMean
 from jaxbkgd._buffers import Buffers
 from jaxbkgd._sinks import ArraySink
 
@@ -81,6 +81,44 @@ def test_what_a_sink_keeps_is_not_written_over(monkeypatch):
     estimate_movie(FRAMES, ESTIMATOR, out, chunk_frames=4, workers=1, progress=False)
     bkgds = np.concatenate([kept[start][:, 0] for start in sorted(kept)])
     np.testing.assert_array_equal(bkgds, ESTIMATOR(FRAMES).bkgds)
+
+
+LARGE = np.random.default_rng(2).normal(100, 10, (3, 300, 70)).astype(np.float32)
+WITH_NAN = LARGE.copy()
+WITH_NAN[1, [149, 151, 290], 20] = np.nan, np.inf, np.nan
+
+
+@pytest.mark.parametrize(
+    ("source", "strips"),
+    [
+        (LARGE, 2),
+        (WITH_NAN, 2),
+        ([LARGE, WITH_NAN[..., ::-1]], 4),
+        # The strips of these would not be the same.
+        ([LARGE, LARGE[:, :280]], 1),
+    ],
+)
+def test_large_frames_are_estimated_in_strips(source, strips, monkeypatch, written_over):
+    monkeypatch.setattr(_batch, "_STRIP_PIXELS", 10_000)
+    is_list = isinstance(source, list)
+    out = [np.empty(s.shape, np.float32) for s in (source if is_list else [source])]
+    sink = out if is_list else out[0]
+    options = {"chunk_frames": 1, "workers": 1, "progress": False}
+    summary = estimate_movie(source, ESTIMATOR, sink, **options)
+    assert written_over == [True] * (3 * strips)
+    sources = source if is_list else [source]
+    assert summary.nonfinite_frames == (not all(np.isfinite(s).all() for s in sources))
+    for written, frames in zip(out, sources, strict=True):
+        np.testing.assert_array_equal(written, ESTIMATOR(frames).bkgds)
+
+
+def test_files_are_written_by_whole_frames(monkeypatch, written_over, tmp_path):
+    monkeypatch.setattr(_batch, "_STRIP_PIXELS", 10_000)
+    path = tmp_path / "bkgd.tif"
+    estimate_movie(LARGE, ESTIMATOR, path, chunk_frames=1, workers=1, progress=False)
+    assert written_over == [True] * 3
+    with open_movie(path) as written:
+        np.testing.assert_array_equal(written.channels[0][:], ESTIMATOR(LARGE).bkgds)
 
 
 @pytest.mark.parametrize(
