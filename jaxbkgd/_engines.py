@@ -106,17 +106,17 @@ def filter_in_pieces(
         # copied far faster where it is known that they are.
         left = 0 if columns == width else jnp.minimum(block * columns, width - columns)
 
-        def lines_from(start, count):
+        def lines_from(start, count, index=index):
             return lax.dynamic_slice(stack, (index, start, left), (1, count, columns))[0]
 
         def filter_strip(strip, carry):
             images, sums, zeros = carry
             start = jnp.minimum(strip * lines, height - lines)
-            near = lines_from(start, lines)
             if must_spread:
-                zeros += zeros_of(near)
+                zeros += _zeros_of(lambda first, n: lines_from(start + first, n), lines)
             if lines == height:
-                finite = _finite(near) if must_spread else near
+                frame = lines_from(0, height)
+                finite = _finite(frame) if must_spread else frame
                 filter_y = ft.partial(_filter_axis, finite, edges=edges, axis=-2)
             else:
                 filter_y = ft.partial(
@@ -141,9 +141,10 @@ def filter_in_pieces(
             return images, sums, zeros
 
         def add_spread(turn, images):
-            # What depends on the turn is not moved out of the loop, where it would be made
-            # for every frame.
-            pixels, _ = lax.optimization_barrier((lines_from(0, height), turn))
+            # The turn is 0. What depends on it is not moved out of the loop, where it would
+            # be made for every frame. (Of one frame alone, XLA knows the index.)
+            pixels = lines_from(0, height, index + turn)
+            pixels, _ = lax.optimization_barrier((pixels, turn))
             spread = _spread(pixels, rows, kernels, in_loop=True)
             corner = (index, 0, left)
             shape = (1, *spread.shape)
@@ -154,7 +155,7 @@ def filter_in_pieces(
                 for image in images
             ]
 
-        zeros = jnp.zeros_like(zeros_of(lines_from(0, lines)))
+        zeros = jnp.zeros_like(_zeros_of(lines_from, lines))
         carry = images, sums, zeros
         images, sums, zeros = lax.fori_loop(0, strip_count, filter_strip, carry)
         if must_spread:
@@ -183,21 +184,48 @@ def filter_in_pieces(
     ]
 
 
-def _unwritten(stack, dtype, shape, number):
+def _unwritten(like, dtype, shape, mark):
     """An image for a loop to write to, whose pixels are whatever was in its memory.
 
     Zeros XLA would write before the loop does, which takes as long as to filter with few
-    taps. On CPU it has no call of its own that leaves memory as it is. One that JAX keeps
-    stable is LAPACK's Cholesky factor: given no matrix at all, it writes none. The number,
-    another one for each image of a program, keeps XLA from making one of several.
+    taps. The mark is a number, another one for each image and in each turn of a loop that
+    is around it. Otherwise XLA would make one image, and copy it.
     """
-    image, _ = jax.ffi.ffi_call(
-        {"float32": "lapack_spotrf_ffi", "float64": "lapack_dpotrf_ffi"}[dtype.name],
-        (jax.ShapeDtypeStruct(shape, dtype), jax.ShapeDtypeStruct((0,), jnp.int32)),
-    )(jnp.zeros((0, number, number), dtype), uplo=np.uint8(ord("L")))
-    # Under `shard_map`, it is each device's own, as the stack is. Compiled, nothing is
+    if not _can_leave_unwritten():
+        return jnp.full_like(like, mark, dtype, shape=shape)
+    # Under `shard_map`, it is each device's own, as what it is like. Compiled, nothing is
     # added.
-    return image + jnp.zeros_like(stack, dtype, shape=())
+    return _solution_of_no_equations(mark, dtype, shape) + jnp.zeros_like(like, dtype, ())
+
+
+def _solution_of_no_equations(mark, dtype, shape):
+    """XLA on CPU has no call of its own that leaves memory as it is. One that JAX keeps
+    stable is LAPACK's solution of triangular equations: if there are none, it writes none.
+    """
+    left, lower, as_it_is = (np.uint8(ord(letter)) for letter in "LLN")
+    return jax.ffi.ffi_call(
+        {"float32": "lapack_strsm_ffi", "float64": "lapack_dtrsm_ffi"}[dtype.name],
+        jax.ShapeDtypeStruct(shape, dtype),
+    )(
+        jnp.full((1, 1), mark, dtype),
+        jnp.zeros((0, 1, 1), dtype),
+        side=left,
+        uplo=lower,
+        trans_x=as_it_is,
+        diag=as_it_is,
+    )
+
+
+@ft.cache
+def _can_leave_unwritten():
+    """That of some later version may ask how many pixels no equations have."""
+    try:
+        with jax.ensure_compile_time_eval(), jax.default_device(jax.devices("cpu")[0]):
+            solve = jax.jit(_solution_of_no_equations, static_argnums=(1, 2))
+            solve(0, np.dtype(np.float32), (3,)).block_until_ready()
+    except Exception:
+        return False
+    return True
 
 
 def without(kernels, outputs):
@@ -324,9 +352,10 @@ def _filter_strip(stack, rows, edges, index, start, count, must_clean):
     if columns == width or (is_near and not is_banded):
         images = filter_columns(0, width)
     else:
-        # Under `shard_map`, they are each device's own, as the stack is.
-        shape = count, width
-        images = [jnp.full_like(stack, row, dtype, shape) for row in range(len(rows))]
+        images = [
+            _unwritten(stack, dtype, (count, width), start + height * row)
+            for row in range(len(rows))
+        ]
         images = lax.fori_loop(0, -(-width // columns), filter_block, images)
     if edges != "folded":
         return images
@@ -345,12 +374,13 @@ def _filter_axis(image, rows, edges, axis):
     first = lax.slice_in_dim(image, 0, half_width, axis=axis)
     last = lax.slice_in_dim(image, size - half_width, size, axis=axis)
     if edges == "repeated":
-        padded = _pad(image, (half_width, half_width), axis, "edge")
+        ends = (lax.slice_in_dim(image, at, at + 1, axis=axis) for at in (0, size - 1))
+        beyond = [jnp.broadcast_to(end, first.shape) for end in ends]
     else:
-        # On CPU this copies lines, where a constant pad asks at each pixel.
-        beyond = jnp.zeros_like(first)
-        padded = jnp.concatenate([beyond, image, beyond], axis)
-    padded = lax.optimization_barrier(padded)
+        beyond = [jnp.zeros_like(first), jnp.zeros_like(last)]
+    # On CPU, what is joined is copied by lines, where a pad asks at each pixel.
+    before, after = lax.optimization_barrier(beyond)
+    padded = lax.optimization_barrier(jnp.concatenate([before, image, after], axis))
     filtered = _correlate(padded, rows, size, axis)
     if edges != "folded":
         return filtered
@@ -505,7 +535,10 @@ def _banded_products(padded, row, count, axis):
 
     piece_count = -(-count // _BAND_PIXELS)
     if piece_count > row.most_pieces:
-        image = lax.slice_in_dim(jnp.zeros_like(padded), 0, count, axis=axis)
+        shape = list(padded.shape)
+        shape[axis] = count
+        mark = row.bands[0, 0, 0] + padded[0, 0]
+        image = _unwritten(padded, padded.dtype, shape, mark)
         image = lax.fori_loop(0, piece_count, add_piece, image)
     else:
         starts = [*range(0, count - _BAND_PIXELS, _BAND_PIXELS), count - _BAND_PIXELS]
@@ -524,11 +557,19 @@ def _finite(image):
 def zeros_of(images):
     """Zeros, and NaN where one of eight lines is not finite. On CPU this is quick, while
     XLA's own sums over all pixels take as long as the filter."""
-    height = images.shape[-2]
+
+    def lines_from(first, count):
+        return lax.slice_in_dim(images, first, first + count, axis=-2)
+
+    return _zeros_of(lines_from, images.shape[-2])
+
+
+def _zeros_of(lines_from, height):
     count = -(-height // 8)
-    # They may overlap.
+    # Each read by itself, since parts of what is read at once are slower in a loop. They
+    # may overlap.
     firsts = [min(first, height - count) for first in range(0, 8 * count, count)]
-    return sum(lax.slice_in_dim(images, i, i + count, axis=-2) * 0 for i in firsts)
+    return sum(lines_from(first, count) * 0 for first in firsts)
 
 
 def _must_spread(frames, rows) -> bool:
