@@ -2,14 +2,16 @@
 
     python examples/speed_bounds.py
 
-For each size and radius, on one core: the time of a whole call for each pixel; what of it
-XLA's own profile ascribes to the first writing of new memory, and to all else; and the
-page faults that the system counts. It takes about three minutes, and writes its table
-between two markers in performance.md, in docs/pages or the folder `--out`.
+For each size and radius, on one core: the time of a whole call for each pixel; that of one
+so small that its result gets memory which was used before; the page faults that the system
+counts in either; and what of the whole call XLA's own profile ascribes to steps that do no
+more than fill an image. It takes about four minutes, and writes its table between two
+markers in performance.md, in docs/pages or the folder `--out`.
 """
 
 import argparse
 import collections
+import functools as ft
 import itertools
 import os
 import tempfile
@@ -29,9 +31,12 @@ import numpy as np
 from jax.profiler import ProfileData
 
 from jaxbkgd import spatial_mean
+from jaxbkgd._vectors import compiler_options
 
 
 ROUNDS = 7
+PART_PIXELS = 2**20
+FULL_WIDTH = "background, vectors in full width"
 # Steps that do nothing else than fill a new image: with zeros, x + 1, or the cotangent.
 FILLING = ("broadcast", "multiply")
 BEGIN, END = "<!-- begin: written by speed_bounds.py -->", "<!-- end: speed_bounds.py -->"
@@ -50,6 +55,7 @@ def functions(radius_pix: float) -> dict[str, Callable[..., Any]]:
     return {
         "x + 1": lambda radii, frames: frames + radii[0],
         "background": background,
+        FULL_WIDTH: background,
         "slope (jvp)": slope,
         "value and gradient": jax.value_and_grad(loss, (0, 1)),
     }
@@ -95,34 +101,35 @@ def profile(call: Callable[[], Any]) -> dict[str, float]:
 
 
 def row(size: int, radius_pix: float, name: str, megapixels: float) -> str:
-    function = jax.jit(functions(radius_pix)[name])
+    options = compiler_options() if name == FULL_WIDTH else None
+    function = jax.jit(functions(radius_pix)[name], compiler_options=options)
     radii = jnp.full(2, radius_pix, jnp.float32)
     shape = (max(1, round(megapixels * 1e6 / size**2)), size, size)
     frames = np.random.default_rng(0).integers(100, 1000, shape).astype(np.float32)
-    frames = jnp.asarray(frames)
-
-    def call() -> Any:
-        return function(radii, frames)
-
-    jax.block_until_ready(call())
-    whole, faults, steps = seconds(call), page_faults(call), profile(call)
+    numbers = []
+    for frame_count in (len(frames), max(1, min(len(frames), PART_PIXELS // size**2))):
+        part = jnp.asarray(frames[:frame_count])
+        call = ft.partial(function, radii, part)
+        # Twice, since the first result may be in memory that is new.
+        jax.block_until_ready([call() for _ in range(2)])
+        numbers += [1e9 * seconds(call) / part.size, 1e6 * page_faults(call) / part.size]
+    steps = profile(ft.partial(function, radii, jnp.asarray(frames)))
     filling = sum(s for step, s in steps.items() if any(word in step for word in FILLING))
-    parts = (whole, filling, sum(steps.values()) - filling)
-    columns = [f"{1e9 * part / frames.size:.2f}" for part in parts]
+    whole, faults, of_part, faults_of_part = numbers
     return (
-        f"| {name} | {size} | {radius_pix:g} | {' | '.join(columns)} | "
-        f"{faults / frames.size * 1e6:.0f} |"
+        f"| {name} | {size} | {radius_pix:g} | {whole:.2f} | {faults:.0f} | {of_part:.2f} "
+        f"| {faults_of_part:.0f} | {1e9 * filling / frames.size:.2f} |"
     )
 
 
 def table(sizes: list[int], radii: list[float], megapixels: float) -> str:
     lines = [
-        f"One core, float32, {megapixels:g} Mpx, jax {jax.__version__}; ns for a pixel, "
-        f"median of {ROUNDS} calls, and one call's profile.",
+        f"One core, float32, jax {jax.__version__}; ns for a pixel, median of {ROUNDS} "
+        "calls, one call's page faults for a Mpx, and one call's profile.",
         "",
-        "| what | frames (px) | r | whole call | filling new memory | "
-        "the filter, and sums | page faults for a Mpx |",
-        "| --- " * 7 + "|",
+        f"| what | frames (px) | r | {megapixels:g} Mpx | page faults | 1 Mpx | "
+        "page faults | filling |",
+        "| --- " * 8 + "|",
     ]
     for size, radius in itertools.product(sizes, radii):
         names = list(functions(radius))

@@ -28,10 +28,15 @@ def test_it_writes_a_row_for_each_function_between_its_markers(tmp_path: Path):
     rows = [
         line.strip("| ").split(" | ") for line in table.splitlines() if "| 24 |" in line
     ]
-    names = ["x + 1", "background", "slope (jvp)", "value and gradient"]
+    in_full_width = "background, vectors in full width"
+    names = ["x + 1", "background", in_full_width, "slope (jvp)", "value and gradient"]
     assert [row[0] for row in rows] == names
-    assert {len(row) for row in rows} == {7}
+    assert {len(row) for row in rows} == {8}
+    filling = {}
     for row in rows:
-        whole, filling, filtering, _ = map(float, row[3:])
+        whole, _, of_part, _, filling[row[0]] = map(float, row[3:])
         assert whole > 0
-        assert filling + filtering > 0
+        assert of_part > 0
+    # A sum, and a cotangent.
+    assert filling["x + 1"] > 0
+    assert filling["value and gradient"] > 0
