@@ -47,13 +47,13 @@ Output = Literal["background", "residual", "snr"]
 # Of uint16, the background is rounded to the nearest number, to the even one of two.
 Dtype = Literal["float32", "uint16"]
 
-# Pixels of all channels in a chunk, which stays in cache from the array that is read to the
-# one that is written. Of fewer, each call costs more than that saves.
-_CHUNK_PIXELS = 2**19
+# Pixels of all channels in a chunk; and between arrays on CPU, where it stays in cache from
+# one to the other. Of fewer, each call costs more than that saves.
+_CHUNK_PIXELS, _CACHED_PIXELS = 2**20, 2**19
 
-# For the same reason, a frame that is larger goes in strips of so many pixels, with no
-# fewer lines than this for each one in their halo, which is filtered twice.
-_STRIP_PIXELS, _STRIP_LINES_PER_HALO_LINE = 2**19, 8
+# A frame that is larger than that goes in strips, with no fewer lines than this for each
+# one in their halo, which is filtered twice.
+_STRIP_LINES_PER_HALO_LINE = 8
 
 # Bytes that a pixel takes on its way, as it is read, converted, filtered and written; and
 # where an estimator sees many frames at a time, of which it may hold a dozen images.
@@ -169,8 +169,9 @@ def estimate_movie(
         An array (height, width), or a source (frames, height, width), for all channels, or
         a list with one for each, which may be `None`. With boxes, weights are of the whole
         frame.
-    - `chunk_frames`: frames in a chunk, by default half a megapixel, or less where memory
-        is short; with `halo_frames`, four times these.
+    - `chunk_frames`: frames in a chunk, by default a megapixel, half of that between arrays
+        on CPU, or less where memory is short; with `halo_frames`, at least four times
+        these.
     - `workers`: the number of threads, by default the cores of this process, or fewer
         where memory is short.
     - `progress`: whether to show a progress bar, where there is a terminal.
@@ -217,6 +218,7 @@ def estimate_movie(
         chunk_frames, workers = _chunk_frames_and_workers(
             channels,
             halo_frames,
+            _chunk_pixels(channels, [target for target, _ in targets]),
             _at_least_1("chunk_frames", chunk_frames)
             or (_begun_chunk_frames(targets) if resume else None),
             _at_least_1("workers", workers),
@@ -265,7 +267,8 @@ class _Job(contextlib.AbstractContextManager):
         self.megapixels = sum(math.prod(channel.shape[1:]) for channel in channels) / 1e6
         self._channels = channels
         self._weights = weights
-        self._halo_frames, self._halo_lines = fast.halo_frames, fast.halo_lines
+        self._halo_frames = fast.halo_frames
+        self._halo_lines = getattr(fast, "halo_lines", None)
         self._chunk_frames = chunk_frames
         # Asked for only by files: the fingerprint of an array reads all of it.
         self._settings = ft.cache(
@@ -381,7 +384,7 @@ class _Job(contextlib.AbstractContextManager):
         buffers = free.pop() if free else Buffers(self._can_reuse)
         counts = []
         for strip in self._strips:
-            seen = slice(strip and strip.low, strip and strip.high)
+            seen = slice(None) if strip is None else slice(strip.low, strip.high)
             images, of_strip = self._estimate(
                 [chunk[:, seen] for chunk in chunks],
                 window,
@@ -541,8 +544,8 @@ def _strips(
     if halo_lines is None or chunk_frames > 1 or len(sizes) > 1:
         return [None]
     height, width = sizes.pop()
-    most = height // (_STRIP_LINES_PER_HALO_LINE * max(halo_lines, 2))
-    count = min(len(channels) * height * width // _STRIP_PIXELS, most)
+    most = height // (_STRIP_LINES_PER_HALO_LINE * max(1, halo_lines))
+    count = min(len(channels) * height * width // _CACHED_PIXELS, most)
     if count < 2:
         return [None]
     return list(windows(height, math.ceil(height / count), halo_lines))
@@ -836,9 +839,18 @@ def _begun_chunk_frames(targets: Sequence[tuple[Any, list[int]]]) -> int | None:
     return None
 
 
+def _chunk_pixels(channels: Sequence[Channel], targets: Sequence[Any]) -> int:
+    is_between_arrays = all(
+        isinstance(each.movie, ArrayMovie) for each in channels
+    ) and all(isinstance(target, np.ndarray) for target in targets)
+    is_on_cpu = jax.local_devices()[0].platform == "cpu"
+    return _CACHED_PIXELS if is_between_arrays and is_on_cpu else _CHUNK_PIXELS
+
+
 def _chunk_frames_and_workers(
     channels: Sequence[Channel],
     halo_frames: int,
+    chunk_pixels: int,
     chunk_frames: int | None,
     workers: int | None,
 ) -> tuple[int, int]:
@@ -854,7 +866,7 @@ def _chunk_frames_and_workers(
         length = min(frame_count, (chunk_frames or 2 * halo_frames or 1) + 2 * halo_frames)
         workers = max(1, min(core_count(), held // length))
     if chunk_frames is None:
-        frames = max(1, _CHUNK_PIXELS // frame_pixels)
+        frames = max(1, chunk_pixels // frame_pixels)
         longest = held // workers
         chunk_frames = (
             _chunk_frames_beside_halo(channels[0], halo_frames, frames, longest, workers)

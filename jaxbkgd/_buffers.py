@@ -1,5 +1,5 @@
 """Memory that is used for chunk after chunk, on CPU: of new memory, each page costs a
-fault, and XLA fills an image before it writes to it."""
+fault."""
 
 import functools as ft
 import math

@@ -405,7 +405,7 @@ def estimate(
         typer.Option(
             min=1,
             help="Frames in a chunk, which memory grows with.",
-            show_default="half a megapixel",
+            show_default="a megapixel",
         ),
     ] = None,
     resume: Annotated[

@@ -41,7 +41,7 @@ Edges = Literal["repeated", "folded", "empty"]
 # of products are wider, and so are their strips. But what is larger than 2 MB, XLA copies
 # in another thread, where it then goes on: calls in several threads would wait for it.
 _STRIP_LINES = 32
-_BANDED_STRIP_PIXELS = 2**18
+_BANDED_STRIP_BYTES = 3 * 2**19
 _COURSES = 256
 # Along y a line is read again for each tap. Where the lines under the taps do not fit into
 # the nearest cache, a strip goes along y in blocks of columns that do. As many lines as the
@@ -62,20 +62,24 @@ def filter_in_pieces(
     weights=None,
     factor=None,
     spent=None,
+    is_exported=False,
 ):
     """The images of the outputs.
 
     With weights, the first of them are added up. With a factor, they are the sums of the
     products with it, but for the image of `kernels`, the last. Where there is one image, it
-    may be written over a spent one, for which there is no further use.
+    may be written over a spent one, for which there is no further use. A program that is
+    exported makes no calls that a later version might refuse.
     """
     *batch, height, width = frames.shape
     stack = frames.reshape((math.prod(batch), height, width))
     rows = _all_rows((kernels, *outputs), radii, (height, width), edges, _MOST_PIECES)
     is_temporal = len(radii) == 1
     is_banded = any(row.bands is not None for row in rows.values())
-    strip_pixels = _BANDED_STRIP_PIXELS if is_banded else 0
-    strip_lines = max(_STRIP_LINES, strip_pixels // width)
+    reach = 0 if is_temporal else rows[1, kernels[1]].taps.size - 1
+    line_bytes = (width + 2 * reach) * radii[0].dtype.itemsize
+    banded_lines = _BANDED_STRIP_BYTES // line_bytes if is_banded else 0
+    strip_lines = max(_STRIP_LINES, banded_lines)
     lines = height if is_temporal else min(strip_lines, height)
     columns = min(_COURSES, width) if is_temporal else width
     must_spread = not is_finite and _must_spread(frames, rows)
@@ -169,10 +173,8 @@ def filter_in_pieces(
     if spent is not None:
         images = [spent.reshape(stack.shape)]
     else:
-        images = [
-            _unwritten(stack, radii[0].dtype, stack.shape, number)
-            for number in range(image_count)
-        ]
+        image = _filled if is_exported or not stack.size else _unwritten
+        images = [image(stack, radii, number) for number in range(image_count)]
     # A sum for each pixel of a strip: XLA's own over pixels are slow, and less exact.
     sums = [jnp.zeros_like(stack, radii[0].dtype, shape=(lines, columns))] * len(multiplied)
     if frames.size:
@@ -184,31 +186,38 @@ def filter_in_pieces(
     ]
 
 
-def _unwritten(like, dtype, shape, mark):
+def _filled(stack, radii, number):
+    # Of a number of its own, or XLA would make one image of several and copy it.
+    return jnp.full_like(stack, number, radii[0].dtype)
+
+
+def _unwritten(stack, radii, number):
     """An image for a loop to write to, whose pixels are whatever was in its memory.
 
-    Zeros XLA would write before the loop does, which takes as long as to filter with few
-    taps. The mark is a number, another one for each image and in each turn of a loop that
-    is around it. Otherwise XLA would make one image, and copy it.
+    Otherwise XLA writes each pixel before the loop does, which takes as long as to filter
+    with few taps. On CPU it has no call of its own that does not. One that JAX keeps stable
+    is LAPACK's solution of triangular equations: if there are none, it writes none.
     """
-    if not _can_leave_unwritten():
-        return jnp.full_like(like, mark, dtype, shape=shape)
-    # Under `shard_map`, it is each device's own, as what it is like. Compiled, nothing is
+    if not _can_be_unwritten():
+        return _filled(stack, radii, number)
+    dtype = radii[0].dtype
+    # Nobody reads it. It makes a call for each image, and for each turn of a loop around
+    # it, where XLA would copy the image of one call.
+    mark = number + stack[0, 0, 0].astype(dtype) + sum(radii)
+    image = _solution_of_no_equations(mark, stack.shape)
+    # Under `shard_map`, it is each device's own, as the stack is. Compiled, nothing is
     # added.
-    return _solution_of_no_equations(mark, dtype, shape) + jnp.zeros_like(like, dtype, ())
+    return image + jnp.zeros_like(stack, dtype, shape=())
 
 
-def _solution_of_no_equations(mark, dtype, shape):
-    """XLA on CPU has no call of its own that leaves memory as it is. One that JAX keeps
-    stable is LAPACK's solution of triangular equations: if there are none, it writes none.
-    """
+def _solution_of_no_equations(mark, shape):
     left, lower, as_it_is = (np.uint8(ord(letter)) for letter in "LLN")
     return jax.ffi.ffi_call(
-        {"float32": "lapack_strsm_ffi", "float64": "lapack_dtrsm_ffi"}[dtype.name],
-        jax.ShapeDtypeStruct(shape, dtype),
+        {"float32": "lapack_strsm_ffi", "float64": "lapack_dtrsm_ffi"}[mark.dtype.name],
+        jax.ShapeDtypeStruct(shape, mark.dtype),
     )(
-        jnp.full((1, 1), mark, dtype),
-        jnp.zeros((0, 1, 1), dtype),
+        mark.reshape(1, 1),
+        jnp.zeros((0, 1, 1), mark.dtype),
         side=left,
         uplo=lower,
         trans_x=as_it_is,
@@ -217,13 +226,14 @@ def _solution_of_no_equations(mark, dtype, shape):
 
 
 @ft.cache
-def _can_leave_unwritten():
-    """That of some later version may ask how many pixels no equations have."""
+def _can_be_unwritten():
+    """LAPACK of a later version may ask how many pixels no equations have."""
     try:
-        with jax.ensure_compile_time_eval(), jax.default_device(jax.devices("cpu")[0]):
-            solve = jax.jit(_solution_of_no_equations, static_argnums=(1, 2))
-            solve(0, np.dtype(np.float32), (3,)).block_until_ready()
-    except Exception:
+        cpu = jax.local_devices(backend="cpu")[0]
+        with jax.ensure_compile_time_eval(), jax.default_device(cpu):
+            solve = jax.jit(lambda: _solution_of_no_equations(jnp.float32(0), (3,)))
+            solve().block_until_ready()
+    except RuntimeError:
         return False
     return True
 
@@ -274,10 +284,16 @@ def _row(all_taps, size, is_temporal, edges, most_pieces) -> _Row:
         beyond = jnp.sum(all_taps[reach + 1 :])
         # Of the centre there is one, of every other tap there are two.
         taps = taps.at[reach].add(beyond if reach else 2 * beyond)
-    most_taps = MOST_TAPS if size <= 512 else _MOST_TAPS_OF_LONG_AXES
+    most_taps = _MOST_TAPS if size <= 512 else _MOST_TAPS_OF_LONG_AXES
     # In a product, the order of a sum depends on where in the axis a pixel lies.
     is_banded = taps.size > most_taps and not is_temporal
     return _Row(all_taps, taps, _bands(taps) if is_banded else None, most_pieces)
+
+
+def halo_lines(half_width) -> int | None:
+    """The lines above and below a strip of a frame without which it is not filtered to the
+    same bit, or None where the engine depends on how many there are."""
+    return half_width if half_width < _MOST_TAPS else None
 
 
 def _all_rows(
@@ -352,10 +368,9 @@ def _filter_strip(stack, rows, edges, index, start, count, must_clean):
     if columns == width or (is_near and not is_banded):
         images = filter_columns(0, width)
     else:
-        images = [
-            _unwritten(stack, dtype, (count, width), start + height * row)
-            for row in range(len(rows))
-        ]
+        # Under `shard_map`, they are each device's own, as the stack is.
+        shape = count, width
+        images = [jnp.full_like(stack, row, dtype, shape) for row in range(len(rows))]
         images = lax.fori_loop(0, -(-width // columns), filter_block, images)
     if edges != "folded":
         return images
@@ -374,13 +389,12 @@ def _filter_axis(image, rows, edges, axis):
     first = lax.slice_in_dim(image, 0, half_width, axis=axis)
     last = lax.slice_in_dim(image, size - half_width, size, axis=axis)
     if edges == "repeated":
-        ends = (lax.slice_in_dim(image, at, at + 1, axis=axis) for at in (0, size - 1))
-        beyond = [jnp.broadcast_to(end, first.shape) for end in ends]
+        padded = _pad(image, (half_width, half_width), axis, "edge")
     else:
-        beyond = [jnp.zeros_like(first), jnp.zeros_like(last)]
-    # On CPU, what is joined is copied by lines, where a pad asks at each pixel.
-    before, after = lax.optimization_barrier(beyond)
-    padded = lax.optimization_barrier(jnp.concatenate([before, image, after], axis))
+        # On CPU this copies lines, where a constant pad asks at each pixel.
+        beyond = jnp.zeros_like(first)
+        padded = jnp.concatenate([beyond, image, beyond], axis)
+    padded = lax.optimization_barrier(padded)
     filtered = _correlate(padded, rows, size, axis)
     if edges != "folded":
         return filtered
@@ -419,7 +433,7 @@ def _along(row, axis):
 
 # The most taps, the centre and one side, for which shifted slices are the faster, as found
 # with jax 0.12 on a Zen 5 machine; along long axes the products are slower.
-MOST_TAPS = 28
+_MOST_TAPS = 28
 _MOST_TAPS_OF_LONG_AXES = 48
 # The most taps on one side that are written out, as all in space are. Of more, in time,
 # groups go through a loop: it costs half as much again, but a long program compiles long.
@@ -535,10 +549,7 @@ def _banded_products(padded, row, count, axis):
 
     piece_count = -(-count // _BAND_PIXELS)
     if piece_count > row.most_pieces:
-        shape = list(padded.shape)
-        shape[axis] = count
-        mark = row.bands[0, 0, 0] + padded[0, 0]
-        image = _unwritten(padded, padded.dtype, shape, mark)
+        image = lax.slice_in_dim(jnp.zeros_like(padded), 0, count, axis=axis)
         image = lax.fori_loop(0, piece_count, add_piece, image)
     else:
         starts = [*range(0, count - _BAND_PIXELS, _BAND_PIXELS), count - _BAND_PIXELS]

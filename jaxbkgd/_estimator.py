@@ -107,17 +107,10 @@ class AbstractEstimator(eqx.Module):
         are not as above.
         """
 
-    @property
-    def halo_lines(self) -> int | None:
-        """Lines that must be seen above and below one to estimate it to the same bit, or
-        None where that takes all of them."""
-        return None
-
     def for_inference(self) -> "AbstractEstimator":
         """An estimator that gives the same, and may cost less, where the parameters are
         known and stay. [`jaxbkgd.estimate_movie`][] uses it. On CPU, if it takes `spent`,
-        that gives it backgrounds of frames before, over which it may write the new ones. If
-        it has `halo_lines`, too, large frames may come in strips."""
+        that gives it backgrounds of frames before, over which it may write the new ones."""
         return self
 
 

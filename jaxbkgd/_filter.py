@@ -212,11 +212,17 @@ def _pushforward(frames, *radii_and_dots, kernels, outputs, **parameters):
     return _plus_moved(results, dots[len(weights) :], radii, kernels, **parameters)
 
 
-def _pushforward_in_pieces(frames, *radii_and_dots, kernels, outputs, **parameters):
+def _pushforward_in_pieces(
+    frames, *radii_and_dots, kernels, outputs, is_exported=False, **parameters
+):
     radii, dots = radii_and_dots[: len(kernels)], radii_and_dots[len(kernels) :]
     weights = _weights(dots, kernels, outputs)
     results = filter_in_pieces(
-        *(frames, radii, outputs), kernels=kernels, weights=weights, **parameters
+        *(frames, radii, outputs),
+        kernels=kernels,
+        weights=weights,
+        is_exported=is_exported,
+        **parameters,
     )
     return _plus_moved(results, dots[len(weights) :], radii, kernels, **parameters)
 
@@ -428,6 +434,16 @@ def _filter_in_pieces(frames, *radii, outputs, **parameters):
     return filter_in_pieces(frames, radii, outputs, kernels=outputs[0], **parameters)
 
 
+def _lowering_in_pieces(function):
+    def lower(context, *arguments, **parameters):
+        is_exported = context.module_context.lowering_parameters.for_export
+        in_pieces = ft.partial(function, is_exported=is_exported)
+        lowering = mlir.lower_fun(in_pieces, multiple_results=True)
+        return lowering(context, *arguments, **parameters)
+
+    return lower
+
+
 for primitive, at_once, in_pieces in (
     (_filter_p, _filter_at_once, _filter_in_pieces),
     (_filter_over_p, _filter_over_at_once, _filter_over_in_pieces),
@@ -435,6 +451,5 @@ for primitive, at_once, in_pieces in (
     (_image_and_pushforward_p, _pushforward, _pushforward_in_pieces),
     (_pullback_p, _pullback, _pullback_in_pieces),
 ):
-    for function, platform in ((at_once, None), (in_pieces, "cpu")):
-        lowering = mlir.lower_fun(function, multiple_results=True)
-        mlir.register_lowering(primitive, lowering, platform=platform)
+    mlir.register_lowering(primitive, mlir.lower_fun(at_once, multiple_results=True))
+    mlir.register_lowering(primitive, _lowering_in_pieces(in_pieces), platform="cpu")

@@ -10,7 +10,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Shaped
 
-from ._engines import MOST_TAPS
+from ._engines import halo_lines
 from ._estimator import AbstractEstimator, as_frames, Background, Channels, map_channels
 from ._filter import separable_filter
 from ._kernels import (
@@ -372,9 +372,10 @@ class _WithKnownRadii(AbstractEstimator):
 
     @property
     def halo_lines(self) -> int | None:
-        taps = max(y.half_width + 1 for y, _ in self.kernels)
-        # Of more, the height of the frames may decide how they are added up.
-        return taps - 1 if taps <= MOST_TAPS else None
+        """Of the widest kernel, see `jaxbkgd._engines.halo_lines`."""
+        return halo_lines(
+            max(kernel.half_width for pair in self.kernels for kernel in pair)
+        )
 
     def __call__(self, channels: Channels, *, spent: Channels | None = None) -> Background:
         """As the module; over `spent`, backgrounds of such channels that are not needed any

@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from queue import SimpleQueue
 from typing import Any, NamedTuple, TypeVar
 
@@ -53,8 +53,9 @@ class _News(NamedTuple):
 
 def on_threads(
     run: Callable[[_Item], _Result], items: Iterable[_Item], workers: int
-) -> Iterator[_Result]:
-    """What `run` gives for each item, soon after.
+) -> Generator[_Result, None, None]:
+    """What `run` gives for each item: soon, and at the latest when its thread has done the
+    next one. No thread waits for who listens.
 
     After an error or Ctrl-C, only what has begun is waited for.
     """
@@ -67,32 +68,38 @@ def on_threads(
         with taking:
             return [] if is_over else list(it.islice(items, 1))
 
-    def work() -> None:
+    def work(item: list[_Item]) -> None:
         results, error, told = [], None, time.monotonic()
         try:
-            while item := next_item():
+            while item:
                 results.append(run(*item))
                 if time.monotonic() > told + _SECONDS_BETWEEN_NEWS:
                     news.put(_News(results))
                     results, told = [], time.monotonic()
+                item = next_item()
         except BaseException as raised:
             error = raised
         if results:
             news.put(_News(results))
         news.put(_News([], error))
+        # An error holds the variables of its functions, and these would hold it.
+        del error
 
     threads = []
     with _ctrl_c_added_to(news):
         try:
-            for _ in range(workers):
-                thread = threading.Thread(target=work)
+            while len(threads) < workers and (item := next_item()):
+                thread = threading.Thread(target=work, args=(item,))
                 thread.start()
                 threads.append(thread)
-            running = workers
+            running = len(threads)
             while running:
                 results, error = news.get()
                 if error is not None:
-                    raise error
+                    try:
+                        raise error
+                    finally:
+                        del error
                 yield from results
                 running -= not results
         finally:

@@ -88,23 +88,24 @@ WITH_NAN = LARGE.copy()
 WITH_NAN[1, [149, 151, 290], 20] = np.nan, np.inf, np.nan
 
 
+@pytest.mark.bits
 @pytest.mark.parametrize(
     ("source", "strips"),
     [
         (LARGE, 2),
         (WITH_NAN, 2),
+        (LARGE.astype(np.uint16), 2),
         ([LARGE, WITH_NAN[..., ::-1]], 4),
         # The strips of these would not be the same.
         ([LARGE, LARGE[:, :280]], 1),
     ],
 )
 def test_large_frames_are_estimated_in_strips(source, strips, monkeypatch, written_over):
-    monkeypatch.setattr(_batch, "_STRIP_PIXELS", 10_000)
+    monkeypatch.setattr(_batch, "_CACHED_PIXELS", 10_000)
     is_list = isinstance(source, list)
     out = [np.empty(s.shape, np.float32) for s in (source if is_list else [source])]
     sink = out if is_list else out[0]
-    options = {"chunk_frames": 1, "workers": 1, "progress": False}
-    summary = estimate_movie(source, ESTIMATOR, sink, **options)
+    summary = estimate_movie(source, ESTIMATOR, sink, progress=False)
     assert written_over == [True] * (3 * strips)
     sources = source if is_list else [source]
     assert summary.nonfinite_frames == (not all(np.isfinite(s).all() for s in sources))
@@ -112,8 +113,34 @@ def test_large_frames_are_estimated_in_strips(source, strips, monkeypatch, writt
         np.testing.assert_array_equal(written, ESTIMATOR(frames).bkgds)
 
 
+@pytest.mark.bits
+def test_strips_of_boxes_above_an_offset_fill_one_array(monkeypatch, written_over):
+    monkeypatch.setattr(_batch, "_CACHED_PIXELS", 5_000)
+    boxes, out = [(0, 0, 35, 300), (35, 0, 70, 300)], [np.empty((3, 300, 35), "f4")] * 2
+    out = [array.copy() for array in out]
+    estimate_movie(LARGE, ESTIMATOR, out, boxes=boxes, offsets=5.0, progress=False)
+    assert written_over == [True] * (3 * 4)
+    for written, (left, _, right, _) in zip(out, boxes, strict=True):
+        frames = LARGE[..., left:right] - np.float32(5.0)
+        np.testing.assert_array_equal(written, ESTIMATOR(frames).bkgds)
+
+
+@pytest.mark.bits
+@pytest.mark.parametrize(("radii_pix", "strips"), [((7.0, 15.0), 5), ((7.0, 30.0), 1)])
+def test_frames_go_in_strips_where_the_engine_is_that_of_the_whole(
+    radii_pix, strips, monkeypatch, written_over
+):
+    monkeypatch.setattr(_batch, "_CACHED_PIXELS", 10_000)
+    estimator = SpatialMean(radii_pix)
+    frames = np.tile(LARGE, (1, 3, 1))
+    out = np.empty(frames.shape, np.float32)
+    estimate_movie(frames, estimator, out, progress=False)
+    assert written_over == [True] * (3 * strips)
+    np.testing.assert_array_equal(out, estimator(frames).bkgds)
+
+
 def test_files_are_written_by_whole_frames(monkeypatch, written_over, tmp_path):
-    monkeypatch.setattr(_batch, "_STRIP_PIXELS", 10_000)
+    monkeypatch.setattr(_batch, "_CACHED_PIXELS", 10_000)
     path = tmp_path / "bkgd.tif"
     estimate_movie(LARGE, ESTIMATOR, path, chunk_frames=1, workers=1, progress=False)
     assert written_over == [True] * 3

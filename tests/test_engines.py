@@ -32,15 +32,17 @@ ENGINES = [
 def engine(request, monkeypatch):
     """Filters with one engine only: `engine(frames, radii, outputs, edges)`."""
     most_taps = 0 if request.param.startswith("products") else 10**6
-    monkeypatch.setattr(_engines, "MOST_TAPS", most_taps)
+    monkeypatch.setattr(_engines, "_MOST_TAPS", most_taps)
     monkeypatch.setattr(_engines, "_MOST_TAPS_OF_LONG_AXES", most_taps)
     # Two pieces of a product along y, and a loop over them.
     monkeypatch.setattr(_engines, "_STRIP_LINES", 80)
-    monkeypatch.setattr(_engines, "_BANDED_STRIP_PIXELS", 0)
+    monkeypatch.setattr(_engines, "_BANDED_STRIP_BYTES", 0)
     monkeypatch.setattr(_engines, "_BANDED_COLUMNS", 64)
     monkeypatch.setattr(_engines, "_MOST_PIECES", 1)
     if request.param == "shifts in blocks":
         force_blocks(monkeypatch)
+    # What no piece writes is seen.
+    monkeypatch.setattr(_engines, "_unwritten", full_of_nan)
     is_in_strips = request.param.endswith(("strips", "blocks"))
     walk = _filter._filter_in_pieces if is_in_strips else _filter._filter_at_once
     over = _filter._filter_over_in_pieces if is_in_strips else _filter._filter_over_at_once
@@ -54,6 +56,11 @@ def engine(request, monkeypatch):
         return jax.jit(call)(*arguments)
 
     return run
+
+
+def full_of_nan(stack, radii, number):
+    del number
+    return jnp.full_like(stack, jnp.nan, radii[0].dtype)
 
 
 def force_blocks(monkeypatch):
@@ -133,7 +140,7 @@ def derivatives(request):
 def test_a_derivative_and_its_transpose_are_those_of_dense_matrices(
     derivatives, edges, has_products, monkeypatch, rng, x64
 ):
-    monkeypatch.setattr(_engines, "MOST_TAPS", 0 if has_products else 10**6)
+    monkeypatch.setattr(_engines, "_MOST_TAPS", 0 if has_products else 10**6)
     pushforward, pullback = derivatives
     # Two strips of lines, of which some are in both.
     frames, moved, cotangent = rng.normal(100, 10, (3, 2, 90, 40))
@@ -220,26 +227,50 @@ def test_of_an_image_that_is_written_over_nothing_is_left(engine, is_bound, rng,
     np.testing.assert_array_equal(got, engine(frames, RADII, (kernels,)))
 
 
-@pytest.mark.parametrize("is_written_over", [False, True])
+def one(call, frames, radii):
+    return call(frames, radii)
+
+
+def two_of_a_shape(call, frames, radii):
+    return call(frames, radii), call(frames[::-1], radii)
+
+
+def one_in_each_turn(call, frames, radii):
+    return jax.lax.map(lambda radii: call(frames, radii), jnp.stack([radii, radii + 1]))
+
+
 @pytest.mark.parametrize("is_bound", [False, True])
-def test_pixels_of_an_image_are_written_once(is_bound, is_written_over):
+@pytest.mark.parametrize("program", [one, two_of_a_shape, one_in_each_turn])
+def test_pixels_of_an_image_are_written_once(program, is_bound):
+    makers = makers_of_images(ft.partial(program, calls(is_bound)))
+    # Nothing but the loop over pieces. (Where it is known that all is finite, there is no
+    # loop that adds what is not.)
+    assert makers - {"reverse"} == {"custom-call", "dynamic-update-slice"}
+
+
+def test_an_image_that_is_written_over_is_not_made():
+    makers = makers_of_images(calls(is_bound=True), is_written_over=True)
+    assert makers == {"dynamic-update-slice"}
+
+
+def calls(is_bound):
+    kernels = kernels_for(RADII, is_bound)
+    return lambda frames, radii, *spent: _spatial_mean.filtered(
+        frames, radii, kernels, *spent
+    )
+
+
+def makers_of_images(call, is_written_over=False):
+    """The steps of the compiled program that give an image, but for those that hand on
+    what is there."""
     frames = jax.ShapeDtypeStruct((3, 90, 140), jnp.float32)
     radii = jax.ShapeDtypeStruct((2,), jnp.float32)
-    kernels = kernels_for(RADII, is_bound)
-
-    def call(frames, radii, *spent):
-        return _spatial_mean.filtered(frames, radii, kernels, *spent)
-
     spent = [frames] * is_written_over
     jitted = jax.jit(call, donate_argnums=(2,) * is_written_over)
     text = jitted.trace(frames, radii, *spent).lower().compile().as_text()
     assert text is not None
-    # What makes images, but for what hands on one that is there. (Where it is known that
-    # all is finite, there is no loop that adds what is not.)
     makers = set(re.findall(r" = f32\[3,90,140\]\S* ([a-z-]+)\(", text))
-    makers -= {"parameter", "get-tuple-element", "fusion", "bitcast"}
-    of_no_equations = set() if is_written_over else {"custom-call"}
-    assert makers == {"dynamic-update-slice", *of_no_equations}
+    return makers - {"parameter", "get-tuple-element", "fusion", "bitcast"}
 
 
 @pytest.fixture
@@ -247,22 +278,29 @@ def lapack_that_refuses(monkeypatch):
     """Asked for no equations, as that of a later version might."""
 
     def refuse(*_):
-        raise ValueError("no equations for 37800 pixels")
+        raise jax.errors.JaxRuntimeError("37800 pixels of no equations")
 
     monkeypatch.setattr(_engines, "_solution_of_no_equations", refuse)
+    _engines._can_be_unwritten.cache_clear()
     yield
-    _engines._can_leave_unwritten.cache_clear()
+    _engines._can_be_unwritten.cache_clear()
 
 
 @pytest.mark.usefixtures("lapack_that_refuses")
 def test_where_lapack_refuses_images_are_filled(rng, x64):
     frames = rng.normal(100, 10, (3, 90, 140)).astype(np.float32)
-    _engines._can_leave_unwritten.cache_clear()
     filled = _filtered(frames)
-    assert not _engines._can_leave_unwritten()
+    assert not _engines._can_be_unwritten()
     kernels = kernels_for(RADII, is_bound=False)
     a_y, a_x = matrix(kernels[0], RADII[0], 90), matrix(kernels[1], RADII[1], 140)
     np.testing.assert_allclose(filled, a_y @ frames @ a_x.T, rtol=1e-5)
+
+
+def test_exported_programs_call_nothing_that_may_be_refused(rng):
+    frames = rng.normal(100, 10, (3, 90, 140)).astype(np.float32)
+    exported = jax.export.export(jax.jit(_filtered), platforms=["cpu"])(frames)
+    assert "lapack" not in exported.mlir_module()
+    np.testing.assert_array_equal(exported.call(frames), _filtered(frames))
 
 
 def _filtered(frames):

@@ -1,21 +1,23 @@
 """Work on threads, and Ctrl-C at every step of it."""
 
+import itertools as it
 import os
 import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from jaxbkgd._threads import on_threads
+from jaxbkgd._threads import _SECONDS_BETWEEN_NEWS, on_threads
 
 
 ITEMS = range(3)
 # Python's modules of what is taken and given back, and the one that is tested.
-WITH_LOCKS = {"_base", "_threads", "thread", "threading"}
+WITH_LOCKS = {"_threads", "threading"}
 
 
 def test_every_item_is_worked_on_once():
@@ -35,6 +37,49 @@ def test_an_error_ends_it_once_what_has_begun_has_ended():
         list(on_threads(fail, ITEMS, 1))
     assert begun == list(range(len(begun)))
     assert [worker.is_alive() for worker in workers] == [False]
+
+
+def test_an_error_of_the_items_ends_it_too():
+    def items():
+        yield from ITEMS
+        raise ValueError("no more")
+
+    with pytest.raises(ValueError, match="no more"):
+        list(on_threads(str, items(), 2))
+
+
+def test_results_come_before_all_is_done():
+    has_come = threading.Event()
+
+    def run(item):
+        # A long while, but no longer than it takes to be told of those before.
+        assert item < 2 or has_come.wait(60)
+        time.sleep(2 * _SECONDS_BETWEEN_NEWS)
+        return item
+
+    results = on_threads(run, ITEMS, 1)
+    assert next(results) == 0
+    has_come.set()
+    assert list(results) == [1, 2]
+
+
+def test_there_are_no_more_threads_than_items():
+    before = threading.active_count()
+
+    def run(_):
+        return threading.active_count() - before
+
+    assert max(on_threads(run, ITEMS, 64)) <= len(ITEMS)
+
+
+def test_who_does_not_listen_any_longer_ends_it():
+    begun = []
+    results = on_threads(begun.append, it.count(), 2)
+    next(results)
+    results.close()
+    count = len(begun)
+    time.sleep(0.01)
+    assert len(begun) == count
 
 
 # The share of a call's work that is done in the thread that makes it.

@@ -42,7 +42,22 @@ def test_a_program_around_it_gives_the_same_to_the_bit(radius_pix, rng):
     np.testing.assert_array_equal(jax.jit(mean)(frames, radius), mean(frames, radius))
 
 
+@pytest.fixture
+def asked_anew():
+    _vectors.compiler_options.cache_clear()
+    yield
+    _vectors.compiler_options.cache_clear()
+
+
+@pytest.mark.usefixtures("asked_anew")
 def test_there_are_options_for_cpu_alone(monkeypatch):
-    assert jax.default_backend() != "cpu" or _vectors.compiler_options()
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert _vectors.compiler_options() is None
+
+
+@pytest.mark.usefixtures("asked_anew")
+@pytest.mark.parametrize("options", [_vectors.WIDE_VECTORS, NO_OPTION])
+def test_an_option_that_xla_does_not_know_is_not_given(options, monkeypatch):
+    monkeypatch.setattr(_vectors, "WIDE_VECTORS", options)
+    is_known = options != NO_OPTION
+    assert _vectors.compiler_options() == (options if is_known else None)
