@@ -38,10 +38,10 @@ Kernels = tuple[Kernel, ...]
 Edges = Literal["repeated", "folded", "empty"]
 
 # The pieces: lines of a strip, and columns of what is filtered together along time. Halos
-# of products are wider, and so are their strips. But what is larger than 2 MB, XLA copies
+# of products are wider, and so are their strips. But what is larger than 1 MB, XLA copies
 # in another thread, where it then goes on: calls in several threads would wait for it.
 _STRIP_LINES = 32
-_BANDED_STRIP_BYTES = 3 * 2**19
+_BANDED_STRIP_BYTES = 2**20
 _COURSES = 256
 # Along y a line is read again for each tap. Where the lines under the taps do not fit into
 # the nearest cache, a strip goes along y in blocks of columns that do. As many lines as the
@@ -76,10 +76,8 @@ def filter_in_pieces(
     rows = _all_rows((kernels, *outputs), radii, (height, width), edges, _MOST_PIECES)
     is_temporal = len(radii) == 1
     is_banded = any(row.bands is not None for row in rows.values())
-    reach = 0 if is_temporal else rows[1, kernels[1]].taps.size - 1
-    line_bytes = (width + 2 * reach) * radii[0].dtype.itemsize
-    banded_lines = _BANDED_STRIP_BYTES // line_bytes if is_banded else 0
-    strip_lines = max(_STRIP_LINES, banded_lines)
+    strip_bytes = _BANDED_STRIP_BYTES if is_banded else 0
+    strip_lines = max(_STRIP_LINES, strip_bytes // (width * radii[0].dtype.itemsize))
     lines = height if is_temporal else min(strip_lines, height)
     columns = min(_COURSES, width) if is_temporal else width
     must_spread = not is_finite and _must_spread(frames, rows)
@@ -146,9 +144,11 @@ def filter_in_pieces(
 
         def add_spread(turn, images):
             # The turn is 0. What depends on it is not moved out of the loop, where it would
-            # be made for every frame. (Of one frame alone, XLA knows the index.)
+            # be made for every frame.
             pixels = lines_from(0, height, index + turn)
-            pixels, _ = lax.optimization_barrier((pixels, turn))
+            if len(stack) == 1:
+                # Here XLA knows the index.
+                pixels, _ = lax.optimization_barrier((pixels, turn))
             spread = _spread(pixels, rows, kernels, in_loop=True)
             corner = (index, 0, left)
             shape = (1, *spread.shape)
