@@ -81,7 +81,8 @@ KEEPING_MEMORY = {
 }
 # What each process has in its environment.
 PROCESSES = {
-    "one thread": ON_CPU | ONE_THREAD | KEEPING_MEMORY,
+    ONE_THREAD_FRESH: ON_CPU | ONE_THREAD,
+    ONE_THREAD_WARM: ON_CPU | ONE_THREAD | KEEPING_MEMORY,
     ALL_CORES: ON_CPU,
     ALL_CORES_BY_DEFAULT: ON_CPU,
     PLAIN: ON_CPU,
@@ -253,27 +254,28 @@ def opencv_blurs(cell: Cell) -> Iterator[tuple[str, Callable[..., Any], bool]]:
     yield "OpenCV: GaussianBlur, converted first", converted(gaussian), True
 
 
-def opencv_on_one_thread(cell: Cell) -> Iterator[Way]:
+def opencv_on_one_thread(
+    cell: Cell, into_output: Callable[..., Callable[[], Any]], setting: str
+) -> Iterator[Way]:
     cv2 = optional("cv2")
     if cv2 is None:
         return
     cv2.setNumThreads(1)
     for name, blur, is_sampled in opencv_blurs(cell):
+        prepare = functools.partial(into_output, blur=blur)
+        yield Way(setting, name, prepare, is_sampled)
 
-        def prepare_fresh(frames, blur=blur):
-            def run():
-                out = np.empty(frames.shape, np.float32)
-                for frame, frame_out in zip(frames, out, strict=True):
-                    blur(frame, frame_out)
-                return out
 
-            return run
+def into_fresh_output(frames: np.ndarray, blur: Callable[..., Any]) -> Callable[[], Any]:
+    """A run that writes each frame, blurred, to an array that is new."""
 
-        def prepare_warm(frames, blur=blur):
-            return into_kept_output(frames, blur)
+    def run():
+        out = np.empty(frames.shape, np.float32)
+        for frame, frame_out in zip(frames, out, strict=True):
+            blur(frame, frame_out)
+        return out
 
-        yield Way(ONE_THREAD_FRESH, name, prepare_fresh, is_sampled)
-        yield Way(ONE_THREAD_WARM, name, prepare_warm, is_sampled)
+    return run
 
 
 def into_kept_output(frames: np.ndarray, blur: Callable[..., Any]) -> Callable[[], Any]:
@@ -470,12 +472,10 @@ def compiled_loss(cell: Cell, transform: str) -> Any:
 
 
 def ways_of(process: str, cell: Cell) -> Iterator[Way]:
-    if process == "one thread":
-        yield from jaxbkgd_plain(cell, ONE_THREAD_FRESH)
+    if process == ONE_THREAD_WARM:
         yield from jaxbkgd_in_warm_memory(cell)
-        yield from limits(ONE_THREAD_FRESH)
-        yield from limits(ONE_THREAD_WARM)
-        yield from opencv_on_one_thread(cell)
+        yield from limits(process)
+        yield from opencv_on_one_thread(cell, into_kept_output, process)
     elif process == ALL_CORES:
         yield from jaxbkgd_on_all_cores(cell, ALL_CORES)
         yield from limits(ALL_CORES)
@@ -490,6 +490,8 @@ def ways_of(process: str, cell: Cell) -> Iterator[Way]:
     else:
         yield from jaxbkgd_plain(cell, process)
         yield from limits(process)
+    if process == ONE_THREAD_FRESH:
+        yield from opencv_on_one_thread(cell, into_fresh_output, process)
     if process == PLAIN and cell.dtype == "float32":
         yield from gradients(cell)
 
@@ -648,7 +650,8 @@ class Process:
             for key, value in os.environ.items()
             if key not in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
         }
-        with one_core() if name == "one thread" else contextlib.nullcontext():
+        is_alone = name in (ONE_THREAD_FRESH, ONE_THREAD_WARM)
+        with one_core() if is_alone else contextlib.nullcontext():
             self.popen = subprocess.Popen(
                 [sys.executable, __file__, "--serve", name],
                 env=environment | PROCESSES[name],

@@ -189,7 +189,7 @@ def test_memory_is_shared_among_as_many_workers_as_it_serves(
     frame_bytes = 2 * _batch._PIXEL_BYTES_WITH_HALO * FRAMES[0].size
     monkeypatch.setattr(_batch, "_free_bytes", lambda: held * frame_bytes)
     channels = ArrayMovie(FRAMES).channels
-    assert _chunk_frames_and_workers(channels, 3, *given) == chosen
+    assert _chunk_frames_and_workers(channels, 3, 2**20, *given) == chosen
 
 
 def test_a_halo_that_memory_does_not_hold_is_refused_with_a_remedy(monkeypatch):

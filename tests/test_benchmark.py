@@ -76,7 +76,7 @@ def test_no_way_that_was_timed_gives_other_numbers_than_the_reference(results: d
 
 
 def test_one_thread_is_one_thread(results: dict):
-    process = results["machine"]["processes"]["one thread"]
+    process = results["machine"]["processes"]["one thread, warm output"]
     assert set(process.get("pools", {}).values()) <= {1}
     if sys.platform == "linux":
         assert process["cores"] == 1
