@@ -148,7 +148,7 @@ if __name__ == "__main__":
     parser.add_argument("--out", type=Path, default=beside, help="the folder to write to")
     options = parser.parse_args()
     page = options.out / "performance.md"
+    result = table(options.sizes, options.radii, options.megapixels)
     text = page.read_text() if page.exists() else f"{BEGIN}\n{END}\n"
     before, after = text.split(BEGIN)[0], text.split(END)[1]
-    result = table(options.sizes, options.radii, options.megapixels)
     page.write_text(f"{before}{BEGIN}\n\n{result}\n\n{END}{after}")
