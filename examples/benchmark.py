@@ -2,9 +2,9 @@
 
     python examples/benchmark.py [--quick]
 
-It takes half an hour, with `--quick` a few minutes. The extra `bench` installs what it
-needs; smlmlp, kornia with torch, and dm_pix are compared with where they are installed. It
-writes performance.json, figures/performance.png and, between two markers in
+It takes a quarter of an hour, with `--quick` a few minutes. The extra `bench` installs what
+it needs; smlmlp, kornia with torch, and dm_pix are compared with where they are installed.
+It writes performance.json, figures/performance.png and, between two markers in
 performance.md, the tables, to docs/pages or to the folder `--out`.
 
 Each way of measuring has a process of its own, which waits while another one measures. A
@@ -1016,8 +1016,10 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--sizes", type=int, nargs="+", help="of a frame, in pixels")
     parser.add_argument("--radii", type=float, nargs="+", help="in pixels")
     parser.add_argument("--megapixels", type=float, default=10.0, help="of a cell's frames")
-    parser.add_argument("--rounds", type=int)
-    parser.add_argument("--out", type=Path, default=beside, help="the folder to write to")
+    parser.add_argument("--rounds", type=int, help="in which all take turns")
+    parser.add_argument(
+        "--out", type=Path, default=beside, help="to write to, docs/pages if not"
+    )
     parser.add_argument("--serve", choices=PROCESSES, help=argparse.SUPPRESS)
     options = parser.parse_args()
     quick = options.quick
