@@ -539,7 +539,8 @@ def windows(frame_count: int, chunk_frames: int, halo_frames: int) -> Iterator[W
 def _strips(
     channels: Sequence[Channel], chunk_frames: int, halo_lines: int | None
 ) -> list[Window | None]:
-    """Those of large frames, one in a chunk, whose lines do not need all others."""
+    """The strips of large frames, if there is one in a chunk, and an estimator that needs
+    no more than some lines around one."""
     sizes = {channel.shape[1:] for channel in channels}
     if halo_lines is None or chunk_frames > 1 or len(sizes) > 1:
         return [None]

@@ -201,8 +201,8 @@ def _unwritten(stack, radii, number):
     if not _can_be_unwritten():
         return _filled(stack, radii, number)
     dtype = radii[0].dtype
-    # Nobody reads it. It makes a call for each image, and for each turn of a loop around
-    # it, where XLA would copy the image of one call.
+    # LAPACK reads no number where there are no equations. But by this one XLA takes each
+    # call for another, for each image and in each turn of a loop, and makes no copies.
     mark = number + stack[0, 0, 0].astype(dtype) + sum(radii)
     image = _solution_of_no_equations(mark, stack.shape)
     # Under `shard_map`, it is each device's own, as the stack is. Compiled, nothing is
@@ -227,7 +227,8 @@ def _solution_of_no_equations(mark, shape):
 
 @ft.cache
 def _can_be_unwritten():
-    """LAPACK of a later version may ask how many pixels no equations have."""
+    """Whether LAPACK gives an image of any size for no equations, which that of a later
+    version may refuse."""
     try:
         cpu = jax.local_devices(backend="cpu")[0]
         with jax.ensure_compile_time_eval(), jax.default_device(cpu):

@@ -116,9 +116,9 @@ def on_threads(
 @contextlib.contextmanager
 def _ctrl_c_added_to(news: SimpleQueue[_News]) -> Iterator[None]:
     """Python raises KeyboardInterrupt between any two steps, also between those that take a
-    lock and give it back: a thread would then wait for it for ever. Here it is news
-    as others. A second Ctrl-C does what it always does, and so does the first one
-    where somebody else has a handler."""
+    lock and give it back: a thread would then wait for it for ever. Here it is
+    news like any other. A second Ctrl-C does what it always does, and so does the first
+    one where somebody else has a handler."""
     default = signal.default_int_handler
 
     def end(*signal_and_frame: Any) -> None:

@@ -114,10 +114,10 @@ def test_large_frames_are_estimated_in_strips(source, strips, monkeypatch, writt
 
 
 @pytest.mark.bits
-def test_strips_of_boxes_above_an_offset_fill_one_array(monkeypatch, written_over):
+def test_strips_of_boxes_above_an_offset_fill_an_array_each(monkeypatch, written_over):
     monkeypatch.setattr(_batch, "_CACHED_PIXELS", 5_000)
-    boxes, out = [(0, 0, 35, 300), (35, 0, 70, 300)], [np.empty((3, 300, 35), "f4")] * 2
-    out = [array.copy() for array in out]
+    boxes = [(0, 0, 35, 300), (35, 0, 70, 300)]
+    out = [np.empty((3, 300, 35), np.float32) for _ in boxes]
     estimate_movie(LARGE, ESTIMATOR, out, boxes=boxes, offsets=5.0, progress=False)
     assert written_over == [True] * (3 * 4)
     for written, (left, _, right, _) in zip(out, boxes, strict=True):

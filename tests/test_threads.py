@@ -52,7 +52,7 @@ def test_results_come_before_all_is_done():
     has_come = threading.Event()
 
     def run(item):
-        # A long while, but no longer than it takes to be told of those before.
+        # The last one waits until the first is heard of.
         assert item < 2 or has_come.wait(60)
         time.sleep(2 * _SECONDS_BETWEEN_NEWS)
         return item
