@@ -19,9 +19,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 import jaxbkgd
-from jaxbkgd._figures import save_channel_figure
-from jaxbkgd._kernels import NoiseKind, Truncation
-from jaxbkgd._objectives import Objective
+from jaxbkgd._calibration.objectives import Objective
+from jaxbkgd._cli.figures import save_channel_figure
+from jaxbkgd._filter.kernels import NoiseKind, Truncation
 
 
 _GAIN = 0.46  # electrons per ADU

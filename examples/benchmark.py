@@ -42,7 +42,7 @@ from scipy.ndimage import correlate1d
 from scipy.special import ndtr
 
 import jaxbkgd
-from jaxbkgd._threads import one_thread_a_call
+from jaxbkgd._workers import one_thread_a_call
 
 
 TOLERANCE = 2e-6  # of the largest input: what the definition's own float32 code needs

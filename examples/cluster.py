@@ -24,7 +24,8 @@ from dask.array.core import normalize_chunks
 from distributed import Client, LocalCluster
 
 import jaxbkgd
-from jaxbkgd._sinks import Layout, open_sink, Sink
+from jaxbkgd._movies.open import open_sink
+from jaxbkgd._movies.sinks import Layout, Sink
 
 
 # Of all channels, in a task, which so takes longer than what the scheduler does for it, a

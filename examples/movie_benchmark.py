@@ -33,9 +33,10 @@ import numpy as np
 import tifffile
 
 import jaxbkgd
-from jaxbkgd._batch import windows
-from jaxbkgd._sinks import Layout, open_sink
-from jaxbkgd._threads import core_count, one_thread_a_call
+from jaxbkgd._batch.run import windows
+from jaxbkgd._movies.open import open_sink
+from jaxbkgd._movies.sinks import Layout
+from jaxbkgd._workers import core_count, one_thread_a_call
 
 
 RADIUS_PIX = 7.0

@@ -31,7 +31,7 @@ import numpy as np
 from jax.profiler import ProfileData
 
 from jaxbkgd import spatial_mean
-from jaxbkgd._vectors import compiler_options
+from jaxbkgd._filter.vectors import compiler_options
 
 
 ROUNDS = 7

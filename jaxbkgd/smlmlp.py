@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ._estimator import as_frames
-from ._kernels import GaussianKernel, half_width, noise_factor
-from ._radii import channel_radii
-from ._spatial_mean import filtered
+from ._estimators.base import as_frames
+from ._estimators.radii import channel_radii
+from ._estimators.spatial_mean import filtered
+from ._filter.kernels import GaussianKernel, half_width, noise_factor
 
 
 def bkgd_spatial_mean(

@@ -26,11 +26,11 @@ from jaxbkgd import (
     open_movie,
     SpatialMean,
 )
-from jaxbkgd._batch import _chunk_frames_and_workers, _Job, windows
-from jaxbkgd._journal import Journal
-from jaxbkgd._movies import ArrayMovie, FramesInFile
-from jaxbkgd._tiff import TiffSink
-from jaxbkgd._zarr import ZarrSink
+from jaxbkgd._batch.run import _chunk_frames_and_workers, _Job, windows
+from jaxbkgd._movies.journal import Journal
+from jaxbkgd._movies.movie import ArrayMovie, FramesInFile
+from jaxbkgd._movies.tiff import TiffSink
+from jaxbkgd._movies.zarr import ZarrSink
 
 
 pytestmark = pytest.mark.bits

@@ -6,9 +6,10 @@ import jax
 import numpy as np
 import pytest
 
-from jaxbkgd import _batch, estimate_movie, LocalMean, open_movie, SpatialMean
-from jaxbkgd._buffers import Buffers
-from jaxbkgd._sinks import ArraySink
+from jaxbkgd import estimate_movie, LocalMean, open_movie, SpatialMean
+from jaxbkgd._batch import run as _batch
+from jaxbkgd._batch.buffers import Buffers
+from jaxbkgd._movies.sinks import ArraySink
 
 
 FRAMES = np.random.default_rng(0).integers(0, 65536, (23, 20, 31)).astype(np.uint16)

@@ -21,8 +21,8 @@ from jaxbkgd import (
     SpatialOpening,
     TruthLoss,
 )
-from jaxbkgd._calibrate import secant_descent
-from jaxbkgd._estimator import map_channels
+from jaxbkgd._calibration.calibrate import secant_descent
+from jaxbkgd._estimators.base import map_channels
 
 
 FRAME_COUNT, SIZE_PIX, BOUND_PIX = 40, 64, 30.0

@@ -7,9 +7,9 @@ import pytest
 from conftest import reference_mean
 
 from jaxbkgd import AbstractEstimator, estimate_movie, LocalMean, SoftClip, SpatialMean
-from jaxbkgd._chained import Chained
-from jaxbkgd._spatial_opening import SpatialOpening
-from jaxbkgd._temporal_median import TemporalMedian
+from jaxbkgd._estimators.chained import Chained
+from jaxbkgd._estimators.spatial_opening import SpatialOpening
+from jaxbkgd._estimators.temporal_median import TemporalMedian
 
 
 RNG = np.random.default_rng(9)

@@ -25,17 +25,17 @@ from typer.testing import CliRunner, Result
 
 import jaxbkgd
 from jaxbkgd import (
-    _calibrate,
-    _cli,
-    _figures,
     FramePairLoss,
     LocalMean,
     noise_correction,
     SoftClip,
     SpatialMean,
 )
-from jaxbkgd._cli import app
-from jaxbkgd._movies import Channel, MovieError, open_movie
+from jaxbkgd._calibration import calibrate as _calibrate
+from jaxbkgd._cli import app as _cli, figures as _figures
+from jaxbkgd._cli.app import app
+from jaxbkgd._movies.movie import Channel, MovieError
+from jaxbkgd._movies.open import open_movie
 from jaxbkgd._progress import progress_bar
 
 
@@ -698,7 +698,7 @@ def test_help_and_version_are_answered():
 
 def test_a_missing_package_is_named_with_the_extra_that_brings_it(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "tifffile", None)
-    monkeypatch.delitem(sys.modules, "jaxbkgd._tiff", raising=False)
+    monkeypatch.delitem(sys.modules, "jaxbkgd._movies.tiff", raising=False)
     monkeypatch.delattr(jaxbkgd, "_tiff", raising=False)
     np.save("movie.npy", _frames())
     _write("movie.tif", _frames())
@@ -709,9 +709,9 @@ def test_a_missing_package_is_named_with_the_extra_that_brings_it(folder, monkey
 
 def test_the_command_line_without_its_packages_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "typer", None)
-    monkeypatch.delitem(sys.modules, "jaxbkgd._cli")
+    monkeypatch.delitem(sys.modules, "jaxbkgd._cli.app")
     with pytest.raises(SystemExit, match=r"typer.*pip install 'jaxbkgd\[cli\]'"):
-        importlib.import_module("jaxbkgd._cli")
+        importlib.import_module("jaxbkgd._cli.app")
 
 
 @pytest.mark.parametrize("command", ["estimate", "calibrate"])
@@ -728,7 +728,7 @@ def test_ctrl_c_ends_the_real_command_at_once(tmp_path):
     movie, out = tmp_path / "movie.npy", tmp_path / "bkgd.tif"
     # 130 Mpx in 1000 chunks.
     np.save(movie, np.zeros((2000, 256, 256), np.uint8))
-    run = "import sys; sys.argv[0] = 'jaxbkgd'; from jaxbkgd._cli import main; main()"
+    run = "import sys; sys.argv[0] = 'jaxbkgd'; from jaxbkgd._cli.app import main; main()"
     process = subprocess.Popen(
         [sys.executable, "-c", run, "estimate", movie, "--out", out, "--chunk-frames", "2"],
         stdout=subprocess.PIPE,

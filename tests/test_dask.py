@@ -22,7 +22,7 @@ from distributed import Client, LocalCluster
 
 import jaxbkgd
 from jaxbkgd import AbstractEstimator, Background, LocalMean, MovieError, SpatialMean
-from jaxbkgd._dask import estimate_dask
+from jaxbkgd._batch.dask import estimate_dask
 
 
 pytestmark = pytest.mark.bits

@@ -10,8 +10,10 @@ import pytest
 from jax import export
 from jax.sharding import Mesh, PartitionSpec
 
-from jaxbkgd import _engines, _filter, _spatial_mean, spatial_mean
-from jaxbkgd._kernels import GapKernel, GaussianKernel, half_width
+from jaxbkgd import spatial_mean
+from jaxbkgd._estimators import spatial_mean as _spatial_mean
+from jaxbkgd._filter import engines as _engines, primitive as _filter
+from jaxbkgd._filter.kernels import GapKernel, GaussianKernel, half_width
 
 
 # Several strips and bands, with a rest; strips narrower than a block; fewer pixels than a

@@ -12,8 +12,8 @@ from jax import export
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxbkgd import spatial_mean
-from jaxbkgd._filter import separable_filter, temporal_filter
-from jaxbkgd._kernels import GapKernel, GaussianKernel, half_width, Truncation
+from jaxbkgd._filter.kernels import GapKernel, GaussianKernel, half_width, Truncation
+from jaxbkgd._filter.primitive import separable_filter, temporal_filter
 
 
 TRUNCATIONS: tuple[Truncation, ...] = ("hard", "smooth")

@@ -12,7 +12,7 @@ from conftest import (
     reference_noise,
 )
 
-from jaxbkgd._kernels import (
+from jaxbkgd._filter.kernels import (
     GapKernel,
     GaussianKernel,
     half_width,

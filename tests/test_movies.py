@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import zarr
 
-from jaxbkgd._movies import ArrayMovie, Channel, MovieError, one_line, open_movie
+from jaxbkgd._movies.movie import ArrayMovie, Channel, MovieError, one_line
+from jaxbkgd._movies.open import open_movie
 
 
 FRAMES = np.random.default_rng(0).integers(0, 4000, (7, 3, 12, 10)).astype(np.uint16)

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxbkgd import _raw
-from jaxbkgd._movies import Movie, MovieError
+from jaxbkgd._movies import raw as _raw
+from jaxbkgd._movies.movie import Movie, MovieError
 
 
 FRAMES = np.random.default_rng(0).integers(0, 65536, (7, 12, 10)).astype(np.uint16)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from scipy import ndimage, special, stats
 
-from jaxbkgd._simulate import (
+from jaxbkgd._simulation import (
     blinking_molecules,
     cell_inside,
     drifting_haze,
@@ -382,7 +382,7 @@ def test_other_backgrounds_and_cameras_are_not_compiled_again(monkeypatch):
             traced.append(part)
             return part(*args, **settings)
 
-        monkeypatch.setattr(f"jaxbkgd._simulate.{part.__name__}", counted)
+        monkeypatch.setattr(f"jaxbkgd._simulation.{part.__name__}", counted)
 
     def simulate(step):
         simulate_movie(

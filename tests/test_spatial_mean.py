@@ -18,8 +18,9 @@ from conftest import (
 )
 from hypothesis import given, settings, strategies as st
 
-from jaxbkgd import _spatial_mean, noise_correction, spatial_mean, SpatialMean
-from jaxbkgd._kernels import Truncation
+from jaxbkgd import noise_correction, spatial_mean, SpatialMean
+from jaxbkgd._estimators import spatial_mean as _spatial_mean
+from jaxbkgd._filter.kernels import Truncation
 
 
 FRAMES = np.random.default_rng(3).uniform(50, 150, (2, 14, 17)).astype(np.float32)

@@ -7,7 +7,7 @@ import pytest
 from jax.test_util import check_grads
 from scipy.ndimage import grey_opening
 
-from jaxbkgd._spatial_opening import SpatialOpening
+from jaxbkgd._estimators.spatial_opening import SpatialOpening
 
 
 RNG = np.random.default_rng(8)

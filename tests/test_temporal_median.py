@@ -7,7 +7,7 @@ import pytest
 from jax.test_util import check_grads
 
 from jaxbkgd import estimate_movie, SpatialMean
-from jaxbkgd._temporal_median import TemporalMedian
+from jaxbkgd._estimators.temporal_median import TemporalMedian
 
 
 RNG = np.random.default_rng(7)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from jaxbkgd._threads import _SECONDS_BETWEEN_NEWS, on_threads
+from jaxbkgd._workers import _SECONDS_BETWEEN_NEWS, on_threads
 
 
 ITEMS = range(3)
@@ -87,7 +87,7 @@ SHARE = """
 import time
 import jax, numpy as np
 import jaxbkgd
-from jaxbkgd._threads import one_thread_a_call
+from jaxbkgd._workers import one_thread_a_call
 one_thread_a_call()
 frames = jax.device_put(np.zeros((16, 256, 256), np.float32))
 jaxbkgd.spatial_mean(frames, 30.0).block_until_ready()

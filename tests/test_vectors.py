@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxbkgd import _vectors, spatial_mean
+from jaxbkgd import spatial_mean
+from jaxbkgd._filter import vectors as _vectors
 
 
 # XLA refuses it, and so tells of every program that it is given for.

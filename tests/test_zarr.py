@@ -29,10 +29,11 @@ from zarr.codecs import (
 )
 from zarr.core.metadata import ArrayV3Metadata
 
-from jaxbkgd import _zarr_arrays
-from jaxbkgd._movies import MovieError, open_movie
-from jaxbkgd._sinks import Layout
-from jaxbkgd._zarr import ZarrSink
+from jaxbkgd._movies import zarr_arrays as _zarr_arrays
+from jaxbkgd._movies.movie import MovieError
+from jaxbkgd._movies.open import open_movie
+from jaxbkgd._movies.sinks import Layout
+from jaxbkgd._movies.zarr import ZarrSink
 
 
 SHAPE = (11, 12, 10)

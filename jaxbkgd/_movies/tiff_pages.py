@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ._movies import MovieError, SourceFile
+from .movie import MovieError, SourceFile
 
 
 # What a page's directory says of its pixels, by the tags of TIFF 6.0, and what it means

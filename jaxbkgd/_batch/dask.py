@@ -10,7 +10,9 @@ import equinox as eqx
 import jax
 import numpy as np
 
-from ._batch import (
+from .._estimators.base import AbstractEstimator, as_frames
+from .._movies.movie import ArrayMovie
+from .run import (
     check_takes_weights,
     check_wanted,
     check_weights,
@@ -24,8 +26,6 @@ from ._batch import (
     Wanted,
     Window,
 )
-from ._estimator import AbstractEstimator, as_frames
-from ._movies import ArrayMovie
 
 
 _UNPICKLING = threading.Lock()

@@ -9,7 +9,7 @@ from typing import NoReturn
 
 import numpy as np
 
-from ._movies import FramesInFile, MovieError, one_line, SourceFile
+from .movie import FramesInFile, MovieError, one_line, SourceFile
 
 
 # Of .inf files; real ones have less than 2 kB.

@@ -13,9 +13,15 @@ from jax import lax
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int, Shaped
 
-from ._estimator import AbstractEstimator, as_frames, Background, Channels, map_channels
-from ._soft_clip import SoftClip, squared_noise
-from ._spatial_mean import spatial_mean
+from .._estimators.base import (
+    AbstractEstimator,
+    as_frames,
+    Background,
+    Channels,
+    map_channels,
+)
+from .._estimators.soft_clip import SoftClip, squared_noise
+from .._estimators.spatial_mean import spatial_mean
 
 
 # Blocks of frames whose losses are told apart, where each is predicted from many.

@@ -26,7 +26,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir, partial_eval
 from jaxtyping import Array, Float, Shaped
 
-from ._engines import (
+from .engines import (
     Edges,
     filter_at_once,
     filter_in_pieces,

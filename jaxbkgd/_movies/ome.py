@@ -13,8 +13,8 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from ._movies import MovieError
-from ._tiff_pages import find_pages, Pages
+from .movie import MovieError
+from .tiff_pages import find_pages, Pages
 
 
 LENGTHS_UM = {

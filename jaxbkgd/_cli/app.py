@@ -18,19 +18,20 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Key
 
-from . import _calibrate
-from ._batch import Dtype, estimate_movie, installed_version, Output, Summary
-from ._estimator import Background
-from ._local_mean import LocalMean
-from ._movies import Box, Channel, Movie, MovieError, open_movie
-from ._objectives import FramePairLoss
-from ._progress import end_progress, progress_bar
-from ._saved import saved_kind
-from ._simulate import simulate_movie
-from ._sinks import check_destination, draft_of
-from ._soft_clip import SoftClip
-from ._spatial_mean import noise_correction, SpatialMean
-from ._threads import one_thread_a_call
+from .._batch.run import Dtype, estimate_movie, installed_version, Output, Summary
+from .._calibration import calibrate as _calibrate
+from .._calibration.objectives import FramePairLoss
+from .._estimators.base import Background
+from .._estimators.local_mean import LocalMean
+from .._estimators.saved import saved_kind
+from .._estimators.soft_clip import SoftClip
+from .._estimators.spatial_mean import noise_correction, SpatialMean
+from .._movies.movie import Box, Channel, Movie, MovieError
+from .._movies.open import open_movie
+from .._movies.sinks import check_destination, draft_of
+from .._progress import end_progress, progress_bar
+from .._simulation import simulate_movie
+from .._workers import one_thread_a_call
 
 
 try:
@@ -45,7 +46,7 @@ except ModuleNotFoundError as error:
     ) from error
 
 if TYPE_CHECKING:
-    from ._figures import CalibratedChannel
+    from .figures import CalibratedChannel
 
 
 # What smlmlp takes for every movie.
@@ -144,7 +145,7 @@ def demo(
     Prints how well that went and what it cost, and draws a figure of each channel.
     """
     with _one_line_errors():
-        from ._figures import save_channel_figure
+        from .figures import save_channel_figure
 
         try:
             out.mkdir(parents=True, exist_ok=True)
@@ -824,7 +825,7 @@ def calibrate(
     what follows takes as long as a few steps more, and another Ctrl-C leaves it out.
     """
     with _one_line_errors(), _one_line_warnings(), contextlib.ExitStack() as files:
-        from ._figures import save_calibration_figure
+        from .figures import save_calibration_figure
 
         _parsed_radius(radius)
         png = out.with_suffix(".png") if figure is None else figure
@@ -956,7 +957,7 @@ def _drawn_channel(
     grid_pix: np.ndarray,
     grid_losses: np.ndarray,
 ) -> "CalibratedChannel":
-    from ._figures import CalibratedChannel
+    from .figures import CalibratedChannel
 
     middle = len(channel) // 2
     radii_pix = np.asarray(module.radii_pix[number])

@@ -8,7 +8,7 @@ import threading
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ._movies import MovieError
+from .movie import MovieError
 
 
 # The line that says that the draft is about to get its name.

@@ -44,7 +44,7 @@ class GaussianKernel:
     **Arguments:**
 
     - `half_width`: number of taps on either side of the centre, from
-        [`jaxbkgd._kernels.half_width`][].
+        [`jaxbkgd._filter.kernels.half_width`][].
     - `truncation`: `"hard"` or `"smooth"`.
     - `order`: how often the taps are differentiated with respect to the radius.
     - `is_bound`: whether `half_width` is that of a larger radius. Then taps may be zero,

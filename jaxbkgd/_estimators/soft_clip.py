@@ -11,8 +11,8 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float
 
-from ._filter import separable_filter
-from ._kernels import GaussianKernel, half_width
+from .._filter.kernels import GaussianKernel, half_width
+from .._filter.primitive import separable_filter
 
 
 # No pixel weighs less, so that a mean always has something to be the mean of.

@@ -5,8 +5,8 @@ import operator
 
 import jax
 
-from ._estimator import AbstractEstimator, Background, Channels
-from ._local_mean import LocalMean
+from .base import AbstractEstimator, Background, Channels
+from .local_mean import LocalMean
 
 
 class Chained(AbstractEstimator):

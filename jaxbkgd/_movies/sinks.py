@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from ._journal import Journal
-from ._movies import MovieError, one_line
+from .journal import Journal
+from .movie import MovieError, one_line
 
 
 JOURNAL_SUFFIX = ".part.journal"
@@ -258,29 +258,6 @@ class ArraySink:
 
     def discard(self) -> None:
         pass
-
-
-def open_sink(sink: Any, layout: Layout, *, overwrite: bool = False) -> Sink | ArraySink:
-    """The sink at a path, by its suffix, or an array to fill."""
-    if isinstance(sink, np.ndarray):
-        return ArraySink(sink, layout)
-    if not isinstance(sink, str | os.PathLike):
-        raise MovieError(
-            f"{type(sink).__name__} cannot be written to; give a path or a NumPy array"
-        )
-    # Each writer imports what it needs, when it is needed.
-    from . import _tiff, _zarr
-
-    path = Path(sink)
-    match path.suffix.lower():
-        case ".tif" | ".tiff":
-            return _tiff.TiffSink(path, layout, overwrite=overwrite)
-        case ".zarr":
-            return _zarr.ZarrSink(path, layout, overwrite=overwrite)
-    raise MovieError(
-        f"{path}: is written as TIFF or Zarr; give a name that ends in .tif, .ome.tif, "
-        ".zarr or .ome.zarr"
-    )
 
 
 def check_destination(path: Path, *, overwrite: bool) -> None:

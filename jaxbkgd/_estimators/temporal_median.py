@@ -12,7 +12,7 @@ from jax import lax
 from jax.scipy.special import log_ndtr
 from jaxtyping import Array, Float
 
-from ._estimator import AbstractEstimator, as_frames, Background, Channels, map_channels
+from .base import AbstractEstimator, as_frames, Background, Channels, map_channels
 
 
 MedianNoise = Literal["exact", "unit"]

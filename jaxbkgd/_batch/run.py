@@ -22,23 +22,23 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool
 
-from ._buffers import Buffers
-from ._engines import zeros_of
-from ._estimator import AbstractEstimator, as_frames, checked_frames
-from ._journal import Journal
-from ._movies import ArrayMovie, Box, Channel, Movie, MovieError, one_line, open_movie
-from ._progress import progress_bar
-from ._sinks import (
+from .._estimators.base import AbstractEstimator, as_frames, checked_frames
+from .._filter.engines import zeros_of
+from .._filter.vectors import compiler_options
+from .._movies.journal import Journal
+from .._movies.movie import ArrayMovie, Box, Channel, Movie, MovieError, one_line
+from .._movies.open import open_movie, open_sink
+from .._movies.sinks import (
     ArraySink,
     draft_of,
     DRAFT_SUFFIXES,
     JOURNAL_SUFFIX,
     Layout,
-    open_sink,
     Sink,
 )
-from ._threads import core_count, on_threads
-from ._vectors import compiler_options
+from .._progress import progress_bar
+from .._workers import core_count, on_threads
+from .buffers import Buffers
 
 
 # What is written of each frame.

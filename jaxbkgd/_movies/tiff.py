@@ -18,10 +18,10 @@ from typing import Any, BinaryIO
 import numpy as np
 import tifffile
 
-from ._movies import check_pixels, Movie, MovieError, one_line, SourceFile
-from ._ome import arrange_ome, LENGTHS_UM, positive_in, read_ome, TIMES_S
-from ._sinks import Sink
-from ._tiff_pages import find_pages, Kind, Pages
+from .movie import check_pixels, Movie, MovieError, one_line, SourceFile
+from .ome import arrange_ome, LENGTHS_UM, positive_in, read_ome, TIMES_S
+from .sinks import Sink
+from .tiff_pages import find_pages, Kind, Pages
 
 
 # What tifffile logs about a broken file is said once, and better, by a MovieError.

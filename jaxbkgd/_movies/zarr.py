@@ -19,9 +19,9 @@ from typing import Any, TypeGuard
 
 import numpy as np
 
-from ._movies import check_pixels, Movie, MovieError, one_line
-from ._sinks import Layout, Sink
-from ._zarr_arrays import is_zarr, Node, open_node, read_array, require, ZarrArray
+from .movie import check_pixels, Movie, MovieError, one_line
+from .sinks import Layout, Sink
+from .zarr_arrays import is_zarr, Node, open_node, read_array, require, ZarrArray
 
 
 # A frame in more pieces would take long to read.

@@ -12,8 +12,8 @@ from jax import lax
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
-from ._estimator import AbstractEstimator, as_frames, Background, Channels, map_channels
-from ._radii import channel_radii
+from .base import AbstractEstimator, as_frames, Background, Channels, map_channels
+from .radii import channel_radii
 
 
 OpeningNoise = Literal["simulated", "unit"]

@@ -12,10 +12,10 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Shaped
 
-from ._estimator import AbstractEstimator, as_frames, Background, Channels, map_channels
-from ._filter import separable_filter, temporal_filter
-from ._kernels import GapKernel, GaussianKernel, half_width, noise_factor
-from ._radii import (
+from .._filter.kernels import GapKernel, GaussianKernel, half_width, noise_factor
+from .._filter.primitive import separable_filter, temporal_filter
+from .base import AbstractEstimator, as_frames, Background, Channels, map_channels
+from .radii import (
     bounded_radii,
     channel_radii,
     check_below,
@@ -27,8 +27,8 @@ from ._radii import (
     LARGEST_RADIUS_PIX,
     unbounded_radii,
 )
-from ._saved import decimals, present, saved, saved_fields
-from ._soft_clip import photon_variance, SoftClip, squared_noise
+from .saved import decimals, present, saved, saved_fields
+from .soft_clip import photon_variance, SoftClip, squared_noise
 
 
 EdgeFrames = Literal["renormalised", "repeated"]

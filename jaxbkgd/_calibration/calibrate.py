@@ -16,10 +16,10 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from ._estimator import AbstractEstimator, map_channels
-from ._objectives import FramePairLoss, Objective, read_frames, TruthLoss
-from ._progress import progress_bar
-from ._threads import core_count, on_threads
+from .._estimators.base import AbstractEstimator, map_channels
+from .._progress import progress_bar
+from .._workers import core_count, on_threads
+from .objectives import FramePairLoss, Objective, read_frames, TruthLoss
 
 
 # Windows of frames that the loss is averaged over, and pixels of all of them and all

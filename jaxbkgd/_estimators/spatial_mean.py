@@ -10,17 +10,18 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Shaped
 
-from ._engines import halo_lines
-from ._estimator import AbstractEstimator, as_frames, Background, Channels, map_channels
-from ._filter import separable_filter
-from ._kernels import (
+from .._filter.engines import halo_lines
+from .._filter.kernels import (
     GaussianKernel,
     half_width,
     noise_factor,
     NoiseKind,
     Truncation,
 )
-from ._radii import (
+from .._filter.primitive import separable_filter
+from .._filter.vectors import jit_in_full_width
+from .base import AbstractEstimator, as_frames, Background, Channels, map_channels
+from .radii import (
     bounded_radii,
     channel_radii,
     check_below,
@@ -32,8 +33,7 @@ from ._radii import (
     LARGEST_RADIUS_PIX,
     unbounded_radii,
 )
-from ._saved import decimals, saved, saved_fields
-from ._vectors import jit_in_full_width
+from .saved import decimals, saved, saved_fields
 
 
 # What a module is kept with, beside its radii.
@@ -372,7 +372,7 @@ class _WithKnownRadii(AbstractEstimator):
 
     @property
     def halo_lines(self) -> int | None:
-        """Of the widest kernel, see `jaxbkgd._engines.halo_lines`."""
+        """Of the widest kernel, see `jaxbkgd._filter.engines.halo_lines`."""
         return halo_lines(
             max(kernel.half_width for pair in self.kernels for kernel in pair)
         )

@@ -1,0 +1,1 @@
+"""Whole movies, in chunks on all cores or on a cluster."""

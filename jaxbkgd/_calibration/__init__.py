@@ -1,0 +1,1 @@
+"""Learning an estimator's parameters from a movie."""

@@ -1,0 +1,1 @@
+"""Estimators: channels in, their background and its noise out."""

@@ -1,0 +1,1 @@
+"""Separable correlation with symmetric kernels, as one JAX primitive."""

@@ -1,0 +1,1 @@
+"""Movie files, read and written with NumPy alone."""
