@@ -121,7 +121,7 @@ def with_usual_mean(frames: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
 
 def with_learned_mean(frames: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
     start = jaxbkgd.SpatialMean((7.0, 7.0), max_radius_pix=MAX_RADIUS_PIX)
-    estimator, _ = jaxbkgd.calibrate(start, frames, progress=False)
+    estimator, _ = jaxbkgd.calibrate(frames, start, progress=False)
     y, x = np.ravel(estimator.radii_pix)
     yield f"{y:.2f}, {x:.2f} px", np.asarray(estimator(frames).bkgds)
 
@@ -140,7 +140,7 @@ def with_learned_local_mean(
         max_radius_pix=MAX_RADIUS_PIX,
         max_radius_frames=MAX_RADIUS_FRAMES,
     )
-    estimator, _ = jaxbkgd.calibrate(start, frames, progress=False)
+    estimator, _ = jaxbkgd.calibrate(frames, start, progress=False)
     ((radius_frames, radius_pix, _),) = np.asarray(estimator.radii)
     setting = f"{radius_frames:.2f} frames, {radius_pix:.2f} px"
     yield setting, np.asarray(estimator(frames).bkgds)

@@ -22,7 +22,7 @@ LENGTH_SCALES_PIX = (8.0, 25.0)  # of each channel's background
 
 def main(
     size_pix: int = 128, frame_count: int = 60, starts_pix: Sequence[float] = (2, 7, 25)
-) -> list[jaxbkgd.History]:
+) -> list[jaxbkgd.CalibrationHistory]:
     """Shows where each start leads to."""
     channels, bkgds = [], []
     for channel, length_scale_pix in enumerate(LENGTH_SCALES_PIX):
@@ -50,17 +50,17 @@ def main(
     return list(histories.values())
 
 
-def learn(name, start_pix, channels, objective) -> jaxbkgd.History:
+def learn(name, start_pix, channels, objective) -> jaxbkgd.CalibrationHistory:
     """Calibrates a radius along y and one along x for each channel, and prints them."""
     start = jaxbkgd.SpatialMean([(start_pix, start_pix)] * 2, max_radius_pix=50.0)
-    estimator, history = jaxbkgd.calibrate(start, channels, objective=objective)
+    estimator, history = jaxbkgd.calibrate(channels, start, objective=objective)
     pairs = zip(np.ravel(estimator.radii_pix), np.ravel(history.radii_std_pix), strict=True)
     radii = [f"{radius:5.2f} ± {std:.2f}" for radius, std in pairs]
     print(f"{name:16}  {', '.join(radii[:2]):27}  {', '.join(radii[2:])}")
     return history
 
 
-def draw(histories: dict[str, jaxbkgd.History]) -> None:
+def draw(histories: dict[str, jaxbkgd.CalibrationHistory]) -> None:
     figure = Figure((9, 2.8), dpi=100, layout="constrained")
     *channel_axes, loss_axes = figure.subplots(1, 3)
     colours = ("#1b6ca8", "#d95f02", "#222222")

@@ -172,10 +172,10 @@ def calibrated(
     started = time.perf_counter()
     truth = jaxbkgd.TruthLoss([movie.bkgds_adu.astype(np.float32) for movie in movies])
     estimator, history = jaxbkgd.calibrate(
+        [movie.frames for movie in movies],
         jaxbkgd.SpatialMean(
             [(start_pix, start_pix)] * len(movies), max_radius_pix=bound_pix
         ),
-        [movie.frames for movie in movies],
         objective=truth if is_supervised else None,
         progress=False,
     )

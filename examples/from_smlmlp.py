@@ -28,7 +28,7 @@ LEAST_SNR, REACH_PIX = 4.0, 3.0
 def pipelines(channels: list[jax.Array]) -> dict[str, jaxbkgd.AbstractEstimator]:
     """smlmlp's first."""
     start = jaxbkgd.LocalMean(7.0, 5.0, max_radius_pix=20.0, max_radius_frames=20.0)
-    calibrated, _ = jaxbkgd.calibrate(start, channels)
+    calibrated, _ = jaxbkgd.calibrate(channels, start)
     return {
         "smlmlp's": jaxbkgd.Chained(
             jaxbkgd.TemporalMedian(25, noise="unit"),
@@ -75,7 +75,7 @@ def main(size_pix: int = 128, frame_count: int = 100) -> dict[str, jaxbkgd.Backg
 
 
 def found(
-    channels: list[jax.Array], background: jaxbkgd.Background, truth: jaxbkgd.Truth
+    channels: list[jax.Array], background: jaxbkgd.Background, truth: jaxbkgd.SimulatedTruth
 ) -> str:
     """How many maxima of the SNR map smlmlp finds at molecules, and elsewhere."""
     if importlib.util.find_spec("smlmlp") is None:

@@ -122,7 +122,7 @@ def calibrated(
 ) -> jaxbkgd.AbstractEstimator:
     """One set of radii for all backgrounds, from movies without their truth."""
     movies = [movie.frames for movie in calibration_movies(seed)]
-    return jaxbkgd.calibrate(estimator, movies)[0]
+    return jaxbkgd.calibrate(movies, estimator)[0]
 
 
 def spatial(radius_pix: float = 7.0, **settings: Any) -> jaxbkgd.SpatialMean:

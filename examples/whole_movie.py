@@ -26,7 +26,7 @@ OFFSET_ADU, GAIN_ELECTRONS_PER_ADU = 100.0, 0.46
 
 def main(
     folder: Path, frame_count: int = 2000, size_pix: int = 128
-) -> tuple[jaxbkgd.SpatialMean, dict[str, jaxbkgd.Summary]]:
+) -> tuple[jaxbkgd.SpatialMean, dict[str, jaxbkgd.MovieSummary]]:
     """The calibrated estimator, and what was done for each result."""
     source = folder / "movie.tif"
     if not source.exists():
@@ -35,21 +35,21 @@ def main(
     with jaxbkgd.open_movie(source) as movie:
         few = np.asarray(movie.channels[0][:200], np.float32) - OFFSET_ADU
     start = jaxbkgd.SpatialMean(7.0, max_radius_pix=30.0)
-    estimator, _ = jaxbkgd.calibrate(start, few)
+    estimator, _ = jaxbkgd.calibrate(few, start)
     print(f"radii (px)        {np.round(estimator.radii_pix[0], 2)}")
 
     summaries = {}
-    for output in ("background", "snr"):
-        summary = summaries[output] = jaxbkgd.estimate_movie(
+    for quantity in ("background", "snr"):
+        summary = summaries[quantity] = jaxbkgd.estimate_movie(
             source,
             estimator,
-            folder / f"{output}.ome.tif",
-            output=output,
+            folder / f"{quantity}.ome.tif",
+            quantity=quantity,
             offsets=OFFSET_ADU,
             gains=GAIN_ELECTRONS_PER_ADU,
             overwrite=True,
         )
-        print(f"{output:16}  {summary.frames} frames in {summary.seconds:.1f} s")
+        print(f"{quantity:16}  {summary.frames} frames in {summary.seconds:.1f} s")
     draw(source, folder)
     return estimator, summaries
 

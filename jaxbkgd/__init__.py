@@ -2,8 +2,11 @@
 
 from . import smlmlp as smlmlp
 from ._batch.dask import estimate_dask as estimate_dask
-from ._batch.run import estimate_movie as estimate_movie, Summary as Summary
-from ._calibration.calibrate import calibrate as calibrate, History as History
+from ._batch.run import estimate_movie as estimate_movie, MovieSummary as MovieSummary
+from ._calibration.calibrate import (
+    calibrate as calibrate,
+    CalibrationHistory as CalibrationHistory,
+)
 from ._calibration.objectives import FramePairLoss as FramePairLoss, TruthLoss as TruthLoss
 from ._estimators.base import (
     AbstractEstimator as AbstractEstimator,
@@ -22,4 +25,4 @@ from ._estimators.spatial_opening import SpatialOpening as SpatialOpening
 from ._estimators.temporal_median import TemporalMedian as TemporalMedian
 from ._movies.movie import Movie as Movie, MovieError as MovieError
 from ._movies.open import open_movie as open_movie
-from ._simulation import simulate_movie as simulate_movie, Truth as Truth
+from ._simulation import simulate_movie as simulate_movie, SimulatedTruth as SimulatedTruth

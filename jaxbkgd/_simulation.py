@@ -30,7 +30,7 @@ _RANGES = {
 }
 
 
-class Truth(eqx.Module):
+class SimulatedTruth(eqx.Module):
     """What a simulated movie was made from.
 
     `bkgds_adu` is the expected background of every frame in ADU above the camera's
@@ -83,7 +83,7 @@ def simulate_movie(
     read_noise_electrons: int | float = 1.5,
     em_gain: int | float = 1.0,
     channel_shares: Sequence[int | float] | None = None,
-) -> tuple[Any, Truth]:
+) -> tuple[Any, SimulatedTruth]:
     """A movie of blinking molecules over an uneven background, and its truth.
 
     Molecules lie anywhere with equal probability, also just outside the frame, switch on
@@ -140,7 +140,7 @@ def simulate_movie(
 
     **Returns:**
 
-    The frames, 16-bit `(frames, height, width)`, and a `Truth`. With `channel_shares`
+    The frames, 16-bit `(frames, height, width)`, and a `SimulatedTruth`. With `channel_shares`
     the frames are a tuple with one such stack for each channel.
 
     **Raises:**
@@ -219,7 +219,7 @@ def simulate_movie(
     frames, bkgds_adu = zip(*channels, strict=True)
     if channel_shares is None:
         frames, bkgds_adu = frames[0], bkgds_adu[0]
-    return frames, Truth(bkgds_adu, **events)
+    return frames, SimulatedTruth(bkgds_adu, **events)
 
 
 @partial(
@@ -236,7 +236,7 @@ def simulate_movie(
 def _events(
     key, *, margin_pix, height_pix, width_pix, frame_count, molecules_per_frame, **molecules
 ):
-    """The molecules of a `Truth`, drawn in a frame with a margin on each side."""
+    """The molecules of a `SimulatedTruth`, drawn in a frame with a margin on each side."""
     wide_height_pix = height_pix + 2 * margin_pix
     wide_width_pix = width_pix + 2 * margin_pix
     wider = wide_height_pix * wide_width_pix / (height_pix * width_pix)

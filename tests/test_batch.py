@@ -274,12 +274,12 @@ def test_weights_that_do_not_fit_are_refused(weights, message, tmp_path):
 def test_residuals_and_snr_are_those_of_the_background_above_the_offset():
     above = FRAMES - np.float32(100)
     background = ESTIMATOR(above)
-    for output, expected in (
+    for quantity, expected in (
         ("background", background.bkgds),
         ("residual", background.residuals(above)),
         ("snr", background.snr(above, 0.5)),
     ):
-        written = _written(FRAMES, output=output, offsets=100, gains=0.5)
+        written = _written(FRAMES, quantity=quantity, offsets=100, gains=0.5)
         # Fused otherwise than one by one: a rounding each.
         np.testing.assert_allclose(written, expected, rtol=1e-6, atol=1e-6 * 65536)
     np.testing.assert_array_equal(_written(FRAMES, offsets=100), background.bkgds)
@@ -330,13 +330,13 @@ def test_frames_that_are_not_finite_are_counted():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"output": "mean"}, "output must be one of.*'mean'"),
+        ({"quantity": "mean"}, "quantity must be one of.*'mean'"),
         ({"dtype": "int8"}, "dtype must be one of.*'int8'"),
-        ({"output": "snr"}, "needs gains"),
-        ({"output": "snr", "gains": 0}, "positive and finite.*0.0"),
+        ({"quantity": "snr"}, "needs gains"),
+        ({"quantity": "snr", "gains": 0}, "positive and finite.*0.0"),
         ({"offsets": np.nan}, "offsets must be finite.*nan"),
         ({"offsets": [1, 2]}, "1 channels, but 2 offsets"),
-        ({"output": "residual", "dtype": "uint16"}, "uint16 is not"),
+        ({"quantity": "residual", "dtype": "uint16"}, "uint16 is not"),
         ({"chunk_frames": 0}, "chunk_frames must be at least 1.*0"),
         ({"workers": -1}, "workers must be at least 1.*-1"),
         ({"boxes": []}, "at least one"),

@@ -152,7 +152,7 @@ def test_files_are_written_by_whole_frames(monkeypatch, written_over, tmp_path):
 @pytest.mark.parametrize(
     ("estimator", "options"),
     [
-        (ESTIMATOR, {"output": "residual"}),
+        (ESTIMATOR, {"quantity": "residual"}),
         (ESTIMATOR, {"dtype": "uint16"}),
         (LocalMean(2.0, 1.0), {}),
     ],

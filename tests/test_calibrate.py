@@ -36,7 +36,7 @@ FRAMES.flags.writeable = False
 
 
 def quietly(estimator, channels, **options):
-    return calibrate(estimator, channels, progress=False, **options)
+    return calibrate(channels, estimator, progress=False, **options)
 
 
 def error_of(radii_pix, frames=FRAMES, truth=WAVES):
@@ -480,7 +480,7 @@ class TestSteps:
             yield lambda done, text: said.append((done, total, text))
 
         monkeypatch.setattr(_calibrate, "progress_bar", listening_bar)
-        calibrate(level(9.0), FEW, objective=towards_ten, steps=2)
+        calibrate(FEW, level(9.0), objective=towards_ten, steps=2)
         assert said[0] == (1, 2, "loss 0.5, radii 9 px")
         assert [done for done, _, _ in said] == [1, 2]
 

@@ -36,7 +36,7 @@ from jaxbkgd._cli import app as _cli, figures as _figures
 from jaxbkgd._cli.app import app
 from jaxbkgd._movies.movie import Channel, MovieError
 from jaxbkgd._movies.open import open_movie
-from jaxbkgd._progress import progress_bar
+from jaxbkgd._workers import progress_bar
 
 
 ESTIMATE = "estimate movie.npy --out bkgd.tif"
@@ -297,7 +297,7 @@ def test_a_residual_and_a_rounded_background_are_written(folder):
     np.save("movie.npy", frames)
     _done(ESTIMATE)
     bkgds = _read("bkgd.tif")
-    result = _done(f"{ESTIMATE} --output residual --overwrite")
+    result = _done(f"{ESTIMATE} --quantity residual --overwrite")
     assert _rows(result.stdout)["written"] == "residual, float32"
     # The subtraction is rounded once.
     np.testing.assert_allclose(_read("bkgd.tif"), frames - bkgds, atol=2e-5)
@@ -311,15 +311,15 @@ def test_a_residual_and_a_rounded_background_are_written(folder):
 def test_an_snr_needs_the_camera(folder):
     frames = _frames()
     np.save("movie.npy", frames)
-    result = _run(f"{ESTIMATE} --output snr")
-    _assert_one_line(result, "--output snr: needs --gain, in electrons per ADU")
+    result = _run(f"{ESTIMATE} --quantity snr")
+    _assert_one_line(result, "--quantity snr: needs --gain, in electrons per ADU")
     result = _run(f"{ESTIMATE} --gain 2")
-    _assert_one_line(result, "--gain: is for --output snr.*")
-    result = _run(f"{ESTIMATE} --output snr --gain -2")
+    _assert_one_line(result, "--gain: is for --quantity snr.*")
+    result = _run(f"{ESTIMATE} --quantity snr --gain -2")
     said, fault = result.stderr.splitlines()
     assert "takes the camera's offset for light, unless --offset is given" in said
     assert "gains must be positive and finite, but one is -2" in fault
-    result = _done(f"{ESTIMATE} --output snr --gain 2 --offset 20")
+    result = _done(f"{ESTIMATE} --quantity snr --gain 2 --offset 20")
     assert result.stderr == ""
     assert _rows(result.stdout)["written"] == "SNR, float32, above the offset of 20 ADU"
     above = frames - 20.0
@@ -506,7 +506,7 @@ def test_the_same_output_after_a_fault_is_still_there(folder):
         (["--out", "there.tif/bkgd.tif"], "there.tif/bkgd.tif"),
         (["--out", f"{'long' * 100}.tif"], "name too long"),
         (["--out", "bkgd.npy"], "bkgd.npy: .*ends in .tif"),
-        (["--out", "bkgd.tif", "--output", "residual", "--dtype", "uint16"], "negative"),
+        (["--out", "bkgd.tif", "--quantity", "residual", "--dtype", "uint16"], "negative"),
         (["--out", "bkgd.tif", "--offset", "nan"], "offsets must be finite.* nan"),
         (["--out", "bkgd.tif", "--radius", "0"], "--radius 0: .*positive"),
         (["--out", "bkgd.tif", "--radius", "-3"], "--radius -3: .*positive"),
@@ -670,7 +670,7 @@ def test_progress_is_shown_on_a_terminal_only(folder):
     [
         ["estimate"],
         ["estimate", "movie.tif"],
-        ["estimate", "movie.tif", "--out", "bkgd.tif", "--output", "nothing"],
+        ["estimate", "movie.tif", "--out", "bkgd.tif", "--quantity", "nothing"],
         ["info"],
         ["nothing"],
         ["demo", "--seed", "-1"],
@@ -1053,7 +1053,7 @@ def _instead_of_calibrating(estimator, channels, *, steps, **options):
     """Warns, and takes the first radii."""
     warnings.warn("Molecules stay on\nfor long.", stacklevel=2)
     axes = (1, *estimator.radii_pix.shape)
-    return estimator, _calibrate.History(
+    return estimator, _calibrate.CalibrationHistory(
         losses=np.zeros(1),
         radii_pix=np.asarray(estimator.radii_pix).reshape(axes),
         radii_std_pix=np.full(axes[1:], np.nan),
@@ -1084,7 +1084,7 @@ def test_a_search_that_has_not_ended_and_its_warnings_are_told(folder, monkeypat
 
 
 def test_a_movie_of_several_channels_is_calibrated_by_channel(folder, monkeypatch):
-    def calibrate(estimator, channels, **options):
+    def calibrate(channels, estimator, **options):
         seen.extend(channel[2:4] for channel in channels)
         return _instead_of_calibrating(estimator, channels, **options)
 

@@ -125,9 +125,9 @@ def test_one_channel_may_have_an_axis_of_its_own():
 def test_residual_and_snr_are_of_frames_above_the_offset():
     array = in_chunks(np.maximum(FRAMES, 200))
     frames = np.maximum(FRAMES, 200) - 100.0
-    residuals = estimate_dask(array, Half(), output="residual", offsets=100)
+    residuals = estimate_dask(array, Half(), quantity="residual", offsets=100)
     np.testing.assert_array_equal(residuals, frames / 2)
-    snr = estimate_dask(array, Half(), output="snr", offsets=100, gains=0.5)
+    snr = estimate_dask(array, Half(), quantity="snr", offsets=100, gains=0.5)
     # In float32.
     np.testing.assert_allclose(snr, np.sqrt(frames / 4), rtol=1e-6)
 
@@ -275,9 +275,9 @@ def test_frames_that_cannot_be_estimated_are_named():
         (da.zeros((4, 5, 6), dtype=complex), {}, ValueError, "complex128"),
         (da.zeros((4, 5, 6)).map_blocks(np.ma.array), {}, TypeError, "masked"),
         (da.zeros((4, 5, 6))[da.ones(4) > 0], {}, ValueError, "compute_chunk_sizes"),
-        (da.zeros((4, 5, 6)), {"output": "mean"}, ValueError, "mean"),
+        (da.zeros((4, 5, 6)), {"quantity": "mean"}, ValueError, "mean"),
         (da.zeros((4, 5, 6)), {"dtype": "int8"}, ValueError, "int8"),
-        (da.zeros((4, 5, 6)), {"output": "snr"}, ValueError, "gains"),
+        (da.zeros((4, 5, 6)), {"quantity": "snr"}, ValueError, "gains"),
         (da.zeros((4, 2, 5, 6)), {"offsets": (1, 2, 3)}, ValueError, "2 channels.*3"),
         (da.zeros((4, 3, 5, 6)), {}, ValueError, "radii for 2 channels.*3"),
     ],

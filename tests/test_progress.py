@@ -2,7 +2,7 @@ import importlib.util
 
 import pytest
 
-from jaxbkgd._progress import progress_bar
+from jaxbkgd._workers import progress_bar
 
 
 def work_with(report):

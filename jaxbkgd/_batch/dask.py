@@ -22,7 +22,7 @@ from .run import (
     estimate_window,
     estimated,
     one_for_each,
-    Output,
+    Quantity,
     Wanted,
     Window,
 )
@@ -35,7 +35,7 @@ def estimate_dask(
     array: Any,
     estimator: AbstractEstimator,
     *,
-    output: Output = "background",
+    quantity: Quantity = "background",
     dtype: Dtype = "float32",
     offsets: Any = 0.0,
     gains: Any = None,
@@ -56,7 +56,7 @@ def estimate_dask(
 
     - `array`: a dask array (frames, height, width) or (frames, channels, height, width).
     - `estimator`: any estimator.
-    - `output`, `dtype`, `offsets`, `gains`: as in [`jaxbkgd.estimate_movie`][].
+    - `quantity`, `dtype`, `offsets`, `gains`: as in [`jaxbkgd.estimate_movie`][].
     - `weights`: how much a pixel counts, for estimators that take weights: a NumPy or dask
         array whose shape broadcasts to that of `array`, as (height, width).
 
@@ -101,7 +101,7 @@ def estimate_dask(
     channels = ArrayMovie(array, "the array").channels
     blank = as_frames(np.zeros_like(array._meta, shape=(1, 1, 1)))
     wanted = Wanted(
-        checked_choice("output", output, Output),
+        checked_choice("quantity", quantity, Quantity),
         checked_choice("dtype", dtype, Dtype),
         one_for_each("offsets", offsets, channels),
         one_for_each("gains", gains, channels),
@@ -146,7 +146,7 @@ def estimate_dask(
             name=f"estimator-{tokenize(estimator)}",
             traverse=False,
         ),
-        token=f"estimate-{output}",
+        token=f"estimate-{quantity}",
         chunks=array.chunks,
         meta=np.empty((0,) * array.ndim, wanted.dtype),
     )

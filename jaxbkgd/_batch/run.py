@@ -36,13 +36,12 @@ from .._movies.sinks import (
     Layout,
     Sink,
 )
-from .._progress import progress_bar
-from .._workers import core_count, on_threads
+from .._workers import core_count, on_threads, progress_bar
 from .buffers import Buffers
 
 
 # What is written of each frame.
-Output = Literal["background", "residual", "snr"]
+Quantity = Literal["background", "residual", "snr"]
 
 # Of uint16, the background is rounded to the nearest number, to the even one of two.
 Dtype = Literal["float32", "uint16"]
@@ -61,7 +60,7 @@ _PIXEL_BYTES, _PIXEL_BYTES_WITH_HALO = 32, 64
 
 
 @dataclass(frozen=True)
-class Summary:
+class MovieSummary:
     """What [`jaxbkgd.estimate_movie`][] has done.
 
     **Attributes:**
@@ -90,7 +89,7 @@ class Summary:
 class Wanted(NamedTuple):
     """What is made of the frames; offsets and gains are those of each channel."""
 
-    output: Output
+    quantity: Quantity
     dtype: Dtype
     offsets: tuple[float, ...]
     gains: tuple[float, ...]
@@ -125,7 +124,7 @@ def estimate_movie(
     estimator: AbstractEstimator,
     sink: Any,
     *,
-    output: Output = "background",
+    quantity: Quantity = "background",
     dtype: Dtype = "float32",
     boxes: Sequence[Box] | None = None,
     offsets: Any = 0.0,
@@ -136,7 +135,7 @@ def estimate_movie(
     progress: bool = True,
     resume: bool = True,
     overwrite: bool = False,
-) -> Summary:
+) -> MovieSummary:
     """Estimates the background of a whole movie, and writes it as it goes.
 
     Memory is bounded by the chunks that are worked on, not by the movie. A result has its
@@ -155,7 +154,7 @@ def estimate_movie(
     - `sink`: where to write, by the suffix of the name `.tif`, `.ome.tif`, `.zarr` or
         `.ome.zarr`, or a NumPy array to fill; a list of these for a list of sources, or
         for boxes. Several channels of one source are written to one sink.
-    - `output`: `"background"` or `"residual"`, in the unit of the frames, or `"snr"`, see
+    - `quantity`: `"background"` or `"residual"`, in the unit of the frames, or `"snr"`, see
         [`jaxbkgd.snr`][].
     - `dtype`: `"float32"`, or `"uint16"` for a background that is rounded to the nearest
         number (to the even one of two) and clipped to 0 and 65535.
@@ -181,7 +180,7 @@ def estimate_movie(
 
     **Returns:**
 
-    A [`jaxbkgd.Summary`][].
+    A [`jaxbkgd.MovieSummary`][].
 
     **Raises:**
 
@@ -200,7 +199,7 @@ def estimate_movie(
         channels = _opened_channels(source, boxes, files)
         is_split = _is_list(source) or boxes is not None
         wanted = Wanted(
-            checked_choice("output", output, Output),
+            checked_choice("quantity", quantity, Quantity),
             checked_choice("dtype", dtype, Dtype),
             one_for_each("offsets", offsets, channels),
             one_for_each("gains", gains, channels),
@@ -232,7 +231,7 @@ def estimate_movie(
         job.commit()
 
     seconds = time.perf_counter() - clock
-    return Summary(
+    return MovieSummary(
         frames=frame_count,
         resumed_frames=resumed_frames,
         seconds=seconds,
@@ -277,7 +276,7 @@ class _Job(contextlib.AbstractContextManager):
         estimate = compiled(fast, wanted)
         self._estimate = ft.partial(estimated, channels[0].movie.name, estimate)
         self._wanted = wanted
-        is_background = (wanted.output, wanted.dtype) == ("background", "float32")
+        is_background = (wanted.quantity, wanted.dtype) == ("background", "float32")
         self._can_reuse = is_background and _takes("spent", fast)
         # Lines of a frame that are estimated by themselves, or None for whole frames.
         self._strips: list[Window | None] = [None]
@@ -477,7 +476,7 @@ def estimate_window(
     if spent is not None:
         given["spent"] = spent[0] if wanted.is_one_stack else list(spent)
     background = estimator(frames, **given)
-    match wanted.output:
+    match wanted.quantity:
         case "background":
             images = background.bkgds
         case "residual":
@@ -490,7 +489,7 @@ def estimate_window(
     # Where no pixel counts, there is no background.
     if (
         "weights" in given
-        or wanted.output == "snr"
+        or wanted.quantity == "snr"
         or any(jnp.issubdtype(stack.dtype, jnp.floating) for stack in stacks)
     ):
         finite = [jnp.isfinite(zeros_of(image)).all((-2, -1)) for image in images]
@@ -689,11 +688,11 @@ def check_weights(name: str, values: np.ndarray) -> None:
 
 
 def check_wanted(wanted: Wanted) -> None:
-    if wanted.output == "snr" and not wanted.gains:
+    if wanted.quantity == "snr" and not wanted.gains:
         raise ValueError("An SNR needs gains, in electrons per ADU.")
-    if wanted.output != "background" and wanted.dtype == "uint16":
+    if wanted.quantity != "background" and wanted.dtype == "uint16":
         raise ValueError(
-            f"A {wanted.output} is negative in places, and uint16 is not; write float32."
+            f"A {wanted.quantity} is negative in places, and uint16 is not; write float32."
         )
     for name, values in (("offsets", wanted.offsets), ("gains", wanted.gains)):
         for value in values:
@@ -741,7 +740,7 @@ def _settings(
         "source": [[prints[c.movie], c.index, list(c.box)] for c in channels],
         "weights": [None if each is None else prints[each.movie] for each in weights],
         "estimator": [eqx.tree_pformat(estimator), numbers.hexdigest()],
-        "output": wanted.output,
+        "quantity": wanted.quantity,
         "dtype": wanted.dtype,
         "offsets": list(wanted.offsets),
         "gains": list(wanted.gains),

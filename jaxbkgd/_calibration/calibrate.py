@@ -17,8 +17,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from .._estimators.base import AbstractEstimator, map_channels
-from .._progress import progress_bar
-from .._workers import core_count, on_threads
+from .._workers import core_count, on_threads, progress_bar
 from .objectives import FramePairLoss, Objective, read_frames, TruthLoss
 
 
@@ -38,7 +37,7 @@ _CURVATURE_STEP = 0.05
 _LEAST_GRADIENTS, _MOST_NUMBERS = 8, 32
 
 
-class History(eqx.Module):
+class CalibrationHistory(eqx.Module):
     """How a calibration went.
 
     **Attributes:**
@@ -69,14 +68,14 @@ class History(eqx.Module):
 
 
 def calibrate(
-    estimator: AbstractEstimator,
     channels: Any,
+    estimator: AbstractEstimator,
     *,
     objective: Objective | None = None,
     optimizer: optax.GradientTransformation | None = None,
     steps: int = 200,
     progress: bool = True,
-) -> tuple[Any, History]:
+) -> tuple[Any, CalibrationHistory]:
     """Learns an estimator's radii from a movie.
 
     The loss is averaged over up to 16 windows of frames, spread evenly over the movie. They
@@ -90,11 +89,11 @@ def calibrate(
 
     **Arguments:**
 
-    - `estimator`: what to calibrate, as `SpatialMean(7.0, max_radius_pix=60)`. All its
-        inexact arrays are learned, from where they are.
     - `channels`: one movie (frames, height, width), or a list or tuple of them, one a
         channel and of equal length: arrays, memory maps, or whatever has a shape and
         is sliced by frame.
+    - `estimator`: what to calibrate, as `SpatialMean(7.0, max_radius_pix=60)`. All its
+        inexact arrays are learned, from where they are.
     - `objective`: the loss, called as `objective(estimator, channels, frame_indices)` with
         a window of frames and their places in the movie. By default
         [`jaxbkgd.FramePairLoss`][], with a lag found from the movie.
@@ -106,7 +105,7 @@ def calibrate(
 
     **Returns:**
 
-    The calibrated estimator and a [`jaxbkgd.History`][].
+    The calibrated estimator and a [`jaxbkgd.CalibrationHistory`][].
 
     **Raises:**
 
@@ -126,7 +125,7 @@ def calibrate(
         ... )
         >>> start = jaxbkgd.SpatialMean(7.0, max_radius_pix=20.0)
         >>> objective = jaxbkgd.FramePairLoss(lag=8)
-        >>> estimator, history = jaxbkgd.calibrate(start, frames, objective=objective)
+        >>> estimator, history = jaxbkgd.calibrate(frames, start, objective=objective)
         >>> history.is_converged
         True
         >>> bool(3 < estimator.radii_pix[0, 0] < 6)
@@ -154,7 +153,7 @@ def calibrate(
             f"{calibrated.max_radius_pix:g} px{_frames_bound(calibrated)}).",
             stacklevel=2,
         )
-    return calibrated, History(
+    return calibrated, CalibrationHistory(
         losses=np.array(path.losses),
         radii_pix=np.stack(path.radii),
         radii_std_pix=np.where(is_at_bound, np.inf, radii_std_pix),

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Key
 
-from .._batch.run import Dtype, estimate_movie, installed_version, Output, Summary
+from .._batch.run import Dtype, estimate_movie, installed_version, MovieSummary, Quantity
 from .._calibration import calibrate as _calibrate
 from .._calibration.objectives import FramePairLoss
 from .._estimators.base import Background
@@ -29,9 +29,8 @@ from .._estimators.spatial_mean import noise_correction, SpatialMean
 from .._movies.movie import Box, Channel, Movie, MovieError
 from .._movies.open import open_movie
 from .._movies.sinks import check_destination, draft_of
-from .._progress import end_progress, progress_bar
 from .._simulation import simulate_movie
-from .._workers import one_thread_a_call
+from .._workers import end_progress, one_thread_a_call, progress_bar
 
 
 try:
@@ -368,8 +367,8 @@ def estimate(
             "without x1 and y1, with a semicolon between two, all in quotes.",
         ),
     ] = None,
-    output: Annotated[
-        Output,
+    quantity: Annotated[
+        Quantity,
         typer.Option(
             help="What to write: the background, the frames less their background, or "
             "their signal-to-noise ratio, which needs --gain and the right --offset."
@@ -394,7 +393,7 @@ def estimate(
         list[float] | None,
         typer.Option(
             metavar="E-/ADU",
-            help="Electrons per ADU, for --output snr; once for all channels, or once for "
+            help="Electrons per ADU, for --quantity snr; once for all channels, or once for "
             "each.",
         ),
     ] = None,
@@ -443,16 +442,16 @@ def estimate(
         )
         if mask is not None and not isinstance(estimator, LocalMean):
             _fail(f"--mask {mask}: is for averages over time; give --radius-frames too")
-        _check_camera(output, offset, gain)
+        _check_camera(quantity, offset, gain)
         is_split = len(opened) > 1 or boxes is not None
         sinks += _numbered(out, len(sizes)) if is_split else [out]
 
-        def run() -> Summary:
+        def run() -> MovieSummary:
             return estimate_movie(
                 opened if len(opened) > 1 else opened[0],
                 estimator,
                 sinks if is_split else out,
-                output=output,
+                quantity=quantity,
                 dtype=dtype,
                 boxes=boxes,
                 offsets=_shared_or_each(offset) or 0.0,
@@ -476,7 +475,7 @@ def estimate(
         _print_rows(
             {
                 "frames": f"{summary.frames} of {_listed(sizes)}",
-                "written": _described_output(output, dtype, offset),
+                "written": _described_quantity(quantity, dtype, offset),
                 **_estimator_rows(estimator),
                 **_summary_rows(summary),
             }
@@ -650,14 +649,16 @@ def _parsed_radius(text: str) -> tuple[float, float]:
 
 
 def _check_camera(
-    output: Output, offset: list[float] | None, gain: list[float] | None
+    quantity: Quantity, offset: list[float] | None, gain: list[float] | None
 ) -> None:
-    if output != "snr" and gain:
-        _fail("--gain: is for --output snr; leave it out, or give that")
-    if output == "snr" and not gain:
-        _fail("--output snr: needs --gain, in electrons per ADU")
-    if output == "snr" and not offset:
-        _say("--output snr: takes the camera's offset for light, unless --offset is given")
+    if quantity != "snr" and gain:
+        _fail("--gain: is for --quantity snr; leave it out, or give that")
+    if quantity == "snr" and not gain:
+        _fail("--quantity snr: needs --gain, in electrons per ADU")
+    if quantity == "snr" and not offset:
+        _say(
+            "--quantity snr: takes the camera's offset for light, unless --offset is given"
+        )
 
 
 def _shared_or_each(values: list[float] | None) -> Any:
@@ -693,12 +694,14 @@ def _ended_by_ctrl_c(sinks: list[Path]) -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def _described_output(output: Output, dtype: Dtype, offset: list[float] | None) -> str:
-    if output == "residual":
+def _described_quantity(
+    quantity: Quantity, dtype: Dtype, offset: list[float] | None
+) -> str:
+    if quantity == "residual":
         return f"residual, {dtype}"
     adu = _listed(f"{value:g}" for value in offset or [])
     rest = f"above the offset of {adu} ADU" if adu else "the camera's offset included"
-    return f"{'SNR' if output == 'snr' else output}, {dtype}, {rest}"
+    return f"{'SNR' if quantity == 'snr' else quantity}, {dtype}, {rest}"
 
 
 def _estimator_rows(estimator: SpatialMean | LocalMean) -> dict[str, str]:
@@ -720,7 +723,7 @@ def _clip_row(estimator: SpatialMean | LocalMean) -> dict[str, str]:
     return {"clip": "none" if clip is None else f"{float(clip.threshold):.3g} deviations"}
 
 
-def _summary_rows(summary: Summary) -> dict[str, str]:
+def _summary_rows(summary: MovieSummary) -> dict[str, str]:
     rows = {
         "noise factor": _listed(f"{factor:.4f}" for factor in summary.noise_corrections),
         "chunks": f"of {summary.chunk_frames} frames, on {summary.workers} threads",
@@ -849,7 +852,7 @@ def calibrate(
                 )
         try:
             module, history = _calibrate.calibrate(
-                start, channels, objective=FramePairLoss(lag), steps=steps
+                channels, start, objective=FramePairLoss(lag), steps=steps
             )
         except MovieError:
             raise
@@ -952,7 +955,7 @@ def _channel_losses(
 def _drawn_channel(
     number: int,
     module: SpatialMean | LocalMean,
-    history: _calibrate.History,
+    history: _calibrate.CalibrationHistory,
     channel: Channel,
     grid_pix: np.ndarray,
     grid_losses: np.ndarray,
@@ -988,7 +991,7 @@ def _drawn_channel(
 def _print_calibration(
     names: list[str],
     module: SpatialMean | LocalMean,
-    history: _calibrate.History,
+    history: _calibrate.CalibrationHistory,
     losses: np.ndarray,
 ) -> None:
     columns = []
@@ -1045,7 +1048,7 @@ def _described_error(loss: float) -> str:
 def _calibration_json(
     names: list[str],
     module: SpatialMean | LocalMean,
-    history: _calibrate.History,
+    history: _calibrate.CalibrationHistory,
     losses: np.ndarray,
 ) -> str:
     """The module, with what is known of how it was learned."""

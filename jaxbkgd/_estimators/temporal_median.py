@@ -19,7 +19,7 @@ MedianNoise = Literal["exact", "unit"]
 
 
 class TemporalMedian(AbstractEstimator):
-    """The background of each pixel: its median over the frames at most `radius_frames`
+    """The background of each pixel: its median over the frames at most `half_window_frames`
     away, which is that of `smlmlp.bkgd_temporal_median`.
 
     At either end of the movie there are fewer frames, and of an even number the two middle
@@ -45,14 +45,14 @@ class TemporalMedian(AbstractEstimator):
         ```
     """
 
-    radius_frames: int = eqx.field(static=True)
+    half_window_frames: int = eqx.field(static=True)
     noise: MedianNoise = eqx.field(static=True)
 
-    def __init__(self, radius_frames: int = 25, *, noise: MedianNoise = "exact"):
+    def __init__(self, half_window_frames: int = 25, *, noise: MedianNoise = "exact"):
         """**Arguments:**
 
-        - `radius_frames`: the frames on either side of one, so that the window has
-            `2 * radius_frames + 1`; smlmlp's `median_window_fr`.
+        - `half_window_frames`: the frames on either side of one, so that the window has
+            `2 * half_window_frames + 1`; smlmlp's `median_window_fr`.
         - `noise`: `"exact"` for the noise factor of white Gaussian noise, away from the
             movie's ends; `"unit"` for 1, which smlmlp gives.
 
@@ -60,23 +60,23 @@ class TemporalMedian(AbstractEstimator):
 
         `ValueError` for a radius that is not a whole number from 0, and an unknown `noise`.
         """
-        is_whole = isinstance(radius_frames, int | np.integer)
-        if not is_whole or isinstance(radius_frames, bool) or radius_frames < 0:
+        is_whole = isinstance(half_window_frames, int | np.integer)
+        if not is_whole or isinstance(half_window_frames, bool) or half_window_frames < 0:
             raise ValueError(
-                "radius_frames must be a whole number from 0, the frames on either side of "
-                f"one, but is {radius_frames!r}; a window of 51 frames has 25."
+                "half_window_frames must be a whole number from 0, the frames on either side of "
+                f"one, but is {half_window_frames!r}; a window of 51 frames has 25."
             )
         if noise not in get_args(MedianNoise):
             raise ValueError(
                 f"noise must be one of {get_args(MedianNoise)}, but is {noise!r}."
             )
-        self.radius_frames = int(radius_frames)
+        self.half_window_frames = int(half_window_frames)
         self.noise = noise
 
     @property
     def halo_frames(self) -> int:
-        """`radius_frames`."""
-        return self.radius_frames
+        """`half_window_frames`."""
+        return self.half_window_frames
 
     def __call__(self, channels: Channels) -> Background:
         """**Arguments:**
@@ -94,9 +94,9 @@ class TemporalMedian(AbstractEstimator):
         As [`jaxbkgd.SpatialMean`][] does for the channels.
         """
         is_unit = self.noise == "unit"
-        noise = jnp.asarray(1 if is_unit else _exact_noise(self.radius_frames), float)
+        noise = jnp.asarray(1 if is_unit else _exact_noise(self.half_window_frames), float)
         return Background(
-            map_channels(lambda channel: _bkgd(channel, self.radius_frames), channels),
+            map_channels(lambda channel: _bkgd(channel, self.half_window_frames), channels),
             map_channels(lambda _: noise, channels),
         )
 
