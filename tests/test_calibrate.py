@@ -11,7 +11,6 @@ from conftest import reference_mean
 from scipy.optimize import minimize
 
 from jaxbkgd import (
-    _calibrate,
     AbstractEstimator,
     Background,
     calibrate,
@@ -21,6 +20,7 @@ from jaxbkgd import (
     SpatialOpening,
     TruthLoss,
 )
+from jaxbkgd._calibration import calibrate as _calibrate
 from jaxbkgd._calibration.calibrate import secant_descent
 from jaxbkgd._estimators.base import map_channels
 
