@@ -16,40 +16,22 @@ from scipy.special import erfinv, ndtr
 from jaxbkgd import AbstractEstimator, Background
 
 
-# Read when JAX first looks for its devices: the tests of sharding need two.
-FLAGS = (
+# JAX reads this when it first looks for its devices; sharding needs two.
+os.environ["XLA_FLAGS"] = (
     f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2"
-    " --xla_flags_reset=true"  # read anew for each program
 )
-os.environ["XLA_FLAGS"] = FLAGS
-
-# Up to the newest for Python 3.11: later ones do not know `xla_cpu_use_fusion_emitters`.
-CAN_BE_QUICK = jax.__version_info__ < (0, 11)
-IS_QUICK = pytest.StashKey[bool]()
-
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "bits: programs are compiled as users' are")
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Compiles in less than half of the time, to slower programs, which round otherwise
-    but by less than any tolerance. Not where bits are compared: whether those of another
-    chunk are the same depends on how loops are vectorized, and is tested as users have it.
-    """
-    is_quick = CAN_BE_QUICK and item.get_closest_marker("bits") is None
-    if item.config.stash.get(IS_QUICK, False) == is_quick:
-        return
-    item.config.stash[IS_QUICK] = is_quick
-    values = {
-        "xla_backend_optimization_level": 0 if is_quick else 3,
-        "xla_llvm_disable_expensive_passes": is_quick,
-        "xla_cpu_use_fusion_emitters": not is_quick,
+    """Keeps compiled programs in a folder, from which later tests, other workers,
+    subprocesses and the next run load them."""
+    settings = {
+        "jax_compilation_cache_dir": str(config.rootpath / ".pytest_cache" / "jax"),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
     }
-    words = [f"--{name}={str(value).lower()}" for name, value in values.items()]
-    os.environ["XLA_FLAGS"] = " ".join([FLAGS, *words])
-    jax.clear_caches()
+    for name, value in settings.items():
+        text = os.environ.setdefault(name.upper(), str(value))
+        jax.config.update(name, type(value)(text))
 
 
 # Half of the central interval that holds 99 % of a normal density, in sigmas.
