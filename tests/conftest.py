@@ -34,6 +34,14 @@ def pytest_configure(config: pytest.Config) -> None:
         jax.config.update(name, type(value)(text))
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """`-m fast` selects the tests that are not marked as slow."""
+    for item in items:
+        if item.get_closest_marker("slow") is None:
+            item.add_marker("fast")
+
+
 # Half of the central interval that holds 99 % of a normal density, in sigmas.
 CUT_SIGMAS = float(np.sqrt(2) * erfinv(0.99))
 
