@@ -2,8 +2,8 @@
 
     python docs/make_figures.py [--quick] [FOLDER]
 
-All is simulated, from fixed random keys. It takes a few minutes on two cores. With `--quick`
-movies are smaller, to see whether it runs.
+All is simulated, from fixed random keys. It takes a few minutes on two cores. Movies are
+smaller with `--quick`, to see whether it runs.
 """
 
 import sys

@@ -21,6 +21,7 @@ os.environ["XLA_FLAGS"] = (
     f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2"
 )
 
+
 def pytest_configure(config: pytest.Config) -> None:
     """Keeps compiled programs in a folder, from which later tests, other workers,
     subprocesses and the next run load them."""

@@ -89,9 +89,7 @@ def test_the_example_of_a_whole_movie_writes_what_the_estimator_gives(tmp_path: 
     (factor,) = summaries["snr"].noise_corrections
     # A few roundings of float32: a kernel that is traced has another order.
     np.testing.assert_allclose(bkgds, estimator(movie - 100.0).bkgds, rtol=1e-5)
-    expected = jaxbkgd.snr(
-        movie - 100.0 - bkgds, bkgds, noise_correction=factor, gain=0.46
-    )
+    expected = jaxbkgd.snr(movie - 100.0 - bkgds, bkgds, noise_correction=factor, gain=0.46)
     # Some roundings of float32, of residuals that are smaller than what they are left of.
     np.testing.assert_allclose(snr, expected, rtol=1e-4, atol=1e-5)
 

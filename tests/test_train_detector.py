@@ -139,8 +139,7 @@ def radii_after(name, folder):
 def test_radii_move_towards_each_other_from_far_starts(tmp_path):
     # After 400 steps they are at 5 px; see the page on training.
     small, large = (
-        radii_after(f"r trained from {start} px", tmp_path)[0][-1, 0]
-        for start in (2, 25)
+        radii_after(f"r trained from {start} px", tmp_path)[0][-1, 0] for start in (2, 25)
     )
     assert 2.5 < small < large < 22
 
