@@ -216,12 +216,13 @@ def print_failures() -> None:
 
 def _simulated(*, frame_count: int = 100, **settings: Any) -> tuple[Frames, Frames]:
     """Frames above the camera's offset and their true background, in ADU."""
+    size: dict[str, Any] = {"height_pix": _SIZE_PIX, "width_pix": _SIZE_PIX}
     frames, truth = jaxbkgd.simulate_movie(
         jax.random.key(3),
         frame_count=frame_count,
         gain_electrons_per_adu=_GAIN,
         offset_adu=_OFFSET_ADU,
-        **{"height_pix": _SIZE_PIX, "width_pix": _SIZE_PIX} | settings,
+        **size | settings,
     )
     return frames - _OFFSET_ADU, truth.bkgds_adu
 

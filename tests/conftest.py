@@ -136,7 +136,7 @@ def central_difference(function, point, step):
 
 
 class MovingSum(AbstractEstimator):
-    """Of the frames that there are, up to `reach` before and behind."""
+    """The sum of the frames that there are, up to `reach` before and behind."""
 
     reach: int = eqx.field(static=True)
 
@@ -144,9 +144,8 @@ class MovingSum(AbstractEstimator):
     def halo_frames(self) -> int:
         return self.reach
 
-    def __call__(self, channels: Any) -> Background:
-        frames = jnp.asarray(channels, jnp.float32)
-        total = frames
+    def estimate_stack(self, frames: Any) -> Background:
+        total = frames = frames.astype(jnp.float32)
         for shift in range(1, min(self.halo_frames, len(frames) - 1) + 1):
             total = total.at[shift:].add(frames[:-shift]).at[:-shift].add(frames[shift:])
         return Background(total, jnp.ones(()))

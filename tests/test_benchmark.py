@@ -14,6 +14,8 @@ from types import ModuleType
 import pytest
 
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 BEFORE, AFTER = "# A page\n", "\nand its end\n"
 

@@ -38,6 +38,7 @@ def fenced_blocks(page: Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(), re.M | re.S)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "page",
     [page for page in (README, *PAGES) if fenced_blocks(page, "python")],
@@ -55,6 +56,7 @@ def test_code_on_a_page_runs_from_top_to_bottom(
         exec(compile(block, page.name, "exec"), variables)
 
 
+@pytest.mark.slow
 def test_the_quick_start_writes_its_picture(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -63,6 +65,7 @@ def test_the_quick_start_writes_its_picture(
     assert (tmp_path / "quick_start.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_the_example_of_calibration_comes_to_the_same_radii_from_all_starts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -75,6 +78,7 @@ def test_the_example_of_calibration_comes_to_the_same_radii_from_all_starts(
     assert (tmp_path / "calibrate.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_the_example_of_a_whole_movie_writes_what_the_estimator_gives(tmp_path: Path):
     example = runpy.run_path(str(ROOT / "examples" / "whole_movie.py"))
     # The second time, from the movie that there is, in the place of what there was.
@@ -94,6 +98,7 @@ def test_the_example_of_a_whole_movie_writes_what_the_estimator_gives(tmp_path: 
     np.testing.assert_allclose(snr, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_example_from_smlmlp_has_less_error_and_fewer_false_maxima(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):

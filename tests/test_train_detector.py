@@ -17,6 +17,8 @@ with pytest.MonkeyPatch.context() as patch:
     detector, train_detector = map(import_module, ("detector", "train_detector"))
 
 
+pytestmark = pytest.mark.slow
+
 NOWHERE = -30.0  # a logit
 STEPS = 30  # of all trainings here, so that they share one program
 
