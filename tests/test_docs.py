@@ -1,6 +1,7 @@
 """README, docs and examples say what is so: their code runs, README's commands are where
 `.ci/run` looks for them, every public name has an entry, and every file is at home."""
 
+import functools
 import importlib.util
 import inspect
 import re
@@ -34,11 +35,21 @@ FOREIGN = re.compile(
 )
 
 
+@pytest.fixture
+def small_movies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Simulated movies are small where no size is asked for, and of one shape, for which
+    programs are compiled once."""
+    size = {"frame_count": 40, "height_pix": 64, "width_pix": 64}
+    simulate = functools.partial(jaxbkgd.simulate_movie, **size)
+    monkeypatch.setattr(jaxbkgd, "simulate_movie", simulate)
+
+
 def fenced_blocks(page: Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(), re.M | re.S)
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("small_movies")
 @pytest.mark.parametrize(
     "page",
     [page for page in (README, *PAGES) if fenced_blocks(page, "python")],
@@ -57,6 +68,7 @@ def test_code_on_a_page_runs_from_top_to_bottom(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("small_movies")
 def test_the_quick_start_writes_its_picture(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
