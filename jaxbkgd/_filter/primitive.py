@@ -144,9 +144,7 @@ def _pushforward(
     there is one."""
     radii, tangents, frames_tangents = split_tangents(radii_and_tangents, kernels, axes)
     images = tuple(differentiated(kernels, axis) for axis in axes)
-    at_once = ft.partial(
-        engines.weighted_sum_at_once, images=images, settings=settings
-    )
+    at_once = ft.partial(engines.weighted_sum_at_once, images=images, settings=settings)
     in_pieces = ft.partial(
         engines.weighted_sum_in_pieces, images=images, settings=settings, kernels=kernels
     )
