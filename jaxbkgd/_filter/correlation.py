@@ -173,10 +173,9 @@ def correlate(
 ) -> list[Float[Array, "*batch height width"]]:
     """The `count` pixels along the axis that the padding surrounds, for each row. The rows
     have equally many taps."""
-    if rows[0].bands is not None:
-        return [
-            _banded_products(padded, row.bands, count, axis, on_cpu=on_cpu) for row in rows
-        ]
+    bands = [row.bands for row in rows if row.bands is not None]
+    if bands:
+        return [_banded_products(padded, b, count, axis, on_cpu=on_cpu) for b in bands]
     images = []
     rows_at_once = 2 if on_cpu else 1
     for first in range(0, len(rows), rows_at_once):

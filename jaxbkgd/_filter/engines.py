@@ -218,7 +218,7 @@ class _Pieces(NamedTuple):
 class _Place(NamedTuple):
     """Where a strip is. The last strip and the last block overlap those before."""
 
-    index: Int[Array, ""]  # of the image in the stack
+    number: Int[Array, ""]  # of the image in the stack
     top: Int[Array, ""]
     left: Int[Array, ""] | int
     first_new_line: Int[Array, ""]  # no strip before has it
@@ -232,7 +232,7 @@ _UseStrips = Callable[[list[Array], list[Array], _Place], tuple[list[Array], lis
 
 def _as_images(
     frames: Shaped[Array, "*batch height width"], settings: Settings
-) -> Shaped[Array, "*batch image_height image_width"]:
+) -> Shaped[Array, "*images image_height image_width"]:
     """In time, one image with a line for each frame."""
     if settings.dimension == "space":
         return frames
@@ -386,11 +386,11 @@ def _factor_of_strip(
     dtype: jnp.dtype,
 ) -> Float[Array, "lines columns"]:
     """The factor at a strip, and zero where another strip was before."""
-    corner, size = (place.index, place.top, place.left), (1, pieces.lines, pieces.columns)
+    corner, size = (place.number, place.top, place.left), (1, pieces.lines, pieces.columns)
     near = lax.dynamic_slice(factors, corner, size)[0].astype(dtype)
     if pieces.settings.edges == "folded":
         # Products with a constant add up to rounding alone, and less so if it is small.
-        near -= factors[place.index, 0, 0].astype(dtype)
+        near -= factors[place.number, 0, 0].astype(dtype)
     lines = place.top + jnp.arange(pieces.lines)
     is_new = (lines >= place.first_new_line)[:, None]
     if pieces.columns < factors.shape[2]:
@@ -402,7 +402,7 @@ def _factor_of_strip(
 def _filter_strip(pieces: _Pieces, place: _Place) -> list[Float[Array, "lines columns"]]:
     """A strip filtered with the kernels of each image."""
     if pieces.lines == pieces.stack.shape[1]:
-        image = _lines_reader(pieces, place.index, place.left)(0, pieces.lines)
+        image = _lines_reader(pieces, place.number, place.left)(0, pieces.lines)
         image = zeros_for_nonfinite(image) if pieces.must_spread else image
         edges = pieces.settings.edges
         filter_y = ft.partial(correlate_axis, image, edges=edges, axis=-2)
@@ -447,7 +447,7 @@ def _correlate_strip(
 
     def read(numbers, left=0, columns=width):
         def read_line(line):
-            corner, size = (place.index, line, left), (1, 1, columns)
+            corner, size = (place.number, line, left), (1, 1, columns)
             return lax.dynamic_slice(pieces.stack, corner, size)[0, 0]
 
         pixels = jax.vmap(read_line)(numbers).astype(dtype)

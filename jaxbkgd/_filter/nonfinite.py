@@ -3,7 +3,6 @@
 import functools as ft
 from collections.abc import Callable
 
-import jax
 import jax.numpy as jnp
 from jax import export, lax
 from jaxtyping import Array, Float, Int, Shaped, UInt8
@@ -37,7 +36,7 @@ def zeros_of(
 def zeros_of_lines(
     lines_from: Callable[[int, int], Shaped[Array, "*batch count width"]], height: int
 ) -> Shaped[Array, "*batch count width"]:
-    """As `zeros_of`, for `height` lines that a function reads: `lines_from(first, count)`."""
+    """As `zeros_of`, for lines that a function reads, `lines_from(first, count)`."""
     count = -(-height // 8)
     # Eight reads, since parts of one read are slower in a loop. They may overlap.
     firsts = [min(first, height - count) for first in range(0, 8 * count, count)]
@@ -45,8 +44,8 @@ def zeros_of_lines(
 
 
 def must_spread(frames: Shaped[Array, "*batch height width"], rows: Rows) -> bool:
-    """Whether correlation would spread what is not finite to pixels that the kernels do not
-    cover: a product spreads it over lines of pixels, and a zero tap times infinity is NaN."""
+    """Whether correlation would spread what is not finite further than the kernels reach: a
+    product spreads it over lines of pixels, and a zero tap times infinity is NaN."""
     return jnp.issubdtype(frames.dtype, jnp.floating) and any(
         kernel.is_bound or row.bands is not None for (_, kernel), row in rows.items()
     )
@@ -105,7 +104,7 @@ def _flags_between(
     """For each pixel all flags of the pixels from `first` to `last` beyond it, edges
     repeated. Neither is farther than `most`."""
     size = flags.shape[axis]
-    if not export.is_symbolic_dim(size):
+    if not export.is_symbolic_dim(flags.shape[axis]):
         # All that lies farther away than this is the edge.
         most = min(most, size)
     first, last = (jnp.clip(distance, -most, most) for distance in (first, last))

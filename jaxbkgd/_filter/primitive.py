@@ -164,8 +164,8 @@ def _pullback(
     is_image_kept: bool,
     settings: Settings,
 ) -> list[Float[Array, "..."]]:
-    """For each of `axes` the sum of the frames' products with the derivative of the filtered
-    cotangent in that radius; and the filtered cotangent, if it is to be kept."""
+    """For each of `axes` the sum of products of the frames and the filtered cotangent's
+    derivative in that radius; then the filtered cotangent, if it is to be kept."""
     options = {
         "images": tuple(differentiated(kernels, axis) for axis in axes),
         "kept": (kernels,) if is_image_kept else (),
@@ -224,7 +224,8 @@ def _by_platform(
     sharding = jax.typeof(like).sharding
     replicated = NamedSharding(sharding.mesh, PartitionSpec())
     shardings = [replicated] * sum_count + [sharding] * image_count
-    return auto_axes(compute, out_sharding=shardings)(like, *others)
+    sharded: Callable = auto_axes(compute, out_sharding=shardings)
+    return sharded(like, *others)
 
 
 def _image_type(

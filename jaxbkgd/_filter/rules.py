@@ -179,8 +179,8 @@ def _jvp_of(function: Callable) -> Callable:
                 arguments[index] = value
             return function(*arguments, **parameters)
 
-        of_index = [[values[i] for i in moving] for values in (primals, tangents)]
-        return jax.jvp(of_moving, *of_index)
+        at, dots = ([values[i] for i in moving] for values in (primals, tangents))
+        return jax.jvp(of_moving, at, dots)
 
     return jvp
 
