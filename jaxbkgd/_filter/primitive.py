@@ -23,7 +23,7 @@ from jax import export, lax
 from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import mlir
-from jax.sharding import auto_axes, NamedSharding, PartitionSpec
+from jax.sharding import auto_axes, AxisType, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Shaped
 
 from . import engines
@@ -210,7 +210,7 @@ def _define(
 ) -> None:
     """Makes a primitive of a function for CPU and one for other platforms. The latter also
     serves symbolic sizes, since loops over pieces need numbers. Images are sharded as the
-    first argument is."""
+    first argument is. Axes of a mesh that are explicit are automatic within."""
 
     def compute(*arguments, **parameters):
         is_in_space = parameters["settings"].dimension == "space"
@@ -237,9 +237,14 @@ def _define(
 
     def compute_on_any_mesh(*arguments, **parameters):
         types = abstract_eval(*map(jax.typeof, arguments), **parameters)
-        shardings = jax.tree.map(lambda each: each.sharding, types)
-        # On a mesh with explicit axes, these are automatic within.
-        return auto_axes(compute, out_sharding=shardings)(*arguments, **parameters)
+        mesh = jax.typeof(arguments[0]).sharding.mesh
+        kinds = zip(mesh.axis_names, mesh.axis_types, strict=True)
+        explicit = tuple(name for name, kind in kinds if kind == AxisType.Explicit)
+        if not explicit:
+            return compute(*arguments, **parameters)
+        shardings = jax.tree.map(lambda result: result.sharding, types)
+        automatic = auto_axes(compute, axes=explicit, out_sharding=shardings)
+        return automatic(*arguments, **parameters)
 
     compiled = jax.jit(compute_on_any_mesh, static_argnames=parameter_names.split())
 
