@@ -10,7 +10,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Shaped
 
-from .._filter.engines import halo_lines
+from .._filter.correlation import halo_lines
 from .._filter.kernels import (
     GaussianKernel,
     half_width,
@@ -19,7 +19,6 @@ from .._filter.kernels import (
     Truncation,
 )
 from .._filter.primitive import separable_filter
-from .._filter.vectors import jit_in_full_width
 from .base import AbstractEstimator, as_frames, Background, Channels, map_channels
 from .radii import (
     bounded_radii,
@@ -395,7 +394,7 @@ def _background(
     return Background(bkgds, _noise(radii, kernels, noise))
 
 
-@ft.partial(jit_in_full_width, static_argnames="kernels")
+@ft.partial(jax.jit, static_argnames="kernels")
 def filtered(
     frames: Shaped[Array, "*batch height width"],
     radii: Float[Array, "2"],
@@ -409,7 +408,7 @@ def filtered(
         frames = frames.astype(dtype)
     if spent is not None and spent.dtype != dtype:
         spent = None
-    return separable_filter(frames, list(radii.astype(dtype)), kernels, spent=spent)
+    return separable_filter(frames, list(radii.astype(dtype)), kernels, donated=spent)
 
 
 @ft.partial(jax.jit, static_argnames=("kernels", "kind"))
