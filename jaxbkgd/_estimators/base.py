@@ -318,7 +318,7 @@ def snr(
         ```
     """
     if not is_traced(gain) and np.ndim(gain) == 0:
-        checked_number("gain", gain, unit=", in electrons per ADU")
+        checked_number("gain", gain, unit="electrons per ADU")
     arguments = [jnp.asarray(a) for a in (signal, bkgd, noise_correction, gain)]
     rank = max(a.ndim for a in arguments)
     # Scalars stay scalars.
