@@ -1,25 +1,32 @@
 """The separable filter of a stack: piece by piece, or the whole stack at once.
 
 On CPU a stack is filtered in pieces, which stay in cache on their way through both axes.
-Elsewhere the whole stack goes through one axis after the other. Either way there are three
-functions: images, the sum of images with weights, and the sums of products of images with
-a stack. In time, a stack is an image frames high and as wide as a frame has pixels, and is
-filtered along its height alone.
+Elsewhere the whole stack goes through one axis after the other. In pieces, images may also
+be added up, or multiplied with a stack and summed, and are not kept. In time, a stack is
+an image frames high and as wide as a frame has pixels, filtered along its height alone.
 """
 
-import dataclasses
 import functools as ft
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from .correlation import correlate, correlate_axis, Edges, fold_edges, Row, Rows, rows_of
-from .kernels import Kernel, Kernels
+from .correlation import (
+    correlate,
+    correlate_axis,
+    Edges,
+    fold_edges,
+    Row,
+    Rows,
+    rows_of,
+    Settings,
+)
+from .kernels import differentiated, Kernel, Kernels, Radii
 from .nonfinite import must_spread, spread_nonfinite, zeros_for_nonfinite, zeros_of_lines
 
 
@@ -37,37 +44,15 @@ _BANDED_COLUMNS = 256
 _L1_BYTES, _L1_WAYS = 2**15, 8
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """What all images of a call share.
-
-    **Arguments:**
-
-    - `dimension`: "space" for kernels (y, x) along the last two axes of the frames, "time"
-        for one kernel along the last axis but two.
-    - `edges`: what lies beyond the edges.
-    - `is_finite`: whether the frames are known to be finite, so that less is compiled.
-    """
-
-    dimension: Literal["space", "time"]
-    edges: Edges
-    is_finite: bool
-
-    def adjoint(self) -> "Settings":
-        """The settings of the adjoint filter."""
-        adjoints: dict[Edges, Edges] = {"repeated": "folded", "folded": "repeated"}
-        return dataclasses.replace(self, edges=adjoints.get(self.edges, self.edges))
-
-
 def filter_at_once(
-    frames: Shaped[Array, "*batch height width"],
-    radii: Sequence[Float[Array, ""]],
+    frames: Shaped[Array, "*shape"],
+    *radii: Float[Array, ""],
     images: Sequence[Kernels],
     settings: Settings,
-) -> list[Float[Array, "*batch height width"]]:
+) -> list[Float[Array, "*shape"]]:
     """The frames filtered with the kernels of each image."""
     stack = _as_images(frames, settings)
-    rows = _rows(images, radii, stack, settings)
+    rows = rows_of(images, radii, stack.shape[-2:], settings)
 
     def filter_finite(stack):
         filter_y = ft.partial(correlate_axis, stack, edges=settings.edges, axis=-2)
@@ -85,30 +70,52 @@ def filter_at_once(
     return [image.reshape(frames.shape) for image in filtered]
 
 
-def weighted_sum_at_once(
-    frames: Shaped[Array, "*batch height width"],
-    radii: Sequence[Float[Array, ""]],
-    weights: Sequence[Float[Array, ""]],
+def filter_in_pieces(
+    frames: Shaped[Array, "*shape"],
+    *radii: Float[Array, ""],
     images: Sequence[Kernels],
     settings: Settings,
-) -> Float[Array, "*batch height width"]:
-    """The sum of the images with these weights."""
-    return weighted_sum(weights, filter_at_once(frames, radii, images, settings))
+) -> list[Float[Array, "*shape"]]:
+    """As `filter_at_once`."""
+    pieces = _pieces(frames, radii, images, images[0], settings)
+    results = [_empty(pieces.stack, radii[0].dtype) for _ in images]
+    results, _ = _filter_pieces(pieces, results, [], lambda strips, sums, _: (strips, sums))
+    return [result.reshape(frames.shape) for result in results]
 
 
-def products_at_once(
-    frames: Float[Array, "*batch height width"],
-    factor: Shaped[Array, "*batch height width"],
-    radii: Sequence[Float[Array, ""]],
-    images: Sequence[Kernels],
-    kept: Sequence[Kernels],
+def filter_onto(
+    donated: Float[Array, "*shape"],
+    frames: Shaped[Array, "*shape"],
+    *radii: Float[Array, ""],
+    kernels: Kernels,
     settings: Settings,
-) -> list[Float[Array, "..."]]:
-    """The sum of each image's products with the factor, then the images that are kept."""
-    filtered = filter_at_once(frames, radii, [*images, *kept], settings)
-    multiplied, kept_images = filtered[: len(images)], filtered[len(images) :]
-    factor = factor.astype(radii[0].dtype)
-    return [*(jnp.sum(image * factor) for image in multiplied), *kept_images]
+) -> Float[Array, "*shape"]:
+    """As `filter_in_pieces`, for one image that is written over the donated one."""
+    pieces = _pieces(frames, radii, [kernels], kernels, settings)
+    onto = [donated.reshape(pieces.stack.shape)]
+    onto, _ = _filter_pieces(pieces, onto, [], lambda strips, sums, _: (strips, sums))
+    return onto[0].reshape(frames.shape)
+
+
+def slope_in_pieces(
+    frames: Shaped[Array, "*shape"],
+    radii: Radii,
+    tangents: Sequence[Float[Array, ""]],
+    axes: Sequence[int],
+    kernels: Kernels,
+    settings: Settings,
+) -> Float[Array, "*shape"]:
+    """The derivative of an image along tangents of the radii of `axes`: the weighted sum of
+    images, none of which is kept."""
+    images = [differentiated(kernels, axis) for axis in axes]
+    pieces = _pieces(frames, radii, images, kernels, settings)
+
+    def add(strips, sums, _):
+        return [weighted_sum(tangents, strips)], sums
+
+    total = [_empty(pieces.stack, radii[0].dtype)]
+    (total,), _ = _filter_pieces(pieces, total, [], add)
+    return total.reshape(frames.shape)
 
 
 def weighted_sum(
@@ -118,79 +125,34 @@ def weighted_sum(
     return ft.reduce(jnp.add, terms)
 
 
-def filter_in_pieces(
-    frames: Shaped[Array, "*batch height width"],
-    radii: Sequence[Float[Array, ""]],
-    images: Sequence[Kernels],
-    settings: Settings,
-) -> list[Float[Array, "*batch height width"]]:
-    """As `filter_at_once`."""
-    pieces = _pieces(frames, radii, images, images[0], settings)
-    results = [_empty(pieces.stack, radii[0].dtype) for _ in images]
-    results, _ = _filter_pieces(pieces, results, [], lambda strips, sums, _: (strips, sums))
-    return [result.reshape(frames.shape) for result in results]
-
-
-def filter_onto(
-    donated: Float[Array, "*batch height width"],
-    frames: Shaped[Array, "*batch height width"],
-    radii: Sequence[Float[Array, ""]],
-    kernels: Kernels,
-    settings: Settings,
-) -> Float[Array, "*batch height width"]:
-    """As `filter_in_pieces`, for one image that is written over the donated one."""
-    pieces = _pieces(frames, radii, [kernels], kernels, settings)
-    results = [donated.reshape(pieces.stack.shape)]
-    results, _ = _filter_pieces(pieces, results, [], lambda strips, sums, _: (strips, sums))
-    return results[0].reshape(frames.shape)
-
-
-def weighted_sum_in_pieces(
-    frames: Shaped[Array, "*batch height width"],
-    radii: Sequence[Float[Array, ""]],
-    weights: Sequence[Float[Array, ""]],
-    images: Sequence[Kernels],
-    settings: Settings,
-    *,
-    kernels: Kernels,
-) -> Float[Array, "*batch height width"]:
-    """As `weighted_sum_at_once`, keeping no image but the sum. The images are derivatives
-    of that of `kernels`."""
-    pieces = _pieces(frames, radii, images, kernels, settings)
-    results = [_empty(pieces.stack, radii[0].dtype)]
-    results, _ = _filter_pieces(
-        pieces, results, [], lambda strips, sums, _: ([weighted_sum(weights, strips)], sums)
-    )
-    return results[0].reshape(frames.shape)
-
-
 def products_in_pieces(
-    frames: Float[Array, "*batch height width"],
-    factor: Shaped[Array, "*batch height width"],
-    radii: Sequence[Float[Array, ""]],
-    images: Sequence[Kernels],
-    kept: Sequence[Kernels],
-    settings: Settings,
-    *,
+    frames: Float[Array, "*shape"],
+    factor: Shaped[Array, "*shape"],
+    *radii: Float[Array, ""],
     kernels: Kernels,
+    axes: Sequence[int],
+    is_image_kept: bool,
+    settings: Settings,
 ) -> list[Float[Array, "..."]]:
-    """As `products_at_once`. The images are derivatives of that of `kernels`."""
+    """For each of `axes` the sum of products of the factor and an image's derivative in
+    that radius, none of which is kept; then the image itself, if it is to be kept."""
+    images = [differentiated(kernels, axis) for axis in axes]
+    kept = [kernels] if is_image_kept else []
     pieces = _pieces(frames, radii, [*images, *kept], kernels, settings)
-    factors = factor.reshape(pieces.stack.shape)
+    factors, dtype = factor.reshape(pieces.stack.shape), radii[0].dtype
 
     def add_products(strips, sums, place):
         near = _factor_of_strip(factors, pieces, place, dtype)
         pairs = zip(sums, strips[: len(images)], strict=True)
         return strips[len(images) :], [total + near * strip for total, strip in pairs]
 
-    # A sum for each pixel of a strip, which is faster and more exact than XLA's sum over
-    # all pixels.
-    dtype, shape = radii[0].dtype, (pieces.lines, pieces.columns)
+    # A sum for each pixel of a strip is faster and more exact than XLA's over all pixels.
+    shape = pieces.lines, pieces.columns
     sums = [jnp.zeros_like(pieces.stack, dtype, shape) for _ in images]
     results = [_empty(pieces.stack, dtype) for _ in kept]
     results, sums = _filter_pieces(pieces, results, sums, add_products)
-    images_kept = [result.reshape(frames.shape) for result in results]
-    return [*(jnp.sum(total) for total in sums), *images_kept]
+    totals = [jnp.sum(total) for total in sums]
+    return [*totals, *(result.reshape(frames.shape) for result in results)]
 
 
 class _Pieces(NamedTuple):
@@ -240,20 +202,9 @@ def _as_images(
     return frames.reshape((*batch, count, height * width))
 
 
-def _rows(
-    images: Sequence[Kernels],
-    radii: Sequence[Float[Array, ""]],
-    stack: Shaped[Array, "*batch height width"],
-    settings: Settings,
-) -> Rows:
-    is_temporal = settings.dimension == "time"
-    sizes, edges = stack.shape[-2:], settings.edges
-    return rows_of(images, radii, sizes, is_temporal=is_temporal, edges=edges)
-
-
 def _pieces(
     frames: Shaped[Array, "*batch height width"],
-    radii: Sequence[Float[Array, ""]],
+    radii: Radii,
     images: Sequence[Kernels],
     kernels: Kernels,
     settings: Settings,
@@ -261,7 +212,7 @@ def _pieces(
     stack = _as_images(frames, settings)
     *batch, height, width = stack.shape
     stack = stack.reshape((math.prod(batch), height, width))
-    rows = _rows([kernels, *images], radii, stack, settings)
+    rows = rows_of([kernels, *images], radii, (height, width), settings)
     if settings.dimension == "time":
         lines, columns = height, min(_TEMPORAL_COLUMNS, width)
     else:
@@ -460,7 +411,7 @@ def _correlate_strip(
             padded = jnp.where(is_inside[:, None], padded, 0)
         # Else XLA would read and convert anew for each tap.
         padded = lax.optimization_barrier(padded)
-        return correlate(padded, rows, pieces.lines, -2, on_cpu=on_cpu)
+        return [correlate(padded, row, pieces.lines, -2, on_cpu=on_cpu) for row in rows]
 
     is_banded = rows[0].bands is not None
     columns = min(_BANDED_COLUMNS if is_banded else _COLUMNS, width)
