@@ -1,9 +1,9 @@
 """How many frames apart molecules no longer correlate, found from the movie."""
 
+import contextlib
 import functools as ft
 import math
 import warnings
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -11,8 +11,9 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, Shaped
 
-from .._estimators.base import map_channels
 from .._estimators.spatial_mean import spatial_mean
+from .._movies.movie import Channel
+from .._movies.sources import open_channels
 from .windows import read_frames
 
 
@@ -27,7 +28,7 @@ _LARGEST_UNCERTAIN_CORRELATION = 0.03
 _MOST_FRAMES, _MOST_PIXELS, _CHUNK_PIXELS = 512, 2**22, 2**21
 
 
-def decorrelation_lag(channels: Any) -> int:
+def decorrelation_lag(source: Any) -> int:
     """A lag in frames at which molecules no longer correlate, in any channel.
 
     The structure function `D(lag)`, half the mean square of the residuals' change over
@@ -38,20 +39,27 @@ def decorrelation_lag(channels: Any) -> int:
 
     **Arguments:**
 
-    - `channels`: what has a shape (frames, height, width) and is sliced by frame, one or
-        one a channel.
+    - `source`: the movie, as `calibrate` takes it.
 
     **Raises:**
 
     `ValueError` for frames that are traced, fewer than 3, or not finite, and for a movie in
     which nothing changes.
     """
-    lags = map_channels(_channel_lag, channels)
-    return max(lags) if isinstance(lags, list | tuple) else lags
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(source)):
+        raise ValueError(
+            "A lag can't be found from traced frames; give one, as FramePairLoss(lag=1)."
+        )
+    with contextlib.ExitStack() as files:
+        return max(map(_channel_lag, open_channels(source, files=files)))
 
 
-def _channel_lag(channel: Any) -> int:
-    _check_channel(channel)
+def _channel_lag(channel: Channel) -> int:
+    if len(channel) < 3:
+        raise ValueError(
+            f"A lag can't be found from {len(channel)} frames, which may hold the same "
+            "molecules; give a longer movie, or a lag that molecules do not stay on for."
+        )
     residuals = _molecule_residuals(channel)
 
     @ft.cache
@@ -91,26 +99,9 @@ def _channel_lag(channel: Any) -> int:
     return longest
 
 
-def _check_channel(channel: Any) -> None:
-    if any(isinstance(part, Tracer) for part in jax.tree.leaves(channel)):
-        raise ValueError(
-            "A lag can't be found from traced frames; give one, as FramePairLoss(lag=1)."
-        )
-    if len(channel.shape) != 3:
-        raise ValueError(
-            "A lag is found from frames (frames, height, width), but their shape is "
-            f"{channel.shape}."
-        )
-    if channel.shape[0] < 3:
-        raise ValueError(
-            f"A lag can't be found from {channel.shape[0]} frames, which may hold the same "
-            "molecules; give a longer movie, or a lag that molecules do not stay on for."
-        )
-
-
-def _standard_error(series: Sequence[float] | np.ndarray, reach: int) -> float:
+def _standard_error(series: Float[np.ndarray, " entries"], reach: int) -> float:
     """Of the mean of a series whose entries up to `reach` apart may correlate."""
-    deviations = np.asarray(series) - np.mean(series)
+    deviations = series - np.mean(series)
     products = [
         deviations[distance:] @ deviations[: len(series) - distance]
         for distance in range(min(reach + 1, len(series)))
@@ -120,7 +111,7 @@ def _standard_error(series: Sequence[float] | np.ndarray, reach: int) -> float:
     return float(np.sqrt(total)) / len(series)
 
 
-def _molecule_residuals(channel: Any) -> Float[np.ndarray, "frames rows columns"]:
+def _molecule_residuals(channel: Channel) -> Float[np.ndarray, "frames rows columns"]:
     """Frames from the middle of a movie, filtered for molecules, on a lattice of pixels."""
     count, height, width = channel.shape
     used = min(count, _MOST_FRAMES)

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Int, Shaped
 
 from .._estimators.base import Channels, checked_frames, map_channels
+from .._movies.movie import Channel
 
 
 # Pixels of all windows and channels together, unless the fewest windows need more.
@@ -33,17 +34,16 @@ def draw_windows(channels: Any, lag: int, *, is_halo_seen: bool) -> list[Window]
 
     **Arguments:**
 
-    - `channels`: what has a shape (frames, height, width) and is sliced by frame, one or
-        one a channel.
+    - `channels`: a channel of a movie, or a list or tuple of them, all of one length.
     - `lag`: frames between the two of a pair, or 0 for an objective without pairs.
     - `is_halo_seen`: whether the estimator sees other frames than the one it estimates.
 
     **Raises:**
 
-    `ValueError` for channels of different lengths, fewer frames than the lag needs, and
-    pixels that are not finite.
+    `ValueError` for fewer frames than the lag needs, and pixels that are not finite.
     """
-    frame_count = _common_length(channels)
+    all_channels: list[Channel] = jax.tree.leaves(channels)
+    frame_count = len(all_channels[0])
     # With a halo, a frame in the middle needs frames beyond the lag on one side.
     fewest = 2 * lag + 2 if lag and is_halo_seen else lag + 1
     if frame_count < fewest:
@@ -51,20 +51,9 @@ def draw_windows(channels: Any, lag: int, *, is_halo_seen: bool) -> list[Window]
             f"The movie has {frame_count} frames, but at least {fewest} are needed for a "
             f"lag of {lag} frames; give a longer movie, or a shorter lag."
         )
-    sizes = map_channels(lambda channel: math.prod(channel.shape[1:]), channels)
-    frame_pixels = sum(jax.tree.leaves(sizes))
+    frame_pixels = sum(math.prod(channel.shape[1:]) for channel in all_channels)
     select = _long_runs if is_halo_seen else _runs_and_partners
     return [_window(channels, runs) for runs in select(frame_count, frame_pixels, lag)]
-
-
-def _common_length(channels: Any) -> int:
-    lengths = jax.tree.leaves(map_channels(lambda channel: channel.shape[0], channels))
-    if len(set(lengths)) > 1:
-        raise ValueError(
-            f"The channels have {', '.join(map(str, lengths))} frames; give channels of "
-            "the same length, or calibrate each by itself."
-        )
-    return lengths[0]
 
 
 def _long_runs(frame_count: int, frame_pixels: int, lag: int) -> list[list[_Run]]:
@@ -100,7 +89,7 @@ def _spread_starts(last: int, count: int) -> list[int]:
 
 
 def _window(channels: Any, runs: list[_Run]) -> Window:
-    def read(channel: Any, name: str) -> Array:
+    def read(channel: Channel, name: str) -> Array:
         return jnp.concatenate([read_frames(channel, *run, name) for run in runs])
 
     names: Any = ""
@@ -111,9 +100,9 @@ def _window(channels: Any, runs: list[_Run]) -> Window:
 
 
 def read_frames(
-    channel: Any, start: int, stop: int, name: str = ""
+    channel: Channel, start: int, stop: int, name: str = ""
 ) -> Shaped[Array, "frames height width"]:
-    """Frames `start` to `stop` of an array or a movie's channel.
+    """Frames `start` to `stop` of a channel; `name` says in the error which it is.
 
     **Raises:**
 
