@@ -7,7 +7,11 @@ from ._calibration.calibrate import (
     calibrate as calibrate,
     CalibrationHistory as CalibrationHistory,
 )
-from ._calibration.objectives import FramePairLoss as FramePairLoss, TruthLoss as TruthLoss
+from ._calibration.objectives import (
+    FramePairLoss as FramePairLoss,
+    Objective as Objective,
+    TruthLoss as TruthLoss,
+)
 from ._estimators.base import (
     AbstractEstimator as AbstractEstimator,
     Background as Background,

@@ -1,13 +1,24 @@
-"""The default optimizer of calibration: the secant method along each number."""
+"""The way to the minimum: steps of an optimizer, by default of the secant method."""
 
+import itertools as it
+import warnings
+from collections.abc import Iterator
 from typing import NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
-from jaxtyping import Array, PyTree
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Float, PyTree
+
+from .._workers import Report
+from .problem import MeanLoss, Problem
 
 
+# Radii have settled if they agree within so much, relatively, at so many successive steps.
+_SETTLED, _SETTLED_STEPS = 1e-3, 4
 _FIRST_STEP, _LONGEST_STEP, _LARGEST_GROWTH = 0.3, 1.0, 2.0
 
 
@@ -69,3 +80,106 @@ def _next_length(gradient: Array, before: Array, length: Array, has_turned: Arra
     newton = jnp.abs(gradient) / jnp.where(is_curved, curvature, 1)
     step = jnp.where(is_curved, jnp.minimum(newton, limit), limit)
     return jnp.where(gradient == 0, length, step)
+
+
+class Visit(NamedTuple):
+    """A point, its loss and radii, and all its numbers."""
+
+    point: PyTree
+    loss: float
+    radii: Float[np.ndarray, "channels axes"]
+    numbers: Float[np.ndarray, " numbers"]
+
+
+class Path(NamedTuple):
+    visits: list[Visit]
+    is_converged: bool
+    stop_reason: str
+
+
+def descend(
+    problem: Problem, optimizer: optax.GradientTransformation, steps: int, report: Report
+) -> Path:
+    """Follows the optimizer until the radii have settled or something stops it."""
+    visits: list[Visit] = []
+    try:
+        for visit in it.islice(_visits(problem, optimizer), steps):
+            visits.append(visit)
+            text = f"loss {visit.loss:.4g}, {problem.describe(visit.radii)}"
+            report(len(visits), text)
+            if _have_settled([visit.radii for visit in visits]) and (
+                # At its bound, the parameter of a radius goes on to infinity.
+                problem.is_at_bound(visit.point).any()
+                or _have_settled([visit.numbers for visit in visits])
+            ):
+                return Path(
+                    visits, True, f"the radii had settled after {len(visits)} steps"
+                )
+        return Path(visits, False, f"all {steps} steps were used up")
+    except KeyboardInterrupt:
+        if not visits:
+            raise
+        return Path(visits, False, f"interrupted after {len(visits)} steps")
+    except Exception as error:
+        if not visits:
+            raise
+        first_line, *_ = [*str(error).splitlines(), ""]
+        stop_reason = f"at step {len(visits)}: {first_line}"
+        warnings.warn(
+            f"Calibration stopped {stop_reason}; the best radii before it are kept.",
+            stacklevel=3,
+        )
+        return Path(visits, False, stop_reason)
+
+
+def _visits(problem: Problem, optimizer: optax.GradientTransformation) -> Iterator[Visit]:
+    """The points that the optimizer leads to, without an end."""
+    point, state = problem.start, optimizer.init(problem.start)
+    flat, unravel = ravel_pytree(point)
+    for step in it.count():
+        losses, gradients = problem.losses_and_gradients(point)
+        loss, gradient = float(losses.mean()), gradients.mean(axis=0)
+        if not np.isfinite([loss, *(gradients if step == 0 else gradient).ravel()]).all():
+            found = f"the loss is {loss:g}, its gradient {gradient.tolist()}"
+            if step == 0:
+                raise ValueError(f"At the first radii {found}; they must be finite.")
+            raise FloatingPointError(found)
+        if step == 0 and not gradients.any():
+            raise ValueError(
+                "There is nothing to learn, since the objective does not depend on the "
+                "radii: are they frozen, or is the movie constant?"
+            )
+        radii = np.asarray(problem.radii_at(point))
+        yield Visit(point, loss, radii, np.asarray(ravel_pytree(point)[0]))
+        point, state = _next_point(
+            optimizer,
+            unravel(jnp.asarray(gradient, flat.dtype)),
+            state,
+            point,
+            jnp.asarray(loss, flat.dtype),
+            problem.mean_loss,
+        )
+
+
+@eqx.filter_jit
+def _next_point(
+    optimizer: optax.GradientTransformation,
+    gradient: PyTree,
+    state: PyTree,
+    point: PyTree,
+    loss: Array,
+    mean_loss: MeanLoss,
+) -> tuple[PyTree, PyTree]:
+    # The arguments of optimizers that search along a line, beside those of all.
+    updates, state = optax.with_extra_args_support(optimizer).update(
+        gradient, state, point, value=loss, grad=gradient, value_fn=mean_loss
+    )
+    return eqx.apply_updates(point, updates), state
+
+
+def _have_settled(numbers: list[np.ndarray]) -> bool:
+    recent = np.stack(numbers[-_SETTLED_STEPS:])
+    moved = np.ptp(recent, axis=0)
+    return len(recent) == _SETTLED_STEPS and bool(
+        np.all(moved <= _SETTLED * np.abs(recent[-1]))
+    )

@@ -1,5 +1,6 @@
 """Objectives: what calibration minimises, a function of an estimator and some frames."""
 
+from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable, SupportsIndex
 
 import equinox as eqx
@@ -13,6 +14,7 @@ from .._estimators.base import AbstractEstimator, as_frames, Channels, map_chann
 from .._estimators.checks import checked_count
 from .._estimators.soft_clip import SoftClip, squared_noise
 from .._estimators.spatial_mean import spatial_mean
+from .._movies.movie import Channel
 from .lag import decorrelation_lag
 
 
@@ -23,7 +25,7 @@ _PREDICTION_BLOCKS = 16
 # The radius over which each frame's squared noise is averaged.
 _NOISE_RADIUS_PIX = 14.0
 # The variance of the second smallest of four standard normal numbers.
-SECOND_OF_FOUR_VARIANCE = 0.36
+_SECOND_OF_FOUR_VARIANCE = 0.36
 # A pixel's difference from other frames is limited to so many standard deviations before
 # it is averaged over the frame, so that the mean does not follow molecules.
 _LARGEST_DEVIATION = 3.0
@@ -203,43 +205,40 @@ class TruthLoss(eqx.Module):
         return _channel_mean(map_channels(loss, estimator(channels).bkgds, self.bkgds))
 
 
-def objective_for(source: Any, frame_count: int, objective: Objective) -> Objective:
+def objective_for(channels: Sequence[Channel], objective: Objective) -> Objective:
     """The objective for a movie, with its lag if it has none.
 
     **Raises:**
 
-    `ValueError` for a movie without a lag, or of which the truth is not known frame by
-    frame: within `jax.jit`, an index beyond the last frame is not noticed.
+    `ValueError` for a movie of which no lag is found, and for a truth that is not as long:
+    within `jax.jit`, an index beyond the last frame is not noticed.
     """
     if isinstance(objective, FramePairLoss):
-        return objective.fitted(source)
+        return objective.fitted(channels)
     if isinstance(objective, TruthLoss):
         for truth in jax.tree.leaves(objective.bkgds):
-            if truth.ndim == 3 and len(truth) != frame_count:
+            if truth.ndim == 3 and len(truth) != len(channels[0]):
                 raise ValueError(
-                    f"The movie has {frame_count} frames, but the true background "
+                    f"The movie has {len(channels[0])} frames, but the true background "
                     f"{len(truth)}; give one image, or one for each frame."
                 )
     return objective
 
 
 def block_losses(
-    objective: Objective,
+    objective: FramePairLoss,
     estimator: AbstractEstimator,
     channels: Channels,
     frame_indices: Int[Array, " frames"],
 ) -> Float[Array, " blocks"]:
-    """Losses of blocks of a window, from whose scatter the uncertainty of the learned
-    parameters follows: in general one block, the window itself.
+    """Losses of blocks of pairs, from whose scatter the uncertainty of the radii follows.
 
-    For pairs of frames, what moves the minimum away from that of the true error is the
-    noise of the frames as targets. The noise of the same frames as sources, which moves
-    both minima, has the opposite effect. So a block has pairs of one direction and is no
-    longer than the lag: no frame is both. The other direction adds nothing, since its
-    products of noise and background are the same.
+    What moves the minimum away from that of the true error is the noise of the frames as
+    targets. The noise of the same frames as sources, which moves both minima, has the
+    opposite effect. So a block has pairs of one direction and is no longer than the lag: no
+    frame is both. The other direction adds nothing, since its products of noise and
+    background are the same.
     """
-    if not isinstance(objective, FramePairLoss):
-        return objective(estimator, channels, frame_indices)[None]
     if estimator.halo_frames:
         forward = _prediction_losses(objective, estimator, channels)
         count = min(_PREDICTION_BLOCKS, len(forward))
@@ -310,8 +309,8 @@ def _prediction_losses(
     lag = _lag_for(objective, channels)
     if not estimator.can_predict:
         raise ValueError(
-            "FramePairLoss needs an estimator that sees one frame at a time, or can predict "
-            f"as LocalMean can, but {type(estimator).__name__} sees "
+            "FramePairLoss needs an estimator that sees one frame at a time, or can "
+            f"predict as LocalMean can, but {type(estimator).__name__} sees "
             f"{estimator.halo_frames} on either side; give another objective."
         )
     radius_pix = estimator.molecule_radius_pix
@@ -322,7 +321,8 @@ def _prediction_losses(
         frames = as_frames(channel)
         if frames.ndim != 3:
             raise ValueError(
-                f"Frames must be (frames, height, width), but their shape is {frames.shape}."
+                "Frames must be (frames, height, width), but their shape is "
+                f"{frames.shape}."
             )
         frames = frames.astype(bkgds.dtype)
         return _frame_prediction_losses(frames, bkgds, near, far, lag, clip)
@@ -390,7 +390,7 @@ def _target_weights(
 
     variance = spatial_mean(squared_noise(frames), _NOISE_RADIUS_PIX)
     variance = jnp.maximum(variance, jnp.finfo(frames.dtype).tiny)
-    surplus = 1 + SECOND_OF_FOUR_VARIANCE
+    surplus = 1 + _SECOND_OF_FOUR_VARIANCE
     largest = _LARGEST_DEVIATION * jnp.sqrt(variance)
     change = jnp.clip(averaged - second, -largest, largest)
     reference = second + jnp.mean(change, (-2, -1), keepdims=True)
