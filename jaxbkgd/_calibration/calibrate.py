@@ -145,7 +145,7 @@ def calibrate(
     with progress_bar(steps, progress) as report:
         path = descend(problem, optimizer or _SECANT_DESCENT, steps, report)
     best = min(path.visits, key=lambda visit: visit.loss)
-    calibrated = problem.estimator_at(best.point)
+    calibrated: Estimator = problem.estimator_at(best.point)
     try:
         radii_std = standard_deviations(problem, best.point)
     except KeyboardInterrupt:

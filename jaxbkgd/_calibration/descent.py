@@ -3,7 +3,7 @@
 import itertools as it
 import warnings
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -48,7 +48,7 @@ def secant_descent() -> optax.GradientTransformation:
         )
 
     def update(
-        updates: PyTree, state: _SecantState, params: PyTree = None
+        updates: PyTree, state: Any, params: PyTree = None
     ) -> tuple[PyTree, _SecantState]:
         del params
         has_turned = jax.tree.map(

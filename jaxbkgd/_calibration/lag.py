@@ -66,7 +66,7 @@ def _channel_lag(channel: Channel) -> int:
     def structure(lag: int) -> Float[np.ndarray, " pairs"]:
         """Half the mean square change from each frame to that `lag` frames later."""
         squares = np.square(residuals[lag:] - residuals[:-lag])
-        return np.mean(squares, axis=(1, 2), dtype=np.float64) / 2
+        return squares.mean(axis=(1, 2), dtype=np.float64) / 2
 
     if not structure(1).any():
         raise ValueError(

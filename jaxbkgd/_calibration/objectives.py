@@ -377,13 +377,13 @@ def _target_weights(
     is brighter than at least three of the frames one and two lags before and after, once
     the change of the whole frame is subtracted.
     """
-    averaged = clip.averaged(frames)
+    average = clip.molecule_average(frames)
     times, last = np.arange(len(frames)), len(frames) - 1
     others = []
     for step in (-2 * lag, -lag, lag, 2 * lag):
         is_inside = (times + step >= 0) & (times + step <= last)
         places = np.where(is_inside, times + step, times - step).clip(0, last)
-        others.append(averaged[places])
+        others.append(average[places])
     lower = jnp.minimum(others[0], others[1]), jnp.minimum(others[2], others[3])
     upper = jnp.maximum(others[0], others[1]), jnp.maximum(others[2], others[3])
     second = jnp.minimum(jnp.maximum(*lower), jnp.minimum(*upper))
@@ -392,11 +392,12 @@ def _target_weights(
     variance = jnp.maximum(variance, jnp.finfo(frames.dtype).tiny)
     surplus = 1 + _SECOND_OF_FOUR_VARIANCE
     largest = _LARGEST_DEVIATION * jnp.sqrt(variance)
-    change = jnp.clip(averaged - second, -largest, largest)
+    change = jnp.clip(average - second, -largest, largest)
     reference = second + jnp.mean(change, (-2, -1), keepdims=True)
-    shares, norms = (
-        jnp.asarray(image, frames.dtype)[None]
-        for image in clip.averaging(*frames.shape[1:])
+    correlation, deviation = (
+        jnp.asarray(image, frames.dtype)
+        for image in clip.average_response(*frames.shape[1:])
     )
-    weights = clip.weights(averaged, reference, surplus * variance, norms)
-    return weights, clip.noise_bias() * shares * jnp.sqrt(variance / surplus)
+    weights = clip.weights(average, reference, surplus * variance, deviation)
+    bias = clip.noise_bias() * correlation[None] * jnp.sqrt(variance / surplus)
+    return weights, bias.astype(frames.dtype)

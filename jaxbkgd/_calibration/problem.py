@@ -1,5 +1,6 @@
 """The loss of a movie as a function of what is learned, and its uncertainty."""
 
+from collections.abc import Callable
 from operator import itemgetter
 from typing import Any
 
@@ -49,17 +50,18 @@ class Problem:
         # Of the columns of the radii; empty for an estimator without radii.
         self.units: tuple[str, ...] = ()
         if isinstance(estimator, RadiiEstimator):
-            self.units = ("frames", "px", "px")[-len(estimator.max_radii) :]
+            self.units = estimator.radius_units
         self._windows = windows
-        self.start, self._rest = eqx.partition(estimator, eqx.is_inexact_array)
-        # JAX may be configured otherwise in other threads, where NumPy arrays would get
-        # other dtypes, and a program would be compiled anew.
-        self._arguments = jax.tree.map(
+        start, self._rest = eqx.partition(estimator, eqx.is_inexact_array)
+        # Other threads may have another configuration of JAX, and convert NumPy arrays to
+        # other dtypes.
+        self.start, *self._arguments = jax.tree.map(
             lambda leaf: jnp.asarray(leaf) if eqx.is_array(leaf) else leaf,
-            (self._rest, objective),
+            (start, self._rest, objective),
         )
-        lowered = _value_and_gradient.lower(self.start, *self._arguments, windows[0])
-        self._value_and_gradient = run_interruptibly(lowered.compile)
+        self._value_and_gradient = _compile(
+            _value_and_gradient, self.start, *self._arguments, windows[0]
+        )
         self.mean_loss = MeanLoss(*self._arguments, windows)
 
     def estimator_at(self, point: PyTree) -> Any:
@@ -88,8 +90,7 @@ class Problem:
         windows."""
         if not isinstance(self.objective, FramePairLoss):
             return self.losses_and_gradients(point)[1]
-        lowered = _block_gradients.lower(point, *self._arguments, self._windows[0])
-        gradients = run_interruptibly(lowered.compile)
+        gradients = _compile(_block_gradients, point, *self._arguments, self._windows[0])
 
         def evaluate() -> list[np.ndarray]:
             return [
@@ -120,11 +121,15 @@ class Problem:
 
     def is_at_bound(self, point: PyTree) -> Bool[np.ndarray, "channels axes"]:
         estimator = self.estimator_at(point)
-        bounds = estimator.max_radii if isinstance(estimator, RadiiEstimator) else np.inf
+        has_radii = isinstance(estimator, RadiiEstimator)
+        bounds = np.array(estimator.max_radii if has_radii else np.inf)
         return np.asarray(self.radii_at(point)) > _AT_BOUND * bounds
 
 
-# These are compiled once for all calibrations of the same shapes and static values.
+def _compile(function: Any, *arguments: Any) -> Callable[..., Any]:
+    """A program of what `eqx.filter_jit` gave, for arguments of these shapes and this
+    thread's configuration of JAX. There is one for all calibrations that are alike."""
+    return run_interruptibly(function.lower(*arguments).compile)
 
 
 @eqx.filter_jit
@@ -146,7 +151,7 @@ def _value_and_gradient(
 
 @eqx.filter_jit
 def _block_gradients(
-    point: PyTree, rest: AbstractEstimator, objective: Objective, window: Window
+    point: PyTree, rest: AbstractEstimator, objective: FramePairLoss, window: Window
 ) -> Float[Array, "blocks numbers"]:
     flat, unravel = ravel_pytree(point)
 
