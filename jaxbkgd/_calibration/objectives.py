@@ -7,28 +7,18 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jaxtyping import Array, Float, Int, Shaped
 
 from .._estimators.base import AbstractEstimator, as_frames, Channels, map_channels
 from .._estimators.checks import checked_count
-from .._estimators.soft_clip import SoftClip, squared_noise
-from .._estimators.spatial_mean import spatial_mean
 from .._movies.movie import Channel
 from .lag import decorrelation_lag
+from .predictions import prediction_losses
 
 
 # Blocks of frames in a window whose losses count as independent, where each frame is
 # predicted from many.
 _PREDICTION_BLOCKS = 16
-
-# The radius over which each frame's squared noise is averaged.
-_NOISE_RADIUS_PIX = 14.0
-# The variance of the second smallest of four standard normal numbers.
-_SECOND_OF_FOUR_VARIANCE = 0.36
-# A pixel's difference from other frames is limited to so many standard deviations before
-# it is averaged over the frame, so that the mean does not follow molecules.
-_LARGEST_DEVIATION = 3.0
 
 
 @runtime_checkable
@@ -133,7 +123,9 @@ class FramePairLoss(eqx.Module):
         as `fitted` does.
         """
         if estimator.halo_frames:
-            return jnp.mean(_prediction_losses(self, estimator, channels))
+            return jnp.mean(
+                prediction_losses(estimator, channels, _lag_for(self, channels))
+            )
         forward, backward = _pair_losses(self, estimator, channels, frame_indices)
         return jnp.mean(forward + backward) / 2
 
@@ -240,7 +232,7 @@ def block_losses(
     background are the same.
     """
     if estimator.halo_frames:
-        forward = _prediction_losses(objective, estimator, channels)
+        forward = prediction_losses(estimator, channels, _lag_for(objective, channels))
         count = min(_PREDICTION_BLOCKS, len(forward))
     else:
         forward, _ = _pair_losses(objective, estimator, channels, frame_indices)
@@ -300,104 +292,3 @@ def _frame_pair_losses(
     weights = jnp.where(variance > 0, 1 / jnp.where(variance > 0, variance, 1), 0)
     means = [jnp.mean(images, axis=(-2, -1)) for images in (forward, backward)]
     return weights[None] * jnp.stack(means)
-
-
-def _prediction_losses(
-    objective: FramePairLoss, estimator: AbstractEstimator, channels: Channels
-) -> Float[Array, " frames"]:
-    """Losses of all frames, averaged over channels."""
-    lag = _lag_for(objective, channels)
-    if not estimator.can_predict:
-        raise ValueError(
-            "FramePairLoss needs an estimator that sees one frame at a time, or can "
-            f"predict as LocalMean can, but {type(estimator).__name__} sees "
-            f"{estimator.halo_frames} on either side; give another objective."
-        )
-    radius_pix = estimator.molecule_radius_pix
-    clip = None if radius_pix is None else SoftClip(molecule_radius_pix=radius_pix)
-    background, near, far = estimator.predict(channels, lag)
-
-    def losses(channel: Any, bkgds: Array, near: Array, far: Array) -> Array:
-        frames = as_frames(channel)
-        if frames.ndim != 3:
-            raise ValueError(
-                "Frames must be (frames, height, width), but their shape is "
-                f"{frames.shape}."
-            )
-        frames = frames.astype(bkgds.dtype)
-        return _frame_prediction_losses(frames, bkgds, near, far, lag, clip)
-
-    return _channel_mean(map_channels(losses, channels, background.bkgds, near, far))
-
-
-def _frame_prediction_losses(
-    frames: Float[Array, "frames height width"],
-    bkgds: Float[Array, "frames height width"],
-    near: Float[Array, "frames height width"],
-    far: Float[Array, "frames height width"],
-    lag: int,
-    clip: SoftClip | None,
-) -> Float[Array, " frames"]:
-    """For each frame, the mean square error of its background over the variance of its
-    pixels, both weighted by a clip of their own.
-
-    With the truth t, the prediction p (`near`) and `change = bkgd - p`, the squared error
-    `(bkgd - t)^2` is `(p - t)^2 + change (bkgd + p - 2 t)`. In the first term the frame
-    stands for the truth, since the prediction has not seen its noise. In the second term
-    the prediction from farther frames does, which has seen none of the frames that the
-    change comes from.
-    """
-    # The frame `lag` later, or earlier where there is none.
-    partner = np.arange(len(frames)) + lag
-    partner = np.where(partner < len(frames), partner, partner - 2 * lag)
-    weights, targets = jnp.ones_like(frames), frames
-    if clip is not None:
-        weights, bias = _target_weights(frames, lag, clip)
-        targets = frames - bias
-
-    def mean(images: Array, weights: Array) -> Array:
-        return jnp.sum(images * weights, (-2, -1)) / jnp.sum(weights, (-2, -1))
-
-    change = bkgds - near
-    missed = mean(jnp.square(targets - near), weights)
-    changed = jnp.mean(change * (bkgds + near - 2 * lax.stop_gradient(far)), (-2, -1))
-    noise = mean(jnp.square(targets - targets[partner]) / 2, weights * weights[partner])
-    is_noisy = noise > 0
-    losses = (missed - noise + changed) / jnp.where(is_noisy, noise, 1)
-    return jnp.where(is_noisy, losses, 0)
-
-
-def _target_weights(
-    frames: Float[Array, "frames height width"], lag: int, clip: SoftClip
-) -> tuple[Float[Array, "frames height width"], Float[Array, "frames height width"]]:
-    """Weights that leave molecules out of the frames, and the shift that they cause in pure
-    noise, in the unit of the frames.
-
-    They do not depend on the estimator, whose errors would look like molecules. A molecule
-    is brighter than at least three of the frames one and two lags before and after, once
-    the change of the whole frame is subtracted.
-    """
-    average = clip.molecule_average(frames)
-    times, last = np.arange(len(frames)), len(frames) - 1
-    others = []
-    for step in (-2 * lag, -lag, lag, 2 * lag):
-        is_inside = (times + step >= 0) & (times + step <= last)
-        places = np.where(is_inside, times + step, times - step).clip(0, last)
-        others.append(average[places])
-    lower = jnp.minimum(others[0], others[1]), jnp.minimum(others[2], others[3])
-    upper = jnp.maximum(others[0], others[1]), jnp.maximum(others[2], others[3])
-    second = jnp.minimum(jnp.maximum(*lower), jnp.minimum(*upper))
-
-    variance = spatial_mean(squared_noise(frames), _NOISE_RADIUS_PIX)
-    variance = jnp.maximum(variance, jnp.finfo(frames.dtype).tiny)
-    surplus = 1 + _SECOND_OF_FOUR_VARIANCE
-    largest = _LARGEST_DEVIATION * jnp.sqrt(variance)
-    change = jnp.clip(average - second, -largest, largest)
-    reference = second + jnp.mean(change, (-2, -1), keepdims=True)
-    correlation, deviation = (
-        jnp.asarray(image, frames.dtype)
-        for image in clip.average_response(*frames.shape[1:])
-    )
-    weights = clip.weights(average, reference, surplus * variance, deviation)
-    bias = clip.noise_bias() * correlation[None] * jnp.sqrt(variance / surplus)
-    return weights, bias.astype(frames.dtype)

@@ -55,14 +55,15 @@ class Problem:
         start, self._rest = eqx.partition(estimator, eqx.is_inexact_array)
         # Other threads may have another configuration of JAX, and convert NumPy arrays to
         # other dtypes.
-        self.start, *self._arguments = jax.tree.map(
+        self.start, rest, objective = jax.tree.map(
             lambda leaf: jnp.asarray(leaf) if eqx.is_array(leaf) else leaf,
             (start, self._rest, objective),
         )
+        self._arguments = rest, objective
         self._value_and_gradient = _compile(
             _value_and_gradient, self.start, *self._arguments, windows[0]
         )
-        self.mean_loss = MeanLoss(*self._arguments, windows)
+        self.mean_loss = MeanLoss(rest, objective, windows)
 
     def estimator_at(self, point: PyTree) -> Any:
         return eqx.combine(point, self._rest)
