@@ -105,8 +105,9 @@ def descend(
     try:
         for visit in it.islice(_visits(problem, optimizer), steps):
             visits.append(visit)
-            text = f"loss {visit.loss:.4g}, {problem.describe(visit.radii)}"
-            report(len(visits), text)
+            units = it.cycle(problem.units)
+            radii = [f"{r:.3g} {next(units)}".strip() for r in visit.radii.ravel()]
+            report(len(visits), f"loss {visit.loss:.4g}, radii {', '.join(radii)}")
             if _have_settled([visit.radii for visit in visits]) and (
                 # At its bound, the parameter of a radius goes on to infinity.
                 problem.is_at_bound(visit.point).any()

@@ -47,10 +47,9 @@ class Problem:
         self, estimator: AbstractEstimator, objective: Objective, windows: list[Window]
     ):
         self.objective = objective
-        # Of the columns of the radii; empty for an estimator without radii.
-        self.units: tuple[str, ...] = ()
-        if isinstance(estimator, RadiiEstimator):
-            self.units = estimator.radius_units
+        has_radii = isinstance(estimator, RadiiEstimator)
+        # The unit of each column of the radii; none for an estimator without radii.
+        self.units = estimator.radius_units if has_radii else ("",)
         self._windows = windows
         start, self._rest = eqx.partition(estimator, eqx.is_inexact_array)
         # Other threads may have another configuration of JAX, and convert NumPy arrays to
@@ -108,23 +107,10 @@ class Problem:
             return estimator.radii
         return ravel_pytree(point)[0][None]
 
-    def describe(self, radii: Float[np.ndarray, "channels axes"]) -> str:
-        """The radii with their units, or the parameters."""
-        kind = "radii" if self.units else "parameters"
-        units = [f" {unit}" for unit in self.units] or [""] * radii.shape[1]
-        rows = [
-            ", ".join(
-                f"{radius:.3g}{unit}" for radius, unit in zip(row, units, strict=True)
-            )
-            for row in radii.tolist()
-        ]
-        return f"{kind} {'; '.join(rows)}"
-
     def is_at_bound(self, point: PyTree) -> Bool[np.ndarray, "channels axes"]:
         estimator = self.estimator_at(point)
-        has_radii = isinstance(estimator, RadiiEstimator)
-        bounds = np.array(estimator.max_radii if has_radii else np.inf)
-        return np.asarray(self.radii_at(point)) > _AT_BOUND * bounds
+        bounds = estimator.max_radii if isinstance(estimator, RadiiEstimator) else np.inf
+        return np.asarray(self.radii_at(point)) > _AT_BOUND * np.array(bounds)
 
 
 def _compile(function: Any, *arguments: Any) -> Callable[..., Any]:
