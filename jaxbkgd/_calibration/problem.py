@@ -116,7 +116,10 @@ class Problem:
 def _compile(function: Any, *arguments: Any) -> Callable[..., Any]:
     """A program of what `eqx.filter_jit` gave, for arguments of these shapes and this
     thread's configuration of JAX. There is one for all calibrations that are alike."""
-    return run_interruptibly(function.lower(*arguments).compile)
+    # Without jax.jit, loops would be unrolled into the program.
+    with jax.disable_jit(False):
+        lowered = function.lower(*arguments)
+    return run_interruptibly(lowered.compile)
 
 
 @eqx.filter_jit

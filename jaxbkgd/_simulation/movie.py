@@ -12,8 +12,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float32, Int32, Key, PRNGKeyArray, UInt16
 
-from ._estimators.checks import checked_count, checked_number, checked_numbers, is_traced
-from ._simulated_light import (
+from .._estimators.checks import checked_count, checked_number, checked_numbers, is_traced
+from .light import (
     blinking_molecules,
     cell_inside,
     drifting_haze,
