@@ -106,8 +106,8 @@ def _taps(kernel: GaussianKernel, radius_pix: Float[Array, ""]) -> Float[Array, 
     inner = jnp.minimum(jnp.maximum(distance - 0.5, 0), clip)
     outer = jnp.minimum(distance + 0.5, clip)
     middle, half = (outer + inner)[:, None] / 2, (outer - inner)[:, None] / 2
-    z = (middle + half * _NODES.astype(distance.dtype)) / sigma
-    density = jnp.exp(-(z**2) / 2) * _NODE_WEIGHTS.astype(distance.dtype)
+    z = (middle + half * _NODES[None].astype(distance.dtype)) / sigma
+    density = jnp.exp(-(z**2) / 2) * _NODE_WEIGHTS[None].astype(distance.dtype)
     integral = jnp.sum(density, axis=1) * half[:, 0]
     # Of the centre's pixel only the outer half was integrated.
     taps = integral.at[0].multiply(2)
