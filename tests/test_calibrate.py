@@ -121,7 +121,7 @@ class TestRadii:
         frames = rng.poisson(100, (16, 32, 32))
         start = SpatialMean((4.0, 4.0), max_radius_pix=12, frozen=(True, False))
         with pytest.warns(
-            UserWarning, match=r"1 of 2 radii went to their bound.* max_radius_pix is 12 px"
+            UserWarning, match=r"1 of 2 radii went to their bound.*max_radius_pix is 12 px"
         ):
             estimator, history = quietly(
                 start, frames, objective=FramePairLoss(1), steps=15
@@ -171,7 +171,6 @@ class TestHistory:
 
 
 # A background that moves, and molecules that are on for a frame each.
-MOVING_SIZE = 32
 DRIFTING = 100 * (
     1
     + 0.3
@@ -352,7 +351,7 @@ class TestEstimators:
 
     def test_arrays_of_numpy_are_learned_in_64_bit_mode_too(self, x64):
         start = Level(np.float64(9))
-        estimator, history = quietly(start, FEW[:1], objective=towards_ten)
+        estimator, _ = quietly(start, FEW[:1], objective=towards_ten)
         assert np.asarray(estimator.levels).dtype == np.float64
         np.testing.assert_allclose(estimator.levels, 10, rtol=1e-3)
 

@@ -196,7 +196,9 @@ class TestFramePairLoss:
     @pytest.mark.usefixtures("as_installed")
     @pytest.mark.parametrize("lag", [0, -3, 1.5, 2.0, True, "1", np.nan, [1]])
     def test_a_lag_is_a_whole_number_of_frames(self, lag):
-        with pytest.raises(ValueError, match=r"lag must be a whole number from 1 on, but is .*found"):
+        with pytest.raises(
+            ValueError, match=r"lag must be a whole number from 1 on, but is .*found"
+        ):
             FramePairLoss(lag)
 
     @pytest.mark.usefixtures("as_installed")
@@ -275,7 +277,9 @@ class TestLag:
         for count in (1, 2):
             with pytest.raises(ValueError, match=rf"{count} frames.*longer movie"):
                 found_lag(frames[:count])
-        with pytest.raises(ValueError, match=r"shape \(64, 64\); .*\(frames, height, width\)"):
+        with pytest.raises(
+            ValueError, match=r"shape \(64, 64\); .*\(frames, height, width\)"
+        ):
             found_lag(frames[0])
         with pytest.raises(ValueError, match=r"traced.*lag=1"):
             jax.jit(lambda frames: FramePairLoss()(MEAN, frames))(frames)
