@@ -350,7 +350,7 @@ class TestEstimators:
         assert "3 steps" in history.stop_reason
 
     def test_arrays_of_numpy_are_learned_in_64_bit_mode_too(self, x64):
-        start = Level(np.float64(9))
+        start = eqx.tree_at(lambda level: level.levels, level(), np.float64(9))
         estimator, _ = quietly(start, FEW[:1], objective=towards_ten)
         assert np.asarray(estimator.levels).dtype == np.float64
         np.testing.assert_allclose(estimator.levels, 10, rtol=1e-3)

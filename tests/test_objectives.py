@@ -11,7 +11,6 @@ from scipy.ndimage import gaussian_filter
 
 from jaxbkgd import AbstractEstimator, Background, FramePairLoss, SpatialMean, TruthLoss
 from jaxbkgd._calibration.predictions import _SECOND_OF_FOUR_VARIANCE
-from jaxbkgd._estimators.base import map_channels
 
 
 # One size and one bound for most tests, which so share what was compiled.
@@ -71,14 +70,10 @@ class Scaled(AbstractEstimator):
     def halo_frames(self):
         return 0
 
-    def __call__(self, channels):
-        def estimate(channel):
-            frames = jnp.asarray(channel, float)
-            mean = self.factor * frames.mean((1, 2), keepdims=True)
-            return jnp.broadcast_to(mean, frames.shape)
-
-        ones = map_channels(lambda _: jnp.ones(()), channels)
-        return Background(map_channels(estimate, channels), ones)
+    def estimate_stack(self, frames):
+        frames = frames.astype(float)
+        mean = self.factor * frames.mean((1, 2), keepdims=True)
+        return Background(jnp.broadcast_to(mean, frames.shape), jnp.ones(()))
 
 
 MEAN = Scaled(jnp.array(0.9))

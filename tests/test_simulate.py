@@ -375,9 +375,9 @@ def compilations():
     """The names of what JAX has compiled so far."""
     names = []
 
-    def listen(event, duration, **about):
+    def listen(event: str, duration_secs: float, **kwargs: Any) -> None:
         if event == "/jax/core/compile/backend_compile_duration":
-            names.append(about)
+            names.append(kwargs)
 
     jax.monitoring.register_event_duration_secs_listener(listen)
     return names
@@ -515,6 +515,10 @@ def test_modes_of_jax_change_neither_types_nor_movie(mode):
     assert np.mean(np.asarray(frames) != np.asarray(frames_in_mode)) <= 0.02
 
 
+def simulate_with(name: str, value: Any) -> None:
+    simulate_movie(jax.random.key(0), **{name: value})
+
+
 NUMBERS_ABOVE_ZERO = (
     "on_time_frames",
     "psf_sigma_pix",
@@ -542,11 +546,11 @@ def test_a_number_out_of_range_is_named(name):
     for value in (-1.0, math.nan, math.inf, -math.inf, 1e39):
         text = re.escape(f"but is {value!r}.")
         with pytest.raises(ValueError, match=rf"{name} must be .*, {text}"):
-            simulate_movie(jax.random.key(0), **{name: value})
+            simulate_with(name, value)
     # Whatever divides must not vanish in float32.
     for value in (0, 1e-60) if name in NUMBERS_ABOVE_ZERO else ():
         with pytest.raises(ValueError, match=rf"{name} must be at least .* is {value}"):
-            simulate_movie(jax.random.key(0), **{name: value})
+            simulate_with(name, value)
 
 
 @pytest.mark.parametrize(
@@ -559,7 +563,7 @@ def test_a_number_out_of_range_is_named(name):
 )
 def test_a_share_above_one_or_a_gain_below_is_refused(name, value, rule):
     with pytest.raises(ValueError, match=rf"{name} must be .*{rule}.*, but is {value}"):
-        simulate_movie(jax.random.key(0), **{name: value})
+        simulate_with(name, value)
 
 
 @pytest.mark.usefixtures("as_installed")
@@ -576,7 +580,7 @@ def test_a_share_above_one_or_a_gain_below_is_refused(name, value, rule):
 )
 def test_shares_that_are_none_are_refused(shares, error, message):
     with pytest.raises(error, match=message):
-        simulate_movie(jax.random.key(0), channel_shares=shares)
+        simulate_with("channel_shares", shares)
 
 
 @pytest.mark.usefixtures("as_installed")
@@ -586,7 +590,7 @@ def test_a_size_that_is_no_whole_number_from_1_on_is_refused(name):
         with pytest.raises(
             ValueError, match=rf"{name} must be a whole number from 1 on, but is {value!r}"
         ):
-            simulate_movie(jax.random.key(0), **{name: value})
+            simulate_with(name, value)
 
 
 @pytest.mark.usefixtures("as_installed")
@@ -596,7 +600,7 @@ def test_a_parameter_that_is_no_number_is_refused(name):
         with pytest.raises(
             TypeError, match=rf"{name} must be a number, but is {re.escape(repr(value))}"
         ):
-            simulate_movie(jax.random.key(0), **{name: value})
+            simulate_with(name, value)
 
 
 @pytest.mark.usefixtures("as_installed")
