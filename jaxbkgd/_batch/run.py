@@ -22,7 +22,7 @@ import numpy as np
 from jaxtyping import Array, Bool
 
 from .._estimators.base import AbstractEstimator, as_frames, checked_frames
-from .._filter.engines import zeros_of
+from .._filter.nonfinite import zeros_of
 from .._filter.vectors import compiler_options
 from .._movies.journal import Journal
 from .._movies.movie import Box, Channel, Movie, movie_of_array, MovieError, one_line
