@@ -725,6 +725,16 @@ class TestMovies:
             # float32
             np.testing.assert_allclose(estimator.weight, expected.weight, rtol=1e-5)
 
+    @pytest.mark.parametrize(
+        "mode",
+        [jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise")],
+    )
+    def test_a_clipped_mean_over_time_is_traced_in_the_strict_modes_of_jax(self, mode):
+        module = LocalMean(3.0, 2.0, max_radius_pix=4.0, max_radius_frames=3.0)
+        gradient = eqx.filter_grad(lambda module: FramePairLoss(3)(module, FEW))
+        with mode:
+            assert jax.eval_shape(gradient, module).unbounded_radii.shape == (1, 2)
+
     @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
     def test_a_pixel_that_is_not_finite_is_named(self, value):
         frames = FEW.astype(np.float32)

@@ -189,7 +189,7 @@ class SoftClip(eqx.Module):
         average: Float[Array, "*batch height width"],
         bkgd: Float[Array, "*batch height width"],
         variance: Float[Array, "*#batch #height #width"],
-        deviations: Float[Array | np.ndarray, "height width"],
+        deviations: Float[Array, "*#batch height width"],
     ) -> Float[Array, "*batch height width"]:
         """The weights of pixels, from 0 to 1.
 
