@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, cast, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -26,9 +26,9 @@ from jaxbkgd import (
     open_movie,
     SpatialMean,
 )
-from jaxbkgd._batch.run import _chunk_frames_and_workers, _Job, windows
+from jaxbkgd._batch.plan import windows
 from jaxbkgd._movies.journal import Journal
-from jaxbkgd._movies.movie import ArrayMovie, FramesInFile
+from jaxbkgd._movies.movie import Movie
 from jaxbkgd._movies.tiff import TiffSink
 from jaxbkgd._movies.zarr import ZarrSink
 
@@ -55,6 +55,8 @@ class CountingMovie(ArrayMovie):
 
 class Weighted(MovingSum):
     """The sum of frames that are each multiplied by their weights."""
+
+    takes_weights: ClassVar[bool] = True
 
     def __call__(self, channels: Any, weights: Any = None) -> Background:
         if isinstance(channels, list):

@@ -7,7 +7,7 @@ import re
 import runpy
 import signal
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import dask.array as da
 import equinox as eqx
@@ -47,6 +47,8 @@ class Half(AbstractEstimator):
 
 class Weighted(MovingSum):
     """The sum of frames that are each multiplied by their weights."""
+
+    takes_weights: ClassVar[bool] = True
 
     def __call__(self, channels: Any, weights: Any = 1) -> Background:
         return super().__call__(jnp.asarray(channels, float) * jnp.asarray(weights))
@@ -271,7 +273,7 @@ def test_frames_that_cannot_be_estimated_are_named():
         (da.zeros((4, 5)), {}, ValueError, r"\(4, 5\).*\(frames, height, width\)"),
         (da.zeros((4, 1, 1, 5, 6)), {}, ValueError, r"\(4, 1, 1, 5, 6\)"),
         (da.zeros((4, 0, 5)), {}, ValueError, "0 x 5"),
-        (da.zeros((0, 4, 5)), {}, ValueError, "0 frames"),
+        (da.zeros((0, 4, 5)), {}, ValueError, "has no frames"),
         (da.zeros((4, 5, 6), dtype=complex), {}, ValueError, "complex128"),
         (da.zeros((4, 5, 6)).map_blocks(np.ma.array), {}, TypeError, "masked"),
         (da.zeros((4, 5, 6))[da.ones(4) > 0], {}, ValueError, "compute_chunk_sizes"),

@@ -2,7 +2,7 @@
 
 import abc
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -91,6 +91,16 @@ class AbstractEstimator(eqx.Module):
     [a subclass of your own](faq.md#can-i-use-an-estimator-of-my-own).
     """
 
+    # Whether it is called with `weights`, and with `donated`, backgrounds of earlier frames
+    # over which it may write the new ones on CPU.
+    takes_weights: ClassVar[bool] = False
+    takes_donated: ClassVar[bool] = False
+
+    @property
+    def halo_lines(self) -> int | None:
+        """Lines that must be seen on either side of one, or None for whole frames."""
+        return None
+
     @property
     @abc.abstractmethod
     def halo_frames(self) -> int:
@@ -109,8 +119,7 @@ class AbstractEstimator(eqx.Module):
 
     def for_inference(self) -> "AbstractEstimator":
         """An estimator that gives the same, and may cost less, where the parameters are
-        known and stay. [`jaxbkgd.estimate_movie`][] uses it. On CPU, if it takes `spent`,
-        that gives it backgrounds of frames before, over which it may write the new ones."""
+        known and stay. [`jaxbkgd.estimate_movie`][] uses it."""
         return self
 
 

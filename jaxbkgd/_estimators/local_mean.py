@@ -3,7 +3,7 @@
 import functools as ft
 import operator
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import equinox as eqx
 import jax
@@ -110,6 +110,8 @@ class LocalMean(AbstractEstimator):
 
         ```
     """
+
+    takes_weights: ClassVar[bool] = True
 
     unbounded_radii: Float[Array, "channels axes"]
     clip: SoftClip | None
@@ -431,6 +433,8 @@ def _clip_fields(clip: SoftClip) -> dict[str, Any]:
 
 class _WithKnownRadii(AbstractEstimator):
     """A module whose radii stay, so that it needs no taps for others."""
+
+    takes_weights: ClassVar[bool] = True
 
     module: LocalMean
     kernels: tuple[_Kernels, ...] = eqx.field(static=True)

@@ -1,7 +1,7 @@
 """The local mean of each frame by itself: the background of `smlmlp.bkgd_spatial_mean`."""
 
 import functools as ft
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -363,6 +363,8 @@ class SpatialMean(AbstractEstimator):
 class _WithKnownRadii(AbstractEstimator):
     """A module whose radii stay, so that it needs no taps for others."""
 
+    takes_donated: ClassVar[bool] = True
+
     module: SpatialMean
     kernels: tuple[KernelPair, ...] = eqx.field(static=True)
 
@@ -377,10 +379,12 @@ class _WithKnownRadii(AbstractEstimator):
             max(kernel.half_width for pair in self.kernels for kernel in pair)
         )
 
-    def __call__(self, channels: Channels, *, spent: Channels | None = None) -> Background:
-        """As the module; over `spent`, backgrounds of such channels that are not needed any
+    def __call__(
+        self, channels: Channels, *, donated: Channels | None = None
+    ) -> Background:
+        """As the module; over `donated`, backgrounds of such channels that are not needed any
         longer, it may write the new ones."""
-        return self.module._filtered_with(self.kernels, channels, spent)
+        return self.module._filtered_with(self.kernels, channels, donated)
 
 
 def _background(

@@ -210,10 +210,10 @@ class Movie(contextlib.AbstractContextManager["Movie"]):
         """A hash that tells this movie from another.
 
         Arrays in memory are hashed whole, on all cores, about a second for a gigabyte and
-        core. Files, memory maps and all else are hashed by shape, type, size, time and
+        core. Files, memory maps and all else are hashed by shape, type and
         eight frames.
         """
-        about = (self.shape, self.dtype.str, self.opened_state, self._identity)
+        about = (self.shape, self.dtype.str, self._identity)
         digest = hashlib.sha256(repr(about).encode())
         if isinstance(self.pixels, np.ndarray) and not self.paths:
             step = max(1, _HASHED_BYTES // max(1, self.pixels[0].nbytes))
@@ -448,6 +448,8 @@ def check_pixels(
             "width)"
         )
     frames, channels, height, width = map(int, shape)
+    if frames == 0:
+        raise MovieError(f"{name}: has no frames")
     if min(frames, channels, height, width) < 1 or height * width > _MAX_FRAME_PIXELS:
         raise MovieError(
             f"{name}: broken: it says {frames} frames of {channels} channels of "
