@@ -183,8 +183,7 @@ def _next(news: SimpleQueue[_Item]) -> _Item:
 def run_interruptibly(function: Callable[..., _Result], *arguments: Any) -> _Result:
     """Calls the function in another thread, so that Ctrl-C is heard meanwhile: in the main
     thread, Python would raise it only when a call or compilation of XLA has ended."""
-    is_64_bit = jax.config.read("jax_enable_x64")
-    device = jax.config.read("jax_default_device")
+    is_64_bit, device = jax.enable_x64.value, jax.default_device.value
 
     def run(_: None) -> _Result:
         with jax.enable_x64(is_64_bit), jax.default_device(device):

@@ -161,8 +161,9 @@ def _close(result: _Result, error: BaseException | None) -> str | None:
         sink.discard()
         return None
     sink.close()
-    is_begun = isinstance(sink, Sink) and not result.is_named and sink.journal.done
-    return str(sink.draft) if is_begun and sink.draft.exists() else None
+    if isinstance(sink, Sink) and sink.journal.done and not result.is_named:
+        return str(sink.draft) if sink.draft.exists() else None
+    return None
 
 
 def _check_settings(
