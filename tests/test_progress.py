@@ -1,55 +1,72 @@
-import importlib.util
+"""The progress bar, at a terminal, off it and in a notebook."""
+
+import io
+import sys
+import time
 
 import pytest
 
-from jaxbkgd._workers import progress_bar
+from jaxbkgd._workers import end_progress, progress_bar
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
 
 
 def work_with(report):
     report(3, "loss 0.5")
+    # It is drawn at most ten times a second.
+    time.sleep(0.11)
     report(10, "loss 0.25")
 
 
 @pytest.fixture
-def at_a_terminal(monkeypatch):
-    """What rich takes for a terminal of 100 columns."""
-    monkeypatch.setenv("FORCE_COLOR", "1")
-    monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setenv("COLUMNS", "100")
+def terminal(monkeypatch, capsys):
+    """What is drawn on stderr."""
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    return terminal
 
 
-def test_nothing_is_drawn_off_a_terminal(capsys, monkeypatch):
-    monkeypatch.delenv("FORCE_COLOR", raising=False)
+def is_removed(terminal):
+    """Whether a line that was drawn is overwritten with blanks."""
+    *_, line, end, rest = terminal.getvalue().split("\r")
+    return line.strip() != "" and end.strip() == rest == ""
+
+
+def test_nothing_is_drawn_off_a_terminal(capsys):
     with progress_bar(10) as report:
         work_with(report)
-    assert capsys.readouterr().err.strip() == ""
+    assert capsys.readouterr() == ("", "")
 
 
-@pytest.mark.usefixtures("at_a_terminal")
-class TestAtATerminal:
-    def test_it_says_what_is_done_and_is_gone_in_the_end(self, capsys):
-        with progress_bar(10) as report:
-            work_with(report)
-        drawn = capsys.readouterr()
-        assert "loss 0.25" in drawn.err
-        assert "10/10" in drawn.err
-        # Nothing but control sequences after the line was erased.
-        assert drawn.err.rpartition("\x1b[2K")[2].strip() == ""
-        # Programs read what is printed on stdout.
-        assert drawn.out == ""
+def test_it_tells_what_is_done_and_is_removed_in_the_end(terminal, capsys):
+    with progress_bar(10, done=2) as report:
+        assert "2/10" in terminal.getvalue()
+        work_with(report)
+        assert "loss 0.25" in terminal.getvalue()
+        assert "10/10" in terminal.getvalue()
+    # The line is overwritten with blanks.
+    assert terminal.getvalue().rstrip("\r").rpartition("\r")[2].strip() == ""
+    # Programs read what is printed on stdout.
+    assert capsys.readouterr().out == ""
 
-    def test_an_error_passes_and_leaves_the_cursor_shown(self, capsys):
-        with pytest.raises(KeyError), progress_bar(10):
-            raise KeyError
-        assert capsys.readouterr().err.rfind("\x1b[?25h") > 0
 
-    def test_it_is_left_out_on_request(self, capsys):
-        with progress_bar(10, False) as report:
-            work_with(report)
-        assert capsys.readouterr() == ("", "")
+def test_an_error_passes_and_removes_it(terminal):
+    with pytest.raises(KeyError), progress_bar(10):
+        raise KeyError
+    assert terminal.getvalue().rstrip("\r").rpartition("\r")[2].strip() == ""
 
-    def test_it_is_left_out_without_rich(self, capsys, monkeypatch):
-        monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-        with progress_bar(10) as report:
-            work_with(report)
-        assert capsys.readouterr() == ("", "")
+
+def test_it_is_left_out_on_request(terminal):
+    with progress_bar(10, False) as report:
+        work_with(report)
+    assert terminal.getvalue() == ""
+
+
+def test_it_can_be_ended_from_anywhere(terminal):
+    with progress_bar(10):
+        end_progress()
+        drawn = terminal.getvalue()
+        assert drawn.rstrip("\r").rpartition("\r")[2].strip() == ""

@@ -113,7 +113,7 @@ def check_weights(name: str, values: Shaped[np.ndarray, "..."]) -> None:
 # Images, one a channel, and which frames are finite, and which are clipped, in any of them,
 # where either can happen.
 Estimates = tuple[
-    list[Shaped[Array, "frames height width"]],
+    list[Shaped[Array, "frames _height _width"]],
     Bool[Array, " frames"] | None,
     Bool[Array, " frames"] | None,
 ]
@@ -124,7 +124,7 @@ def estimate_window(
     channels: Sequence[Any],
     output: Output,
     weights: Sequence[Any] = (),
-    donated: Sequence[Float[Array, "frames height width"]] | None = None,
+    donated: Sequence[Float[Array, "frames _height _width"]] | None = None,
 ) -> Estimates:
     """Estimates the frames (frames, height, width) of each channel, as JAX traces it."""
     stacks = [
@@ -165,14 +165,14 @@ def estimate_window(
 
 
 def _finite_frames(
-    images: Sequence[Real[Array, "frames height width"]],
+    images: Sequence[Real[Array, "frames _height _width"]],
 ) -> Bool[Array, " frames"]:
     return jnp.stack([jnp.isfinite(zeros_of(x)).all((-2, -1)) for x in images]).all(0)
 
 
 def _rounded_to_uint16(
-    images: Sequence[Real[Array, "frames height width"]],
-) -> tuple[list[Shaped[Array, "frames height width"]], Bool[Array, " frames"]]:
+    images: Sequence[Real[Array, "frames _height _width"]],
+) -> tuple[list[Shaped[Array, "frames _height _width"]], Bool[Array, " frames"]]:
     """And the frames in which one of the images was clipped."""
     rounded = [jnp.round(image) for image in images]
     clipped = [jnp.clip(image, 0, 2**16 - 1) for image in rounded]
@@ -226,7 +226,7 @@ class Buffers:
     """
 
     def __init__(self, is_on_cpu: bool, can_reuse: bool) -> None:
-        self.donated: list[Float[Array, "frames height width"]] | None = None
+        self.donated: list[Float[Array, "frames _height _width"]] | None = None
         self._is_on_cpu = is_on_cpu
         self._can_reuse = can_reuse
         self._frames: list[np.ndarray] | None = None
@@ -242,8 +242,8 @@ class Buffers:
         return list(map(_placed, self._frames, chunks))
 
     def as_numpy(
-        self, images: list[Shaped[Array, "frames height width"]]
-    ) -> list[Shaped[np.ndarray, "frames height width"]]:
+        self, images: list[Shaped[Array, "frames _height _width"]]
+    ) -> list[Shaped[np.ndarray, "frames _height _width"]]:
         """Results without a copy on CPU, to be donated to the next chunk.
 
         While one of these arrays is in use, JAX does not write over its image, but makes a
@@ -257,7 +257,7 @@ class Buffers:
 
 
 @ft.partial(jax.jit, static_argnums=0)
-def _blank(shape: tuple[int, ...]) -> Float[Array, "frames height width"]:
+def _blank(shape: tuple[int, ...]) -> Float[Array, "frames _height _width"]:
     return jnp.zeros(shape, jnp.float32)
 
 
@@ -283,7 +283,7 @@ def run_window(
     window: Window,
     weights: Sequence[np.ndarray | None] = (),
     buffers: Buffers | None = None,
-) -> tuple[list[Shaped[Array, "frames height width"]], Counts]:
+) -> tuple[list[Shaped[Array, "frames _height _width"]], Counts]:
     """Estimates the frames `low` to `high` of a window, which the chunks hold, with weights
     if there are any. The counts are of the frames that are kept.
 
