@@ -22,7 +22,7 @@ def work_with(report):
 
 
 @pytest.fixture
-def terminal(monkeypatch, capsys):
+def terminal(monkeypatch):
     """What is drawn on stderr."""
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
@@ -41,7 +41,10 @@ def test_nothing_is_drawn_off_a_terminal(capsys):
     assert capsys.readouterr() == ("", "")
 
 
-def test_it_tells_what_is_done_and_is_removed_in_the_end(terminal, capsys):
+def test_it_tells_what_is_done_and_is_removed_in_the_end(terminal, monkeypatch):
+    # Programs read what is printed there.
+    stdout = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", stdout)
     with progress_bar(10, done=2) as report:
         assert "2/10" in terminal.getvalue()
         work_with(report)
@@ -49,8 +52,7 @@ def test_it_tells_what_is_done_and_is_removed_in_the_end(terminal, capsys):
         assert "10/10" in terminal.getvalue()
     # The line is overwritten with blanks.
     assert terminal.getvalue().rstrip("\r").rpartition("\r")[2].strip() == ""
-    # Programs read what is printed on stdout.
-    assert capsys.readouterr().out == ""
+    assert stdout.getvalue() == ""
 
 
 def test_an_error_passes_and_removes_it(terminal):
