@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Real, Shaped
 
 from .._estimators.base import AbstractEstimator, as_frames, checked_frames
-from .._estimators.radii import check_choice
+from .._estimators.checks import check_choice
 from .._filter.engines import zeros_of
 from .._movies.movie import MovieError, one_line
 from .plan import Window

@@ -22,9 +22,8 @@ from .._batch.run import Dtype, estimate_movie, MovieSummary, Quantity
 from .._batch.settings import installed_version
 from .._calibration import calibrate as _calibrate
 from .._calibration.objectives import FramePairLoss
-from .._estimators.base import Background
+from .._estimators.base import Background, estimator_from_json
 from .._estimators.local_mean import LocalMean
-from .._estimators.saved import saved_kind
 from .._estimators.soft_clip import SoftClip
 from .._estimators.spatial_mean import noise_correction, SpatialMean
 from .._movies.movie import Box, Channel, Movie, MovieError
@@ -208,7 +207,7 @@ def _estimate_and_judge(
     seconds = min(_seconds(estimator, frames) for _ in range(3))
     error = float(np.sqrt(np.mean(np.square(background.bkgds - true_bkgds))))
     electrons = error * _DEMO_GAIN_ELECTRONS_PER_ADU
-    separable = noise_correction(channel.radius_pix, truncation="hard", kind="separable")
+    separable = noise_correction(channel.radius_pix, truncation="hard", noise="separable")
     return background, {
         "movie": " x ".join(map(str, frames.shape)),
         "true mean background": f"{true_bkgds.mean():.0f} ADU",
@@ -596,8 +595,8 @@ def _read_calibration(path: Path, channel: int | None) -> SpatialMean | LocalMea
     """With the radii of one channel, or of all."""
     try:
         text = path.read_text("utf-8")
-        kind = LocalMean if saved_kind(text) == "LocalMean" else SpatialMean
-        module = kind.from_json(text)
+        module = estimator_from_json(text)
+        kind = type(module)
         fields = json.loads(text)
         kept = slice(None) if channel is None else slice(channel - 1, channel)
         faults = _calibration_faults(fields, kept)
