@@ -18,6 +18,7 @@ from jaxtyping import Shaped
 # No camera has frames of 2^28 pixels (16384 x 16384). A damaged header may say so, and
 # would cost gigabytes before the first pixel is read.
 _MAX_FRAME_PIXELS = 2**28
+_MAX_PIXELS = 2**60
 
 # Frames, evenly spaced over the movie, that tell one movie from another.
 _FINGERPRINT_FRAMES = 8
@@ -448,7 +449,11 @@ def check_pixels(
             "width)"
         )
     frames, channels, height, width = map(int, shape)
-    if min(frames, channels, height, width) < 1 or height * width > _MAX_FRAME_PIXELS:
+    if (
+        min(frames, channels, height, width) < 1
+        or height * width > _MAX_FRAME_PIXELS
+        or frames * channels * height * width > _MAX_PIXELS
+    ):
         raise MovieError(
             f"{name}: broken: it says {frames} frames of {channels} channels of "
             f"{height} x {width} px"

@@ -72,7 +72,7 @@ def _open_path(path: Path) -> Movie:
         from . import tiff, zarr
 
         if zarr.is_zarr(path):
-            return zarr.ZarrMovie(path)
+            return zarr.open_zarr(path)
         return tiff.open_series(path)
     if not path.exists():
         if any(sign in path.name for sign in "*?["):
