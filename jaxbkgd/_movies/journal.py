@@ -36,11 +36,11 @@ class Journal:
         self.done: set[int] = set()
         self.is_committing = False
         self._file: BinaryIO | None = None
-        self._lock: _Lock | None = None
+        self._lock = None if path is None else _Lock(path)
         self._adding = threading.Lock()
         if path is None or not path.exists():
             return
-        file = self._open(path)
+        file = self._open()
         content = file.read()
         whole = content[: content.rfind(b"\n") + 1]
         # The process ended as it wrote a line without an end.
@@ -55,8 +55,8 @@ class Journal:
 
     def clear(self) -> None:
         """Deletes all entries."""
-        if self._file is None and self.path is not None:
-            self._file = self._open(self.path)
+        if self._file is None and self._lock is not None:
+            self._open()
         if self._file is not None:
             self._file.truncate(0)
         self.settings, self.done, self.is_committing = None, set(), False
@@ -81,7 +81,7 @@ class Journal:
             if self._file is not None:
                 self._file.truncate(0)
         self._close_file()
-        if self._lock is not None and self.path is not None:
+        if self._lock is not None and self._lock.is_held and self.path is not None:
             with contextlib.suppress(OSError):
                 self.path.unlink()
         self.close()
@@ -91,12 +91,13 @@ class Journal:
         self._close_file()
         if self._lock is not None:
             self._lock.release()
-            self._lock = None
 
-    def _open(self, path: Path) -> BinaryIO:
-        self._lock = _Lock(path)
+    def _open(self) -> BinaryIO:
+        assert self.path is not None
+        assert self._lock is not None
+        self._lock.acquire()
         # Unbuffered, so that a line is one write; all writes go to the end.
-        self._file = path.open("a+b", buffering=0)
+        self._file = self.path.open("a+b", buffering=0)
         self._file.seek(0, os.SEEK_SET)
         return self._file
 
@@ -119,37 +120,43 @@ class Journal:
 
 
 class _Lock:
-    """The lock of a journal. A file system without locks is warned of, and not locked."""
+    """The lock of a journal. Where the file system has none, that is only warned of."""
 
     def __init__(self, journal: Path) -> None:
         import filelock
 
+        self._journal = journal
         self._path = journal.with_name(journal.name + LOCK_SUFFIX)
+        self.is_held = False
         options: dict[str, Any] = {"timeout": 0, "thread_local": False}
         try:
-            # A lock that is the existence of a file would outlive a killed process.
-            lock = filelock.FileLock(self._path, **options, fallback_to_soft=False)
+            # A fallback takes the file itself for a lock, which a killed run leaves.
+            self._lock = filelock.FileLock(self._path, **options, fallback_to_soft=False)
         except TypeError:
-            # filelock 3 has no such fallback.
-            lock = filelock.FileLock(self._path, **options)
-        self._lock: filelock.BaseFileLock | None = lock
+            # Before filelock 4 there was no such fallback.
+            self._lock = filelock.FileLock(self._path, **options)
+        self._held_elsewhere = filelock.Timeout
+
+    def acquire(self) -> None:
         try:
-            lock.acquire()
-        except filelock.Timeout as error:
+            self._lock.acquire()
+        except self._held_elsewhere as error:
             raise MovieError(
-                f"{journal}: is in use; wait for the other run to end, or write elsewhere"
+                f"{self._journal}: is in use; wait for the other run to end, or write "
+                "elsewhere"
             ) from error
         except (OSError, NotImplementedError) as error:
-            self._lock = None
             warnings.warn(
-                f"{journal}: cannot be locked there ({one_line(error)}); do not start "
-                "another run to the same name",
+                f"{self._journal}: cannot be locked there ({one_line(error)}); start no "
+                "other run that writes to the same name",
                 stacklevel=2,
             )
+        self.is_held = True
 
     def release(self) -> None:
-        # Windows refuses to remove a file that is open, and filelock does it there.
-        with contextlib.suppress(OSError):
-            self._path.unlink()
-        if self._lock is not None:
+        if self.is_held:
+            # Windows refuses to remove an open file; filelock removes it there.
+            with contextlib.suppress(OSError):
+                self._path.unlink()
             self._lock.release()
+            self.is_held = False

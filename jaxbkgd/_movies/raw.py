@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .movie import MappedFrames, Movie, MovieError, one_line
+from .movie import check_pixels, Movie, MovieError, one_line
 
 
 # Picasso's simulations write a line for each molecule. PyYAML reads about 1 MB/s.
@@ -129,7 +129,7 @@ def _open_frames(
 ) -> Movie:
     """Frames that fill the file from `offset` to its end; `header` names what gave their
     shape."""
-    pixels = MappedFrames(path, shape, dtype, offset)
+    pixels = _MappedFrames(path, shape, dtype, offset)
     more = path.stat().st_size - offset - math.prod(shape) * dtype.itemsize
     if more:
         frames, _, height, width = shape
@@ -218,3 +218,44 @@ class _Header:
         except ValueError:
             return None
         return value if 1e-6 < value < 1e6 else None
+
+
+class _MappedFrames:
+    """Frames of a file that is mapped into memory, (frames, channels, height, width).
+
+    Each read copies its frames. First the size of the file is compared with the end of
+    these frames: to touch a mapped file beyond its end ends the process.
+
+    **Raises:**
+
+    `MovieError` where the file is shorter than the frames, also when they are read.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        shape: tuple[int, int, int, int],
+        dtype: np.dtype,
+        offset: int = 0,
+    ) -> None:
+        self.shape = check_pixels(str(path), shape, dtype)
+        self.dtype = dtype
+        self._path = path
+        self._offset = offset
+        self._frame_bytes = math.prod(shape[1:]) * dtype.itemsize
+        self._refuse_end_before(shape[0])
+        self._frames = np.memmap(path, dtype, "r", offset, self.shape)
+
+    def __getitem__(self, index: tuple[slice, int]) -> np.ndarray:
+        self._refuse_end_before(min(index[0].stop, self.shape[0]))
+        return np.array(self._frames[index])
+
+    def _refuse_end_before(self, stop: int) -> None:
+        whole = (self._path.stat().st_size - self._offset) // self._frame_bytes
+        if whole < stop:
+            frames, _, height, width = self.shape
+            raise MovieError(
+                f"{self._path}: truncated: the file ends in frame {max(0, whole)} of "
+                f"{frames} ({height} x {width} px of {self.dtype.name}); copy it again, or "
+                "correct its header"
+            )
