@@ -91,7 +91,6 @@ WITH_NAN = LARGE.copy()
 WITH_NAN[1, [149, 151, 290], 20] = np.nan, np.inf, np.nan
 
 
-@pytest.mark.bits
 @pytest.mark.parametrize(
     ("source", "strips"),
     [
@@ -116,7 +115,6 @@ def test_large_frames_are_estimated_in_strips(source, strips, monkeypatch, writt
         np.testing.assert_array_equal(written, ESTIMATOR(frames).bkgds)
 
 
-@pytest.mark.bits
 def test_strips_of_boxes_above_an_offset_fill_an_array_each(monkeypatch, written_over):
     monkeypatch.setattr(plan, "_CACHED_PIXELS", 5_000)
     boxes = [(0, 0, 35, 300), (35, 0, 70, 300)]
@@ -128,7 +126,6 @@ def test_strips_of_boxes_above_an_offset_fill_an_array_each(monkeypatch, written
         np.testing.assert_array_equal(written, ESTIMATOR(frames).bkgds)
 
 
-@pytest.mark.bits
 @pytest.mark.parametrize(("radii_pix", "strips"), [((7.0, 15.0), 5), ((7.0, 30.0), 1)])
 def test_frames_go_in_strips_where_the_engine_is_that_of_the_whole(
     radii_pix, strips, monkeypatch, written_over

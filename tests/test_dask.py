@@ -25,8 +25,6 @@ from jaxbkgd import AbstractEstimator, Background, LocalMean, MovieError, Spatia
 from jaxbkgd._batch.dask import estimate_dask
 
 
-pytestmark = pytest.mark.bits
-
 FRAMES = np.random.default_rng(0).integers(0, 65536, (23, 10, 11)).astype(np.uint16)
 TWO_CHANNELS = np.stack([FRAMES, FRAMES[::-1]], axis=1)
 ROOT = Path(__file__).parents[1]
@@ -41,8 +39,8 @@ class Half(AbstractEstimator):
     def halo_frames(self) -> int:
         return 0
 
-    def __call__(self, channels: Any) -> Background:
-        return Background(jnp.asarray(channels) * 0.5, jnp.ones(()))
+    def estimate_stack(self, frames: Any) -> Background:
+        return Background(frames * 0.5, jnp.ones(()))
 
 
 class Weighted(MovingSum):
@@ -50,8 +48,9 @@ class Weighted(MovingSum):
 
     takes_weights: ClassVar[bool] = True
 
-    def __call__(self, channels: Any, weights: Any = 1) -> Background:
-        return super().__call__(jnp.asarray(channels, float) * jnp.asarray(weights))
+    def estimate_stack(self, frames: Any, weights: Any = None) -> Background:
+        factors = 1 if weights is None else weights
+        return super().estimate_stack(frames.astype(jnp.float32) * factors)
 
 
 class Marked(Half):
@@ -64,17 +63,17 @@ class Marked(Half):
     def __reduce__(self) -> Any:
         return unpickled, (type(self), self.log)
 
-    def __call__(self, channels: Any) -> Background:
+    def estimate_stack(self, frames: Any) -> Background:
         note(self.log, "compiled")
-        return super().__call__(channels)
+        return super().estimate_stack(frames)
 
 
 class Deadly(Marked):
     """It ends the process that is first to see the number 65535."""
 
-    def __call__(self, channels: Any) -> Background:
-        jax.debug.callback(ft.partial(die_once, self.log), jnp.max(channels))
-        return super().__call__(channels)
+    def estimate_stack(self, frames: Any) -> Background:
+        jax.debug.callback(ft.partial(die_once, self.log), jnp.max(frames))
+        return super().estimate_stack(frames)
 
 
 def die_once(log: str, largest: Any) -> None:
@@ -308,6 +307,7 @@ def example() -> dict[str, Any]:
     return runpy.run_path(str(ROOT / "examples" / "cluster.py"))
 
 
+@pytest.mark.slow
 def test_the_example_writes_what_an_estimate_in_memory_is(
     tmp_path, monkeypatch, capsys, example
 ):
@@ -335,6 +335,7 @@ def test_the_example_writes_what_an_estimate_in_memory_is(
     np.testing.assert_array_equal(bkgds, background(movie[:], SpatialMean(1.0)))
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed_is_replaced_and_the_result_is_the_same(tmp_path, example):
     frames = np.random.default_rng(0).integers(0, 65535, (60, 1, 8, 9)).astype(np.uint16)
     frames[40] = 65535

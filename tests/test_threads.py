@@ -149,10 +149,12 @@ jaxbkgd.one_thread_a_call()
 frames = jax.device_put(np.zeros((16, 256, 256), np.float32))
 jaxbkgd.spatial_mean(frames, 30.0).block_until_ready()
 names = [open(f"/proc/self/task/{t}/comm").read() for t in os.listdir("/proc/self/task")]
-print(sum("XLAEigen" in name for name in names), jax.config.values["jax_cpu_enable_async_dispatch"])
+is_asynchronous = jax.config.values["jax_cpu_enable_async_dispatch"]
+print(sum("XLAEigen" in name for name in names), is_asynchronous)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/proc/self/task"), reason="needs Linux")
 @pytest.mark.parametrize("set_by_user", [None, "PJRT_NPROC", "NPROC"])
 def test_one_thread_a_call_leaves_xla_one_thread_unless_the_user_says_otherwise(

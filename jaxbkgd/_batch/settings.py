@@ -28,23 +28,20 @@ class Sources:
     """
 
     def __init__(self, movies: Sequence[Movie]) -> None:
-        self._states = {movie: movie.opened_state for movie in movies}
-        self._content = ft.cache(_content)
-        for movie in movies:
-            # Of movies that never change, the content is asked for only by settings.
-            if movie.opened_state is not None:
-                self._content(movie)
-
-    def content(self, movie: Movie) -> list[Any]:
-        return self._content(movie)
+        self.states = {movie: movie.opened_state or movie.state() for movie in movies}
+        self.content = ft.cache(_content)
+        for movie, state in self.states.items():
+            # The content of a movie that cannot change is needed only for settings.
+            if state is not None:
+                self.content(movie)
 
     def check(self) -> None:
         """Refuses a movie that has changed, and warns of one whose time has."""
-        for movie, before in self._states.items():
+        for movie, before in self.states.items():
             try:
                 if movie.state() == before:
                     continue
-                is_same = _content(movie) == self._content(movie)
+                is_same = _content(movie) == self.content(movie)
             except (OSError, MovieError):
                 is_same = False
             if not is_same:
@@ -81,7 +78,7 @@ def settings_of(
     return {
         "source": [[content(c.movie), c.index, list(map(int, c.box))] for c in channels],
         "weights": [None if w is None else content(w.movie) for w in weights],
-        "states": [channel.movie.opened_state for channel in channels],
+        "states": [sources.states[channel.movie] for channel in channels],
         "estimator": identity(estimator),
         "quantity": output.quantity,
         "dtype": output.dtype,
