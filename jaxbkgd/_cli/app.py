@@ -596,7 +596,8 @@ def _read_calibration(path: Path, channel: int | None) -> SpatialMean | LocalMea
     try:
         text = path.read_text("utf-8")
         module = estimator_from_json(text)
-        kind = type(module)
+        if not isinstance(module, SpatialMean | LocalMean):
+            raise ValueError(f"it holds a {type(module).__name__}")
         fields = json.loads(text)
         kept = slice(None) if channel is None else slice(channel - 1, channel)
         faults = _calibration_faults(fields, kept)
@@ -618,7 +619,7 @@ def _read_calibration(path: Path, channel: int | None) -> SpatialMean | LocalMea
             # Of a camera, one number may serve all channels.
             if part[name] is not None and len(part[name]) == count:
                 part[name] = part[name][kept]
-    return kind.from_json(json.dumps(fields))
+    return type(module).from_json(json.dumps(fields))
 
 
 def _calibration_faults(fields: dict[str, Any], channels: slice) -> list[str]:

@@ -211,8 +211,8 @@ class LocalMean(RadiiEstimator):
         In `near`, the frames nearer than `gap_frames` are replaced by those at that
         distance on either side; in `far`, by those one frame farther away, which the
         difference of `near` from the background has not seen either. At the ends of the
-        movie there is one side only, whatever `edge_frames` is. With a clip, the frame counts a little in
-        the weights of others. The clip gets no gradient.
+        movie there is one side only, whatever `edge_frames` is. With a clip, the frame
+        counts a little in the weights of others. The clip gets no gradient.
 
         See [`jaxbkgd.AbstractEstimator`][] for the arguments.
         """

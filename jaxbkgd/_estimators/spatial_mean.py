@@ -87,7 +87,7 @@ def spatial_mean(
     """
     frames = as_frames(frames)
     radii, kernels = _radii_and_kernels(radius_pix, max_radius_pix, truncation)
-    return filtered(frames, radii, kernels)
+    return filter_frames(frames, radii, kernels)
 
 
 def noise_correction(
@@ -250,12 +250,12 @@ class SpatialMean(RadiiEstimator):
     def _estimate_channel(
         self, frames: Any, *, radii: Any, kernels: KernelPair, donated: Any = None
     ) -> Background:
-        bkgds = filtered(frames, radii, kernels, donated)
+        bkgds = filter_frames(frames, radii, kernels, donated)
         return Background(bkgds, _noise_correction(radii, kernels, self.noise))
 
 
 @ft.partial(jit_in_full_width, static_argnames="kernels")
-def filtered(
+def filter_frames(
     frames: Shaped[Array, "*batch height width"],
     radii: Float[Array, "2"],
     kernels: KernelPair,
