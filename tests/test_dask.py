@@ -6,6 +6,7 @@ import pickle
 import re
 import runpy
 import signal
+import sys
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -289,6 +290,14 @@ def test_what_does_not_fit_is_refused_before_anything_is_computed(
     estimator = SpatialMean([(1.0, 1.0), (2.0, 2.0)]) if array.ndim == 4 else MEAN
     with pytest.raises(error, match=message):
         estimate_dask(array, estimator, **settings)
+
+
+def test_without_dask_its_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "dask.array", None)
+    with pytest.raises(
+        ImportError, match=r"dask\.array; .*pip install 'jaxbkgd\[cluster\]'"
+    ):
+        estimate_dask(FRAMES, MEAN)
 
 
 def local_cluster(**settings: Any) -> LocalCluster:
