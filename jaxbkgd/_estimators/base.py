@@ -225,9 +225,11 @@ class AbstractEstimator(SavedModule):
             return _checked_background(self, background, frames)
 
         count = len(frames) if is_sequence(frames) else 1
-        functions = self._stack_functions(count)
-        functions = functions if is_sequence(frames) else functions[0]
-        return joined(map_channels(estimate, frames, functions, *options.values()))
+        # A transfer guard is to watch the frames, not the constants of the estimator.
+        with jax.transfer_guard("allow"):
+            functions = self._stack_functions(count)
+            functions = functions if is_sequence(frames) else functions[0]
+            return joined(map_channels(estimate, frames, functions, *options.values()))
 
     def _stack_functions(self, count: int) -> list[Callable[..., Background]]:
         """`estimate_stack` for each of so many channels."""

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Shaped
 
-from .._filter.engines import halo_lines
+from .._filter.correlation import halo_lines
 from .._filter.kernels import (
     GaussianKernel,
     half_width,
@@ -19,7 +19,6 @@ from .._filter.kernels import (
     Truncation,
 )
 from .._filter.primitive import separable_filter
-from .._filter.vectors import jit_in_full_width
 from .base import as_frames, Background, working_dtype
 from .checks import check_choice
 from .radii import (
@@ -254,7 +253,7 @@ class SpatialMean(RadiiEstimator):
         return Background(bkgds, _noise_correction(radii, kernels, self.noise))
 
 
-@ft.partial(jit_in_full_width, static_argnames="kernels")
+@ft.partial(jax.jit, static_argnames="kernels")
 def filter_frames(
     frames: Shaped[Array, "*batch height width"],
     radii: Float[Array, "2"],
@@ -268,7 +267,7 @@ def filter_frames(
         frames = frames.astype(dtype)
     if donated is not None and donated.dtype != dtype:
         donated = None
-    return separable_filter(frames, list(radii.astype(dtype)), kernels, spent=donated)
+    return separable_filter(frames, list(radii.astype(dtype)), kernels, donated=donated)
 
 
 @ft.partial(jax.jit, static_argnames=("kernels", "noise"))

@@ -118,8 +118,8 @@ def _median_jvp(reach, primals, tangents):
             lax.dynamic_slice_in_dim(stack, shift, middles.shape[1])
             for stack in (frames, changes)
         )
-        is_middle = near == middles
-        return (total + jnp.where(is_middle, change, 0), count + is_middle), None
+        is_middle = near[None] == middles
+        return (total + jnp.where(is_middle, change[None], 0), count + is_middle), None
 
     zeros = jnp.zeros_like(middles)
     (total, count), _ = lax.scan(add, (zeros, zeros), jnp.arange(2 * reach + 1))
@@ -148,15 +148,15 @@ def _of_middles(
     def slide(state, time):
         values, nan_count = state
         entering, leaving = frame_at(time), frame_at(time - window)
-        nan_count += 1 * jnp.isnan(entering) - 1 * jnp.isnan(leaving)
+        nan_count += jnp.isnan(entering).astype(int) - jnp.isnan(leaving).astype(int)
         entering, leaving = (
             jnp.where(jnp.isnan(frame), jnp.inf, frame) for frame in (entering, leaving)
         )
-        others = jnp.where(values[:-1] < leaving, values[:-1], values[1:])
+        others = jnp.where(values[:-1] < leaving[None], values[:-1], values[1:])
         # Padded once: concatenated, it would run at an eighth of the speed in jax 0.10.
         padded = jnp.pad(others, ((1, 1), (0, 0), (0, 0)), constant_values=jnp.inf)
         below, above = padded[:-1].at[0].set(-jnp.inf), padded[1:]
-        values = jnp.maximum(below, jnp.minimum(above, entering))
+        values = jnp.maximum(below, jnp.minimum(above, entering[None]))
         count = jnp.minimum(time + 1, length) - jnp.maximum(time + 1 - window, 0)
         middles = (
             jnp.where(nan_count > 0, jnp.nan, values[rank])
