@@ -28,7 +28,7 @@ from jaxbkgd import (
 )
 from jaxbkgd._batch.run import _chunk_frames_and_workers, _Job, windows
 from jaxbkgd._movies.journal import Journal
-from jaxbkgd._movies.movie import ArrayMovie, FramesInFile
+from jaxbkgd._movies.movie import Movie, movie_of_array
 from jaxbkgd._movies.tiff import TiffSink
 from jaxbkgd._movies.zarr import ZarrSink
 
@@ -40,11 +40,11 @@ ESTIMATOR = SpatialMean((1.0, 2.0))
 BKGDS = np.asarray(ESTIMATOR(FRAMES).bkgds)
 
 
-class CountingMovie(ArrayMovie):
+class CountingMovie(Movie):
     """Knows how often each frame was read."""
 
     def __init__(self, array):
-        super().__init__(array)
+        super().__init__(array[:, None], name="the movie", format="array")
         self.counts = np.zeros(len(array), int)
 
     def read(self, start, stop, channel=0):
@@ -188,7 +188,7 @@ def test_memory_is_shared_among_as_many_workers_as_it_serves(
     """Where so many frames can be held."""
     frame_bytes = 2 * _batch._PIXEL_BYTES_WITH_HALO * FRAMES[0].size
     monkeypatch.setattr(_batch, "_free_bytes", lambda: held * frame_bytes)
-    channels = ArrayMovie(FRAMES).channels
+    channels = movie_of_array(FRAMES).channels
     assert _chunk_frames_and_workers(channels, 3, 2**20, *given) == chosen
 
 
@@ -360,7 +360,7 @@ def movie_path(tmp_path):
 
 def _before_frame(frame, monkeypatch, do):
     """Lets something happen when a chunk is read that holds this frame."""
-    read = FramesInFile.read
+    read = Movie.read
 
     def reading(self, start, stop, channel=0):
         # A fingerprint reads single frames, chunks here are of more.
@@ -368,7 +368,7 @@ def _before_frame(frame, monkeypatch, do):
             do()
         return read(self, start, stop, channel)
 
-    monkeypatch.setattr(FramesInFile, "read", reading)
+    monkeypatch.setattr(Movie, "read", reading)
 
 
 def _fail_at(frame, monkeypatch):
