@@ -69,16 +69,16 @@ def open_movie(source: Any) -> Movie:
 def _open_path(path: Path) -> Movie:
     # A reader, with the packages that it needs, is imported where it is asked for.
     if path.is_dir():
-        from . import tiff, zarr
+        from . import series, zarr
 
         if zarr.is_zarr(path):
             return zarr.ZarrMovie(path)
-        return tiff.open_series(path)
+        return series.open_series(path)
     if not path.exists():
         if any(sign in path.name for sign in "*?["):
-            from . import tiff
+            from . import series
 
-            return tiff.open_series(path)
+            return series.open_series(path)
         raise MovieError(f"{path}: no such file")
     if not path.is_file():
         raise MovieError(f"{path}: is not a regular file; copy the movie to one")
@@ -91,6 +91,10 @@ def _open_path(path: Path) -> Movie:
             from . import tiff
 
             return tiff.open_tiff(path)
+        case ".index":
+            from . import ndtiff
+
+            return ndtiff.open_ndtiff(path)
         case ".dax" | ".inf":
             return raw.open_dax(path)
         case ".raw" | ".yaml":
@@ -109,12 +113,12 @@ def open_sink(sink: Any, layout: Layout, *, overwrite: bool = False) -> Sink | A
             f"{type(sink).__name__} cannot be written to; give a path or a NumPy array"
         )
     # Each writer imports what it needs, when it is needed.
-    from . import tiff, zarr
+    from . import tiff_sink, zarr
 
     path = Path(sink)
     match path.suffix.lower():
         case ".tif" | ".tiff":
-            return tiff.TiffSink(path, layout, overwrite=overwrite)
+            return tiff_sink.TiffSink(path, layout, overwrite=overwrite)
         case ".zarr":
             return zarr.ZarrSink(path, layout, overwrite=overwrite)
     raise MovieError(
