@@ -1,8 +1,8 @@
-"""OME-XML: the files of a movie, and the frame and channel of each page.
+"""OME-TIFF: the files of a movie, and the frame and channel of each page.
 
 It is defined at docs.openmicroscopy.org/ome-model/latest/ome-tiff/specification.html.
 tifffile reads missing files and pages as zeros, and opens files in other folders if the XML
-names them, so their arrangement is worked out here.
+names them, so the pages are arranged here.
 """
 
 import math
@@ -13,11 +13,12 @@ from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
 import numpy as np
+import tifffile
 from jaxtyping import Int
 
-from .movie import MovieError
+from .movie import Movie, MovieError
 from .tiff_pages import find_pages, Kinds, Pages
-from .tiff_pixels import arrange_planes
+from .tiff_pixels import arrange_planes, TiffPixels
 
 
 LENGTHS_UM = {
@@ -31,15 +32,6 @@ TIMES_S = {
 }  # fmt: skip
 
 
-class OmeMovie(NamedTuple):
-    """What OME-XML says about a movie: its files, the pages of its frames, and units."""
-
-    files: list[Pages]
-    order: Int[np.ndarray, "frames channels"]
-    pixel_size_um: tuple[float, float] | None
-    frame_interval_s: float | None
-
-
 class _Planes(NamedTuple):
     """Consecutive pages of a file and the place of the first: a TiffData element."""
 
@@ -50,54 +42,41 @@ class _Planes(NamedTuple):
     first: dict[str, int]
 
 
-def described_in(path: Path, xml: str) -> str:
-    """The name of the file that has the OME-XML if `path` only refers to it, or ""."""
-    element = _parse(path, xml).find("{*}BinaryOnly")
-    return "" if element is None else _file_name(element.get("MetadataFile", ""))
+_Image = tuple[ElementTree.Element, ElementTree.Element, list[_Planes]]
 
 
-def open_ome(path: Path, xml: str, asked: Path) -> OmeMovie:
-    """The movie that the OME-XML of `path` describes and that the file `asked` is a part of.
+def open_ome(path: Path, xml: str, dtype: np.dtype) -> Movie:
+    """The movie that a file of these pixels is a part of. The file has OME-XML that
+    describes the movie or names the file that does.
 
     **Raises:**
 
     [`jaxbkgd.MovieError`][] where files or pages are missing, come twice or are not
     described, and for several positions in the same files.
     """
-    root = _parse(path, xml)
-    own_uuid = root.get("UUID", "")
-    images = [
-        (image, pixels, [_read_planes(data) for data in pixels.iterfind("{*}TiffData")])
-        for image in root.iterfind("{*}Image")
-        for pixels in image.iterfind("{*}Pixels")
-    ]
-    if not images:
-        raise MovieError(f"{path}: its OME-XML describes no image")
-    if len(images) > 1:
-        # Other positions have files of their own.
-        names = {("", ""), (own_uuid if asked == path else "", ""), ("", asked.name)}
-        images = [
-            image
-            for image in images
-            if any({(part.uuid, ""), ("", part.file_name)} & names for part in image[2])
-        ] or images
-    pixels, parts = images[0][1], images[0][2] or [_Planes("", "", None, None, {})]
-    if len(images) > 1:
-        parts = _join_images(path, images)
+    describing, root = path, _parse(path, xml)
+    refers = root.find("{*}BinaryOnly")
+    if refers is not None:
+        describing = path.parent / _file_name(refers.get("MetadataFile", ""))
+        if not describing.is_file():
+            raise MovieError(
+                f"{path}: is a part of a movie that {describing.name} describes, which is "
+                "not beside it; put all files of the movie in one folder, under their own "
+                "names"
+            )
+        root = _parse(describing, _read_xml(describing))
+    pixels, parts, times = _find_image(describing, root, path)
     lengths = {axis: int(pixels.get(f"Size{axis}", 1)) for axis in "CZT"}
-    lengths["T"] = max(lengths["T"], len(images))
+    lengths["T"] = max(lengths["T"], times)
     axes = pixels.get("DimensionOrder", "XYCZT")[2:]
     if sorted(axes) != ["C", "T", "Z"] or min(lengths.values()) < 1:
-        raise MovieError(f"{path}: its OME-XML is broken (dimensions {axes} of {lengths})")
-    paths = _find_files(path, own_uuid, parts, asked)
-    if asked not in paths.values():
         raise MovieError(
-            f"{asked}: is not among the files that the OME-XML of {path} describes; put all "
-            "files of the movie in one folder, under their own names"
+            f"{describing}: its OME-XML is broken (dimensions {axes} of {lengths})"
         )
+    paths = _find_files(describing, root.get("UUID", ""), parts, path)
     kinds: Kinds = {}
-    files = {each: find_pages(each, kinds) for each in dict.fromkeys([asked, *paths.values()])}
-    places, pages = _list_planes(path, parts, paths, files, axes, lengths)
+    files = {each: find_pages(each, kinds) for each in dict.fromkeys([path, *paths.values()])}
+    places, pages = _list_planes(describing, parts, paths, files, axes, lengths)
     # The axes are given fastest first.
     frames, channels, stride = np.zeros_like(places), places, 1
     for axis in axes:
@@ -108,21 +87,27 @@ def open_ome(path: Path, xml: str, asked: Path) -> OmeMovie:
             frames += stride * along
             stride *= lengths[axis]
     frames += stride * places
-    order = arrange_planes(str(path), frames, channels, pages, lengths["C"])
+    order = arrange_planes(str(describing), frames, channels, pages, lengths["C"])
     y, x = (
-        positive_in(
-            pixels.get(f"PhysicalSize{axis}"),
-            pixels.get(f"PhysicalSize{axis}Unit"),
-            LENGTHS_UM,
-            "um",
-        )
-        for axis in "YX"
+        positive_in(pixels.get(name), pixels.get(f"{name}Unit"), LENGTHS_UM, "um")
+        for name in ("PhysicalSizeY", "PhysicalSizeX")
     )
-    interval = positive_in(
-        pixels.get("TimeIncrement"), pixels.get("TimeIncrementUnit"), TIMES_S, "s"
+    interval, unit = (pixels.get(name) for name in ("TimeIncrement", "TimeIncrementUnit"))
+    return Movie(
+        TiffPixels(str(describing), list(files.values()), order, dtype),
+        name=str(describing),
+        format="OME-TIFF",
+        paths=list(files),
+        pixel_size_um=(y, x) if x and y else None,
+        frame_interval_s=positive_in(interval, unit, TIMES_S, "s"),
     )
-    size = (y, x) if x and y else None
-    return OmeMovie(list(files.values()), order, size, interval)
+
+
+def _read_xml(path: Path) -> str:
+    if path.suffix.lower() in (".ome", ".xml"):
+        return path.read_text("utf-8")
+    with tifffile.TiffFile(path) as tiff:
+        return tiff.pages.first.description
 
 
 def _parse(path: Path, xml: str) -> ElementTree.Element:
@@ -135,41 +120,56 @@ def _parse(path: Path, xml: str) -> ElementTree.Element:
         raise MovieError(f"{path}: its OME-XML is broken ({error})") from error
 
 
-def _read_planes(data: ElementTree.Element) -> _Planes:
-    def integer(name: str) -> int | None:
-        return None if name not in data.attrib else int(data.attrib[name])
+def _find_image(
+    path: Path, root: ElementTree.Element, asked: Path
+) -> tuple[ElementTree.Element, list[_Planes], int]:
+    """The pixels and planes of the image that the file `asked` belongs to, and the number
+    of images that are its frames, as programs write them that write frames one by one."""
+    images: list[_Image] = [
+        (image, pixels, [_read_planes(data) for data in pixels.iterfind("{*}TiffData")])
+        for image in root.iterfind("{*}Image")
+        for pixels in image.iterfind("{*}Pixels")
+    ]
+    if not images:
+        raise MovieError(f"{path}: its OME-XML describes no image")
+    if len(images) > 1:
+        # Other positions have files of their own.
+        uuid = root.get("UUID", "") if asked == path else ""
+        names = {("", ""), (uuid, ""), ("", asked.name)}
+        images = [
+            image
+            for image in images
+            if any({(part.uuid, ""), ("", part.file_name)} & names for part in image[2])
+        ] or images
+    _, pixels, parts = images[0]
+    if len(images) == 1:
+        return pixels, parts or [_Planes("", "", None, None, {})], 1
+    for image, others, planes in images:
+        is_frame = len(planes) == 1 and all(others.get(f"Size{a}") == "1" for a in "CZT")
+        if not is_frame or image.find("{*}StageLabel") is not None:
+            raise MovieError(
+                f"{path}: holds {len(images)} images or positions; save each as a movie of "
+                "its own"
+            )
+    frames = [planes[0]._replace(first={"T": t}) for t, (_, _, planes) in enumerate(images)]
+    return pixels, frames, len(frames)
 
+
+def _read_planes(data: ElementTree.Element) -> _Planes:
     file = data.find("{*}UUID")
+    page, pages = (int(n) if (n := data.get(k)) else None for k in ("IFD", "PlaneCount"))
     return _Planes(
         "" if file is None else (file.text or "").strip(),
         "" if file is None else _file_name(file.get("FileName", "")),
-        integer("IFD"),
-        integer("PlaneCount"),
-        {axis: integer(f"First{axis}") or 0 for axis in "CZT"},
+        page,
+        pages,
+        {axis: int(data.get(f"First{axis}", 0)) for axis in "CZT"},
     )
 
 
 def _file_name(path: str) -> str:
     """Without folders, which are those of the computer that wrote the file."""
     return re.split(r"[/\\]", path)[-1]
-
-
-def _join_images(
-    path: Path,
-    images: Sequence[tuple[ElementTree.Element, ElementTree.Element, list[_Planes]]],
-) -> list[_Planes]:
-    """Frames that a program wrote one by one, each as an image of its own."""
-    for image, pixels, parts in images:
-        is_frame = len(parts) == 1 and all(pixels.get(f"Size{axis}") == "1" for axis in "CZT")
-        if not is_frame or image.find("{*}StageLabel") is not None:
-            raise MovieError(
-                f"{path}: holds {len(images)} images or positions; save each as a movie of "
-                "its own"
-            )
-    return [
-        parts[0]._replace(first={"C": 0, "Z": 0, "T": time})
-        for time, (_, _, parts) in enumerate(images)
-    ]
 
 
 def _find_files(
@@ -181,16 +181,20 @@ def _find_files(
     for uuid, file_name in keys:
         # The only file may have been renamed.
         is_only = (len(keys) == 1 and asked == path) or not (uuid or file_name)
-        if is_only or (uuid and uuid == own_uuid) or file_name == path.name:
-            files[uuid, file_name] = path
-            continue
-        files[uuid, file_name] = path.parent / file_name
-        if not file_name or not files[uuid, file_name].is_file():
+        is_own = is_only or (uuid and uuid == own_uuid) or file_name == path.name
+        file = path if is_own else path.parent / file_name
+        if not (file_name or is_own) or not file.is_file():
             raise MovieError(
                 f"{path}: is a part of a movie, and {file_name or uuid}, which its OME-XML "
                 "names, is not beside it; put all files of the movie in one folder, under "
                 "their own names"
             )
+        files[uuid, file_name] = file
+    if asked not in files.values():
+        raise MovieError(
+            f"{asked}: is not among the files that the OME-XML of {path} describes; put all "
+            "files of the movie in one folder, under their own names"
+        )
     return files
 
 
@@ -203,17 +207,16 @@ def _list_planes(
     lengths: dict[str, int],
 ) -> tuple[Int[np.ndarray, " planes"], Int[np.ndarray, " planes"]]:
     """The places of planes, counted along the axes, and their pages, over all files."""
-    total = sum(map(len, files.values()))
     starts = np.cumsum([0, *map(len, files.values())]).tolist()
-    start_of = dict(zip(files, starts, strict=False))
+    total = starts.pop()
+    start_of = dict(zip(files, starts, strict=True))
     strides = {axis: math.prod(lengths[a] for a in axes[:i]) for i, axis in enumerate(axes)}
     places: list[int] = []
     pages: list[int] = []
     missing = 0
     for part in parts:
         file = paths[part.uuid, part.file_name]
-        first = part.page or 0
-        count = part.pages
+        first, count = part.page or 0, part.pages
         if count is None:
             count = len(files[file]) if part.page is None else 1
         there = max(0, min(count, len(files[file]) - first))

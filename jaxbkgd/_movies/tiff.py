@@ -13,9 +13,9 @@ from jaxtyping import Int
 
 from .movie import Movie, MovieError, one_line
 from .ndtiff import find_index, open_ndtiff
-from .ome import described_in, LENGTHS_UM, open_ome, positive_in, TIMES_S
+from .ome import LENGTHS_UM, open_ome, positive_in, TIMES_S
 from .tiff_pages import find_pages, Pages
-from .tiff_pixels import arrange_planes, TiffPixels
+from .tiff_pixels import TiffPixels
 
 
 # tifffile logs what it finds in a broken file, and a MovieError says it. Without a handler
@@ -63,14 +63,15 @@ def _open(path: Path, is_part: bool) -> Movie:
         if index is not None and path.parent == index.parent and not tiff.is_ome:
             return open_ndtiff(index)
         if tiff.is_ome:
-            return _open_ome(path, page, dtype)
+            movie = open_ome(path, page.description, dtype)
+            movie.pixel_size_um = movie.pixel_size_um or _plain_pixel_size(page)
+            return movie
         pages = find_pages(path)
         metadata, axes = read_axes(tiff)
         if tiff.is_micromanager:
-            order = _micromanager_order(path, tiff, pages)
-        else:
-            pages = find_frames_behind_one_page(pages, axes, is_part=is_part)
-            order = _arrange(path, len(pages), axes, is_part)
+            _refuse_unfinished(path, tiff)
+        pages = find_frames_behind_one_page(pages, axes, is_part=is_part)
+        order = _arrange(path, len(pages), axes, is_part)
         format = "BigTIFF" if tiff.is_bigtiff else "TIFF"
         size, scale = _plain_pixel_size(page), (0.0, 1.0)
         if tiff.is_stk:
@@ -91,32 +92,6 @@ def _open(path: Path, is_part: bool) -> Movie:
     )
 
 
-def _open_ome(path: Path, page: tifffile.TiffPage, dtype: np.dtype) -> Movie:
-    describing, xml = path, page.description
-    name = described_in(path, xml)
-    if name:
-        describing = path.parent / name
-        if not describing.is_file():
-            raise MovieError(
-                f"{path}: is a part of a movie that {name} describes, which is not beside "
-                "it; put all files of the movie in one folder, under their own names"
-            )
-        if describing.suffix.lower() in (".ome", ".xml"):
-            xml = describing.read_text("utf-8")
-        else:
-            with tifffile.TiffFile(describing) as tiff:
-                xml = tiff.pages.first.description
-    ome = open_ome(describing, xml, path)
-    return Movie(
-        TiffPixels(str(describing), ome.files, ome.order, dtype),
-        name=str(describing),
-        format="OME-TIFF",
-        paths=[file.path for file in ome.files],
-        pixel_size_um=ome.pixel_size_um or _plain_pixel_size(page),
-        frame_interval_s=ome.frame_interval_s,
-    )
-
-
 def _pixel_type(path: Path, page: tifffile.TiffPage) -> np.dtype:
     if page.samplesperpixel > 1:
         raise MovieError(
@@ -134,6 +109,18 @@ def _pixel_type(path: Path, page: tifffile.TiffPage) -> np.dtype:
             "its own"
         )
     return np.dtype(page.dtype)
+
+
+def _refuse_unfinished(path: Path, tiff: tifffile.TiffFile) -> None:
+    """Micro-Manager writes the OME-XML when it finishes a file."""
+    summary = (tiff.micromanager_metadata or {}).get("Summary", {})
+    channels, positions = (int(summary.get(k) or 1) for k in ("Channels", "Positions"))
+    if max(channels, positions) > 1:
+        raise MovieError(
+            f"{path}: Micro-Manager says {channels} channels and {positions} positions, but "
+            "its OME-XML or index is missing; open it in Micro-Manager, and save each "
+            "position anew"
+        )
 
 
 # ---- Channels, and the order of frames ----
@@ -216,29 +203,6 @@ def _arrange(
     # Where more was appended, the axes come again.
     numbers = numbers.reshape(-1, *lengths)
     return np.moveaxis(numbers, 1 + names.index("C"), -1).reshape(-1, channels)
-
-
-def _micromanager_order(
-    path: Path, tiff: tifffile.TiffFile, pages: Pages
-) -> Int[np.ndarray, "frames channels"]:
-    """The order of a file that Micro-Manager did not finish, so that it has no OME-XML."""
-    metadata = tiff.micromanager_metadata or {}
-    summary = metadata.get("Summary", {})
-    channels, positions = (int(summary.get(k) or 1) for k in ("Channels", "Positions"))
-    if channels == positions == 1:
-        return np.arange(len(pages))[:, None]
-    index = metadata.get("IndexMap")
-    if index is None or np.ptp(index[:, 3]):
-        raise MovieError(
-            f"{path}: Micro-Manager says {channels} channels and {positions} positions, but "
-            "its OME-XML is missing; open it in Micro-Manager, and save each position anew"
-        )
-    channel, depth, time, _, directory = np.asarray(index, np.int64).T
-    page = np.searchsorted(np.sort(pages.directories), directory)
-    page = np.argsort(pages.directories)[np.minimum(page, len(pages) - 1)]
-    return arrange_planes(
-        str(path), time * (depth.max() + 1) + depth, channel, page, int(channel.max()) + 1
-    )
 
 
 # ---- Units ----
