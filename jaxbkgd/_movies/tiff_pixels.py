@@ -169,14 +169,6 @@ class TiffPixels:
             raise ValueError(f"its {plain} bytes take {sum(counts)} in the file")
         return page.asarray(maxworkers=1)
 
-    def contiguous_offset(self) -> int | None:
-        """The offset of the first frame, if all frames follow it in one file."""
-        places = self._places[self._order].reshape(-1)
-        step = math.prod(self.shape[2:]) * self._stored.itemsize
-        if len(self._paths) > 1 or (places[1:] != places[:-1] + step).any():
-            return None
-        return int(places[0]) if places[0] >= 0 else None
-
 
 def _runs(follows: Bool[np.ndarray, " n"], count: int) -> Iterator[tuple[int, int]]:
     """First and last + 1 of each run. `follows` says which but the first belong to the run

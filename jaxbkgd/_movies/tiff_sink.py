@@ -1,16 +1,14 @@
 """TIFF files that are written by any number of threads, in any order of frames."""
 
-import os
-import threading
 import uuid
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import tifffile
 
 from .movie import MovieError
 from .sinks import Sink
-from .tiff import open_tiff
+from .tiff_pages import find_pages
 
 
 # Offsets in classic TIFF have 32 bits; the margin is for the header.
@@ -19,13 +17,14 @@ _TIFF_DIRECTORY_BYTES = 512
 
 
 class TiffSink(Sink):
-    """A TIFF whose frames lie one after the other; BigTIFF where 4 GB do not hold it.
+    """A TIFF file whose frames follow one another, or a BigTIFF file above 4 GB.
 
-    OME-TIFF if its name ends in .ome.tif. Otherwise with ImageJ's metadata, or in BigTIFF,
-    which ImageJ does not write, tifffile's. The resolution is in pixels per cm.
+    A name that ends in .ome.tif makes it OME-TIFF. Else it has the metadata of ImageJ or,
+    as BigTIFF, which ImageJ does not write, of tifffile. The resolution is in pixels per cm.
     """
 
-    _file: BinaryIO | None = None
+    # That of the first frame in the draft, while it is open.
+    _offset: int | None = None
 
     def _begin(self) -> None:
         layout = self.layout
@@ -42,7 +41,7 @@ class TiffSink(Sink):
         with tifffile.TiffWriter(
             self.draft, bigtiff=is_big, ome=is_ome, imagej=is_imagej, byteorder="<"
         ) as writer:
-            # Without data, it leaves a hole in the file for them.
+            # Without pixels, it leaves a hole in the file for them.
             writer.write(
                 None,
                 shape=(frames, *([channels] if channels > 1 else []), height, width),
@@ -56,10 +55,10 @@ class TiffSink(Sink):
 
     def _ome_metadata(self) -> dict[str, Any]:
         layout = self.layout
-        said = repr((layout.shape, layout.dtype.str, layout.pixel_size_um))
-        # The same movie has the same name wherever and whenever it is written.
+        about = repr((layout.shape, layout.dtype.str, layout.pixel_size_um))
+        # The same movie has the same UUID wherever and whenever it is written.
         metadata: dict[str, Any] = {
-            "UUID": str(uuid.uuid5(uuid.NAMESPACE_OID, said)),
+            "UUID": str(uuid.uuid5(uuid.NAMESPACE_OID, about)),
             "Creator": "jaxbkgd",
         }
         if layout.pixel_size_um is not None:
@@ -81,44 +80,33 @@ class TiffSink(Sink):
         return metadata
 
     def _resume(self) -> None:
-        """Open the draft, if it is complete but for its pixels."""
-        with open_tiff(self.draft) as movie:
-            offset = movie.pixels.contiguous_offset()
-            if movie.shape != self.layout.shape or movie.dtype != self.layout.dtype:
-                offset = None
-        if offset is None:
+        """Opens the draft if it is complete but for its pixels."""
+        frames, channels, *shape = self.layout.shape
+        pages = find_pages(self.draft)
+        kind, places = pages.kind, pages.places
+        follow = places[0] + kind.frame_bytes * np.arange(frames * channels)
+        is_alike = kind.shape == tuple(shape) and kind.dtype == self.layout.dtype
+        if pages.fault or places[0] < 0 or not is_alike or not np.array_equal(places, follow):
             raise MovieError(
-                f"{self.draft}: is not the beginning of this movie; remove it, and start "
-                "anew"
+                f"{self.draft}: is truncated, or not the beginning of this movie; remove it, "
+                "and start anew"
             )
-        self._offset = offset
-        self._lock = threading.Lock()
-        self._file = self.draft.open("r+b", buffering=0)
+        self._offset = int(places[0])
 
     def _write(self, start: int, frames: np.ndarray) -> None:
-        assert self._file is not None
+        if self._offset is None:
+            raise MovieError(f"{self.path}: is closed; resume it to write more frames")
         stored = np.asarray(frames, self.layout.dtype.newbyteorder("<"))
-        view = stored.reshape(-1).view(np.uint8).data
-        offset = self._offset + start * self.layout.frame_bytes
-        while view:
-            count = self._write_at(view, offset)
-            view, offset = view[count:], offset + count
-
-    def _write_at(self, view: memoryview, offset: int) -> int:
-        assert self._file is not None
-        if hasattr(os, "pwrite"):
-            return os.pwrite(self._file.fileno(), view, offset)
-        with self._lock:
-            self._file.seek(offset)
-            return self._file.write(view)
+        # Every thread has a file of its own, which no other thread closes.
+        with self.draft.open("r+b") as file:
+            file.seek(self._offset + start * self.layout.frame_bytes)
+            file.write(stored.reshape(-1).view(np.uint8))
 
     def _complete(self) -> None:
         self._close()
 
     def _close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        self._offset = None
 
     def _is_replaceable(self) -> bool:
         return self._destination.is_file()
