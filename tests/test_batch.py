@@ -29,7 +29,7 @@ from jaxbkgd import (
 from jaxbkgd._batch.run import _chunk_frames_and_workers, _Job, windows
 from jaxbkgd._movies.journal import Journal
 from jaxbkgd._movies.movie import Movie, movie_of_array
-from jaxbkgd._movies.tiff import TiffSink
+from jaxbkgd._movies.tiff_sink import TiffSink
 from jaxbkgd._movies.zarr import ZarrSink
 
 

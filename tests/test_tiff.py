@@ -15,11 +15,11 @@ import pytest
 import tifffile
 from PIL import Image
 
-from jaxbkgd._movies import tiff as _tiff
+from jaxbkgd._movies import tiff_sink as _tiff
 from jaxbkgd._movies.movie import MovieError
 from jaxbkgd._movies.open import open_movie
 from jaxbkgd._movies.sinks import Layout
-from jaxbkgd._movies.tiff import TiffSink
+from jaxbkgd._movies.tiff_sink import TiffSink
 
 
 SHAPE = (7, 12, 10)

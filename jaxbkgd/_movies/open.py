@@ -69,14 +69,14 @@ def _open_path(path: Path) -> Movie:
             from . import zarr
 
             return zarr.open_zarr(path)
-        from . import tiff
+        from . import series
 
-        return tiff.open_series(path)
+        return series.open_series(path)
     if not path.exists():
         if any(sign in path.name for sign in "*?["):
-            from . import tiff
+            from . import series
 
-            return tiff.open_series(path)
+            return series.open_series(path)
         raise MovieError(f"{path}: no such file")
     if not path.is_file():
         raise MovieError(f"{path}: is not a regular file; copy the movie to one")
@@ -91,6 +91,10 @@ def _open_path(path: Path) -> Movie:
             from . import zarr
 
             return zarr.open_zarr(path)
+        case ".index":
+            from . import ndtiff
+
+            return ndtiff.open_ndtiff(path)
         case ".dax" | ".inf":
             return open_dax(path)
         case ".raw" | ".yaml":
@@ -112,9 +116,9 @@ def open_sink(sink: Any, layout: Layout, *, overwrite: bool = False) -> Sink | A
     with _named_errors(path, "written"):
         match path.suffix.lower():
             case ".tif" | ".tiff":
-                from . import tiff
+                from . import tiff_sink
 
-                return tiff.TiffSink(path, layout, overwrite=overwrite)
+                return tiff_sink.TiffSink(path, layout, overwrite=overwrite)
             case ".zarr":
                 from . import zarr
 
