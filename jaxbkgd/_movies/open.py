@@ -136,13 +136,11 @@ def _named_errors(path: str | os.PathLike[str], verb: str) -> Iterator[None]:
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise MovieError(f"{path}: cannot be {verb} ({reason})") from error
-    except ModuleNotFoundError as error:
-        raise MovieError(
-            f"{path}: needs the Python package {error.name}; install it with: "
-            "pip install 'jaxbkgd[movies]'"
-        ) from error
     except ImportError as error:
+        packages = (
+            "'zarr[remote]' aiohttp s3fs" if "://" in str(path) else "'jaxbkgd[movies]'"
+        )
         raise MovieError(
-            f"{path}: needs a package for such addresses ({one_line(error)}); install it "
-            "with: pip install 'zarr[remote]' aiohttp s3fs"
+            f"{path}: needs a Python package ({one_line(error)}); install it with: "
+            f"pip install {packages}"
         ) from error

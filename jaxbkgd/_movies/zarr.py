@@ -400,7 +400,7 @@ def _one_line_errors(says: str) -> Iterator[None]:
     # Broken files raise errors of any type in zarr-python and its codecs.
     try:
         yield
-    except (MovieError, ModuleNotFoundError):
+    except (MovieError, ImportError):
         raise
     except Exception as error:
         kind = f"{type(error).__name__}: " if isinstance(error, KeyError) else ""
