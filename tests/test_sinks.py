@@ -57,7 +57,7 @@ class _SlowFrames(np.ndarray):
 
     begun, may_end = threading.Event(), threading.Event()
 
-    def reshape(self, *shape: Any) -> Any:
+    def reshape(self, *shape: Any, **options: Any) -> Any:
         self.begun.set()
         assert self.may_end.wait(60)
         return np.asarray(self).reshape(*shape)

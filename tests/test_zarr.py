@@ -345,8 +345,10 @@ def test_chunks_without_a_value_to_fill_in_are_an_error(frames, tmp_path):
 def test_a_movie_without_one_chunk_is_an_error(frames, tmp_path):
     path = _write(tmp_path / "m.zarr", frames)
     shutil.rmtree(path / "c")
-    with open_movie(path) as movie, pytest.raises(MovieError, match="not one chunk was"):
-        movie.read(0, 1)
+    with open_movie(path) as movie:
+        for _ in range(2):
+            with pytest.raises(MovieError, match="not one chunk was written"):
+                movie.read(0, 1)
 
 
 LIES = {
