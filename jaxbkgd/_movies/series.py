@@ -49,8 +49,8 @@ def open_series(path: Path) -> Movie:
     rows = arrange_names(str(path), [file.name for file in paths])
     if movie.format == "OME-TIFF" and movie.shape[0] > 1:
         warnings.warn(
-            f"{path}: its {len(paths)} files say that they are movies by themselves, and are "
-            "read one after the other; if they are positions, open each alone",
+            f"{path}: its {len(paths)} files say that they are movies by themselves, and "
+            "are read one after the other; if they are positions, open each alone",
             stacklevel=2,
         )
     folder = paths[0].parent
@@ -86,7 +86,9 @@ class _Series(Movie):
         if asked.is_dir():
             return asked.resolve() in path.parents or super().includes(path)
         is_beside = asked.parent.resolve() == path.parent
-        return is_beside and fnmatch.fnmatch(path.name, asked.name) or super().includes(path)
+        return (is_beside and fnmatch.fnmatch(path.name, asked.name)) or super().includes(
+            path
+        )
 
 
 def _find_files(path: Path) -> list[Path]:
@@ -96,7 +98,9 @@ def _find_files(path: Path) -> list[Path]:
         raise MovieError(f"{path}: there is no folder {folder}; only a name has patterns")
     # A name that begins with a dot belongs to the system.
     visible = [file for file in folder.iterdir() if not file.name.startswith(".")]
-    files = [file for file in visible if file.suffix.lower() in _SUFFIXES and file.is_file()]
+    files = [
+        file for file in visible if file.suffix.lower() in _SUFFIXES and file.is_file()
+    ]
     # Brackets may be a part of the name.
     for each in (pattern, pattern.replace("[", "[[]")):
         found = [file for file in files if fnmatch.fnmatch(file.name, each)]
@@ -130,7 +134,7 @@ def _find_parts(path: Path, files: Sequence[Path]) -> dict[Path, Pages]:
     for file, total in totals.items():
         if total != frames:
             raise MovieError(
-                f"{file}: truncated: it says {total} frames, but has {len(parts[file])}, and "
-                f"all {len(files)} files of {path} have {frames}; copy them again"
+                f"{file}: truncated: it says {total} frames, but has {len(parts[file])}, "
+                f"and all {len(files)} files of {path} have {frames}; copy them again"
             )
     return parts

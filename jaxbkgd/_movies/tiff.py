@@ -117,8 +117,8 @@ def _refuse_unfinished(path: Path, tiff: tifffile.TiffFile) -> None:
     channels, positions = (int(summary.get(k) or 1) for k in ("Channels", "Positions"))
     if max(channels, positions) > 1:
         raise MovieError(
-            f"{path}: Micro-Manager says {channels} channels and {positions} positions, but "
-            "its OME-XML or index is missing; open it in Micro-Manager, and save each "
+            f"{path}: Micro-Manager says {channels} channels and {positions} positions, "
+            "but its OME-XML or index is missing; open it in Micro-Manager, and save each "
             "position anew"
         )
 
@@ -244,7 +244,12 @@ def _imagej_scale(
         return 0.0, 1.0
     offset, slope = (metadata.get(key, default) for key, default in (("c0", 0), ("c1", 1)))
     is_number = all(isinstance(number, int | float) for number in (offset, slope))
-    if function != _STRAIGHT_LINE or not is_number or not math.isfinite(offset) or not slope:
+    if (
+        function != _STRAIGHT_LINE
+        or not is_number
+        or not math.isfinite(offset)
+        or not slope
+    ):
         raise MovieError(
             f"{path}: ImageJ calibrates its pixels by a function (cf={function}, "
             f"c0={offset}, c1={slope}) that is not read; convert it to 32-bit in ImageJ"

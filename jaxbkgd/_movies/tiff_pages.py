@@ -10,7 +10,7 @@ from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO, Literal, NamedTuple
 
 import numpy as np
 import tifffile
@@ -66,7 +66,7 @@ class Pages:
 
     path: Path
     kind: Kind
-    byteorder: str
+    byteorder: Literal["<", ">"]
     directories: Int[np.ndarray, " pages"]
     places: Int[np.ndarray, " pages"]
     fault: tuple[int, str] | None
@@ -84,9 +84,9 @@ class _Reader:
         self._kinds = kinds
         self._size = file.seek(0, 2)
         magic = self._read(0, 8) if self._size >= 8 else bytes(8)
-        self.byteorder = {b"II": "<", b"MM": ">"}.get(magic[:2], "")
+        self.byteorder: Literal["<", ">"] = "<" if magic[:2] == b"II" else ">"
         version = struct.unpack_from(f"{self.byteorder}H", magic, 2)[0]
-        if not self.byteorder or version not in (42, 43):
+        if magic[:2] not in (b"II", b"MM") or version not in (42, 43):
             raise MovieError(f"{path}: is not a TIFF file")
         self._is_big = version == 43
         head, tag = ("Q", "HHQ8s") if self._is_big else ("H", "HHI4s")
@@ -122,7 +122,8 @@ class _Reader:
                 (offset,) = self._offset.unpack_from(content, size)
         except (EOFError, OverflowError, struct.error) as error:
             raise MovieError(
-                f"{self._path}: truncated: the file ends before frame {count}; copy it again"
+                f"{self._path}: truncated: the file ends before frame {count}; copy it "
+                "again"
             ) from error
 
     def describe(self, directory: int, tags: bytes) -> tuple[Kind, int]:

@@ -126,7 +126,7 @@ class TiffPixels:
             follows = places[1:] == places[:-1] + frame_bytes
             for first, last in _runs(follows, len(places)):
                 file.seek(int(places[first]))
-                count = file.readinto(read[first:last].reshape(-1).view(np.uint8))
+                count = file.readinto(read[first:last].reshape(-1).view(np.uint8).data)
                 if count < (last - first) * frame_bytes:
                     raise MovieError(
                         f"{path}: truncated: the file ends in frame "
@@ -186,7 +186,10 @@ def _scaled_type(dtype: np.dtype, scale: tuple[float, float]) -> np.dtype:
         limits = np.iinfo(dtype)
         for name in ("u2", "i2", "i4", "i8"):
             held = np.iinfo(name)
-            if held.min <= limits.min + int(offset) and limits.max + int(offset) <= held.max:
+            if (
+                held.min <= limits.min + int(offset)
+                and limits.max + int(offset) <= held.max
+            ):
                 return np.dtype(name)
     return np.dtype("f4" if dtype.itemsize < 4 else "f8")
 
