@@ -154,8 +154,10 @@ def _split_words(name: str) -> _Parts:
     parts: _Parts = []
     for word, end in re.findall(r"([^\W_]+|^)([\W_]*)", name):
         found = re.fullmatch("([a-z]*)([0-9]+)", word)
-        is_number = found is not None and (not found[1] or found[1] in _LABELS)
-        parts += [found[1], int(found[2]), end, 0] if is_number else [word, 0, end, 0]
+        if found is not None and (not found[1] or found[1] in _LABELS):
+            parts += [found[1], int(found[2]), end, 0]
+        else:
+            parts += [word, 0, end, 0]
     return parts
 
 

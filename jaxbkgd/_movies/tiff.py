@@ -67,6 +67,11 @@ def _open(path: Path, is_part: bool) -> Movie:
             movie.pixel_size_um = movie.pixel_size_um or _plain_pixel_size(page)
             return movie
         pages = find_pages(path)
+        if tiff.is_lsm and path.stat().st_size >= 2**32:
+            raise MovieError(
+                f"{path}: is an LSM file above 4 GB, whose offsets are not read; save it as "
+                "OME-TIFF"
+            )
         metadata, axes = read_axes(tiff)
         if tiff.is_micromanager:
             _refuse_unfinished(path, tiff)
