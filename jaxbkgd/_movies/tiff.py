@@ -69,8 +69,8 @@ def _open(path: Path, is_part: bool) -> Movie:
         pages = find_pages(path)
         if tiff.is_lsm and path.stat().st_size >= 2**32:
             raise MovieError(
-                f"{path}: is an LSM file above 4 GB, whose offsets are not read; save it as "
-                "OME-TIFF"
+                f"{path}: is an LSM file above 4 GB, whose offsets are not read; save it "
+                "as OME-TIFF"
             )
         metadata, axes = read_axes(tiff)
         if tiff.is_micromanager:
@@ -103,15 +103,10 @@ def _pixel_type(path: Path, page: tifffile.TiffPage) -> np.dtype:
             f"{path}: has {page.samplesperpixel} samples a pixel (colour); convert it to "
             "a grey-scale movie for each channel"
         )
-    if page.dtype is None:
+    if page.dtype is None or page.ndim != 2:
         raise MovieError(
-            f"{path}: has pixels of an unknown type; convert them to integers or "
-            "floating-point numbers"
-        )
-    if page.ndim != 2:
-        raise MovieError(
-            f"{path}: has pages of {page.ndim} dimensions; save every frame as a page of "
-            "its own"
+            f"{path}: has pages of {page.ndim} dimensions and pixels of type {page.dtype}; "
+            "save every frame as a page of integers or floating-point numbers"
         )
     return np.dtype(page.dtype)
 

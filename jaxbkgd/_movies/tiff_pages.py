@@ -61,7 +61,6 @@ class Pages:
     - `byteorder`: `"<"` or `">"`.
     - `directories`: offsets of the directories in the file.
     - `places`: offsets of the pixels, or -1 where they have to be decoded.
-    - `fault`: the number of the first page that cannot be a frame and the reason, if any.
     """
 
     path: Path
@@ -69,7 +68,6 @@ class Pages:
     byteorder: Literal["<", ">"]
     directories: Int[np.ndarray, " pages"]
     places: Int[np.ndarray, " pages"]
-    fault: tuple[int, str] | None
 
     def __len__(self) -> int:
         return len(self.directories)
@@ -177,13 +175,18 @@ class _Reader:
 
 def find_pages(path: Path, kinds: Kinds | None = None) -> Pages:
     """The pages of a file that belong to a movie of the first of these kinds, by default
-    that of the file's first page. Small copies of pages, for viewers, are left out."""
+    that of the file's first page. Small copies of pages, for viewers, are left out.
+
+    **Raises:**
+
+    [`jaxbkgd.MovieError`][] for a page that cannot be a frame.
+    """
     kinds = {} if kinds is None else kinds
-    directories, places, fault = array("q"), array("q"), None
+    directories, places, first = array("q"), array("q"), None
     with path.open("rb", buffering=_BLOCK_BYTES) as file:
         reader = _Reader(path, file, kinds)
         for directory, tags in reader.directories():
-            place, reason = -1, None
+            place, reason = -1, ""
             try:
                 kind, place = reader.describe(directory, tags)
                 first = next(iter(kinds.values()))
@@ -196,13 +199,16 @@ def find_pages(path: Path, kinds: Kinds | None = None) -> Pages:
             except Exception as error:
                 # tifffile raises errors of many types on damage.
                 reason = f"has a broken description ({one_line(error)})"
-            if reason and fault is None:
-                fault = len(places), reason
+            if reason:
+                raise MovieError(f"{path}: page {len(places)} {reason}")
             directories.append(directory)
             places.append(place)
-    if not kinds or not places:
-        reason = f"its first frame {fault[1]}" if fault else "it has no pages"
-        raise MovieError(f"{path}: broken: {reason}")
-    first = next(iter(kinds.values()))
-    offsets = np.array(directories, np.int64)
-    return Pages(path, first, reader.byteorder, offsets, np.array(places, np.int64), fault)
+    if first is None:
+        raise MovieError(f"{path}: broken: it has no pages")
+    return Pages(
+        path,
+        first,
+        reader.byteorder,
+        np.array(directories, np.int64),
+        np.array(places, np.int64),
+    )

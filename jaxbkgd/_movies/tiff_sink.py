@@ -86,13 +86,8 @@ class TiffSink(Sink):
         pages = find_pages(self.draft)
         kind, places = pages.kind, pages.places
         follow = places[0] + kind.frame_bytes * np.arange(frames * channels)
-        is_alike = kind.shape == tuple(shape) and kind.dtype == self.layout.dtype
-        if (
-            pages.fault
-            or places[0] < 0
-            or not is_alike
-            or not np.array_equal(places, follow)
-        ):
+        is_alike = kind[:2] == (tuple(shape), self.layout.dtype) and places[0] > 0
+        if not is_alike or not np.array_equal(places, follow):
             raise MovieError(
                 f"{self.draft}: is truncated, or not the beginning of this movie; remove "
                 "it, and start anew"
