@@ -13,8 +13,8 @@ from .movie import MovieError
 
 # Words before a number. The single letters may also stand for something else.
 _POSITIONS = {"pos", "position", "xy", "stage", "site", "fov", "field", "well", "scene"}
-_POSITIONS |= {"series", "tile", "roi", "point", "row", "col", "column"}
-_LIKELY_POSITIONS = {"p", "s", "m"}
+_POSITIONS |= {"tile", "roi", "point", "row", "col", "column"}
+_LIKELY_POSITIONS = {"p", "s", "m", "series"}
 _CHANNELS = {
     "c",
     "ch",

@@ -158,7 +158,7 @@ def find_frames_behind_one_page(pages: Pages, axes: Axes, *, is_part: bool) -> P
     if len(pages) > 1 or frames == 1:
         return pages
     place, size = int(pages.places[0]), pages.kind.frame_bytes
-    whole = (pages.path.stat().st_size - place) // size if place > 0 else 1
+    whole = (pages.file_bytes - place) // size if place > 0 else 1
     if is_part:
         frames = min(frames, whole)
     if whole < frames:

@@ -61,6 +61,7 @@ class Pages:
     - `byteorder`: `"<"` or `">"`.
     - `directories`: offsets of the directories in the file.
     - `places`: offsets of the pixels, or -1 where they have to be decoded.
+    - `file_bytes`: the size of the file.
     """
 
     path: Path
@@ -68,6 +69,7 @@ class Pages:
     byteorder: Literal["<", ">"]
     directories: Int[np.ndarray, " pages"]
     places: Int[np.ndarray, " pages"]
+    file_bytes: int
 
     def __len__(self) -> int:
         return len(self.directories)
@@ -80,8 +82,8 @@ class _Reader:
         self._path = path
         self._file = file
         self._kinds = kinds
-        self._size = file.seek(0, 2)
-        magic = self._read(0, 8) if self._size >= 8 else bytes(8)
+        self.file_bytes = file.seek(0, 2)
+        magic = self._read(0, 8) if self.file_bytes >= 8 else bytes(8)
         self.byteorder: Literal["<", ">"] = "<" if magic[:2] == b"II" else ">"
         version = struct.unpack_from(f"{self.byteorder}H", magic, 2)[0]
         if magic[:2] not in (b"II", b"MM") or version not in (42, 43):
@@ -93,7 +95,7 @@ class _Reader:
         self._tag = struct.Struct(self.byteorder + tag)
 
     def _read(self, offset: int, count: int) -> bytes:
-        if offset + count > self._size:
+        if offset + count > self.file_bytes:
             raise EOFError
         self._file.seek(offset)
         return self._file.read(count)
@@ -142,7 +144,7 @@ class _Reader:
             if len(starts) != len(sizes) or any(map(int.__ne__, starts[1:], ends)):
                 return kind, -1
         end = starts[0] + kind.frame_bytes
-        if sum(sizes) < kind.frame_bytes or starts[0] < 8 or end > self._size:
+        if sum(sizes) < kind.frame_bytes or starts[0] < 8 or end > self.file_bytes:
             raise EOFError
         return kind, starts[0]
 
@@ -211,4 +213,5 @@ def find_pages(path: Path, kinds: Kinds | None = None) -> Pages:
         reader.byteorder,
         np.array(directories, np.int64),
         np.array(places, np.int64),
+        reader.file_bytes,
     )
