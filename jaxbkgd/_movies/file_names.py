@@ -1,5 +1,4 @@
-"""The order of a movie's files by their names: frames, depths and channels. Positions are no
-frames."""
+"""The frames, depths and channels of a movie's files, by their names."""
 
 import contextlib
 import fnmatch
@@ -14,9 +13,20 @@ from .movie import MovieError
 
 # Words before a number. The single letters may also stand for something else.
 _POSITIONS = {"pos", "position", "xy", "stage", "site", "fov", "field", "well", "scene"}
-_POSITIONS |= {"series", "tile", "roi", "point", "row", "col", "column"}
-_LIKELY_POSITIONS = {"p", "s", "m"}
-_CHANNELS = {"c", "ch", "chan", "channel", "w", "wave", "wavelength", "color", "colour", "cy"}
+_POSITIONS |= {"tile", "roi", "point", "row", "col", "column"}
+_LIKELY_POSITIONS = {"p", "s", "m", "series"}
+_CHANNELS = {
+    "c",
+    "ch",
+    "chan",
+    "channel",
+    "w",
+    "wave",
+    "wavelength",
+    "color",
+    "colour",
+    "cy",
+}
 _DEPTHS = {"z", "slice", "depth", "plane", "focus"}
 _TIMES = {"t", "time", "frame", "f", "img", "image"}
 _LABELS = (_POSITIONS | _LIKELY_POSITIONS | _CHANNELS | _DEPTHS | _TIMES) - {"cy"}
@@ -24,8 +34,8 @@ _LABELS = (_POSITIONS | _LIKELY_POSITIONS | _CHANNELS | _DEPTHS | _TIMES) - {"cy
 # Files of more channels than this differ in something else.
 _MAX_CHANNELS = 8
 
-# What follows the name of a first file without number: movie_X2, movie-1, movie (3), m@0001.
-_NUMBER_BEHIND = re.compile(r"[\W_]*([a-z]*)[\W_]*([0-9]+)\)?")
+# What follows the name of a first file without number: _X2, -1, (3), @0001, _part2.
+_NUMBER_BEHIND = re.compile(r"[\W_]*([a-z]*)[\W_]*([0-9]+)[)\]]?")
 
 # Micro-Manager 1.4: img_000000000_DAPI_000 is a time, a channel and a depth.
 _MICROMANAGER = re.compile(r"img_([0-9]{9})(_.*_)([0-9]{3})")
@@ -144,8 +154,10 @@ def _split_words(name: str) -> _Parts:
     parts: _Parts = []
     for word, end in re.findall(r"([^\W_]+|^)([\W_]*)", name):
         found = re.fullmatch("([a-z]*)([0-9]+)", word)
-        is_number = found is not None and (not found[1] or found[1] in _LABELS)
-        parts += [found[1], int(found[2]), end, 0] if is_number else [word, 0, end, 0]
+        if found is not None and (not found[1] or found[1] in _LABELS):
+            parts += [found[1], int(found[2]), end, 0]
+        else:
+            parts += [word, 0, end, 0]
     return parts
 
 
@@ -158,15 +170,19 @@ def _label(texts: Sequence[str | int], number: int) -> str:
 
 
 def _fewer(names: Sequence[str]) -> str:
-    """A pattern that matches a movie among the files, or the name of a file."""
-    parts = re.split("([0-9]+)", names[0])
-    for index in range(len(parts) - 2, 0, -2):
-        pattern = "".join([*parts[:index], "*", *parts[index + 1 :]])
-        matched = fnmatch.filter(names, pattern)
-        if 1 < len(matched) < len(names):
-            with contextlib.suppress(ValueError):
-                _order(matched)
-                return f"some of them by a pattern, as {pattern}"
+    """The pattern of the longest movie among the files, or the name of a file."""
+    patterns: dict[str, int] = {}
+    for name in (names[0], names[-1]):
+        parts = re.split("([0-9]+)", name)
+        for index in range(len(parts) - 2, 0, -2):
+            pattern = "".join([*parts[:index], "*", *parts[index + 1 :]])
+            matched = fnmatch.filter(names, pattern)
+            if 1 < len(matched) < len(names):
+                with contextlib.suppress(ValueError):
+                    _order(matched)
+                    patterns.setdefault(pattern, len(matched))
+    if patterns:
+        return f"some of them by a pattern, as {max(patterns, key=patterns.__getitem__)}"
     return f"a file alone, as {names[0]}"
 
 
@@ -182,8 +198,8 @@ def _warn_of_gaps(source: str, names: Sequence[str]) -> None:
     numbers = columns[varying[0]]
     if _label(parts[0], varying[0]) in _LIKELY_POSITIONS:
         warnings.warn(
-            f"{source}: its files ({names[0]}, {names[-1]}) are read one after the other; if "
-            "they are positions, open each alone",
+            f"{source}: its files ({names[0]}, {names[-1]}) are read one after the other; "
+            "if they are positions, open each alone",
             stacklevel=3,
         )
     steps = [int(b) - int(a) for a, b in itertools.pairwise(numbers)]
@@ -191,7 +207,7 @@ def _warn_of_gaps(source: str, names: Sequence[str]) -> None:
     if 2 * count > len(steps) > count:
         jump = next(i for i, other in enumerate(steps) if other != step)
         warnings.warn(
-            f"{source}: {names[jump + 1]} follows {names[jump]}; frames between them may be "
-            "missing",
+            f"{source}: {names[jump + 1]} follows {names[jump]}; frames between them may "
+            "be missing",
             stacklevel=3,
         )

@@ -91,7 +91,7 @@ def open_ndtiff(index: Path) -> Movie:
         name=str(index.parent),
         format="NDTiff",
         paths=[index, *(pages.path for pages in parts)],
-        pixel_size_um=size and (size, size),
+        pixel_size_um=None if size is None else (size, size),
         frame_interval_s=positive_in(summary.get("Interval_ms"), "ms", TIMES_S, "ms"),
     )
 

@@ -75,7 +75,9 @@ def open_ome(path: Path, xml: str, dtype: np.dtype) -> Movie:
         )
     paths = _find_files(describing, root.get("UUID", ""), parts, path)
     kinds: Kinds = {}
-    files = {each: find_pages(each, kinds) for each in dict.fromkeys([path, *paths.values()])}
+    files = {
+        each: find_pages(each, kinds) for each in dict.fromkeys([path, *paths.values()])
+    }
     places, pages = _list_planes(describing, parts, paths, files, axes, lengths)
     # The axes are given fastest first.
     frames, channels, stride = np.zeros_like(places), places, 1
@@ -192,8 +194,8 @@ def _find_files(
         files[uuid, file_name] = file
     if asked not in files.values():
         raise MovieError(
-            f"{asked}: is not among the files that the OME-XML of {path} describes; put all "
-            "files of the movie in one folder, under their own names"
+            f"{asked}: is not among the files that the OME-XML of {path} describes; put "
+            "all files of the movie in one folder, under their own names"
         )
     return files
 

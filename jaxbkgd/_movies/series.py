@@ -2,6 +2,7 @@
 
 import fnmatch
 import itertools
+import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -49,8 +50,8 @@ def open_series(path: Path) -> Movie:
     rows = arrange_names(str(path), [file.name for file in paths])
     if movie.format == "OME-TIFF" and movie.shape[0] > 1:
         warnings.warn(
-            f"{path}: its {len(paths)} files say that they are movies by themselves, and are "
-            "read one after the other; if they are positions, open each alone",
+            f"{path}: its {len(paths)} files say that they are movies by themselves, and "
+            "are read one after the other; if they are positions, open each alone",
             stacklevel=2,
         )
     folder = paths[0].parent
@@ -86,7 +87,9 @@ class _Series(Movie):
         if asked.is_dir():
             return asked.resolve() in path.parents or super().includes(path)
         is_beside = asked.parent.resolve() == path.parent
-        return is_beside and fnmatch.fnmatch(path.name, asked.name) or super().includes(path)
+        return (is_beside and fnmatch.fnmatch(path.name, asked.name)) or super().includes(
+            path
+        )
 
 
 def _find_files(path: Path) -> list[Path]:
@@ -95,15 +98,20 @@ def _find_files(path: Path) -> list[Path]:
     if not folder.is_dir():
         raise MovieError(f"{path}: there is no folder {folder}; only a name has patterns")
     # A name that begins with a dot belongs to the system.
-    visible = [file for file in folder.iterdir() if not file.name.startswith(".")]
-    files = [file for file in visible if file.suffix.lower() in _SUFFIXES and file.is_file()]
+    with os.scandir(folder) as entries:
+        visible = [entry for entry in entries if not entry.name.startswith(".")]
+    names = [
+        entry.name
+        for entry in visible
+        if entry.name.lower().endswith(_SUFFIXES) and entry.is_file()
+    ]
     # Brackets may be a part of the name.
     for each in (pattern, pattern.replace("[", "[[]")):
-        found = [file for file in files if fnmatch.fnmatch(file.name, each)]
+        found = fnmatch.filter(names, each)
         if found:
-            return sorted(found)
-    folders = [each for each in visible if each.is_dir() and any(each.glob("*.tif*"))]
-    where = ", ".join(sorted(each.name for each in folders)[:4])
+            return [folder / name for name in sorted(found)]
+    folders = [folder / entry.name for entry in visible if entry.is_dir()]
+    where = ", ".join(sorted(each.name for each in folders if any(each.glob("*.tif*")))[:4])
     raise MovieError(
         f"{path}: holds no TIFF file (.tif, .tiff); "
         + (f"open one of its folders ({where})" if where else "give those of a movie")
@@ -116,7 +124,7 @@ def _find_parts(path: Path, files: Sequence[Path]) -> dict[Path, Pages]:
     parts, totals = {}, {}
     for file in files:
         part = find_pages(file, kinds)
-        room = file.stat().st_size - int(part.places[0])
+        room = part.file_bytes - int(part.places[0])
         is_whole_stack = part.places[0] > 0 and room >= 2 * part.kind.frame_bytes
         if len(part) > 1 or is_whole_stack:
             with tifffile.TiffFile(file) as tiff:
@@ -130,7 +138,7 @@ def _find_parts(path: Path, files: Sequence[Path]) -> dict[Path, Pages]:
     for file, total in totals.items():
         if total != frames:
             raise MovieError(
-                f"{file}: truncated: it says {total} frames, but has {len(parts[file])}, and "
-                f"all {len(files)} files of {path} have {frames}; copy them again"
+                f"{file}: truncated: it says {total} frames, but has {len(parts[file])}, "
+                f"and all {len(files)} files of {path} have {frames}; copy them again"
             )
     return parts

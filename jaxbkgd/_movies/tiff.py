@@ -67,6 +67,11 @@ def _open(path: Path, is_part: bool) -> Movie:
             movie.pixel_size_um = movie.pixel_size_um or _plain_pixel_size(page)
             return movie
         pages = find_pages(path)
+        if tiff.is_lsm and path.stat().st_size >= 2**32:
+            raise MovieError(
+                f"{path}: is an LSM file above 4 GB, whose offsets are not read; save it "
+                "as OME-TIFF"
+            )
         metadata, axes = read_axes(tiff)
         if tiff.is_micromanager:
             _refuse_unfinished(path, tiff)
@@ -98,15 +103,10 @@ def _pixel_type(path: Path, page: tifffile.TiffPage) -> np.dtype:
             f"{path}: has {page.samplesperpixel} samples a pixel (colour); convert it to "
             "a grey-scale movie for each channel"
         )
-    if page.dtype is None:
+    if page.dtype is None or page.ndim != 2:
         raise MovieError(
-            f"{path}: has pixels of an unknown type; convert them to integers or "
-            "floating-point numbers"
-        )
-    if page.ndim != 2:
-        raise MovieError(
-            f"{path}: has pages of {page.ndim} dimensions; save every frame as a page of "
-            "its own"
+            f"{path}: has pages of {page.ndim} dimensions and pixels of type {page.dtype}; "
+            "save every frame as a page of integers or floating-point numbers"
         )
     return np.dtype(page.dtype)
 
@@ -117,8 +117,8 @@ def _refuse_unfinished(path: Path, tiff: tifffile.TiffFile) -> None:
     channels, positions = (int(summary.get(k) or 1) for k in ("Channels", "Positions"))
     if max(channels, positions) > 1:
         raise MovieError(
-            f"{path}: Micro-Manager says {channels} channels and {positions} positions, but "
-            "its OME-XML or index is missing; open it in Micro-Manager, and save each "
+            f"{path}: Micro-Manager says {channels} channels and {positions} positions, "
+            "but its OME-XML or index is missing; open it in Micro-Manager, and save each "
             "position anew"
         )
 
@@ -158,7 +158,7 @@ def find_frames_behind_one_page(pages: Pages, axes: Axes, *, is_part: bool) -> P
     if len(pages) > 1 or frames == 1:
         return pages
     place, size = int(pages.places[0]), pages.kind.frame_bytes
-    whole = (pages.path.stat().st_size - place) // size if place > 0 else 1
+    whole = (pages.file_bytes - place) // size if place > 0 else 1
     if is_part:
         frames = min(frames, whole)
     if whole < frames:
@@ -244,7 +244,12 @@ def _imagej_scale(
         return 0.0, 1.0
     offset, slope = (metadata.get(key, default) for key, default in (("c0", 0), ("c1", 1)))
     is_number = all(isinstance(number, int | float) for number in (offset, slope))
-    if function != _STRAIGHT_LINE or not is_number or not math.isfinite(offset) or not slope:
+    if (
+        function != _STRAIGHT_LINE
+        or not is_number
+        or not math.isfinite(offset)
+        or not slope
+    ):
         raise MovieError(
             f"{path}: ImageJ calibrates its pixels by a function (cf={function}, "
             f"c0={offset}, c1={slope}) that is not read; convert it to 32-bit in ImageJ"

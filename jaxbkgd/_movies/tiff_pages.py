@@ -10,7 +10,7 @@ from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO, Literal, NamedTuple
 
 import numpy as np
 import tifffile
@@ -61,15 +61,15 @@ class Pages:
     - `byteorder`: `"<"` or `">"`.
     - `directories`: offsets of the directories in the file.
     - `places`: offsets of the pixels, or -1 where they have to be decoded.
-    - `fault`: the number of the first page that cannot be a frame and the reason, if any.
+    - `file_bytes`: the size of the file.
     """
 
     path: Path
     kind: Kind
-    byteorder: str
+    byteorder: Literal["<", ">"]
     directories: Int[np.ndarray, " pages"]
     places: Int[np.ndarray, " pages"]
-    fault: tuple[int, str] | None
+    file_bytes: int
 
     def __len__(self) -> int:
         return len(self.directories)
@@ -82,11 +82,11 @@ class _Reader:
         self._path = path
         self._file = file
         self._kinds = kinds
-        self._size = file.seek(0, 2)
-        magic = self._read(0, 8) if self._size >= 8 else bytes(8)
-        self.byteorder = {b"II": "<", b"MM": ">"}.get(magic[:2], "")
+        self.file_bytes = file.seek(0, 2)
+        magic = self._read(0, 8) if self.file_bytes >= 8 else bytes(8)
+        self.byteorder: Literal["<", ">"] = "<" if magic[:2] == b"II" else ">"
         version = struct.unpack_from(f"{self.byteorder}H", magic, 2)[0]
-        if not self.byteorder or version not in (42, 43):
+        if magic[:2] not in (b"II", b"MM") or version not in (42, 43):
             raise MovieError(f"{path}: is not a TIFF file")
         self._is_big = version == 43
         head, tag = ("Q", "HHQ8s") if self._is_big else ("H", "HHI4s")
@@ -95,7 +95,7 @@ class _Reader:
         self._tag = struct.Struct(self.byteorder + tag)
 
     def _read(self, offset: int, count: int) -> bytes:
-        if offset + count > self._size:
+        if offset + count > self.file_bytes:
             raise EOFError
         self._file.seek(offset)
         return self._file.read(count)
@@ -122,7 +122,8 @@ class _Reader:
                 (offset,) = self._offset.unpack_from(content, size)
         except (EOFError, OverflowError, struct.error) as error:
             raise MovieError(
-                f"{self._path}: truncated: the file ends before frame {count}; copy it again"
+                f"{self._path}: truncated: the file ends before frame {count}; copy it "
+                "again"
             ) from error
 
     def describe(self, directory: int, tags: bytes) -> tuple[Kind, int]:
@@ -143,7 +144,7 @@ class _Reader:
             if len(starts) != len(sizes) or any(map(int.__ne__, starts[1:], ends)):
                 return kind, -1
         end = starts[0] + kind.frame_bytes
-        if sum(sizes) < kind.frame_bytes or starts[0] < 8 or end > self._size:
+        if sum(sizes) < kind.frame_bytes or starts[0] < 8 or end > self.file_bytes:
             raise EOFError
         return kind, starts[0]
 
@@ -176,13 +177,18 @@ class _Reader:
 
 def find_pages(path: Path, kinds: Kinds | None = None) -> Pages:
     """The pages of a file that belong to a movie of the first of these kinds, by default
-    that of the file's first page. Small copies of pages, for viewers, are left out."""
+    that of the file's first page. Small copies of pages, for viewers, are left out.
+
+    **Raises:**
+
+    [`jaxbkgd.MovieError`][] for a page that cannot be a frame.
+    """
     kinds = {} if kinds is None else kinds
-    directories, places, fault = array("q"), array("q"), None
+    directories, places, first = array("q"), array("q"), None
     with path.open("rb", buffering=_BLOCK_BYTES) as file:
         reader = _Reader(path, file, kinds)
         for directory, tags in reader.directories():
-            place, reason = -1, None
+            place, reason = -1, ""
             try:
                 kind, place = reader.describe(directory, tags)
                 first = next(iter(kinds.values()))
@@ -195,13 +201,17 @@ def find_pages(path: Path, kinds: Kinds | None = None) -> Pages:
             except Exception as error:
                 # tifffile raises errors of many types on damage.
                 reason = f"has a broken description ({one_line(error)})"
-            if reason and fault is None:
-                fault = len(places), reason
+            if reason:
+                raise MovieError(f"{path}: page {len(places)} {reason}")
             directories.append(directory)
             places.append(place)
-    if not kinds or not places:
-        reason = f"its first frame {fault[1]}" if fault else "it has no pages"
-        raise MovieError(f"{path}: broken: {reason}")
-    first = next(iter(kinds.values()))
-    offsets = np.array(directories, np.int64)
-    return Pages(path, first, reader.byteorder, offsets, np.array(places, np.int64), fault)
+    if first is None:
+        raise MovieError(f"{path}: broken: it has no pages")
+    return Pages(
+        path,
+        first,
+        reader.byteorder,
+        np.array(directories, np.int64),
+        np.array(places, np.int64),
+        reader.file_bytes,
+    )

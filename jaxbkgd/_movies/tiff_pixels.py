@@ -41,8 +41,8 @@ class TiffPixels:
 
     **Raises:**
 
-    [`jaxbkgd.MovieError`][] for a page that cannot be a frame, and if the first or the last
-    frame cannot be read: a missing codec or a truncated file shows at once.
+    [`jaxbkgd.MovieError`][] if the first or the last frame cannot be read: a missing codec
+    or a truncated file shows at once.
     """
 
     def __init__(
@@ -79,19 +79,9 @@ class TiffPixels:
                 for file in files
             ]
         )
-        self._refuse_faults(files)
         for frame in {0, len(order) - 1}:
             for channel in range(order.shape[1]):
                 self[frame : frame + 1, channel]
-
-    def _refuse_faults(self, files: Sequence[Pages]) -> None:
-        before = 0
-        for file in files:
-            if file.fault is not None:
-                page, reason = file.fault
-                frame = int((self._order == before + page).any(axis=1).argmax())
-                raise MovieError(f"{file.path}: frame {frame} of {self.shape[0]} {reason}")
-            before += len(file)
 
     def __getitem__(
         self, index: tuple[slice, int]
@@ -126,7 +116,7 @@ class TiffPixels:
             follows = places[1:] == places[:-1] + frame_bytes
             for first, last in _runs(follows, len(places)):
                 file.seek(int(places[first]))
-                count = file.readinto(read[first:last].reshape(-1).view(np.uint8))
+                count = file.readinto(read[first:last].reshape(-1).view(np.uint8).data)
                 if count < (last - first) * frame_bytes:
                     raise MovieError(
                         f"{path}: truncated: the file ends in frame "
@@ -147,7 +137,7 @@ class TiffPixels:
             # tifffile and its codecs raise errors of many types on damage.
             needs_codecs = "imagecodecs" in str(error)
             if needs_codecs and importlib.util.find_spec("imagecodecs") is None:
-                raise ModuleNotFoundError(name="imagecodecs") from error
+                raise ModuleNotFoundError("No module named 'imagecodecs'") from error
             raise MovieError(
                 f"{path}: frame {frame} of {self.shape[0]} cannot be read "
                 f"({one_line(error)})"
@@ -186,7 +176,10 @@ def _scaled_type(dtype: np.dtype, scale: tuple[float, float]) -> np.dtype:
         limits = np.iinfo(dtype)
         for name in ("u2", "i2", "i4", "i8"):
             held = np.iinfo(name)
-            if held.min <= limits.min + int(offset) and limits.max + int(offset) <= held.max:
+            if (
+                held.min <= limits.min + int(offset)
+                and limits.max + int(offset) <= held.max
+            ):
                 return np.dtype(name)
     return np.dtype("f4" if dtype.itemsize < 4 else "f8")
 

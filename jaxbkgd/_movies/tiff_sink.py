@@ -19,8 +19,9 @@ _TIFF_DIRECTORY_BYTES = 512
 class TiffSink(Sink):
     """A TIFF file whose frames follow one another, or a BigTIFF file above 4 GB.
 
-    A name that ends in .ome.tif makes it OME-TIFF. Else it has the metadata of ImageJ or,
-    as BigTIFF, which ImageJ does not write, of tifffile. The resolution is in pixels per cm.
+    A name that ends in .ome.tif makes it OME-TIFF. Else it has the metadata of ImageJ, or
+    those of tifffile as BigTIFF, which ImageJ does not write. The resolution is in pixels
+    per cm.
     """
 
     # That of the first frame in the draft, while it is open.
@@ -85,11 +86,11 @@ class TiffSink(Sink):
         pages = find_pages(self.draft)
         kind, places = pages.kind, pages.places
         follow = places[0] + kind.frame_bytes * np.arange(frames * channels)
-        is_alike = kind.shape == tuple(shape) and kind.dtype == self.layout.dtype
-        if pages.fault or places[0] < 0 or not is_alike or not np.array_equal(places, follow):
+        is_alike = kind[:2] == (tuple(shape), self.layout.dtype) and places[0] > 0
+        if not is_alike or not np.array_equal(places, follow):
             raise MovieError(
-                f"{self.draft}: is truncated, or not the beginning of this movie; remove it, "
-                "and start anew"
+                f"{self.draft}: is truncated, or not the beginning of this movie; remove "
+                "it, and start anew"
             )
         self._offset = int(places[0])
 
@@ -100,7 +101,7 @@ class TiffSink(Sink):
         # Every thread has a file of its own, which no other thread closes.
         with self.draft.open("r+b") as file:
             file.seek(self._offset + start * self.layout.frame_bytes)
-            file.write(stored.reshape(-1).view(np.uint8))
+            file.write(stored.reshape(-1).view(np.uint8).data)
 
     def _complete(self) -> None:
         self._close()
