@@ -170,13 +170,7 @@ class Movie(contextlib.AbstractContextManager["Movie"]):
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         """All frames, (frames, channels, height, width)."""
         _refuse_no_copy(self.name, copy)
-        try:
-            frames = np.empty(self.shape, self.dtype if dtype is None else dtype)
-        except MemoryError as error:
-            raise MovieError(
-                f"{self.name}: {one_line(error)}; read some frames, as "
-                "movie.channels[0][:100]"
-            ) from error
+        frames = np.empty(self.shape, self.dtype if dtype is None else dtype)
         for index, channel in enumerate(self.channels):
             frames[:, index] = channel[:]
         return frames

@@ -16,8 +16,8 @@ from .sinks import ArraySink, Layout, Sink
 
 FORMATS = (
     "TIFF, BigTIFF, OME-TIFF and ImageJ stacks (.tif, .tiff), a folder or pattern of them "
-    "(movie_*.tif), Zarr and OME-Zarr (.zarr), DAX (.dax with .inf), Picasso (.raw with "
-    ".yaml) and NumPy (.npy)"
+    "(movie_*.tif), Zarr and OME-Zarr (.zarr, a .zip of it, or a URL), DAX (.dax with "
+    ".inf), Picasso (.raw with .yaml) and NumPy (.npy)"
 )
 
 
@@ -26,14 +26,15 @@ def open_movie(source: Any) -> Movie:
 
     **Arguments:**
 
-    - `source`: a path (see the page on formats), or an array (frames, height, width) or
-        (frames, channels, height, width) of NumPy, JAX, dask or Zarr. Pixels are integers,
-        booleans, or floats of at most 64 bits.
+    - `source`: a path (see the page on formats), the URL of a Zarr (`https://`, `s3://`),
+        or an array (frames, height, width) or (frames, channels, height, width) of NumPy,
+        JAX, dask or Zarr. Pixels are integers, booleans, or floats of at most 64 bits. A
+        [`jaxbkgd.Movie`][] is returned as it is.
 
     **Returns:**
 
-    A movie whose `channels` are sliced by frame, as `movie.channels[0][10:20]`. It is a
-    context manager.
+    A [`jaxbkgd.Movie`][], whose `channels` are sliced by frame, as
+    `movie.channels[0][10:20]`. It is a context manager.
 
     **Raises:**
 
