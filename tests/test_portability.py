@@ -19,6 +19,8 @@ for name in (
 ):
     if hasattr(os, name):
         delattr(os, name)
+# As Python itself defines it there.
+os.process_cpu_count = os.cpu_count
 
 import numpy as np
 import jaxbkgd
