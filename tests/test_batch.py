@@ -32,7 +32,7 @@ from jaxbkgd import (
 )
 from jaxbkgd._batch.plan import free_bytes, plan_chunks, windows
 from jaxbkgd._movies.journal import Journal
-from jaxbkgd._movies.tiff import TiffSink
+from jaxbkgd._movies.tiff_sink import TiffSink
 from jaxbkgd._movies.zarr import ZarrSink
 
 

@@ -335,7 +335,7 @@ def test_a_package_that_is_missing_is_named_with_its_remedy(
         if module.rpartition(".")[2] not in ("movie", "open", "sinks", "journal"):
             monkeypatch.delitem(sys.modules, module)
             monkeypatch.delattr(module)
-    message = rf"package {package}; .*pip install 'jaxbkgd\[movies\]'"
+    message = rf"needs a Python package \(.*{package}.*; .*pip install 'jaxbkgd\[movies\]'"
     with pytest.raises(MovieError, match=message):
         open_movie(tmp_path / name)
     if package != "yaml":

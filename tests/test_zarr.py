@@ -4,12 +4,14 @@ import json
 import os
 import pickle
 import shutil
+import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import dask.array
+import fsspec
 import numcodecs
 import numpy as np
 import pytest
@@ -308,10 +310,8 @@ def test_a_pickle_is_not_opened(frames, tmp_path):
         {"filters": [{"id": "fixedscaleoffset", "offset": 0, "scale": 1, "dtype": "|O"}]},
     ):
         (path / ".zarray").write_text(json.dumps(metadata | change))
-        with pytest.raises(MovieError, match=r"m\.zarr: ") as caught:
-            with open_movie(path) as movie:
-                movie.read(0, 11)
-        assert "\n" not in str(caught.value)
+        with pytest.raises(MovieError, match=r"m\.zarr: "), open_movie(path) as movie:
+            movie.read(0, 11)
     assert not (tmp_path / "ran").exists()
 
 
@@ -345,8 +345,10 @@ def test_chunks_without_a_value_to_fill_in_are_an_error(frames, tmp_path):
 def test_a_movie_without_one_chunk_is_an_error(frames, tmp_path):
     path = _write(tmp_path / "m.zarr", frames)
     shutil.rmtree(path / "c")
-    with open_movie(path) as movie, pytest.raises(MovieError, match="not one chunk was"):
-        movie.read(0, 1)
+    with open_movie(path) as movie:
+        for _ in range(2):
+            with pytest.raises(MovieError, match="not one chunk was written"):
+                movie.read(0, 1)
 
 
 LIES = {
@@ -373,7 +375,7 @@ LIES = {
 def test_metadata_that_lie_are_refused_at_the_door(lie, frames, tmp_path):
     path = _write(tmp_path / "m.zarr", frames, zarr_format=2)
     _edit(path / ".zarray", **LIES[lie])
-    with pytest.raises(MovieError, match=r"m\.zarr: (cannot be read|broken|has pixels)"):
+    with pytest.raises(MovieError, match=r"m\.zarr: (cannot be read|broken|has )"):
         open_movie(path)
 
 
@@ -451,6 +453,81 @@ def test_a_movie_includes_the_store_around_it_and_the_files_in_it(frames, tmp_pa
         for inside in (path, path / "full/0", path / "full/0/c/0/0/0"):
             assert movie.includes(inside.resolve())
         assert not movie.includes(tmp_path.resolve() / "other.zarr")
+
+
+# Beyond folders.
+
+
+@pytest.mark.parametrize("root", ["", "m.zarr"])
+@pytest.mark.parametrize("zarr_format", [2, 3])
+def test_a_zipped_zarr_is_read(zarr_format, root, frames, tmp_path):
+    _write(tmp_path / "a" / root / "", frames, zarr_format=zarr_format)
+    path = Path(shutil.make_archive(str(tmp_path / "m.zarr"), "zip", tmp_path / "a"))
+    _assert_reads(path, frames[:, None])
+    with open_movie(path) as movie:
+        assert movie.paths == (path,)
+        assert movie.state() == movie.opened_state is not None
+
+
+def test_a_zip_of_something_else_is_refused_in_one_line(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a/text").write_text("no pixels")
+    path = Path(shutil.make_archive(str(tmp_path / "m"), "zip", tmp_path / "a"))
+    (tmp_path / "b.zip").write_bytes(path.read_bytes()[:-9])
+    for refused in (path, tmp_path / "b.zip"):
+        with pytest.raises(MovieError, match=rf"{refused.name}: cannot be read \(.*\)$"):
+            open_movie(refused)
+
+
+def test_a_zarr_is_read_by_its_address(frames, tmp_path):
+    path = _write(tmp_path / "m.zarr", frames)
+    fsspec.filesystem("memory").put(str(path), "/m.zarr", recursive=True)
+    for address in ("memory://m.zarr", path.as_uri()):
+        with open_movie(address) as movie:
+            assert (movie.name, movie.paths, movie.state()) == (address, (), None)
+            np.testing.assert_array_equal(movie.channels[0][:], frames)
+    with pytest.raises(MovieError, match=r"memory://n\.zarr: cannot be read"):
+        open_movie("memory://n.zarr")
+
+
+def test_an_address_names_the_packages_that_it_needs(monkeypatch):
+    for package in ("s3fs", "fsspec"):
+        monkeypatch.setitem(sys.modules, package, None)
+        with pytest.raises(MovieError, match=r"s3://a/m\.zarr: needs .*pip install.* s3fs"):
+            open_movie("s3://a/m.zarr")
+
+
+def test_several_images_are_refused_and_one_is_named(frames, tmp_path):
+    plate, positions = tmp_path / "plate.zarr", tmp_path / "positions.zarr"
+    zarr.create_group(plate, attributes={"ome": {"version": "0.5", "plate": {}}})
+    zarr.create_group(positions, attributes={"ome": {"bioformats2raw.layout": 3}})
+    for position in "01":
+        _write_ome(positions / position, frames, "tyx")
+    for path, image in ((plate, "A/1/0"), (positions, "0")):
+        with pytest.raises(MovieError, match=rf"several images.*{path.name}/{image}$"):
+            open_movie(path)
+    _assert_reads(positions / "1", frames[:, None])
+
+
+def test_chunks_that_a_shard_lacks_are_warned_of(frames, tmp_path):
+    path = tmp_path / "m.zarr"
+    array = zarr.create_array(
+        path, shape=SHAPE, dtype=np.uint16, chunks=(2, 12, 10), shards=(8, 12, 10)
+    )
+    array[:4] = frames[:4]
+    with open_movie(path) as movie:
+        np.testing.assert_array_equal(movie.read(0, 4), frames[:4])
+        with pytest.warns(UserWarning, match=r"frames 4 to 5: .*is missing"):
+            assert not movie.read(4, 6).any()
+
+
+def test_chunks_that_hold_their_fill_value_are_not_missing(frames, tmp_path):
+    path = tmp_path / "m.zarr"
+    for fill in (0, np.nan):
+        written = np.full(SHAPE, fill, np.float32)
+        _write(path, written, fill_value=fill, config={"write_empty_chunks": True})
+        _assert_reads(path, written[:, None])
+        shutil.rmtree(path)
 
 
 # Writing.

@@ -6,7 +6,7 @@ import hashlib
 import operator
 import os
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable, SupportsIndex
 
@@ -170,13 +170,7 @@ class Movie(contextlib.AbstractContextManager["Movie"]):
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         """All frames, (frames, channels, height, width)."""
         _refuse_no_copy(self.name, copy)
-        try:
-            frames = np.empty(self.shape, self.dtype if dtype is None else dtype)
-        except MemoryError as error:
-            raise MovieError(
-                f"{self.name}: {one_line(error)}; read some frames, as "
-                "movie.channels[0][:100]"
-            ) from error
+        frames = np.empty(self.shape, self.dtype if dtype is None else dtype)
         for index, channel in enumerate(self.channels):
             frames[:, index] = channel[:]
         return frames
@@ -316,6 +310,9 @@ class Channel:
         if not -len(self) <= frame < len(self):
             raise IndexError(f"there is no frame {frame}; the channel has {len(self)}")
         return self._read(frame % len(self), frame % len(self) + 1)[0]
+
+    def __iter__(self) -> Iterator[Shaped[np.ndarray, "height width"]]:
+        return (self[frame] for frame in range(len(self)))
 
     def _read(self, start: int, stop: int) -> np.ndarray:
         x0, y0, x1, y1 = self.box

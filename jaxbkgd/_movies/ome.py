@@ -1,20 +1,24 @@
-"""OME-XML: what it says of a movie and of the files that hold it.
+"""OME-TIFF: the files of a movie, and the frame and channel of each page.
 
 It is defined at docs.openmicroscopy.org/ome-model/latest/ome-tiff/specification.html.
+tifffile reads missing files and pages as zeros, and opens files in other folders if the XML
+names them, so the pages are arranged here.
 """
 
-import io
 import math
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
 import numpy as np
+import tifffile
+from jaxtyping import Int
 
-from .movie import MovieError
-from .tiff_pages import find_pages, Pages
+from .movie import Movie, MovieError
+from .tiff_pages import find_pages, Kinds, Pages
+from .tiff_pixels import arrange_planes, TiffPixels
 
 
 LENGTHS_UM = {
@@ -29,7 +33,7 @@ TIMES_S = {
 
 
 class _Planes(NamedTuple):
-    """Consecutive pages of a file, and where they belong: a TiffData element."""
+    """Consecutive pages of a file and the place of the first: a TiffData element."""
 
     uuid: str
     file_name: str
@@ -38,223 +42,213 @@ class _Planes(NamedTuple):
     first: dict[str, int]
 
 
-@dataclass
-class Ome:
-    """What OME-XML says of a movie."""
-
-    uuid: str
-    described_in: str
-    dimensions: str
-    lengths: dict[str, int]
-    planes: list[_Planes]
-    pixel_size_um: tuple[float, float] | None = None
-    frame_interval_s: float | None = None
+_Image = tuple[ElementTree.Element, ElementTree.Element, list[_Planes]]
 
 
-def read_ome(path: Path, xml: str, wanted: Path) -> Ome:
-    """What the OME-XML of a file says of the movie that the file `wanted` is a part of."""
+def open_ome(path: Path, xml: str, dtype: np.dtype) -> Movie:
+    """The movie that a file of these pixels is a part of. The file has OME-XML that
+    describes the movie or names the file that does.
+
+    **Raises:**
+
+    [`jaxbkgd.MovieError`][] where files or pages are missing, come twice or are not
+    described, and for several positions in the same files.
+    """
+    describing, root = path, _parse(path, xml)
+    refers = root.find("{*}BinaryOnly")
+    if refers is not None:
+        describing = path.parent / _file_name(refers.get("MetadataFile", ""))
+        if not describing.is_file():
+            raise MovieError(
+                f"{path}: is a part of a movie that {describing.name} describes, which is "
+                "not beside it; put all files of the movie in one folder, under their own "
+                "names"
+            )
+        root = _parse(describing, _read_xml(describing))
+    pixels, parts, times = _find_image(describing, root, path)
+    lengths = {axis: int(pixels.get(f"Size{axis}", 1)) for axis in "CZT"}
+    lengths["T"] = max(lengths["T"], times)
+    axes = pixels.get("DimensionOrder", "XYCZT")[2:]
+    if sorted(axes) != ["C", "T", "Z"] or min(lengths.values()) < 1:
+        raise MovieError(
+            f"{describing}: its OME-XML is broken (dimensions {axes} of {lengths})"
+        )
+    paths = _find_files(describing, root.get("UUID", ""), parts, path)
+    kinds: Kinds = {}
+    files = {
+        each: find_pages(each, kinds) for each in dict.fromkeys([path, *paths.values()])
+    }
+    places, pages = _list_planes(describing, parts, paths, files, axes, lengths)
+    # The axes are given fastest first.
+    frames, channels, stride = np.zeros_like(places), places, 1
+    for axis in axes:
+        places, along = np.divmod(places, lengths[axis])
+        if axis == "C":
+            channels = along
+        else:
+            frames += stride * along
+            stride *= lengths[axis]
+    frames += stride * places
+    order = arrange_planes(str(describing), frames, channels, pages, lengths["C"])
+    y, x = (
+        positive_in(pixels.get(name), pixels.get(f"{name}Unit"), LENGTHS_UM, "um")
+        for name in ("PhysicalSizeY", "PhysicalSizeX")
+    )
+    interval, unit = (pixels.get(name) for name in ("TimeIncrement", "TimeIncrementUnit"))
+    return Movie(
+        TiffPixels(str(describing), list(files.values()), order, dtype),
+        name=str(describing),
+        format="OME-TIFF",
+        paths=list(files),
+        pixel_size_um=(y, x) if x and y else None,
+        frame_interval_s=positive_in(interval, unit, TIMES_S, "s"),
+    )
+
+
+def _read_xml(path: Path) -> str:
+    if path.suffix.lower() in (".ome", ".xml"):
+        return path.read_text("utf-8")
+    with tifffile.TiffFile(path) as tiff:
+        return tiff.pages.first.description
+
+
+def _parse(path: Path, xml: str) -> ElementTree.Element:
     # Entities can grow without bound, and OME-XML has none.
     if "<!DOCTYPE" in xml or "<!ENTITY" in xml:
         raise MovieError(f"{path}: its OME-XML defines entities, which are not read")
-    own, described_in = "", ""
-    images: list[tuple[dict[str, str], list[_Planes]]] = []
-    planes: list[_Planes] = []
     try:
-        for _, element in ElementTree.iterparse(io.BytesIO(xml.encode())):
-            match element.tag.rpartition("}")[2]:
-                case "TiffData":
-                    planes.append(_read_planes(element))
-                    element.clear()
-                case "Plane":
-                    element.clear()
-                case "Pixels":
-                    images.append((element.attrib, planes))
-                    planes = []
-                case "BinaryOnly":
-                    described_in = _file_name(element.get("MetadataFile", ""))
-                case "OME":
-                    own = element.get("UUID", "")
+        return ElementTree.fromstring(xml.encode())
     except ElementTree.ParseError as error:
         raise MovieError(f"{path}: its OME-XML is broken ({error})") from error
-    if described_in:
-        return Ome(own, described_in, "", {}, [])
+
+
+def _find_image(
+    path: Path, root: ElementTree.Element, asked: Path
+) -> tuple[ElementTree.Element, list[_Planes], int]:
+    """The pixels and planes of the image that the file `asked` belongs to, and the number
+    of images that are its frames, as programs write them that write frames one by one."""
+    images: list[_Image] = [
+        (image, pixels, [_read_planes(data) for data in pixels.iterfind("{*}TiffData")])
+        for image in root.iterfind("{*}Image")
+        for pixels in image.iterfind("{*}Pixels")
+    ]
     if not images:
         raise MovieError(f"{path}: its OME-XML describes no image")
     if len(images) > 1:
-        # Of other positions, that have files of their own, nothing is read.
-        names = {("", ""), (own if wanted == path else "", ""), ("", wanted.name)}
+        # Other positions have files of their own.
+        uuid = root.get("UUID", "") if asked == path else ""
+        names = {("", ""), (uuid, ""), ("", asked.name)}
         images = [
             image
             for image in images
-            if any({(each.uuid, ""), ("", each.file_name)} & names for each in image[1])
+            if any({(part.uuid, ""), ("", part.file_name)} & names for part in image[2])
         ] or images
-    said, planes = images[0]
-    lengths = {axis: int(said[f"Size{axis}"]) for axis in "CZT"}
-    dimensions = said.get("DimensionOrder", "XYCZT")[2:]
-    if sorted(dimensions) != ["C", "T", "Z"] or min(lengths.values()) < 1:
-        raise MovieError(
-            f"{path}: its OME-XML is broken (dimensions {dimensions} of {lengths})"
-        )
-    if len(images) > 1:
-        planes = _join_images(path, images)
-        lengths["T"] = len(images)
-    x, y = (
-        positive_in(
-            said.get(f"PhysicalSize{axis}"),
-            said.get(f"PhysicalSize{axis}Unit"),
-            LENGTHS_UM,
-            "um",
-        )
-        for axis in "XY"
-    )
-    interval = positive_in(
-        said.get("TimeIncrement"), said.get("TimeIncrementUnit"), TIMES_S, "s"
-    )
-    size = (y, x) if x and y else None
-    whole = planes or [_Planes("", "", None, None, {})]
-    return Ome(own, "", dimensions, lengths, whole, size, interval)
+    _, pixels, parts = images[0]
+    if len(images) == 1:
+        return pixels, parts or [_Planes("", "", None, None, {})], 1
+    for image, others, planes in images:
+        is_frame = len(planes) == 1 and all(others.get(f"Size{a}") == "1" for a in "CZT")
+        if not is_frame or image.find("{*}StageLabel") is not None:
+            raise MovieError(
+                f"{path}: holds {len(images)} images or positions; save each as a movie of "
+                "its own"
+            )
+    frames = [planes[0]._replace(first={"T": t}) for t, (_, _, planes) in enumerate(images)]
+    return pixels, frames, len(frames)
 
 
-def _read_planes(element: ElementTree.Element) -> _Planes:
-    def integer(name: str) -> int | None:
-        return None if name not in element.attrib else int(element.attrib[name])
-
-    file = element.find("{*}UUID")
+def _read_planes(data: ElementTree.Element) -> _Planes:
+    file = data.find("{*}UUID")
+    page, pages = (int(n) if (n := data.get(k)) else None for k in ("IFD", "PlaneCount"))
     return _Planes(
         "" if file is None else (file.text or "").strip(),
         "" if file is None else _file_name(file.get("FileName", "")),
-        integer("IFD"),
-        integer("PlaneCount"),
-        {axis: integer(f"First{axis}") or 0 for axis in "CZT"},
+        page,
+        pages,
+        {axis: int(data.get(f"First{axis}", 0)) for axis in "CZT"},
     )
 
 
 def _file_name(path: str) -> str:
-    """Without folders: those of the computer that wrote it are no longer there."""
+    """Without folders, which are those of the computer that wrote the file."""
     return re.split(r"[/\\]", path)[-1]
 
 
-def _join_images(
-    path: Path, images: list[tuple[dict[str, str], list[_Planes]]]
-) -> list[_Planes]:
-    """Frames that were written one by one, each as an image of its own."""
-    if any(said[f"Size{axis}"] != "1" for said, _ in images for axis in "CZT") or any(
-        len(planes) != 1 for _, planes in images
-    ):
-        raise MovieError(
-            f"{path}: holds {len(images)} images or positions; save each as a movie of "
-            "its own"
-        )
-    return [
-        planes[0]._replace(first={"C": 0, "Z": 0, "T": time})
-        for time, (_, planes) in enumerate(images)
-    ]
-
-
-def _find_ome_files(path: Path, ome: Ome, wanted: Path) -> dict[tuple[str, str], Path]:
-    """The files that OME-XML names, by UUID and name."""
-    keys = dict.fromkeys((planes.uuid, planes.file_name) for planes in ome.planes)
+def _find_files(
+    path: Path, own_uuid: str, parts: Sequence[_Planes], asked: Path
+) -> dict[tuple[str, str], Path]:
+    """The files that the OME-XML of `path` names, by UUID and name."""
+    keys = dict.fromkeys((part.uuid, part.file_name) for part in parts)
     files: dict[tuple[str, str], Path] = {}
-    for key in keys:
-        uuid, file_name = key
-        # One that was renamed is still the only one.
-        is_this = (len(keys) == 1 and wanted == path) or not (uuid or file_name)
-        if is_this or (uuid and uuid == ome.uuid) or file_name == path.name:
-            files[key] = path
-            continue
-        files[key] = path.parent / file_name
-        if not file_name or not files[key].is_file():
+    for uuid, file_name in keys:
+        # The only file may have been renamed.
+        is_only = (len(keys) == 1 and asked == path) or not (uuid or file_name)
+        is_own = is_only or (uuid and uuid == own_uuid) or file_name == path.name
+        file = path if is_own else path.parent / file_name
+        if not (file_name or is_own) or not file.is_file():
             raise MovieError(
                 f"{path}: is a part of a movie, and {file_name or uuid}, which its OME-XML "
                 "names, is not beside it; put all files of the movie in one folder, under "
                 "their own names"
             )
+        files[uuid, file_name] = file
+    if asked not in files.values():
+        raise MovieError(
+            f"{asked}: is not among the files that the OME-XML of {path} describes; put "
+            "all files of the movie in one folder, under their own names"
+        )
     return files
 
 
-def arrange_ome(
-    path: Path, ome: Ome, pages: Pages, wanted: Path
-) -> tuple[list[Pages], np.ndarray]:
-    """The files of a movie, and the numbers of their pages, (frames, channels)."""
-    paths = _find_ome_files(path, ome, wanted)
-    files = {
-        each: pages if each == path else find_pages(each, pages.kind)
-        for each in dict.fromkeys(paths.values())
-    }
-    total = sum(map(len, files.values()))
-    starts = dict(
-        zip(files, np.cumsum([0, *map(len, files.values())]).tolist(), strict=False)
-    )
-    strides, stride = {}, 1
-    for axis in ome.dimensions:
-        strides[axis] = stride
-        stride *= ome.lengths[axis]
-    # Of planes, in the order of the dimensions, and of pages.
+def _list_planes(
+    path: Path,
+    parts: Sequence[_Planes],
+    paths: dict[tuple[str, str], Path],
+    files: dict[Path, Pages],
+    axes: str,
+    lengths: dict[str, int],
+) -> tuple[Int[np.ndarray, " planes"], Int[np.ndarray, " planes"]]:
+    """The places of planes, counted along the axes, and their pages, over all files."""
+    starts = np.cumsum([0, *map(len, files.values())]).tolist()
+    total = starts.pop()
+    start_of = dict(zip(files, starts, strict=True))
+    strides = {axis: math.prod(lengths[a] for a in axes[:i]) for i, axis in enumerate(axes)}
     places: list[int] = []
-    numbers: list[int] = []
+    pages: list[int] = []
     missing = 0
-    for planes in ome.planes:
-        file = paths[planes.uuid, planes.file_name]
-        first = planes.page or 0
-        count = planes.pages
+    for part in parts:
+        file = paths[part.uuid, part.file_name]
+        first, count = part.page or 0, part.pages
         if count is None:
-            count = len(files[file]) if planes.page is None else 1
-        named, count = count, max(0, min(count, len(files[file]) - first))
-        missing += max(0, named - count)
-        place = sum(strides[axis] * n for axis, n in planes.first.items())
-        places.extend(range(place, place + count))
-        numbers.extend(range(starts[file] + first, starts[file] + first + count))
+            count = len(files[file]) if part.page is None else 1
+        there = max(0, min(count, len(files[file]) - first))
+        missing += max(0, count - there)
+        place = sum(strides[axis] * n for axis, n in part.first.items())
+        places.extend(range(place, place + there))
+        pages.extend(range(start_of[file] + first, start_of[file] + first + there))
         if len(places) > total:
             break
-    if sorted(numbers) != list(range(total)):
+    if sorted(pages) != list(range(total)):
         raise MovieError(
-            f"{path}: its OME-XML describes {len(set(numbers))} of its {total} pages, and "
-            f"{len(numbers) - len(set(numbers))} more than once; save it anew, so that "
-            "both agree"
+            f"{path}: its OME-XML describes {len(set(pages))} of its {total} pages, and "
+            f"{len(pages) - len(set(pages))} more than once; save it anew, so that both "
+            "agree"
         )
-    # In one file, that is an acquisition that was stopped.
+    # In a single file, pages are missing since an acquisition was stopped.
     if missing and len(files) > 1:
         raise MovieError(
             f"{path}: its {len(files)} files lack {missing} of the pages that its OME-XML "
             "names; copy them again, all of them"
         )
-    order = _order_of_planes(path, ome, np.array(places), np.array(numbers))
-    return list(files.values()), order
-
-
-def _order_of_planes(
-    path: Path, ome: Ome, places: np.ndarray, pages: np.ndarray
-) -> np.ndarray:
-    frames, channel, stride = np.zeros_like(places), places, 1
-    for axis in ome.dimensions:
-        places, along = np.divmod(places, ome.lengths[axis])
-        if axis == "C":
-            channel = along
-        else:
-            frames += stride * along
-            stride *= ome.lengths[axis]
-    count, channels = int(frames.max()) + 1, ome.lengths["C"]
-    # The last frame may lack channels, where an acquisition was stopped.
-    if places.any() or not (count - 1) * channels < len(pages) <= count * channels:
-        raise MovieError(
-            f"{path}: its OME-XML says {count} frames of {channels} channels, but it has "
-            f"{len(pages)} pages; save it anew, so that both agree"
-        )
-    order = np.full((count, channels), -1)
-    order[frames, channel] = pages
-    if count > 1 and (order[-1] < 0).any():
-        order = order[:-1]
-    if (order < 0).any():
-        missing = int((order < 0).any(axis=1).argmax())
-        raise MovieError(f"{path}: its OME-XML lacks frame {missing} of {count}")
-    return order
+    return np.array(places), np.array(pages)
 
 
 def positive_in(
     value: Any, unit: str | None, units: dict[str, float], default: str
 ) -> float | None:
-    """A positive value in micrometres or seconds, where it and its unit make sense."""
-    # Both characters for the prefix, and ImageJ's way to write it.
+    """A positive value in micrometres or seconds, or None if it or its unit has no
+    meaning."""
+    # Unicode has two characters for the prefix, and ImageJ writes it as an escape.
     unit = str(unit or default).strip()
     for micro in ("\u00b5", "\u03bc", "\\u00B5"):
         unit = unit.replace(micro, "u")
@@ -262,5 +256,5 @@ def positive_in(
         number = float(value) * units[unit]
     except (TypeError, ValueError, KeyError):
         return None
-    # What resolutions, which are fractions, add to a decimal number is taken off.
+    # Resolutions are fractions, and add digits to a decimal number.
     return float(f"{number:.9g}") if 0 < number < math.inf else None

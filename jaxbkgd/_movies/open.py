@@ -16,8 +16,8 @@ from .sinks import ArraySink, Layout, Sink
 
 FORMATS = (
     "TIFF, BigTIFF, OME-TIFF and ImageJ stacks (.tif, .tiff), a folder or pattern of them "
-    "(movie_*.tif), Zarr and OME-Zarr (.zarr), DAX (.dax with .inf), Picasso (.raw with "
-    ".yaml) and NumPy (.npy)"
+    "(movie_*.tif), Zarr and OME-Zarr (.zarr, a .zip of it, or a URL), DAX (.dax with "
+    ".inf), Picasso (.raw with .yaml) and NumPy (.npy)"
 )
 
 
@@ -26,14 +26,15 @@ def open_movie(source: Any) -> Movie:
 
     **Arguments:**
 
-    - `source`: a path (see the page on formats), or an array (frames, height, width) or
-        (frames, channels, height, width) of NumPy, JAX, dask or Zarr. Pixels are integers,
-        booleans, or floats of at most 64 bits.
+    - `source`: a path (see the page on formats), the URL of a Zarr (`https://`, `s3://`),
+        or an array (frames, height, width) or (frames, channels, height, width) of NumPy,
+        JAX, dask or Zarr. Pixels are integers, booleans, or floats of at most 64 bits. A
+        [`jaxbkgd.Movie`][] is returned as it is.
 
     **Returns:**
 
-    A movie whose `channels` are sliced by frame, as `movie.channels[0][10:20]`. It is a
-    context manager.
+    A [`jaxbkgd.Movie`][], whose `channels` are sliced by frame, as
+    `movie.channels[0][10:20]`. It is a context manager.
 
     **Raises:**
 
@@ -69,14 +70,14 @@ def _open_path(path: Path) -> Movie:
             from . import zarr
 
             return zarr.open_zarr(path)
-        from . import tiff
+        from . import series
 
-        return tiff.open_series(path)
+        return series.open_series(path)
     if not path.exists():
         if any(sign in path.name for sign in "*?["):
-            from . import tiff
+            from . import series
 
-            return tiff.open_series(path)
+            return series.open_series(path)
         raise MovieError(f"{path}: no such file")
     if not path.is_file():
         raise MovieError(f"{path}: is not a regular file; copy the movie to one")
@@ -91,6 +92,10 @@ def _open_path(path: Path) -> Movie:
             from . import zarr
 
             return zarr.open_zarr(path)
+        case ".index":
+            from . import ndtiff
+
+            return ndtiff.open_ndtiff(path)
         case ".dax" | ".inf":
             return open_dax(path)
         case ".raw" | ".yaml":
@@ -112,9 +117,9 @@ def open_sink(sink: Any, layout: Layout, *, overwrite: bool = False) -> Sink | A
     with _named_errors(path, "written"):
         match path.suffix.lower():
             case ".tif" | ".tiff":
-                from . import tiff
+                from . import tiff_sink
 
-                return tiff.TiffSink(path, layout, overwrite=overwrite)
+                return tiff_sink.TiffSink(path, layout, overwrite=overwrite)
             case ".zarr":
                 from . import zarr
 
@@ -132,13 +137,11 @@ def _named_errors(path: str | os.PathLike[str], verb: str) -> Iterator[None]:
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise MovieError(f"{path}: cannot be {verb} ({reason})") from error
-    except ModuleNotFoundError as error:
-        raise MovieError(
-            f"{path}: needs the Python package {error.name}; install it with: "
-            "pip install 'jaxbkgd[movies]'"
-        ) from error
     except ImportError as error:
+        packages = (
+            "'zarr[remote]' aiohttp s3fs" if "://" in str(path) else "'jaxbkgd[movies]'"
+        )
         raise MovieError(
-            f"{path}: needs a package for such addresses ({one_line(error)}); install it "
-            "with: pip install 'zarr[remote]' aiohttp s3fs"
+            f"{path}: needs a Python package ({one_line(error)}); install it with: "
+            f"pip install {packages}"
         ) from error

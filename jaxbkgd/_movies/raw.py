@@ -74,7 +74,7 @@ def open_picasso(path: Path) -> Movie:
         for name in ("Frames", "Height", "Width")
     )
     dtype = _PICASSO_TYPES[header.require_one_of("Data Type", _PICASSO_TYPES)]
-    dtype = dtype.newbyteorder(header.require_one_of("Byte Order", ("<", ">")))
+    dtype = np.dtype(header.require_one_of("Byte Order", ("<", ">")) + dtype.str[1:])
     size_nm = header.number("Pixelsize") or header.number("Camera.Pixelsize")
     movie = _open_frames(raw, "Picasso raw", (frames, 1, height, width), dtype, yaml.name)
     movie.pixel_size_um = None if size_nm is None else (size_nm / 1000, size_nm / 1000)

@@ -1,292 +1,217 @@
-"""The pages of a TIFF file: what they are, and where their pixels lie."""
+"""The pages of a TIFF file: what they hold, and where their pixels are.
 
-import os
+tifffile needs minutes for 10^5 pages that were written one by one, ends at a broken
+directory without an error, and does not notice a page of another height. So the chain of
+directories is followed here, and tifffile says what the different kinds of pages are.
+"""
+
 import struct
-import threading
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, Literal, NamedTuple
 
 import numpy as np
+import tifffile
+from jaxtyping import Int
 
-from .movie import MovieError
+from .movie import MovieError, one_line
 
 
-# What a page's directory says of its pixels, by the tags of TIFF 6.0, and what it means
-# where it does not say.
-_KIND_TAGS = {
-    254: ("subfile", 0),
-    256: ("width", 0),
-    257: ("height", 0),
-    258: ("bits", 1),
-    259: ("compression", 1),
-    266: ("fill_order", 1),
-    277: ("samples", 1),
-    317: ("predictor", 1),
-    322: ("tile_width", 0),
-    339: ("sample_format", 1),
-}
+# Tags that say what the pixels are. Pages of equal tags are described once.
+_KIND_TAGS = (254, 256, 257, 258, 259, 266, 277, 284, 317, 322, 323, 339)
 _STRIP_OFFSETS, _STRIP_BYTES = 273, 279
-_TAGS = {*_KIND_TAGS, _STRIP_OFFSETS, _STRIP_BYTES}
-_SAMPLE_FORMATS = {1: "uint", 2: "int", 3: "float"}
 
-# Of the types of integers, the bytes and the struct's letter.
+# Letters of the module struct.
 _INTEGERS = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}
 
-# Directories are read with what follows them, and often the next one does.
-_BLOCK_BYTES = 4096
-# A directory has some 15 tags; one with more than this lies.
+# A directory has some 15 tags. A larger number than this is damage.
 _MAX_TAGS = 4096
 
-
-class SourceFile:
-    """A file that is read from any thread, at any place, and watched for changes."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._file = path.open("rb")
-        self.byte_count = os.fstat(self._file.fileno()).st_size
-        self._lock = threading.Lock()
-
-    def fill(self, array: np.ndarray, offset: int) -> int:
-        """Read bytes from `offset` into a contiguous array; gives how many there were."""
-        view = array.reshape(-1).view(np.uint8).data
-        done = 0
-        while done < len(view):
-            count = self._read_into(view[done:], offset + done)
-            if count == 0:
-                break
-            done += count
-        return done
-
-    def _read_into(self, view: memoryview, offset: int) -> int:
-        if hasattr(os, "preadv"):
-            return os.preadv(self._file.fileno(), [view], offset)
-        with self._lock:
-            self._file.seek(offset)
-            return self._file.readinto(view)
-
-    def state(self) -> list[int]:
-        """Of the file that has the name now, which may be another than the open one."""
-        status = os.stat(self.path)
-        return [status.st_size, status.st_mtime_ns]
-
-    def close(self) -> None:
-        self._file.close()
+# Directories are read in blocks, since the next is often near.
+_BLOCK_BYTES = 4096
 
 
 class Kind(NamedTuple):
-    """What a page's directory says of its pixels."""
+    """The pixels of a page. They are plain if the file holds them as an array does."""
 
-    subfile: int
-    width: int
-    height: int
-    bits: int
-    compression: int
-    fill_order: int
-    samples: int
-    predictor: int
-    tile_width: int
-    sample_format: int
-
-    @property
-    def pixels(self) -> tuple[int, ...]:
-        """What must be the same in all frames of a movie."""
-        return (self.height, self.width, self.bits, self.sample_format, self.samples)
-
-    @property
-    def frame_bytes(self) -> int:
-        return self.height * self.width * self.bits // 8
-
-    @property
-    def is_stored_plainly(self) -> bool:
-        """Whether, in strips, its pixels lie in the file as they lie in an array."""
-        return (
-            self.compression == self.predictor == self.fill_order == self.samples == 1
-            and self.bits in (8, 16, 32, 64)
-            and self.sample_format in _SAMPLE_FORMATS
-            and self.tile_width == 0
-        )
+    shape: tuple[int, ...]
+    dtype: np.dtype | None
+    frame_bytes: int
+    is_plain: bool
+    is_small_copy: bool
 
     def __str__(self) -> str:
-        kind = _SAMPLE_FORMATS.get(self.sample_format, "unknown")
-        samples = f" x {self.samples}" if self.samples > 1 else ""
-        return f"{self.height} x {self.width}{samples} px of {kind}{self.bits}"
+        return f"{' x '.join(map(str, self.shape))} px of {self.dtype}"
 
 
-@dataclass
+# The kinds of pages that were met, by their tags. The first is that of the movie.
+Kinds = dict[tuple, Kind]
+
+
+@dataclass(frozen=True)
 class Pages:
-    """The pages of a file, in the order of its chain.
+    """The pages of a file, in the order of its chain of directories.
 
-    `directories` are the offsets of their descriptions, `places` those of their pixels,
-    or -1 where they have to be decoded. `fault` is the first page that cannot be a frame,
-    and why.
+    **Attributes:**
+
+    - `path`: the file.
+    - `kind`: of the movie's frames.
+    - `byteorder`: `"<"` or `">"`.
+    - `directories`: offsets of the directories in the file.
+    - `places`: offsets of the pixels, or -1 where they have to be decoded.
+    - `file_bytes`: the size of the file.
     """
 
     path: Path
     kind: Kind
-    order: str
-    directories: np.ndarray
-    places: np.ndarray
-    fault: tuple[int, str] | None
+    byteorder: Literal["<", ">"]
+    directories: Int[np.ndarray, " pages"]
+    places: Int[np.ndarray, " pages"]
+    file_bytes: int
 
     def __len__(self) -> int:
         return len(self.directories)
 
 
-class _Walk:
-    """Follows a file's chain of directories, in a few microseconds for each.
+class _Reader:
+    """Reads the directories of an open file."""
 
-    tifffile would take much longer, and cut a broken chain short without a word.
-    """
-
-    def __init__(self, file: SourceFile) -> None:
+    def __init__(self, path: Path, file: BinaryIO, kinds: Kinds) -> None:
+        self._path = path
         self._file = file
-        self._block, self._start = b"", 0
-        try:
-            magic = self._at(0, 8)
-        except EOFError:
-            magic = bytes(8)
-        self.order = {b"II": "<", b"MM": ">"}.get(magic[:2], "")
-        version = struct.unpack_from(f"{self.order}H", magic, 2)[0]
-        if not self.order or version not in (42, 43):
-            raise MovieError(f"{file.path}: is not a TIFF file")
+        self._kinds = kinds
+        self.file_bytes = file.seek(0, 2)
+        magic = self._read(0, 8) if self.file_bytes >= 8 else bytes(8)
+        self.byteorder: Literal["<", ">"] = "<" if magic[:2] == b"II" else ">"
+        version = struct.unpack_from(f"{self.byteorder}H", magic, 2)[0]
+        if magic[:2] not in (b"II", b"MM") or version not in (42, 43):
+            raise MovieError(f"{path}: is not a TIFF file")
         self._is_big = version == 43
-        self._head = struct.Struct(self.order + ("Q" if self._is_big else "H"))
-        self._offset = struct.Struct(self.order + ("Q" if self._is_big else "I"))
-        # Code, type, count, and the value or, where it is longer, its offset.
-        self._tag = struct.Struct(self.order + ("HHQ8s" if self._is_big else "HHI4s"))
-        self._positions: dict[bytes, dict[int, int]] = {}
-        self._kinds: dict[tuple[bytes, ...], Kind] = {}
+        head, tag = ("Q", "HHQ8s") if self._is_big else ("H", "HHI4s")
+        self._head = struct.Struct(self.byteorder + head)
+        self._offset = struct.Struct(self.byteorder + ("Q" if self._is_big else "I"))
+        self._tag = struct.Struct(self.byteorder + tag)
 
-    def __iter__(self) -> Iterator[tuple[int, bytes]]:
+    def _read(self, offset: int, count: int) -> bytes:
+        if offset + count > self.file_bytes:
+            raise EOFError
+        self._file.seek(offset)
+        return self._file.read(count)
+
+    def directories(self) -> Iterator[tuple[int, bytes]]:
         """The offset and the tags of each directory."""
-        path, count, milestone = self._file.path, 0, -1
+        count, milestone = 0, -1
         try:
             place = 8 if self._is_big else 4
-            (offset,) = self._offset.unpack(self._at(place, self._offset.size))
+            (offset,) = self._offset.unpack(self._read(place, self._offset.size))
             while offset:
-                (tags,) = self._head.unpack(self._at(offset, self._head.size))
+                (tags,) = self._head.unpack(self._read(offset, self._head.size))
                 if not 0 < tags <= _MAX_TAGS:
-                    raise MovieError(
-                        f"{path}: broken: page {count} says that it has {tags} tags"
-                    )
+                    raise MovieError(f"{self._path}: broken: page {count} has {tags} tags")
                 size = tags * self._tag.size
-                content = self._at(offset + self._head.size, size + self._offset.size)
+                content = self._read(offset + self._head.size, size + self._offset.size)
                 # A cycle meets a milestone again, wherever it starts (Brent, 1980).
                 if offset == milestone:
-                    raise MovieError(f"{path}: broken: its pages repeat")
+                    raise MovieError(f"{self._path}: broken: its pages repeat")
                 yield offset, content[:size]
                 count += 1
                 if count & (count - 1) == 0:
                     milestone = offset
                 (offset,) = self._offset.unpack_from(content, size)
-        except (EOFError, OverflowError) as error:
+        except (EOFError, OverflowError, struct.error) as error:
             raise MovieError(
-                f"{path}: truncated: the file ends before frame {count}"
+                f"{self._path}: truncated: the file ends before frame {count}; copy it "
+                "again"
             ) from error
 
-    def describe(self, tags: bytes) -> tuple[Kind, int]:
-        """What a page is, and where its pixels lie, or -1 if they have to be decoded."""
-        size = self._tag.size
-        codes = tags[0::size] + tags[1::size]
-        positions = self._positions.get(codes)
-        if positions is None:
-            every = range(0, len(tags), size)
-            found = {self._tag.unpack_from(tags, at)[0]: at for at in every}
-            positions = {code: found[code] for code in _TAGS if code in found}
-            self._positions[codes] = positions
-        said = (
-            *(tags[at : at + size] for code, at in positions.items() if code in _KIND_TAGS),
-        )
-        kind = self._kinds.get(said)
+    def describe(self, directory: int, tags: bytes) -> tuple[Kind, int]:
+        """The kind of a page, and the offset of its pixels or -1."""
+        entries = {entry[0]: entry for entry in self._tag.iter_unpack(tags)}
+        key = (self.byteorder, *map(entries.get, _KIND_TAGS))
+        kind = self._kinds.get(key)
         if kind is None:
-            values = {code: default for code, (_, default) in _KIND_TAGS.items()}
-            for code in values.keys() & positions.keys():
-                values[code] = self._integers(tags, positions[code])[0]
-            kind = self._kinds[said] = Kind(*values.values())
-        if not kind.is_stored_plainly or _STRIP_OFFSETS not in positions:
+            kind = self._kinds[key] = self._ask_tifffile(directory)
+        if not kind.is_plain or _STRIP_OFFSETS not in entries:
             return kind, -1
-        starts = self._integers(tags, positions[_STRIP_OFFSETS])
-        sizes = (kind.frame_bytes,)
-        if _STRIP_BYTES in positions:
-            sizes = self._integers(tags, positions[_STRIP_BYTES])
+        starts = self._integers(entries[_STRIP_OFFSETS])
+        sizes: Sequence[int] = (kind.frame_bytes,)
+        if _STRIP_BYTES in entries:
+            sizes = self._integers(entries[_STRIP_BYTES])
         if len(starts) > 1:
             ends = map(int.__add__, starts[:-1], sizes)
             if len(starts) != len(sizes) or any(map(int.__ne__, starts[1:], ends)):
                 return kind, -1
-        place = min(starts)
-        end = place + kind.frame_bytes
-        if sum(sizes) < kind.frame_bytes or place < 8 or end > self._file.byte_count:
+        end = starts[0] + kind.frame_bytes
+        if sum(sizes) < kind.frame_bytes or starts[0] < 8 or end > self.file_bytes:
             raise EOFError
-        return kind, place
+        return kind, starts[0]
 
-    def _integers(self, tags: bytes, at: int) -> tuple[int, ...]:
-        """The values of the tag that is `at` bytes into the tags."""
-        code, type_, count, value = self._tag.unpack_from(tags, at)
+    def _ask_tifffile(self, directory: int) -> Kind:
+        with tifffile.TiffFile(self._path) as tiff:
+            tiff.filehandle.seek(directory)
+            page = tifffile.TiffPage(tiff, 0)
+            is_plain = (
+                page.compression == page.predictor == page.fillorder == 1
+                and page.ndim == 2
+                and page.dtype is not None
+                and page.dtype.itemsize * 8 == page.bitspersample
+                and not page.is_tiled
+            )
+            return Kind(
+                page.shape, page.dtype, page.nbytes, is_plain, bool(page.subfiletype & 1)
+            )
+
+    def _integers(self, entry: tuple[int, int, int, bytes]) -> Sequence[int]:
+        """The values of a tag, which are elsewhere if they are longer than its entry."""
+        code, type_, count, value = entry
         letter = _INTEGERS.get(type_)
         if letter is None or count == 0:
             raise ValueError(f"tag {code} has {count} values of type {type_}")
-        form = f"{self.order}{count}{letter}"
-        if count > self._file.byte_count:
-            raise EOFError
-        size = struct.calcsize(form)
+        size = count * struct.calcsize(f"={letter}")
         if size > len(value):
-            value = self._at(self._offset.unpack(value)[0], size)
-        return struct.unpack_from(form, value)
-
-    def _at(self, offset: int, count: int) -> bytes:
-        """`count` bytes from `offset` on."""
-        if offset + count > self._file.byte_count:
-            raise EOFError
-        if not self._start <= offset <= offset + count <= self._start + len(self._block):
-            block = np.empty(max(count, _BLOCK_BYTES), np.uint8)
-            filled = self._file.fill(block, offset)
-            self._start, self._block = offset, block[:filled].tobytes()
-        first = offset - self._start
-        read = self._block[first : first + count]
-        if len(read) < count:
-            raise EOFError
-        return read
+            value = self._read(self._offset.unpack(value)[0], size)
+        return struct.unpack_from(f"{self.byteorder}{count}{letter}", value)
 
 
-def find_pages(path: Path, first: Kind | None = None) -> Pages:
-    """The pages of a file, whose pixels are like those of its first page, or of `first`."""
-    directories, places, fault = array("q"), array("q"), None
-    file = SourceFile(path)
-    try:
-        walk = _Walk(file)
-        for directory, tags in walk:
-            kind, place, reason = None, -1, None
+def find_pages(path: Path, kinds: Kinds | None = None) -> Pages:
+    """The pages of a file that belong to a movie of the first of these kinds, by default
+    that of the file's first page. Small copies of pages, for viewers, are left out.
+
+    **Raises:**
+
+    [`jaxbkgd.MovieError`][] for a page that cannot be a frame.
+    """
+    kinds = {} if kinds is None else kinds
+    directories, places, first = array("q"), array("q"), None
+    with path.open("rb", buffering=_BLOCK_BYTES) as file:
+        reader = _Reader(path, file, kinds)
+        for directory, tags in reader.directories():
+            place, reason = -1, ""
             try:
-                kind, place = walk.describe(tags)
-            except EOFError:
-                reason = "is truncated: its pixels are not all in the file"
-            except ValueError as error:
-                reason = f"has a broken description ({error})"
-            if kind is not None:
-                first = first or kind
-                if kind.pixels != first.pixels:
-                    # A small copy of a page, for viewers.
-                    if kind.subfile & 1:
+                kind, place = reader.describe(directory, tags)
+                first = next(iter(kinds.values()))
+                if kind[:2] != first[:2]:
+                    if kind.is_small_copy:
                         continue
                     reason = f"is {kind}, the first is {first}; split the movie"
-            if reason and fault is None:
-                fault = len(places), reason
+            except EOFError:
+                reason = "is truncated: its pixels are not all in the file; copy it again"
+            except Exception as error:
+                # tifffile raises errors of many types on damage.
+                reason = f"has a broken description ({one_line(error)})"
+            if reason:
+                raise MovieError(f"{path}: page {len(places)} {reason}")
             directories.append(directory)
             places.append(place)
-    finally:
-        file.close()
     if first is None:
-        reason = f"its first frame {fault[1]}" if fault else "it has no pages"
-        raise MovieError(f"{path}: broken: {reason}")
+        raise MovieError(f"{path}: broken: it has no pages")
     return Pages(
         path,
         first,
-        walk.order,
+        reader.byteorder,
         np.array(directories, np.int64),
         np.array(places, np.int64),
-        fault,
+        reader.file_bytes,
     )

@@ -21,9 +21,10 @@ import numcodecs
 import numpy as np
 import zarr
 from zarr.abc.store import RangeByteRequest
+from zarr.codecs import BloscCodec
 from zarr.core.metadata import ArrayV3Metadata
 from zarr.core.sync import sync
-from zarr.storage import ZipStore
+from zarr.storage import LocalStore, ZipStore
 
 from .movie import check_pixels, Movie, MovieError, one_line
 from .sinks import Layout, Sink
@@ -184,7 +185,7 @@ class _ZarrPixels:
         self._block_bytes = self.chunk_frames * height * width * self.dtype.itemsize
         # Blosc reads beyond the end of a truncated chunk.
         self._is_blosc = array.shards is None and any(
-            isinstance(codec, numcodecs.Blosc | zarr.codecs.BloscCodec)
+            isinstance(codec, numcodecs.Blosc | BloscCodec)
             for codec in array.compressors[-1:]
         )
         self._is_warned = False
@@ -193,8 +194,8 @@ class _ZarrPixels:
 
     def __getitem__(self, index: tuple[slice, int]) -> np.ndarray:
         frames, channel = index
-        start, stop, _ = frames.indices(self.shape[0])
-        blocks = list(self._blocks(start, stop))
+        begin, end, _ = frames.indices(self.shape[0])
+        blocks = list(self._blocks(begin, end))
         if not blocks:
             return np.empty((0, *self.shape[2:]), self.dtype)
         runs: list[list[_Block]] = []
@@ -213,9 +214,12 @@ class _ZarrPixels:
         for run in runs:
             self._decode_run(run, channel)
         # Another thread may be decoding some of them.
-        read = np.concatenate([future.result() for future in futures])
-        first = blocks[0].start
-        return read[start - first : stop - first]
+        return np.concatenate(
+            [
+                future.result()[max(0, begin - block.start) : end - block.start]
+                for block, future in zip(blocks, futures, strict=True)
+            ]
+        )
 
     def _blocks(self, start: int, stop: int) -> Iterator[range]:
         """The frames of each block that holds some of frames `start` to `stop`."""
@@ -308,8 +312,9 @@ class _ZarrPixels:
     def _is_missing(self, index: Sequence[int], pixels: np.ndarray) -> bool:
         # zarr-python takes no fill value for 0.
         fill = self.dtype.type(self._array.fill_value or 0)
-        if not (np.isnan(pixels) if fill != fill else pixels == fill).all():
-            return False
+        for part in (pixels.flat[:1], pixels):
+            if not (np.isnan(part) if fill != fill else part == fill).all():
+                return False
         # Within a shard, writers leave out the chunks that they have not written.
         return self._array.shards is not None or not sync(self._stored(index).exists())
 
@@ -318,12 +323,13 @@ class _ZarrPixels:
         missing = f"{where}: chunk {self._stored(index).path} is missing"
         if fill is None:
             raise ValueError(f"{missing}, and the array has no fill value")
-        with self._lock:
-            is_first, self._is_warned = not self._is_warned, True
-        if not is_first:
+        if self._is_warned:
             return
-        if self._array.shards is None and not self._array.nchunks_initialized:
+        # Not all servers list what they have.
+        can_list = isinstance(self._array.store, LocalStore | ZipStore)
+        if can_list and not self._array.nchunks_initialized:
             raise ValueError("not one chunk was written")
+        self._is_warned = True
         warnings.warn(
             f"{self._name}: {missing}, which in Zarr means that all its pixels are {fill}; "
             "if they should not be, copy the movie again",
@@ -332,10 +338,9 @@ class _ZarrPixels:
 
 
 def _plain_axes(array: zarr.Array) -> str:
+    names: Any = array.attrs.get("_ARRAY_DIMENSIONS")
     if isinstance(array.metadata, ArrayV3Metadata):
         names = array.metadata.dimension_names
-    else:
-        names = array.attrs.get("_ARRAY_DIMENSIONS")
     axes = [_AXES.get(str(name).lower(), "?") for name in names or "?"]
     if "?" not in axes:
         return _checked_axes(axes)
@@ -365,7 +370,8 @@ def _checked_axes(axes: Sequence[str], names: Sequence[str] | None = None) -> st
 
 def _plain_scales(attributes: Mapping[str, Any]) -> dict[str, float]:
     """The scales that `ZarrSink` notes."""
-    y, x = attributes.get("pixel_size_um") or (None, None)
+    size: Any = attributes.get("pixel_size_um")
+    y, x = size or (None, None)
     scales = {"y": y, "x": x, "t": attributes.get("frame_interval_s")}
     return {axis: float(scale) for axis, scale in scales.items() if _is_length(scale)}
 
@@ -400,7 +406,7 @@ def _one_line_errors(says: str) -> Iterator[None]:
     # Broken files raise errors of any type in zarr-python and its codecs.
     try:
         yield
-    except (MovieError, ModuleNotFoundError):
+    except (MovieError, ImportError):
         raise
     except Exception as error:
         kind = f"{type(error).__name__}: " if isinstance(error, KeyError) else ""
