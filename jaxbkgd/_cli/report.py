@@ -1,0 +1,96 @@
+"""What the commands print and write: lines, tables, errors, and whole files."""
+
+import importlib.util
+import os
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from .._estimators.local_mean import LocalMean
+from .._estimators.spatial_mean import SpatialMean
+from .._movies.movie import MovieError
+from .._movies.sinks import check_destination, draft_of
+from .main import writing
+
+
+class UsageError(Exception):
+    """A mistake in the arguments of a command, which one line names with its remedy."""
+
+
+def require(*packages: str) -> None:
+    """Raise a `UsageError` for a package that is not installed."""
+    for package in packages:
+        if importlib.util.find_spec(package) is None:
+            raise UsageError(
+                f"the command line needs the Python package {package}; install it with: "
+                "pip install 'jaxbkgd[cli]'"
+            )
+
+
+def say(message: str) -> None:
+    """Print one line on stderr."""
+    line = printable(message).replace("\n", " ")
+    print(f"jaxbkgd: {line}", file=sys.stderr, flush=True)
+
+
+def printable(text: str | Path) -> str:
+    """Replace the bytes of a file name that are not text."""
+    return os.fsencode(text).decode(errors="replace")
+
+
+def print_rows(rows: Mapping[str, str]) -> None:
+    width = max(map(len, rows))
+    for name, value in rows.items():
+        print(f"{name:<{width}}  {printable(value)}")
+
+
+def print_table(title: str, columns: Sequence[Mapping[str, str]]) -> None:
+    """Print a table with a column for each channel; all have the same rows."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title)
+    table.add_column("")
+    for number in range(1, len(columns) + 1):
+        table.add_column(f"channel {number}", justify="right")
+    for name in columns[0]:
+        table.add_row(name, *(column[name] for column in columns))
+    Console(highlight=False, markup=False).print(table)
+
+
+def yx_text(y: float, x: float, unit: str) -> str:
+    return f"{y:g} {unit}" + (f" in y, {x:g} {unit} in x" if x != y else "")
+
+
+def clip_rows(estimator: SpatialMean | LocalMean) -> dict[str, str]:
+    if isinstance(estimator, SpatialMean):
+        return {}
+    clip = estimator.clip
+    return {"clip": "none" if clip is None else f"{float(clip.threshold):.3g} deviations"}
+
+
+def listed(channels: Iterable[str]) -> str:
+    """The texts of all channels as one."""
+    return "; ".join(channels)
+
+
+def check_output(path: Path, suffix: str, *, overwrite: bool) -> None:
+    """Raise before the work what `write_whole` would raise after it."""
+    if path.suffix.lower() != suffix:
+        raise UsageError(f"{path}: give a name that ends in {suffix}")
+    check_destination(path, overwrite=overwrite)
+    if path.exists() and not path.is_file():
+        raise MovieError(f"{path}: is not a regular file; choose another name")
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file under another name, and give it its own when it is complete."""
+    draft = draft_of(path)
+    with writing:
+        try:
+            draft.write_bytes(content)
+            draft.replace(os.path.realpath(path))
+        except OSError as error:
+            draft.unlink(missing_ok=True)
+            reason = error.strerror or error
+            raise UsageError(f"{path}: cannot be written ({reason})") from error
