@@ -15,7 +15,7 @@ from .._movies.movie import MovieError
 from .._workers import end_progress
 from . import calibrate, demo, estimate, info
 from .main import at_ctrl_c
-from .report import require, say, UsageError
+from .report import missing_text, require, say, UsageError
 
 
 if TYPE_CHECKING:
@@ -49,29 +49,32 @@ def build_app() -> "typer.Typer":
         # A wrong option is three short lines then, and a box otherwise.
         rich_markup_mode=None,
     )
+    # Whether --debug is given before the subcommand; it may come after it, too.
+    is_debug: list[bool] = []
     debug = typer.Option("--debug", help="Show the traceback of an error.")
 
-    def print_version(is_asked: bool) -> None:
+    def print_version(is_asked: bool) -> bool:
         if is_asked:
             print(f"jaxbkgd {installed_version()}")
             raise typer.Exit
+        return is_asked
 
     version = typer.Option("--version", help="Print the version.", callback=print_version)
 
     @app.callback()
     def options(
-        context: typer.Context,
         version: Annotated[bool, version] = False,
         debug: Annotated[bool, debug] = False,
     ) -> None:
         """Estimate the background of single-molecule localization microscopy movies."""
-        context.obj = debug
+        is_debug[:] = [debug]
 
-    kind = inspect.Parameter.KEYWORD_ONLY
-    added = [
-        inspect.Parameter("context", kind, annotation=typer.Context),
-        inspect.Parameter("debug", kind, annotation=Annotated[bool, debug], default=False),
-    ]
+    debug_parameter = inspect.Parameter(
+        "debug",
+        inspect.Parameter.KEYWORD_ONLY,
+        annotation=Annotated[bool, debug],
+        default=False,
+    )
     for run, texts in (
         (demo.demo, demo.OPTIONS),
         (info.info, info.OPTIONS),
@@ -79,13 +82,11 @@ def build_app() -> "typer.Typer":
         (calibrate.calibrate, calibrate.OPTIONS),
     ):
         parameters = [
-            parameter.replace(
-                annotation=Annotated[parameter.annotation, _option(*texts[name])]
-            )
-            for name, parameter in inspect.signature(run).parameters.items()
+            each.replace(annotation=Annotated[each.annotation, _option(*texts[name])])
+            for name, each in inspect.signature(run).parameters.items()
         ]
-        answered = _answered(run)
-        vars(answered)["__signature__"] = inspect.Signature([*parameters, *added])
+        answered = _answered(run, is_debug)
+        vars(answered)["__signature__"] = inspect.Signature([*parameters, debug_parameter])
         app.command()(answered)
     return app
 
@@ -101,13 +102,13 @@ def _option(metavar: str, help: str, least: int | None = None) -> Any:
     return typer.Option(metavar=metavar or None, help=help, min=least)
 
 
-def _answered(run: Callable[..., None]) -> Callable[..., None]:
+def _answered(run: Callable[..., None], is_debug: list[bool]) -> Callable[..., None]:
     """The command with `--debug`, and with errors and warnings in one line."""
 
     @functools.wraps(run)
-    def answered(*, context: Any, debug: bool, **options: Any) -> None:
-        is_debug = debug or context.obj or bool(os.environ.get("JAXBKGD_DEBUG"))
-        with at_ctrl_c(end_progress), _one_line_errors(is_debug), _one_line_warnings():
+    def answered(*, debug: bool, **options: Any) -> None:
+        is_shown = debug or any(is_debug) or bool(os.environ.get("JAXBKGD_DEBUG"))
+        with at_ctrl_c(end_progress), _one_line_errors(is_shown), _one_line_warnings():
             run(**options)
 
     return answered
@@ -122,8 +123,10 @@ def _one_line_errors(is_debug: bool) -> Iterator[None]:
     except BrokenPipeError:
         raise
     except Exception as error:
-        is_users = isinstance(error, MovieError | UsageError)
+        is_users = isinstance(error, MovieError | UsageError | ModuleNotFoundError)
         text = "; ".join([str(error), *getattr(error, "__notes__", [])])
+        if isinstance(error, ModuleNotFoundError):
+            text = missing_text(error.name)
         if is_debug:
             traceback.print_exc()
         elif not is_users:

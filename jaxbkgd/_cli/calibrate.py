@@ -190,7 +190,8 @@ def _start(
     try:
         if radius_frames is None:
             check_needs_time("--clip", clip)
-            check_needs_time("--max-radius-frames", max_radius_frames)
+            if max_radius_frames is not None:
+                check_needs_time("--max-radius-frames", f"{max_radius_frames:g}")
             return SpatialMean(rows, max_radius_pix=max_radius)
         bound = 60.0 if max_radius_frames is None else max_radius_frames
         given += f", --radius-frames {radius_frames:g}, --max-radius-frames {bound:g}"
@@ -294,12 +295,12 @@ def _print_calibration(
         units = {"radius in time": "frames", **units}
     columns = []
     for number, name in enumerate(names):
-        learned, usual = losses[number, :2]
+        learned, usual = losses[number, :2].tolist()
         radii = zip(
             units.items(),
-            calibration.radii_of(module)[number],
-            history.radii_std_pix[number],
-            history.is_at_bound[number],
+            calibration.radii_of(module)[number].tolist(),
+            history.radii_std_pix[number].tolist(),
+            history.is_at_bound[number].tolist(),
             strict=True,
         )
         change = 100 * (np.sqrt(learned / usual) - 1) if min(learned, usual) > 0 else np.nan
@@ -333,8 +334,8 @@ def _error_text(loss: float) -> str:
     return f"{np.sqrt(loss):.3f} of the noise" if loss > 0 else "below what can be measured"
 
 
-def _json_numbers(values: np.ndarray) -> Any:
+def _json_numbers(values: Any) -> Any:
     """Lists of numbers to 4 digits, with None for those that are not finite."""
-    if values.ndim:
+    if np.ndim(values):
         return [_json_numbers(value) for value in values]
     return float(f"{values:.4g}") if np.isfinite(values) else None

@@ -49,7 +49,7 @@ class _Scene(NamedTuple):
 
 _SCENES = (
     _Scene((100, 128, 128), 60.0, 20.0, 7.0),
-    _Scene((100, 96, 128), 25.0, 12.0, 5.0),
+    _Scene((100, 128, 128), 25.0, 12.0, 5.0),
 )
 
 
@@ -101,12 +101,12 @@ def _judged(
     jax.block_until_ready(estimator(frames))
     seconds = time.perf_counter() - start
     error = float(np.sqrt(np.mean(np.square(background.bkgds - truth))))
-    # Without molecules, only the noise changes with time. Borders have other kernels.
-    still, _ = scene.frames_and_truth(seed, photons_per_frame=0.0)
+    # The noise is that of even light. At the borders, the kernel is another one.
+    noise = np.random.default_rng(seed).poisson(scene.bkgd_photons, scene.shape)
     border = int(2 * scene.radius_pix)
     before, after = (
-        np.var(stack[:, border:-border, border:-border], axis=0, dtype=np.float64).mean()
-        for stack in (still, still - np.asarray(estimator(still).bkgds))
+        np.std(stack[:, border:-border, border:-border], dtype=np.float64)
+        for stack in (noise, noise - np.asarray(estimator(noise.astype(np.float32)).bkgds))
     )
     return {
         "movie": " x ".join(map(str, frames.shape)),
@@ -115,5 +115,5 @@ def _judged(
         "RMS error of the background": f"{error:.1f} ADU ({error * _GAIN:.1f} e-)",
         "time, once compiled": f"{seconds:.4f} s",
         "noise of the residual, relative": f"{float(background.noise_corrections):.3f}",
-        "  measured": f"{np.sqrt(after / before):.3f}",
+        "  measured": f"{after / before:.3f}",
     }

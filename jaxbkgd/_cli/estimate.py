@@ -27,20 +27,29 @@ from .options import (
     read_calibration,
     USUAL_RADIUS,
 )
-from .report import clip_rows, listed, print_rows, printable, say, UsageError, yx_text
+from .report import (
+    check_name,
+    clip_rows,
+    listed,
+    print_rows,
+    printable,
+    say,
+    UsageError,
+    yx_text,
+)
 
 
 _SHARED = "Give it once for all channels, or once for each."
 OPTIONS = {
     "movies": (
         "MOVIE",
-        "A file, a folder or a quoted pattern such as 'movie_*.tif'; one for each channel "
-        "where channels have files of their own.",
+        "A file, a folder or a quoted pattern such as 'movie_*.tif'; several, where each "
+        "channel has a file of its own.",
     ),
     "out": (
         "OUT",
-        "The file to write: .tif, .ome.tif, .zarr or .ome.zarr. Several movies or boxes are "
-        "written to OUT-1, OUT-2 and so on.",
+        "The file to write: .tif, .ome.tif, .zarr or .ome.zarr. Several movies or boxes "
+        "are written to OUT-1, OUT-2 and so on.",
     ),
     "radius": (
         "PIXELS",
@@ -51,8 +60,8 @@ OPTIONS = {
     "clip": ("DEVIATIONS", CLIP_HELP),
     "mask": (
         "MASK",
-        "With --radius-frames: a .npy or .tif file of one frame, or of as many as the movie "
-        "has, that is 0 in pixels to leave out and 1 in others.",
+        "With --radius-frames: a .npy or .tif file of one frame, or of as many as the "
+        "movie has, that is 0 in pixels to leave out and 1 in others.",
     ),
     "calibration": (
         "CALIBRATION.json",
@@ -126,6 +135,8 @@ def estimate(
         _check_camera(quantity, dtype, offset, gain, len(sizes))
         is_split = len(opened) > 1 or boxes is not None
         sinks = _numbered(out, len(sizes)) if is_split else [out]
+        for sink in sinks:
+            check_name(sink)
         files.enter_context(at_ctrl_c(lambda: _kept(sinks)))
         summary = estimate_movie(
             opened if len(opened) > 1 else opened[0],

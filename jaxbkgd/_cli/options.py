@@ -89,7 +89,7 @@ def _counted(channel_count: int) -> str:
 def read_calibration(
     path: Path, channel: int | None, channel_count: int
 ) -> SpatialMean | LocalMean:
-    """The estimator of a file of `jaxbkgd calibrate`, for one of its channels or for all."""
+    """The estimator that `jaxbkgd calibrate` wrote, for one of its channels or for all."""
     if channel is not None and channel_count > 1:
         raise UsageError(
             f"--channel {channel}: is for a single channel, but there "

@@ -21,10 +21,14 @@ def require(*packages: str) -> None:
     """Raise a `UsageError` for a package that is not installed."""
     for package in packages:
         if importlib.util.find_spec(package) is None:
-            raise UsageError(
-                f"the command line needs the Python package {package}; install it with: "
-                "pip install 'jaxbkgd[cli]'"
-            )
+            raise UsageError(missing_text(package))
+
+
+def missing_text(package: str | None) -> str:
+    return (
+        f"the command line needs the Python package {package}; install it with: "
+        "pip install 'jaxbkgd[cli]'"
+    )
 
 
 def say(message: str) -> None:
@@ -78,9 +82,18 @@ def check_output(path: Path, suffix: str, *, overwrite: bool) -> None:
     """Raise before the work what `write_whole` would raise after it."""
     if path.suffix.lower() != suffix:
         raise UsageError(f"{path}: give a name that ends in {suffix}")
+    check_name(path)
     check_destination(path, overwrite=overwrite)
     if path.exists() and not path.is_file():
         raise MovieError(f"{path}: is not a regular file; choose another name")
+
+
+def check_name(path: Path) -> None:
+    """Refuse a name that the system does not take, as one that is too long."""
+    try:
+        draft_of(path).exists()
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be written ({error.strerror})") from error
 
 
 def write_whole(path: Path, content: bytes) -> None:
