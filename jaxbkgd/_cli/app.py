@@ -6,7 +6,7 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Annotated, Any, TYPE_CHECKING
 
@@ -75,12 +75,13 @@ def build_app() -> "typer.Typer":
         annotation=Annotated[bool, debug],
         default=False,
     )
-    for run, texts in (
-        (demo.demo, demo.OPTIONS),
-        (info.info, info.OPTIONS),
-        (estimate.estimate, estimate.OPTIONS),
-        (calibrate.calibrate, calibrate.OPTIONS),
-    ):
+    commands: dict[Callable[..., None], Mapping[str, tuple[Any, ...]]] = {
+        demo.demo: demo.OPTIONS,
+        info.info: info.OPTIONS,
+        estimate.estimate: estimate.OPTIONS,
+        calibrate.calibrate: calibrate.OPTIONS,
+    }
+    for run, texts in commands.items():
         parameters = [
             each.replace(annotation=Annotated[each.annotation, _option(*texts[name])])
             for name, each in inspect.signature(run).parameters.items()

@@ -1,13 +1,10 @@
 """`jaxbkgd estimate`: the background of a movie, from a file to a file."""
 
 import contextlib
-import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from .._batch.run import Dtype, estimate_movie, MovieSummary, Quantity
 from .._estimators.local_mean import LocalMean
@@ -18,13 +15,13 @@ from .._movies.sinks import draft_of
 from .._workers import one_thread_a_call
 from .main import at_ctrl_c
 from .options import (
-    check_count,
+    check_camera,
     check_needs_time,
+    chosen_estimator,
     CLIP_HELP,
     parsed_boxes,
-    parsed_clip,
-    parsed_radius,
     read_calibration,
+    read_mask,
     USUAL_RADIUS,
 )
 from .report import (
@@ -33,7 +30,6 @@ from .report import (
     listed,
     print_rows,
     printable,
-    say,
     UsageError,
     yx_text,
 )
@@ -122,7 +118,7 @@ def estimate(
                 raise UsageError(
                     f"--channel {channel}: is for --calibration; give that too"
                 )
-            estimator = _chosen_estimator(radius, radius_frames, clip, len(sizes))
+            estimator = chosen_estimator(radius, radius_frames, clip, len(sizes))
         else:
             given = {"radius": radius, "radius-frames": radius_frames, "clip": clip}
             if names := [f"--{name}" for name, value in given.items() if value]:
@@ -132,7 +128,7 @@ def estimate(
             estimator = read_calibration(calibration, channel, len(sizes))
         if not isinstance(estimator, LocalMean):
             check_needs_time("--mask", mask)
-        _check_camera(quantity, dtype, offset, gain, len(sizes))
+        check_camera(quantity, dtype, offset, gain, len(sizes))
         is_split = len(opened) > 1 or boxes is not None
         sinks = _numbered(out, len(sizes)) if is_split else [out]
         for sink in sinks:
@@ -147,7 +143,7 @@ def estimate(
             boxes=boxes,
             offsets=_shared_or_each(offset) or 0.0,
             gains=_shared_or_each(gain),
-            weights=None if mask is None else _read_mask(mask),
+            weights=None if mask is None else read_mask(mask),
             chunk_frames=chunk_frames,
             workers=workers,
             resume=resume,
@@ -186,64 +182,6 @@ def _channel_sizes(movies: Sequence[Movie], boxes: Sequence[Box] | None) -> list
     else:
         sizes = movies[0].shape[1] * [movies[0].shape[2:]]
     return [f"{height} x {width} px" for height, width in sizes]
-
-
-def _chosen_estimator(
-    radii: list[str] | None,
-    radii_frames: list[float] | None,
-    clip: str | None,
-    channel_count: int,
-) -> SpatialMean | LocalMean:
-    check_count("--radius", radii, channel_count)
-    check_count("--radius-frames", radii_frames, channel_count)
-    parsed = [parsed_radius(text) for text in radii or [USUAL_RADIUS]]
-    rows = [(row[0], row[-1]) for row in parsed]
-    if not radii_frames:
-        check_needs_time("--clip", clip)
-        return SpatialMean(rows)
-    soft_clip = parsed_clip(clip)
-    try:
-        return LocalMean(rows, radii_frames, clip=soft_clip)
-    except ValueError as error:
-        text = listed(f"{value:g}" for value in radii_frames)
-        raise UsageError(f"--radius-frames {text}: {error}") from error
-
-
-def _read_mask(path: Path) -> Any:
-    """The weights that `estimate_movie` takes: an array of one frame, or the file."""
-    array = None
-    if path.suffix.lower() == ".npy":
-        # A broken file is refused where it is opened as a movie.
-        with contextlib.suppress(OSError, ValueError):
-            array = np.load(path, mmap_mode="r")
-    return path if array is None or array.ndim != 2 else array
-
-
-def _check_camera(
-    quantity: Quantity,
-    dtype: Dtype,
-    offsets: list[float] | None,
-    gains: list[float] | None,
-    channel_count: int,
-) -> None:
-    check_count("--offset", offsets, channel_count)
-    check_count("--gain", gains, channel_count)
-    if quantity != "snr" and gains:
-        raise UsageError("--gain: is for --quantity snr; leave it out, or give that")
-    if quantity == "snr" and not gains:
-        raise UsageError("--quantity snr: needs --gain, in electrons per ADU")
-    if quantity != "background" and dtype == "uint16":
-        raise UsageError(
-            f"--dtype uint16: cannot hold a negative {quantity}; write float32"
-        )
-    for value in offsets or []:
-        if not math.isfinite(value):
-            raise UsageError(f"--offset {value:g}: must be finite")
-    for value in gains or []:
-        if not 0 < value < math.inf:
-            raise UsageError(f"--gain {value:g}: must be positive and finite")
-    if quantity == "snr" and not offsets:
-        say("--quantity snr: takes the camera's offset for light, unless --offset is given")
 
 
 def _shared_or_each(values: list[float] | None) -> Any:

@@ -1,18 +1,21 @@
 """Options that are texts or files, and the estimators that they ask for."""
 
+import contextlib
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from .._batch.run import Dtype, Quantity
 from .._estimators.local_mean import LocalMean
 from .._estimators.saved import saved_kind
 from .._estimators.soft_clip import SoftClip
 from .._estimators.spatial_mean import SpatialMean
 from .._movies.movie import Box
-from .report import say, UsageError
+from .report import listed, say, UsageError
 
 
 # The radius that smlmlp takes for every movie, and the threshold of LocalMean's clip.
@@ -74,7 +77,7 @@ def check_needs_time(option: str, value: object) -> None:
         )
 
 
-def check_count(option: str, values: Sequence[object] | None, channel_count: int) -> None:
+def _check_count(option: str, values: Sequence[object] | None, channel_count: int) -> None:
     if values and len(values) not in (1, channel_count):
         raise UsageError(
             f"{option}: is given {len(values)} times, but there {_counted(channel_count)}; "
@@ -84,6 +87,64 @@ def check_count(option: str, values: Sequence[object] | None, channel_count: int
 
 def _counted(channel_count: int) -> str:
     return "is 1 channel" if channel_count == 1 else f"are {channel_count} channels"
+
+
+def chosen_estimator(
+    radii: list[str] | None,
+    radii_frames: list[float] | None,
+    clip: str | None,
+    channel_count: int,
+) -> SpatialMean | LocalMean:
+    _check_count("--radius", radii, channel_count)
+    _check_count("--radius-frames", radii_frames, channel_count)
+    parsed = [parsed_radius(text) for text in radii or [USUAL_RADIUS]]
+    rows = [(row[0], row[-1]) for row in parsed]
+    if not radii_frames:
+        check_needs_time("--clip", clip)
+        return SpatialMean(rows)
+    soft_clip = parsed_clip(clip)
+    try:
+        return LocalMean(rows, radii_frames, clip=soft_clip)
+    except ValueError as error:
+        text = listed(f"{value:g}" for value in radii_frames)
+        raise UsageError(f"--radius-frames {text}: {error}") from error
+
+
+def read_mask(path: Path) -> Any:
+    """The weights that `estimate_movie` takes: an array of one frame, or the file."""
+    array = None
+    if path.suffix.lower() == ".npy":
+        # A broken file is refused where it is opened as a movie.
+        with contextlib.suppress(OSError, ValueError):
+            array = np.load(path, mmap_mode="r")
+    return path if array is None or array.ndim != 2 else array
+
+
+def check_camera(
+    quantity: Quantity,
+    dtype: Dtype,
+    offsets: list[float] | None,
+    gains: list[float] | None,
+    channel_count: int,
+) -> None:
+    _check_count("--offset", offsets, channel_count)
+    _check_count("--gain", gains, channel_count)
+    if quantity != "snr" and gains:
+        raise UsageError("--gain: is for --quantity snr; leave it out, or give that")
+    if quantity == "snr" and not gains:
+        raise UsageError("--quantity snr: needs --gain, in electrons per ADU")
+    if quantity != "background" and dtype == "uint16":
+        raise UsageError(
+            f"--dtype uint16: cannot hold a negative {quantity}; write float32"
+        )
+    for value in offsets or []:
+        if not math.isfinite(value):
+            raise UsageError(f"--offset {value:g}: must be finite")
+    for value in gains or []:
+        if not 0 < value < math.inf:
+            raise UsageError(f"--gain {value:g}: must be positive and finite")
+    if quantity == "snr" and not offsets:
+        say("--quantity snr: takes the camera's offset for light, unless --offset is given")
 
 
 def read_calibration(
