@@ -184,10 +184,13 @@ def _show(
 
 
 def _save(figure: Figure, path: Path) -> None:
-    """Save in 128 colours: noise hardly compresses, and a pixel is one byte then."""
+    """Save in 256 colours: noise hardly compresses, and a pixel is one byte then."""
     from PIL import Image
 
     drawn, small = io.BytesIO(), io.BytesIO()
     figure.savefig(drawn, format="png")
-    Image.open(drawn).convert("RGB").quantize(128).save(small, "PNG", optimize=True)
+    # Rare colours, as those of the largest errors, count as much as frequent ones.
+    method = Image.Quantize.MAXCOVERAGE
+    colours = Image.open(drawn).convert("RGB").quantize(256, method)
+    colours.save(small, "PNG", optimize=True)
     write_whole(path, small.getvalue())
