@@ -8,10 +8,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Shaped
 
 from ._estimators.base import as_frames
+from ._estimators.checks import is_traced
 from ._estimators.radii import channel_radii
-from ._estimators.spatial_mean import filtered
+from ._estimators.spatial_mean import filter_frames, KernelPair
 from ._filter.kernels import GaussianKernel, half_width, noise_factor
 
 
@@ -27,33 +29,30 @@ def bkgd_spatial_mean(
 ) -> tuple[list[Any], Any, dict[str, list]]:
     """A drop-in for `smlmlp.bkgd_spatial_mean` (0.1.20) that runs in JAX.
 
-    The numbers are the reference's, its noise factor "separable" included, which is too
-    small; see [`jaxbkgd.noise_correction`][] for the exact one. One thing differs: two
-    channels may share a (y, x) pair, as the reference's documentation says and its code
-    does not do.
+    The numbers are the reference's, its "separable" noise factor included, which is too
+    small; see [`jaxbkgd.noise_correction`][] for the exact one. Unlike in the reference's
+    code, but as in its documentation, two channels may share a (y, x) pair.
 
     **Arguments:**
 
-    - `channels`: a sequence of stacks `(frames, height, width)`, NumPy or JAX arrays of
-        any real dtype, each of its own shape.
+    - `channels`: stacks `(frames, height, width)`, NumPy or JAX arrays of any real dtype,
+        each of its own shape.
     - `channels_mean_radii_pix`: the averaging radius in pixels: a number for all, a
-        `(y, x)` pair for all, or a sequence with one number or pair for each channel.
-        Two numbers are a pair.
-    - `bkgds`: float32 NumPy arrays to write the backgrounds to, one a channel. One with
-        more frames than its channel is cut to the channel's.
-    - `noise_corrections`: noise factors so far, one a channel; the new factors are
-        multiplied into them in place. By default 1.
+        `(y, x)` pair for all, or a sequence with one of these for each channel. Two
+        numbers are a pair.
+    - `bkgds`: float32 NumPy arrays to write the backgrounds to, one a channel, with as many
+        frames or more, of which the first ones are used.
+    - `noise_corrections`: noise factors so far, one a channel, into which the new ones are
+        multiplied in place. By default 1.
     - `cuda`: compute on the GPU. By default on JAX's default device.
-    - `parallel`: accepted for compatibility; it changes nothing, and one core does most of
-        the work either way.
+    - `parallel`: accepted for compatibility; it changes nothing.
 
     **Returns:**
 
-    `(bkgds, noise_corrections, info)`: the backgrounds in float32, NumPy arrays for
-    NumPy channels or where `bkgds` were given and JAX arrays for JAX channels; the noise
-    factors; and a dictionary with a list for each of `channels_mean_radii_pix`,
-    `spatial_mean_sigmas`, `spatial_mean_kernels_y` and `spatial_mean_kernels_x`, the
-    kernels being those of the residual, `delta - g`.
+    `(bkgds, noise_corrections, info)`: the backgrounds in float32, JAX arrays for JAX
+    channels without `bkgds` and NumPy arrays otherwise; the noise factors; and a dictionary
+    with a list for each of `channels_mean_radii_pix`, `spatial_mean_sigmas`, and
+    `spatial_mean_kernels_y` and `_x`, which are those of the residual, `delta - g`.
 
     **Raises:**
 
@@ -74,25 +73,22 @@ def bkgd_spatial_mean(
 
         ```
     """
-    channels = list(_checked_sequence("channels", channels))
-    stacks = [_as_stack(channel, index) for index, channel in enumerate(channels)]
+    channels = _require_count("channels", channels)
+    stacks = [_as_stack(index, channel) for index, channel in enumerate(channels)]
     if not stacks:
         raise ValueError("channels is empty; it must hold at least one stack of frames.")
     radii = _pairs(channels_mean_radii_pix, len(stacks))
-    outputs = _checked_outputs(bkgds, stacks)
+    outputs = None if bkgds is None else _checked_outputs(bkgds, stacks)
     factors = _checked_corrections(noise_corrections, len(stacks))
     device = _gpu() if cuda else None
 
-    kernels = [tuple(_kernel(radius) for radius in pair) for pair in radii]
+    kernels = [(_kernel(y), _kernel(x)) for y, x in radii]
     with jax.ensure_compile_time_eval():
-        # Known even where the channels are traced.
+        # Concrete even where the channels are traced.
         rows = [jnp.asarray(pair, jnp.float32) for pair in radii]
-        taps_y, taps_x, noise = zip(
-            *(_taps_and_noise(row, pair) for row, pair in zip(rows, kernels, strict=True)),
-            strict=True,
-        )
+        taps = [_taps_and_noise(*entry) for entry in zip(rows, kernels, strict=True)]
     estimates = [
-        filtered(jax.device_put(stack, device), row, pair)
+        filter_frames(jax.device_put(stack, device), row, pair)
         for stack, row, pair in zip(stacks, rows, kernels, strict=True)
     ]
     if outputs is None:
@@ -104,18 +100,18 @@ def bkgd_spatial_mean(
         # Only now, since an output may lie in the memory of a channel.
         for output, estimate in zip(outputs, jax.block_until_ready(estimates), strict=True):
             output[...] = estimate
-    for index, factor in enumerate(noise):
+    for index, (_, _, factor) in enumerate(taps):
         factors[index] *= np.float32(factor)
     info = {
         "channels_mean_radii_pix": radii,
         "spatial_mean_sigmas": [(y / 2, x / 2) for y, x in radii],
-        "spatial_mean_kernels_y": [_residual_kernel(row) for row in taps_y],
-        "spatial_mean_kernels_x": [_residual_kernel(row) for row in taps_x],
+        "spatial_mean_kernels_y": [_residual_kernel(y) for y, _, _ in taps],
+        "spatial_mean_kernels_x": [_residual_kernel(x) for _, x, _ in taps],
     }
     return outputs, factors, info
 
 
-def _as_stack(channel, index):
+def _as_stack(index: int, channel: Any) -> Shaped[Array, "frames height width"]:
     frames = as_frames(channel)
     if frames.ndim != 3:
         raise ValueError(
@@ -125,17 +121,16 @@ def _as_stack(channel, index):
     return frames.astype(jnp.float32) if frames.dtype == jnp.float64 else frames
 
 
-def _pairs(channels_mean_radii_pix, count) -> list[tuple[float, float]]:
-    radii = channel_radii(channels_mean_radii_pix)
-    shape = getattr(channels_mean_radii_pix, "shape", None)
-    is_number = shape == () or not hasattr(channels_mean_radii_pix, "__len__")
-    is_pair = not is_number and radii.shape == (1, 2) and len(channels_mean_radii_pix) == 2
+def _pairs(radii_pix: Any, count: int) -> list[tuple[float, float]]:
+    radii = channel_radii(radii_pix)
+    is_number = np.ndim(radii_pix) == 0
+    is_pair = not is_number and radii.shape == (1, 2) and len(radii_pix) == 2
     if not (is_number or is_pair or radii.shape[0] == count):
         raise ValueError(
             f"There are radii for {radii.shape[0]} channels, but {count} channels; give "
             "a number, a (y, x) pair, or one of these for each channel."
         )
-    if not isinstance(radii, np.ndarray):
+    if is_traced(radii):
         raise ValueError(
             "The radii must be known, but are traced; `jaxbkgd.SpatialMean` is the "
             "estimator whose radii are differentiated."
@@ -143,47 +138,37 @@ def _pairs(channels_mean_radii_pix, count) -> list[tuple[float, float]]:
     return [(float(y), float(x)) for y, x in np.broadcast_to(radii, (count, 2))]
 
 
-def _checked_outputs(bkgds, stacks) -> list[np.ndarray] | None:
-    if bkgds is None:
-        return None
-    if len(_checked_sequence("bkgds", bkgds)) != len(stacks):
-        raise ValueError(
-            f"There are {len(stacks)} channels, but {len(bkgds)} arrays in bkgds; give "
-            "one for each channel."
-        )
+def _checked_outputs(bkgds: Any, stacks: list[Array]) -> list[np.ndarray]:
+    _require_count("bkgds", bkgds, len(stacks))
     for index, (bkgd, stack) in enumerate(zip(bkgds, stacks, strict=True)):
-        name = f"bkgds[{index}]"
+        kind = bkgd.dtype if isinstance(bkgd, np.ndarray) else type(bkgd).__name__
         if not isinstance(bkgd, np.ndarray) or bkgd.dtype != np.float32:
-            kind = getattr(bkgd, "dtype", type(bkgd).__name__)
-            raise TypeError(f"{name} must be a NumPy array of float32, but is {kind}.")
-        if not bkgd.flags.writeable:
-            raise ValueError(f"{name} is read-only; give an array that can be written.")
-        if bkgd.shape[1:] != stack.shape[1:] or len(bkgd) < len(stack):
+            raise TypeError(
+                f"bkgds[{index}] must be a NumPy array of float32, but is {kind}."
+            )
+        is_fitting = bkgd.shape[1:] == stack.shape[1:] and len(bkgd) >= len(stack)
+        if not is_fitting or not bkgd.flags.writeable:
             raise ValueError(
-                f"{name} must have the shape {stack.shape} of its channel, or more "
-                f"frames, but its shape is {bkgd.shape}."
+                f"bkgds[{index}] must be writable and have the shape {stack.shape} of its "
+                f"channel, or more frames, but {bkgd.shape} is its shape"
+                f"{'' if bkgd.flags.writeable else ', and it is read-only'}."
             )
     return [bkgd[: len(stack)] for bkgd, stack in zip(bkgds, stacks, strict=True)]
 
 
-def _checked_corrections(noise_corrections, count) -> Any:
+def _checked_corrections(noise_corrections: Any, count: int) -> Any:
     if noise_corrections is None:
         return [np.float32(1)] * count
-    if isinstance(noise_corrections, np.ndarray):
-        # An array of integers would round what is multiplied into it.
-        is_mutable, kinds = noise_corrections.flags.writeable, "f"
-    else:
-        is_mutable, kinds = isinstance(noise_corrections, list), "iuf"
-    if not is_mutable:
-        raise TypeError(
-            "noise_corrections are updated in place and must be a list or a writable "
-            f"NumPy array, but are {noise_corrections!r}."
-        )
+    is_array = (
+        isinstance(noise_corrections, np.ndarray) and noise_corrections.flags.writeable
+    )
     numbers = np.asarray(noise_corrections)
-    if numbers.dtype.kind not in kinds and numbers.size:
+    # An array of integers would round what is multiplied into it.
+    is_number = not numbers.size or numbers.dtype.kind in ("f" if is_array else "iuf")
+    if not (is_array or isinstance(noise_corrections, list)) or not is_number:
         raise TypeError(
-            f"noise_corrections must be floating-point numbers, but are "
-            f"{noise_corrections!r}."
+            "noise_corrections are updated in place and must be a list of numbers or a "
+            f"writable array of floating-point numbers, but are {noise_corrections!r}."
         )
     if numbers.shape != (count,):
         raise ValueError(
@@ -193,15 +178,18 @@ def _checked_corrections(noise_corrections, count) -> Any:
     return noise_corrections
 
 
-def _checked_sequence(name: str, value: Any) -> Any:
-    if not hasattr(value, "__len__"):
-        raise TypeError(
-            f"{name} must be a list with one entry a channel, but is {value!r}."
+def _require_count(name: str, values: Any, count: int | None = None) -> list[Any]:
+    if not hasattr(values, "__len__"):
+        raise TypeError(f"{name} must be a list, one entry a channel, but is {values!r}.")
+    if len(values) != (len(values) if count is None else count):
+        raise ValueError(
+            f"There are {count} channels, but {len(values)} arrays in {name}; give one for "
+            "each channel."
         )
-    return value
+    return list(values)
 
 
-def _gpu():
+def _gpu() -> Any:
     try:
         return jax.devices("gpu")[0]
     except RuntimeError as error:
@@ -212,21 +200,22 @@ def _gpu():
 
 
 def _kernel(radius_pix: float) -> GaussianKernel:
-    # The reference has more taps. They are zero, but what is not finite spreads under
-    # them too.
+    # The reference has more taps, which are zero, but spread what is not finite.
     support = half_width(radius_pix, "hard")
     count = math.ceil(6 * (radius_pix / 2)) // 2
     return GaussianKernel(support, "hard", zero_taps=count - support)
 
 
 @ft.partial(jax.jit, static_argnums=1)
-def _taps_and_noise(radii, kernels):
-    taps = [kernel.taps(radius) for kernel, radius in zip(kernels, radii, strict=True)]
-    return *taps, noise_factor(taps, kind="separable")
+def _taps_and_noise(
+    radii: Float[Array, "2"], kernels: KernelPair
+) -> tuple[Float[Array, " y"], Float[Array, " x"], Float[Array, ""]]:
+    y, x = (kernel.taps(radius) for kernel, radius in zip(kernels, radii, strict=True))
+    return y, x, noise_factor([y, x], "separable")
 
 
-def _residual_kernel(taps) -> np.ndarray:
-    taps = np.asarray(taps)
-    kernel = -np.concatenate([taps[:0:-1], taps])
+def _residual_kernel(taps: Float[Array, " taps"]) -> Float[np.ndarray, " lags"]:
+    """`delta - g`, whose taps are given from the centre outwards."""
+    kernel = -np.concatenate([np.asarray(taps)[:0:-1], taps])
     kernel[taps.size - 1] += 1
     return kernel

@@ -164,16 +164,16 @@ class TestNoise:
         ],
     )
     def test_the_factors_are_those_published(self, kind, expected, rounding):
-        bounded = ft.partial(noise_correction, max_radius_pix=20.0, kind=kind)
+        bounded = ft.partial(noise_correction, max_radius_pix=20.0, noise=kind)
         factors = jax.jit(jax.vmap(bounded))(np.array(NOISE_RADII[:6], np.float32))
         np.testing.assert_allclose(factors, expected, atol=rounding)
 
     @pytest.mark.parametrize("kind", ["exact", "separable"])
     def test_a_bound_changes_no_factor(self, kind):
-        bounded = noise_correction((2.0, 7.0), max_radius_pix=40.0, kind=kind)
+        bounded = noise_correction((2.0, 7.0), max_radius_pix=40.0, noise=kind)
         # float32.
         np.testing.assert_allclose(
-            bounded, noise_correction((2.0, 7.0), kind=kind), rtol=1e-6
+            bounded, noise_correction((2.0, 7.0), noise=kind), rtol=1e-6
         )
         np.testing.assert_allclose(
             bounded, reference_noise((2.0, 7.0), kind=kind), rtol=1e-6
@@ -308,7 +308,7 @@ class TestModule:
         np.testing.assert_allclose(background.bkgds, expected, rtol=1e-6)
         np.testing.assert_allclose(
             background.noise_corrections,
-            noise_correction((2.0, 5.0), truncation=truncation, kind=noise),
+            noise_correction((2.0, 5.0), truncation=truncation, noise=noise),
             rtol=3e-6,
         )
 
@@ -750,7 +750,7 @@ class TestBadInput:
             ("truncation", lambda: spatial_mean(FRAMES, 3.0, truncation=choice)),
             ("truncation", lambda: noise_correction(3.0, truncation=choice)),
             ("truncation", lambda: SpatialMean(3.0, truncation=choice)),
-            ("kind", lambda: noise_correction(3.0, kind=choice)),
+            ("noise", lambda: noise_correction(3.0, noise=choice)),
             ("noise", lambda: SpatialMean(3.0, noise=choice)),
         ]:
             with pytest.raises((TypeError, ValueError), match=name):

@@ -6,7 +6,6 @@ import contextlib
 import functools as ft
 import hashlib
 import importlib.metadata
-import inspect
 import math
 import os
 import time
@@ -23,7 +22,7 @@ import numpy as np
 from jaxtyping import Array, Bool
 
 from .._estimators.base import AbstractEstimator, as_frames, checked_frames
-from .._filter.engines import zeros_of
+from .._filter.nonfinite import zeros_of
 from .._filter.vectors import compiler_options
 from .._movies.journal import Journal
 from .._movies.movie import ArrayMovie, Box, Channel, Movie, MovieError, one_line
@@ -267,7 +266,7 @@ class _Job(contextlib.AbstractContextManager):
         self._channels = channels
         self._weights = weights
         self._halo_frames = fast.halo_frames
-        self._halo_lines = getattr(fast, "halo_lines", None)
+        self._halo_lines = fast.halo_lines
         self._chunk_frames = chunk_frames
         # Asked for only by files: the fingerprint of an array reads all of it.
         self._settings = ft.cache(
@@ -277,7 +276,7 @@ class _Job(contextlib.AbstractContextManager):
         self._estimate = ft.partial(estimated, channels[0].movie.name, estimate)
         self._wanted = wanted
         is_background = (wanted.quantity, wanted.dtype) == ("background", "float32")
-        self._can_reuse = is_background and _takes("spent", fast)
+        self._can_reuse = is_background and fast.takes_donated
         # Lines of a frame that are estimated by themselves, or None for whole frames.
         self._strips: list[Window | None] = [None]
         # What no thread uses, on each device.
@@ -474,7 +473,7 @@ def estimate_window(
     if any(each is not None for each in weights):
         given["weights"] = weights[0] if wanted.is_one_stack else weights
     if spent is not None:
-        given["spent"] = spent[0] if wanted.is_one_stack else list(spent)
+        given["donated"] = spent[0] if wanted.is_one_stack else list(spent)
     background = estimator(frames, **given)
     match wanted.quantity:
         case "background":
@@ -621,12 +620,8 @@ def _opened_channels(
     return [Channel(movie, 0) for movie in movies]
 
 
-def _takes(name: str, estimator: AbstractEstimator) -> bool:
-    return name in inspect.signature(estimator.__call__).parameters
-
-
 def check_takes_weights(estimator: AbstractEstimator) -> None:
-    if not _takes("weights", estimator):
+    if not estimator.takes_weights:
         raise TypeError(
             f"{type(estimator).__name__} takes no weights; leave them out, or use an "
             "estimator that does, as LocalMean."

@@ -16,7 +16,6 @@ from jaxtyping import Array, Float, Int, Shaped
 from .._estimators.base import (
     AbstractEstimator,
     as_frames,
-    Background,
     Channels,
     map_channels,
 )
@@ -58,17 +57,6 @@ class Objective(Protocol):
         ...
 
 
-@runtime_checkable
-class _Predicting(Protocol):
-    """An estimator that sees many frames, and can leave out the one it is judged by."""
-
-    clip: Any
-
-    def predicted(
-        self, channels: Channels, gap_frames: int
-    ) -> tuple[Background, Any, Any]: ...
-
-
 class FramePairLoss(eqx.Module):
     """The error of the background against frames `lag` later and earlier: no truth needed.
 
@@ -86,7 +74,7 @@ class FramePairLoss(eqx.Module):
     each pixel's own would move the minimum to another radius.
 
     An estimator that sees many frames has seen the later one too. Of such a one, as
-    [`jaxbkgd.LocalMean`][], a frame is compared with what its method `predicted` makes of
+    [`jaxbkgd.LocalMean`][], a frame is compared with what its method `predict` makes of
     the frames that are at least `lag` away, and the background is taken to be steady over
     about the lag. If it clips molecules, they are clipped in what it is compared with, too,
     so that they do not count as background; threshold and softness are not learned, since
@@ -129,7 +117,7 @@ class FramePairLoss(eqx.Module):
         **Raises:**
 
         `ValueError` for frames that are not `(frames, height, width)`, or too few for the
-        lag, and for an estimator that sees other frames and has no `predicted`. Without a
+        lag, and for an estimator that sees other frames and has no `predict`. Without a
         lag, as `fitted` does.
         """
         if estimator.halo_frames:
@@ -185,15 +173,14 @@ class FramePairLoss(eqx.Module):
         lag = self.lag
         if lag is None:
             lag = decorrelation_lag(channels)
-        if not isinstance(estimator, _Predicting):
+        if not estimator.can_predict:
             raise ValueError(
                 "FramePairLoss needs an estimator that sees one frame at a time, or has a "
-                f"method `predicted` as LocalMean has, but {type(estimator).__name__} sees "
+                f"method `predict` as LocalMean has, but {type(estimator).__name__} sees "
                 f"{estimator.halo_frames} on either side; give another objective."
             )
-        clip = estimator.clip
-        if clip is not None:
-            clip = SoftClip(molecule_radius_pix=clip.molecule_radius_pix)
+        radius_pix = estimator.molecule_radius_pix
+        clip = None if radius_pix is None else SoftClip(molecule_radius_pix=radius_pix)
 
         def checked(channel):
             frames = as_frames(channel)
@@ -205,7 +192,7 @@ class FramePairLoss(eqx.Module):
             return frames
 
         channels = map_channels(checked, channels)
-        background, prediction, farther = estimator.predicted(channels, lag)
+        background, prediction, farther = estimator.predict(channels, lag)
 
         def losses(frames, bkgds, prediction, farther):
             frames = frames.astype(bkgds.dtype)
@@ -380,7 +367,7 @@ def _target_weights(
     are what is brighter than in most of the frames at once and twice the lag before and
     after, and not as bright as the frame has become over all.
     """
-    averaged = clip.averaged(frames)
+    averaged = clip.molecule_average(frames)
     times, last = np.arange(len(frames)), len(frames) - 1
     others = []
     for step in (-2 * lag, -lag, lag, 2 * lag):
@@ -399,7 +386,8 @@ def _target_weights(
     change = jnp.clip(averaged - second, -most, most)
     reference = second + jnp.mean(change, (-2, -1), keepdims=True)
     shares, norms = (
-        jnp.asarray(image, frames.dtype) for image in clip.averaging(*frames.shape[1:])
+        jnp.asarray(image, frames.dtype)
+        for image in clip.average_response(*frames.shape[1:])
     )
     weights = clip.weights(averaged, reference, surplus * variance, norms)
     return weights, clip.noise_bias() * shares * jnp.sqrt(variance / surplus)

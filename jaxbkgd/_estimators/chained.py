@@ -2,6 +2,7 @@
 
 import functools as ft
 import operator
+from typing import Any
 
 import jax
 
@@ -74,20 +75,12 @@ class Chained(AbstractEstimator):
         """The sum of theirs: what one leaves must be known as far as the next one sees."""
         return sum(estimator.halo_frames for estimator in self.estimators)
 
-    def __call__(self, channels: Channels) -> Background:
-        """**Arguments:**
-
-        - `channels`: one stack of frames `(..., height, width)`, or a list or tuple of
-            them, one a channel.
-
-        **Returns:**
-
-        A [`jaxbkgd.Background`][] with the structure of `channels`.
-
-        **Raises:**
-
-        As the estimators do.
-        """
+    def __call__(
+        self, channels: Channels, weights: Any = None, *, donated: Any = None
+    ) -> Background:
+        """See [`jaxbkgd.AbstractEstimator`][]; a chain takes no weights."""
+        if weights is not None or donated is not None:
+            raise TypeError("Chained takes no weights, and no donated backgrounds.")
         backgrounds = []
         for estimator in self.estimators:
             backgrounds.append(estimator(channels))
@@ -95,10 +88,14 @@ class Chained(AbstractEstimator):
         bkgds = [background.bkgds for background in backgrounds]
         factors = [background.noise_corrections for background in backgrounds]
         return Background(
-            jax.tree.map(lambda *each: ft.reduce(operator.add, each), *bkgds),
-            jax.tree.map(lambda *each: ft.reduce(operator.mul, each), *factors),
+            jax.tree.map(lambda *terms: ft.reduce(operator.add, terms), *bkgds),
+            jax.tree.map(lambda *terms: ft.reduce(operator.mul, terms), *factors),
         )
 
-    def for_inference(self) -> AbstractEstimator:
-        """The same of their like for inference."""
+    def for_inference(self) -> "Chained":
+        """The chain of its estimators' forms for inference."""
         return Chained(*(estimator.for_inference() for estimator in self.estimators))
+
+    @classmethod
+    def _restored(cls, fields: dict[str, Any]) -> "Chained":
+        return cls(*fields["estimators"])

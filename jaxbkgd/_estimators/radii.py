@@ -1,19 +1,19 @@
 """Averaging radii: as users give them, checked, and as optimizers move them."""
 
-from typing import Any, get_args
+import functools as ft
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.core import Tracer
 from jaxtyping import Array, Float
+
+from .checks import checked_number, is_real_dtype, is_traced, real_array
 
 
 # Wider than any camera: beyond it a radius is a mistake, and taps fill the memory.
 LARGEST_RADIUS_PIX = 1e5
-
-_NUMBERS = (jnp.integer, jnp.floating)
 
 
 def channel_radii(radii_pix: Any, unit: str = "pixels") -> Any:
@@ -52,22 +52,12 @@ def _stacked(radii_pix: Any, unit: str) -> Any:
 
 
 def _checked_radii(radii_pix: Any, unit: str) -> Any:
-    radii = radii_pix if is_traced(radii_pix) else np.asarray(radii_pix)
-    is_number = any(jnp.issubdtype(radii.dtype, kind) for kind in _NUMBERS)
-    if not is_number or isinstance(radii_pix, np.ma.MaskedArray):
-        raise TypeError(
-            f"A radius must be a number of {unit}, but got {radii_pix!r}; give a number, "
-            "or a (y, x) pair of pixels."
-        )
-    if is_traced(radii):
-        return radii
-    if not np.all((radii > 0) & (radii <= LARGEST_RADIUS_PIX)):
-        raise ValueError(
-            f"A radius must be positive and at most {LARGEST_RADIUS_PIX:g} {unit}, but "
-            f"got {radii_pix!r}."
-        )
+    if is_traced(radii_pix) and is_real_dtype(radii_pix.dtype):
+        return radii_pix
+    unit = f" of {unit}" if is_traced(radii_pix) else f" {unit}"
+    radii = real_array("A radius", radii_pix, maximum=LARGEST_RADIUS_PIX, unit=unit)
     # All kernels so small have one tap; in float32 the radius would round to zero.
-    return np.maximum(radii.astype(np.float64), 1e-30)
+    return np.maximum(radii, 1e-30)
 
 
 def unbounded_radii(radii: Any, bounds: Any) -> Float[Array, "channels axes"]:
@@ -77,16 +67,21 @@ def unbounded_radii(radii: Any, bounds: Any) -> Float[Array, "channels axes"]:
     return jnp.asarray(xp.log(radii / bounds) - xp.log1p(-radii / bounds))
 
 
+@ft.partial(jax.jit, static_argnames=("bounds", "frozen"))
 def bounded_radii(
-    unbounded: Float[Array, "channels axes"],
-    bounds: Any,
-    frozen: tuple[tuple[bool, ...], ...],
+    unbounded: Float[Array, "channels stored"],
+    bounds: tuple[float, ...],
+    frozen: bool | tuple[tuple[bool, ...], ...],
 ) -> Float[Array, "channels axes"]:
-    """The radii that these numbers stand for; where frozen, without a derivative."""
+    """The radii that these numbers stand for, one for each bound; the last number stands
+    for y and x where they share a radius. Frozen ones have no derivative."""
     unbounded = jnp.where(np.array(frozen), lax.stop_gradient(unbounded), unbounded)
     share = jax.nn.sigmoid(unbounded)
     # Far out, the sigmoid rounds to 0 or 1.
-    return bounds * jnp.clip(share, 1e-12, 1 - jnp.finfo(share.dtype).epsneg)
+    share = jnp.clip(share, 1e-12, 1 - jnp.finfo(share.dtype).epsneg)
+    stored = unbounded.shape[1]
+    radii = jnp.asarray([bounds[:stored]], share.dtype) * share
+    return jnp.concatenate([radii, radii[:, -1:]], 1) if stored < len(bounds) else radii
 
 
 def frozen_mask(frozen: Any, shape: tuple[int, ...]) -> tuple[tuple[bool, ...], ...]:
@@ -107,6 +102,23 @@ def frozen_mask(frozen: Any, shape: tuple[int, ...]) -> tuple[tuple[bool, ...], 
     return tuple(map(tuple, mask.tolist()))
 
 
+def check_channel_count(row_count: int, channel_count: int) -> None:
+    """Raises `ValueError` unless there are radii for all channels, or for each."""
+    if row_count not in (1, channel_count):
+        raise ValueError(
+            f"This module has radii for {row_count} channels, but was given "
+            f"{channel_count}; give a list with one stack for each channel."
+        )
+
+
+def bound_of(radii: Any, bound: Any, name: str = "max_radius_pix") -> float:
+    """`bound`, or four times the largest of known radii if it is `None`."""
+    if bound is None:
+        largest = float(np.max(require_concrete(radii, name)))
+        return min(4 * largest, LARGEST_RADIUS_PIX)
+    return check_bound(bound, name)
+
+
 def check_below(bound: float, radii: Any, name: str = "max_radius_pix") -> None:
     leaves = [leaf for leaf in jax.tree.leaves(radii) if not is_traced(leaf)]
     if any(np.max(leaf) > bound for leaf in leaves):
@@ -122,33 +134,14 @@ def check_bound(max_radius: Any, name: str = "max_radius_pix") -> float:
             f"{name} sets the number of taps and must be static, but is traced; give a "
             "Python number."
         )
-    bound = np.asarray(max_radius)
-    if bound.dtype.kind not in "iuf" or bound.ndim:
-        raise TypeError(f"{name} must be one number, but is {max_radius!r}.")
-    if not 0 < bound <= LARGEST_RADIUS_PIX:
-        raise ValueError(
-            f"{name} must be positive and at most {LARGEST_RADIUS_PIX:g}, but is "
-            f"{max_radius!r}."
-        )
-    return float(bound)
+    return checked_number(name, max_radius, maximum=LARGEST_RADIUS_PIX)
 
 
-def check_choice(name: str, value: Any, choices: Any) -> None:
-    if value not in get_args(choices):
-        raise ValueError(
-            f"{name} must be one of {', '.join(map(repr, get_args(choices)))}, but is "
-            f"{value!r}."
-        )
-
-
-def known(radii: np.ndarray | Array, bound_name: str = "max_radius_pix") -> np.ndarray:
+def require_concrete(radii: Any, bound_name: str = "max_radius_pix") -> np.ndarray:
+    """Radii as a NumPy array; `ValueError` where they are traced."""
     if is_traced(radii):
         raise ValueError(
             f"A traced radius needs {bound_name}, a static bound that sets the number of "
             "taps; give one, for example four times the radius that you expect."
         )
     return np.asarray(radii)
-
-
-def is_traced(value: Any) -> bool:
-    return isinstance(value, Tracer)

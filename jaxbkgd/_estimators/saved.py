@@ -1,61 +1,200 @@
-"""Modules kept as JSON texts."""
+"""Modules as JSON texts: a header with the class, and its fields."""
 
+import dataclasses
 import json
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, ClassVar, TypeVar
 
+import equinox as eqx
+import jax
+import jax.numpy as jnp
 import numpy as np
+
+from .checks import is_traced
 
 
 _VERSION = 1
 
+# What a JSON object holds, if it is no dictionary.
+_TAGS = {"format", "array", "list", "dict"}
 
-def saved(kind: str, fields: dict[str, Any]) -> str:
-    """The JSON text of a module of the class `kind`."""
-    return json.dumps(_header(kind) | fields, indent=2)
-
-
-def saved_kind(text: str) -> Any:
-    """The class of the module that a text holds, or None where it says none."""
-    fields = _parsed(text)
-    name = fields.get("format") if isinstance(fields, dict) else None
-    return name.removeprefix("jaxbkgd.") if isinstance(name, str) else None
+_Module = TypeVar("_Module", bound=eqx.Module)
+_Saved = TypeVar("_Saved", bound="SavedModule")
 
 
-def saved_fields(kind: str, text: str, names: Sequence[str]) -> dict[str, Any]:
-    """The fields `names` of a text that holds a module of the class `kind`."""
-    fields = _parsed(text)
-    expected = _header(kind)
-    header = dict.fromkeys(expected)
-    if isinstance(fields, dict):
-        header = {name: fields.get(name) for name in expected}
-    if header != expected:
-        raise ValueError(
-            f"It must be a JSON object with {expected}, but has {header}; if the version "
-            "is a later one, update jaxbkgd."
-        )
-    return present(fields, names)
+class SavedModule(eqx.Module):
+    """A module that is saved as a JSON text and comes back from it.
+
+    Fields may be `None`, booleans, numbers, strings, arrays, modules of this kind, and
+    tuples, lists and dictionaries of these.
+    """
+
+    # The arguments of the constructor that are saved, which are attributes of the same
+    # names. Without them, the fields are saved, and come back without the constructor.
+    _saved_names: ClassVar[tuple[str, ...] | None] = None
+
+    def to_json(self) -> str:
+        """This object as a JSON text, to be kept in a file and read by `from_json`.
+
+        **Raises:**
+
+        `ValueError` for traced arrays, and `TypeError` for fields that JSON cannot hold;
+        `equinox.tree_serialise_leaves` saves the arrays of those.
+        """
+        return json.dumps(_encoded(type(self).__name__, self), indent=2)
+
+    @classmethod
+    def from_json(cls: type[_Saved], text: str) -> _Saved:
+        """What `to_json` of this class, or of one derived from it, wrote as `text`. Names
+        that the class does not know are passed over.
+
+        **Raises:**
+
+        `ValueError` for a text that holds no such object, or one of a later version.
+
+        !!! example
+
+            ```python
+            >>> import jaxbkgd
+            >>> text = jaxbkgd.SpatialMean(5.0).to_json()
+            >>> jaxbkgd.SpatialMean.from_json(text).radii_pix.round(3).tolist()
+            [[5.0, 5.0]]
+
+            ```
+        """
+        try:
+            return _module(cls, json.loads(text))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"This is no JSON: {error}.") from error
+
+    def _saved_fields(self) -> dict[str, Any]:
+        if self._saved_names is None:
+            return {
+                field.name: getattr(self, field.name) for field in dataclasses.fields(self)
+            }
+        fields = {name: getattr(self, name) for name in self._saved_names}
+        return {name: rounded(v) if _is_array(v) else v for name, v in fields.items()}
+
+    @classmethod
+    def _restored(cls: type[_Saved], fields: dict[str, Any]) -> _Saved:
+        if cls._saved_names is not None:
+            return cls(**fields)
+        return with_fields(object.__new__(cls), **fields)
+
+    def __repr__(self) -> str:
+        if self._saved_names is None or not all(map(_is_array, jax.tree.leaves(self))):
+            return super().__repr__()
+        fields = {name: getattr(self, name) for name in self._saved_names}
+        for name, value in fields.items():
+            if _is_array(value):
+                fields[name] = np.vectorize(lambda x: float(f"{x:.6g}"))(value).tolist()
+        texts = ", ".join(f"{name}={value!r}" for name, value in fields.items())
+        return f"{type(self).__name__}({texts})"
 
 
-def present(fields: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
+def with_fields(module: _Module, **fields: Any) -> _Module:
+    """A copy of `module` with some fields replaced, which no constructor checks."""
+    copy = object.__new__(type(module))
+    for name, value in (vars(module) | fields).items():
+        object.__setattr__(copy, name, value)
+    return copy
+
+
+def rounded(values: Any) -> Any:
+    """Numbers, or nested tuples of them, with the digits that their dtype has."""
+    values = np.asarray(values)
+    if values.ndim:
+        return tuple(map(rounded, values))
+    return (
+        float(str(values)) if jnp.issubdtype(values.dtype, jnp.floating) else values.item()
+    )
+
+
+def require_names(fields: Any, names: Any) -> dict[str, Any]:
+    """The entries `names` of an object in a JSON text."""
+    if not isinstance(fields, dict):
+        raise ValueError(f"A JSON object is needed, but there is {fields!r}.")
     missing = [name for name in names if name not in fields]
     if missing:
         raise ValueError(f"There is no {', '.join(missing)} in this JSON.")
     return {name: fields[name] for name in names}
 
 
-def decimals(values: Any) -> Any:
-    """Numbers, or lists of them, with no more digits than a number of their type has."""
-    values = np.asarray(values)
-    return [decimals(value) for value in values] if values.ndim else float(str(values))
+def _is_array(value: Any) -> bool:
+    """Whether these are numbers, rather than traced ones."""
+    return isinstance(value, jax.Array | np.ndarray | np.generic) and not is_traced(value)
 
 
-def _header(kind: str) -> dict[str, Any]:
-    return {"format": f"jaxbkgd.{kind}", "version": _VERSION}
+def _header(cls: type) -> dict[str, Any]:
+    is_ours = cls.__module__.partition(".")[0] == "jaxbkgd"
+    name = f"jaxbkgd.{cls.__name__}" if is_ours else f"{cls.__module__}.{cls.__qualname__}"
+    return {"format": name, "version": _VERSION}
 
 
-def _parsed(text: str) -> Any:
+def _module(cls: type[_Saved], fields: Any) -> _Saved:
+    """The module of the class `cls`, or of a derived one, that a JSON object holds."""
+    header = {}
+    if isinstance(fields, dict):
+        header = {name: fields.get(name) for name in ("format", "version")}
+    # Where a class was defined again, the later one.
+    kinds = [kind for kind in _with_subclasses(cls) if _header(kind) == header]
+    if not kinds:
+        raise ValueError(
+            f"It must be a JSON object with {_header(cls)}, or of a derived class, but has "
+            f"{header}; import the module that defines the class, or update jaxbkgd if the "
+            "version is a later one."
+        )
+    kind = kinds[-1]
+    names = kind._saved_names or [field.name for field in dataclasses.fields(kind)]
+    fields = {name: _decoded(value) for name, value in require_names(fields, names).items()}
     try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"This is no JSON: {error}.") from error
+        return kind._restored(fields)
+    except TypeError as error:
+        raise ValueError(f"This JSON does not fit {kind.__name__}. {error}") from error
+
+
+def _with_subclasses(cls: type[_Saved]) -> Iterator[type[_Saved]]:
+    yield cls
+    for subclass in cls.__subclasses__():
+        yield from _with_subclasses(subclass)
+
+
+def _encoded(name: str, value: Any) -> Any:
+    """`value` in JSON's types: a tuple is a list, all else that they lack an object."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, SavedModule):
+        fields = value._saved_fields().items()
+        return _header(type(value)) | {key: _encoded(key, entry) for key, entry in fields}
+    if isinstance(value, tuple):
+        return [_encoded(name, entry) for entry in value]
+    if isinstance(value, list):
+        return {"list": [_encoded(name, entry) for entry in value]}
+    if isinstance(value, dict):
+        entries = {key: _encoded(name, entry) for key, entry in value.items()}
+        return {"dict": entries} if _TAGS & set(entries) else entries
+    if _is_array(value):
+        numbers = np.asarray(value)
+        shape = list(numbers.shape)
+        return {"array": rounded(numbers), "dtype": numbers.dtype.name, "shape": shape}
+    if is_traced(value):
+        raise ValueError(f"{name} is traced; save outside of jax.jit and jax.grad.")
+    raise TypeError(
+        f"{name} is {value!r}, which JSON cannot hold; equinox.tree_serialise_leaves saves "
+        "the arrays of such an object."
+    )
+
+
+def _decoded(value: Any) -> Any:
+    if isinstance(value, list):
+        return tuple(map(_decoded, value))
+    if not isinstance(value, dict):
+        return value
+    if "format" in value:
+        return _module(SavedModule, value)
+    if "array" in value:
+        numbers = np.array(value["array"], jnp.dtype(value["dtype"]))
+        return jnp.asarray(numbers.reshape(value["shape"]))
+    if "list" in value:
+        return list(map(_decoded, value["list"]))
+    return {key: _decoded(entry) for key, entry in value.get("dict", value).items()}

@@ -8,11 +8,11 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 from jaxtyping import Array, Float
 
 from .._filter.kernels import GaussianKernel, half_width
 from .._filter.primitive import separable_filter
+from .checks import checked_count, checked_number, checked_numbers, is_traced
 
 
 # No pixel weighs less, so that a mean always has something to be the mean of.
@@ -91,29 +91,23 @@ class SoftClip(eqx.Module):
         (`read_noise_electrons` may be zero), a threshold or softness outside of 0.01 to
         100, rounds that are not whole, and a read noise without gains.
         """
-        is_count = isinstance(rounds, int | np.integer) and not isinstance(rounds, bool)
-        if not is_count or rounds < 1:
-            raise ValueError(
-                f"rounds must be a whole number from 1 on, but is {rounds!r}; to clip "
-                "nothing, give LocalMean clip=None."
-            )
+        self.rounds = checked_count(
+            "rounds", rounds, remedy="to clip nothing, give LocalMean clip=None"
+        )
+        limits = {"minimum": _SMALLEST, "includes_minimum": True, "maximum": _LARGEST}
+        unit = " deviations of the noise"
         for name, value in (("threshold", threshold), ("softness", softness)):
-            if isinstance(value, Tracer):
-                continue
-            number = _number(name, value)
-            if not _SMALLEST <= number <= _LARGEST:
-                raise ValueError(
-                    f"{name} must be from {_SMALLEST} to {_LARGEST} deviations of the "
-                    f"noise, but is {value!r}; 3 is usual for a threshold, 0.3 for a "
-                    "softness."
-                )
-        radius = _number("molecule_radius_pix", molecule_radius_pix)
-        self.log_parameters = jnp.log(jnp.stack([jnp.asarray(threshold, float), softness]))
-        self.rounds = int(rounds)
-        self.molecule_radius_pix = radius
-        self.gains = None if gains is None else _numbers("gains", gains)
-        self.read_noise_electrons = _numbers(
-            "read_noise_electrons", read_noise_electrons, is_zero_allowed=True
+            if not is_traced(value):
+                checked_number(name, value, unit=unit, **limits)
+        self.log_parameters = jnp.log(
+            jnp.stack([jnp.asarray(threshold, float), jnp.asarray(softness, float)])
+        )
+        self.molecule_radius_pix = checked_number(
+            "molecule_radius_pix", molecule_radius_pix
+        )
+        self.gains = None if gains is None else checked_numbers("gains", gains)
+        self.read_noise_electrons = checked_numbers(
+            "read_noise_electrons", read_noise_electrons, includes_minimum=True
         )
         if gains is None and any(self.read_noise_electrons):
             raise ValueError(
@@ -138,80 +132,85 @@ class SoftClip(eqx.Module):
         return jnp.clip(jnp.exp(logs), _SMALLEST, _LARGEST)
 
     def cameras(self, count: int) -> Sequence[tuple[float, float] | None]:
-        """Gain and read noise of each channel, if they are known."""
+        """Gain in electrons per ADU and read noise in electrons of each of `count`
+        channels, or `None` for each if the noise is measured."""
         if self.gains is None:
             return [None] * count
-        values = []
-        for name in ("gains", "read_noise_electrons"):
-            numbers = getattr(self, name)
+        columns = {"gains": self.gains, "read_noise_electrons": self.read_noise_electrons}
+        for name, numbers in columns.items():
             if len(numbers) not in (1, count):
                 raise ValueError(
                     f"There are {count} channels, but {len(numbers)} {name}; give a number "
                     "for all, or one for each."
                 )
-            values.append(numbers * (count // len(numbers)))
-        return list(zip(*values, strict=True))
+            columns[name] = numbers * (count // len(numbers))
+        return list(zip(*columns.values(), strict=True))
 
-    def averaged(
+    def molecule_average(
         self, frames: Float[Array, "*batch height width"]
     ) -> Float[Array, "*batch height width"]:
-        """The mean of each pixel's surroundings, as wide as a molecule."""
+        """The mean of the surroundings of each pixel, under a Gaussian as wide as the image
+        of a molecule."""
         kernel = GaussianKernel(half_width(self.molecule_radius_pix, "smooth"), "smooth")
         radius = jnp.asarray(self.molecule_radius_pix, frames.dtype)
         return separable_filter(frames, [radius, radius], (kernel, kernel), is_finite=True)
 
+    def average_response(
+        self, height: int, width: int
+    ) -> tuple[Float[np.ndarray, "height width"], Float[np.ndarray, "height width"]]:
+        """What `molecule_average` makes of white noise of deviation 1 in frames of a size:
+        its correlation with a pixel's own noise, and its deviation. Both are larger at the
+        edges, which are repeated."""
+        kernel = GaussianKernel(half_width(self.molecule_radius_pix, "smooth"), "smooth")
+        with jax.ensure_compile_time_eval():
+            taps = np.asarray(kernel.taps(jnp.asarray(self.molecule_radius_pix)), float)
+        lags = np.arange(-kernel.half_width, kernel.half_width + 1)
+        taps = taps[abs(lags)]
+        correlations, deviations = [], []
+        for size in (height, width):
+            # Exported programs may have sizes that are not known yet.
+            xp = np if isinstance(size, int) else jnp
+            pixels = xp.arange(size)
+            read = pixels[:, None] + lags
+            inside = xp.where((read > 0) & (read < size - 1), taps, 0)
+            # An edge pixel stands for all that would be beyond; a single pixel is both.
+            first = xp.where((read <= 0) | (size == 1), taps, 0).sum(1)
+            last = xp.where((read >= size - 1) & (size != 1), taps, 0).sum(1)
+            deviation = xp.sqrt((inside**2).sum(1) + first**2 + last**2)
+            own = xp.where((pixels > 0) & (pixels < size - 1), taps.max(), first)
+            own = xp.where((pixels > 0) & (pixels == size - 1), last, own)
+            correlations.append(own / deviation)
+            deviations.append(deviation)
+        correlation, deviation = (y[:, None] * x for y, x in (correlations, deviations))
+        return correlation, deviation
+
     def weights(
         self,
-        averaged: Float[Array, "*batch height width"],
+        average: Float[Array, "*batch height width"],
         bkgd: Float[Array, "*batch height width"],
         variance: Float[Array, "*#batch #height #width"],
-        norms: Float[Array | np.ndarray, "height width"],
+        deviations: Float[Array | np.ndarray, "height width"],
     ) -> Float[Array, "*batch height width"]:
-        """**Arguments:**
+        """The weights of pixels, from 0 to 1.
 
-        - `averaged`: frames averaged over the surroundings of each pixel.
-        - `bkgd`: of the same frames.
+        **Arguments:**
+
+        - `average`: frames, from `molecule_average`.
+        - `bkgd`: their background.
         - `variance`: of the noise of a pixel.
-        - `norms`: the deviation that averaging leaves of white noise, see `averaging`.
+        - `deviations`: of the average of white noise, from `average_response`.
         """
-        return self._weights_of((averaged - bkgd) / (norms * jnp.sqrt(variance)))
+        return self._weights_of((average - bkgd) / (deviations * jnp.sqrt(variance)))
 
     def noise_bias(self) -> Float[Array, ""]:
-        """By how much weights move the mean of pure noise, in deviations of a pixel, if
-        what the weights are made from is that pixel alone."""
+        """The shift of the weighted mean of pure noise, in deviations of a pixel, if a
+        pixel's weight depends on that pixel alone."""
         dtype = self.log_parameters.dtype
         deviations = jnp.asarray(_DEVIATIONS, dtype)
         weights = self._weights_of(deviations) * jnp.asarray(_DENSITY, dtype)
         return jnp.sum(weights * deviations) / jnp.sum(weights)
 
-    def averaging(
-        self, height: int, width: int
-    ) -> tuple[Float[np.ndarray, "height width"], Float[np.ndarray, "height width"]]:
-        """Of averaging frames of a size: the share of each pixel's own noise in what it
-        leaves, a correlation, and the deviation of that for noise of deviation 1. Both are
-        larger at the edges, which are repeated."""
-        kernel = GaussianKernel(half_width(self.molecule_radius_pix, "smooth"), "smooth")
-        with jax.ensure_compile_time_eval():
-            taps = np.asarray(kernel.taps(jnp.asarray(self.molecule_radius_pix)))
-        reach = kernel.half_width
-        row = np.concatenate([taps[:0:-1], taps]).astype(float)
-        shares, norms = [], []
-        for size in (height, width):
-            # An axis that is longer has more of what lies in the middle.
-            short = min(size, 2 * reach + 1)
-            read = np.arange(short)[:, None] + np.arange(-reach, reach + 1)
-            matrix = np.zeros((short, short))
-            np.add.at(matrix, (np.arange(short)[:, None], read.clip(0, short - 1)), row)
-            middle = np.array([short // 2] * (size - short), int)
-            places = np.concatenate(
-                [np.arange(short // 2), middle, np.arange(short // 2, short)]
-            )
-            norm = np.linalg.norm(matrix, axis=1)
-            norms.append(norm[places])
-            shares.append((np.diag(matrix) / norm)[places])
-        return np.outer(*shares), np.outer(*norms)
-
-    def _weights_of(self, z):
+    def _weights_of(self, z: Float[Array, "..."]) -> Float[Array, "..."]:
         share = jax.nn.sigmoid((self.threshold - z) / self.softness)
         return _LEAST_WEIGHT + (1 - _LEAST_WEIGHT) * share
 
@@ -239,21 +238,3 @@ def squared_noise(
         # An edge pixel has that of the one next to it.
         frames = jnp.pad(jnp.diff(frames, 2, axis), widths, "edge")
     return frames**2 / 36
-
-
-def _number(name: str, value: Any) -> float:
-    if np.ndim(value):
-        raise TypeError(f"{name} must be one number, not {value!r}.")
-    (number,) = _numbers(name, value)
-    return number
-
-
-def _numbers(name: str, value: Any, is_zero_allowed: bool = False) -> tuple[float, ...]:
-    numbers = np.asarray(value)
-    if numbers.dtype.kind not in "iuf" or numbers.ndim > 1 or not numbers.size:
-        raise TypeError(f"{name} must be a number, or one for each channel, not {value!r}.")
-    is_valid = np.isfinite(numbers) & ((numbers >= 0) if is_zero_allowed else (numbers > 0))
-    if not is_valid.all():
-        rule = "zero or positive" if is_zero_allowed else "positive"
-        raise ValueError(f"{name} must be {rule} and finite, but is {value!r}.")
-    return tuple(np.atleast_1d(numbers).astype(float).tolist())

@@ -1,16 +1,16 @@
 """The local mean of each frame by itself: the background of `smlmlp.bkgd_spatial_mean`."""
 
 import functools as ft
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jaxtyping import Array, Float, Shaped
 
-from .._filter.engines import halo_lines
+from .._filter.correlation import halo_lines
 from .._filter.kernels import (
     GaussianKernel,
     half_width,
@@ -19,25 +19,19 @@ from .._filter.kernels import (
     Truncation,
 )
 from .._filter.primitive import separable_filter
-from .._filter.vectors import jit_in_full_width
-from .base import AbstractEstimator, as_frames, Background, Channels, map_channels
+from .base import as_frames, Background, working_dtype
+from .checks import check_choice
 from .radii import (
-    bounded_radii,
+    bound_of,
     channel_radii,
     check_below,
     check_bound,
-    check_choice,
     frozen_mask,
-    is_traced,
-    known,
-    LARGEST_RADIUS_PIX,
+    require_concrete,
     unbounded_radii,
 )
-from .saved import decimals, saved, saved_fields
+from .radii_estimator import RadiiEstimator
 
-
-# What a module is kept with, beside its radii.
-_SAVED_NAMES = ("max_radius_pix", "truncation", "noise", "frozen")
 
 # The static halves of one channel's kernels, (y, x).
 KernelPair = tuple[GaussianKernel, GaussianKernel]
@@ -91,8 +85,8 @@ def spatial_mean(
         ```
     """
     frames = as_frames(frames)
-    radii, kernels = _pair_and_kernels(radius_pix, max_radius_pix, truncation)
-    return filtered(frames, radii, kernels)
+    radii, kernels = _radii_and_kernels(radius_pix, max_radius_pix, truncation)
+    return filter_frames(frames, radii, kernels)
 
 
 def noise_correction(
@@ -100,7 +94,7 @@ def noise_correction(
     *,
     max_radius_pix: int | float | None = None,
     truncation: Truncation = "hard",
-    kind: NoiseKind = "exact",
+    noise: NoiseKind = "exact",
 ) -> Float[Array, ""]:
     """The standard deviation of `frame - spatial_mean(frame)` over that of the frame, for
     noise that is independent from pixel to pixel, away from the borders. The formula is
@@ -109,7 +103,7 @@ def noise_correction(
     **Arguments:**
 
     - `radius_pix`, `max_radius_pix`, `truncation`: as in [`jaxbkgd.spatial_mean`][].
-    - `kind`: `"exact"` is the norm of the residual's kernel, `||delta - g_y (x) g_x||`.
+    - `noise`: `"exact"` is the norm of the residual's kernel, `||delta - g_y (x) g_x||`.
         `"separable"` is `||delta - g_y|| ||delta - g_x||`, the factor that
         `smlmlp.bkgd_spatial_mean` gives; it is too small (0.85 for 0.99 at 7 px).
 
@@ -127,17 +121,17 @@ def noise_correction(
         >>> import jaxbkgd
         >>> round(float(jaxbkgd.noise_correction(7.0)), 3)
         0.99
-        >>> round(float(jaxbkgd.noise_correction(7.0, kind="separable")), 3)
+        >>> round(float(jaxbkgd.noise_correction(7.0, noise="separable")), 3)
         0.853
 
         ```
     """
-    check_choice("kind", kind, NoiseKind)
-    radii, kernels = _pair_and_kernels(radius_pix, max_radius_pix, truncation)
-    return _noise(radii, kernels, kind)
+    check_choice("noise", noise, NoiseKind)
+    radii, kernels = _radii_and_kernels(radius_pix, max_radius_pix, truncation)
+    return _noise_correction(radii, kernels, noise)
 
 
-class SpatialMean(AbstractEstimator):
+class SpatialMean(RadiiEstimator):
     """[`jaxbkgd.spatial_mean`][] as a module whose radii are learned.
 
     The radii are its only inexact array, `unbounded_radii`, so that
@@ -179,11 +173,12 @@ class SpatialMean(AbstractEstimator):
     of `max_radius_pix`, to be loaded into a module with the same bound.
     """
 
-    unbounded_radii: Float[Array, "channels axes"]
     max_radius_pix: float = eqx.field(static=True)
     truncation: Truncation = eqx.field(static=True)
     noise: NoiseKind = eqx.field(static=True)
-    frozen: tuple[tuple[bool, ...], ...] = eqx.field(static=True)
+
+    takes_donated: ClassVar[bool] = True
+    _saved_names = ("radii_pix", "max_radius_pix", "truncation", "noise", "frozen")
 
     def __init__(
         self,
@@ -218,15 +213,13 @@ class SpatialMean(AbstractEstimator):
         check_choice("truncation", truncation, Truncation)
         check_choice("noise", noise, NoiseKind)
         radii = channel_radii(radii_pix)
-        if max_radius_pix is None:
-            max_radius_pix = min(4 * float(np.max(known(radii))), LARGEST_RADIUS_PIX)
-        bound = check_bound(max_radius_pix)
-        check_below(np.nextafter(bound, 0), radii_pix)
-        self.unbounded_radii = unbounded_radii(radii, bound)
-        self.max_radius_pix = bound
+        self.max_radius_pix = bound_of(radii, max_radius_pix)
+        check_below(np.nextafter(self.max_radius_pix, 0), radii_pix)
+        self.unbounded_radii = unbounded_radii(radii, self.max_radius_pix)
         self.truncation = truncation
         self.noise = noise
         self.frozen = frozen_mask(frozen, radii.shape)
+        self.kernels = None
 
     @property
     def halo_frames(self) -> int:
@@ -234,197 +227,60 @@ class SpatialMean(AbstractEstimator):
         return 0
 
     @property
+    def halo_lines(self) -> int | None:
+        """The half-width of the widest kernel, if the filter is local to the bit there."""
+        kernels = [kernel for pair in self._kernels_in_use() for kernel in pair]
+        return halo_lines(max(kernel.half_width for kernel in kernels))
+
+    @property
+    def max_radii(self) -> tuple[float, float]:
+        """The bounds of the radii (y, x)."""
+        return self.max_radius_pix, self.max_radius_pix
+
+    @property
     def radii_pix(self) -> Float[Array, "channels 2"]:
         """The averaging radii (y, x) in pixels, a row a channel; one row serves all."""
-        radii = bounded_radii(self.unbounded_radii, self.max_radius_pix, self.frozen)
-        return jnp.broadcast_to(radii, (radii.shape[0], 2))
+        return self.radii
 
-    def __call__(self, channels: Channels) -> Background:
-        """**Arguments:**
+    def _kernels_for(self, radii: Sequence[float], *, is_bound: bool) -> KernelPair:
+        y, x = radii
+        return _kernels(y, x, self.truncation, is_bound=is_bound)
 
-        - `channels`: one stack of frames `(..., height, width)`, or a list or tuple of
-            them, one a channel, of any shapes and real dtypes.
-
-        **Returns:**
-
-        A [`jaxbkgd.Background`][] with the structure of `channels`.
-
-        **Raises:**
-
-        `TypeError` or `ValueError` for channels that are not as above, or are not as
-        many as the module has radii for.
-        """
-        # Where the radii are known, there are no more taps than they need.
-        is_known = not is_traced(self.unbounded_radii)
-        kernels = self._known_kernels() if is_known else self._kernels()
-        return self._filtered_with(kernels, channels)
-
-    def for_inference(self) -> AbstractEstimator:
-        """The same, with taps for these radii and no others, also where it is compiled."""
-        return _WithKnownRadii(self, self._known_kernels())
-
-    def _kernels(self) -> tuple[KernelPair, ...]:
-        """For any radii below the bound."""
-        kernel = _bounded_kernel(self.max_radius_pix, self.truncation)
-        return ((kernel, kernel),)
-
-    def _known_kernels(self) -> tuple[KernelPair, ...]:
-        """A pair for each row of radii."""
-        with jax.ensure_compile_time_eval():
-            rows = np.asarray(self.radii_pix, np.float64)
-        if not np.all(np.isfinite(rows)):
-            return self._kernels()
-        return tuple(_known_pair(row, self.truncation) for row in rows)
-
-    def _filtered_with(
-        self,
-        kernels: tuple[KernelPair, ...],
-        channels: Channels,
-        spent: Channels | None = None,
+    def _estimate_channel(
+        self, frames: Any, *, radii: Any, kernels: KernelPair, donated: Any = None
     ) -> Background:
-        """The background under the module's radii, by kernels that hold them."""
-        frames = map_channels(as_frames, channels)
-        is_list = isinstance(frames, list | tuple)
-        count = len(frames) if is_list else 1
-        # What XLA computes of constants as it compiles is a bit off what it computes later.
-        radii = lax.optimization_barrier(self.radii_pix)
-        if radii.shape[0] not in (1, count):
-            raise ValueError(
-                f"This module has radii for {radii.shape[0]} channels, but was given "
-                f"{count}; give a list with one stack for each channel."
-            )
-        filters = [
-            ft.partial(_background, radii=row, kernels=pair, noise=self.noise)
-            for row, pair in zip(
-                jnp.broadcast_to(radii, (count, 2)),
-                kernels * (count // len(kernels)),
-                strict=True,
-            )
-        ]
-        backgrounds = map_channels(
-            lambda frames, filter, spent: filter(frames, spent=spent),
-            frames,
-            filters if is_list else filters[0],
-            [None] * count if is_list and spent is None else spent,
-        )
-        return Background(
-            map_channels(lambda one: one.bkgds, backgrounds),
-            map_channels(lambda one: one.noise_corrections, backgrounds),
-        )
-
-    def to_json(self) -> str:
-        """The module as a JSON text, to be kept in a file and read by `from_json`."""
-        radii = np.asarray(self.radii_pix)[:, : self.unbounded_radii.shape[1]]
-        fields = {"radii_pix": decimals(radii)} | {
-            name: getattr(self, name) for name in _SAVED_NAMES
-        }
-        return saved("SpatialMean", fields)
-
-    @classmethod
-    def from_json(cls, text: str) -> "SpatialMean":
-        """The module that `to_json` wrote as `text`. Names that it does not know are passed
-        over.
-
-        **Raises:**
-
-        `ValueError` for a text that is no such module, or is of a later version.
-
-        !!! example
-
-            ```python
-            >>> import jaxbkgd
-            >>> text = jaxbkgd.SpatialMean(5.0).to_json()
-            >>> jaxbkgd.SpatialMean.from_json(text).radii_pix.round(3).tolist()
-            [[5.0, 5.0]]
-
-            ```
-        """
-        fields = saved_fields("SpatialMean", text, ("radii_pix", *_SAVED_NAMES))
-        try:
-            check_bound(fields["max_radius_pix"])
-            # Rows, one a channel: two numbers in a list would be a pair.
-            return cls(np.array(fields.pop("radii_pix")), **fields)
-        except TypeError as error:
-            raise ValueError(f"This JSON does not fit a module. {error}") from error
-
-    def __repr__(self) -> str:
-        if not isinstance(self.unbounded_radii, jax.Array) or is_traced(
-            self.unbounded_radii
-        ):
-            return super().__repr__()
-        radii = [[float(f"{r:.6g}") for r in row] for row in np.asarray(self.radii_pix)]
-        return (
-            f"SpatialMean(radii_pix={radii}, max_radius_pix={self.max_radius_pix}, "
-            f"truncation={self.truncation!r}, noise={self.noise!r}, frozen={self.frozen}, "
-            f"unbounded_radii={np.asarray(self.unbounded_radii).tolist()})"
-        )
+        bkgds = filter_frames(frames, radii, kernels, donated)
+        return Background(bkgds, _noise_correction(radii, kernels, self.noise))
 
 
-class _WithKnownRadii(AbstractEstimator):
-    """A module whose radii stay, so that it needs no taps for others."""
-
-    module: SpatialMean
-    kernels: tuple[KernelPair, ...] = eqx.field(static=True)
-
-    @property
-    def halo_frames(self) -> int:
-        return self.module.halo_frames
-
-    @property
-    def halo_lines(self) -> int | None:
-        """Of the widest kernel, see `jaxbkgd._filter.engines.halo_lines`."""
-        return halo_lines(
-            max(kernel.half_width for pair in self.kernels for kernel in pair)
-        )
-
-    def __call__(self, channels: Channels, *, spent: Channels | None = None) -> Background:
-        """As the module; over `spent`, backgrounds of such channels that are not needed any
-        longer, it may write the new ones."""
-        return self.module._filtered_with(self.kernels, channels, spent)
-
-
-def _background(
+@ft.partial(jax.jit, static_argnames="kernels")
+def filter_frames(
     frames: Shaped[Array, "*batch height width"],
     radii: Float[Array, "2"],
     kernels: KernelPair,
-    noise: NoiseKind,
-    spent: Float[Array, "*batch height width"] | None,
-) -> Background:
-    """Of one channel."""
-    bkgds = filtered(frames, radii, kernels, spent)
-    return Background(bkgds, _noise(radii, kernels, noise))
-
-
-@ft.partial(jit_in_full_width, static_argnames="kernels")
-def filtered(
-    frames: Shaped[Array, "*batch height width"],
-    radii: Float[Array, "2"],
-    kernels: KernelPair,
-    spent: Float[Array, "*batch height width"] | None = None,
+    donated: Float[Array, "*batch height width"] | None = None,
 ) -> Float[Array, "*batch height width"]:
     """The frames filtered with the kernels (y, x) at the radii (y, x)."""
-    dtype = jnp.float64 if frames.dtype == jnp.float64 else jnp.float32
+    dtype = working_dtype(frames)
     if jnp.issubdtype(frames.dtype, jnp.floating):
         # Integers are converted in the filter, a frame at a time.
         frames = frames.astype(dtype)
-    if spent is not None and spent.dtype != dtype:
-        spent = None
-    return separable_filter(frames, list(radii.astype(dtype)), kernels, spent=spent)
+    if donated is not None and donated.dtype != dtype:
+        donated = None
+    return separable_filter(frames, list(radii.astype(dtype)), kernels, donated=donated)
 
 
-@ft.partial(jax.jit, static_argnames=("kernels", "kind"))
-def _noise(
-    radii: Float[Array, "2"],
-    kernels: KernelPair,
-    kind: NoiseKind,
+@ft.partial(jax.jit, static_argnames=("kernels", "noise"))
+def _noise_correction(
+    radii: Float[Array, "2"], kernels: KernelPair, noise: NoiseKind
 ) -> Float[Array, ""]:
-    taps_y, taps_x = (
-        kernel.taps(radius) for kernel, radius in zip(kernels, radii, strict=True)
-    )
-    return noise_factor([taps_y, taps_x], kind)
+    taps = [kernel.taps(radius) for kernel, radius in zip(kernels, radii, strict=True)]
+    return noise_factor(taps, noise)
 
 
-def _pair_and_kernels(radius_pix, max_radius_pix, truncation):
+def _radii_and_kernels(
+    radius_pix: Any, max_radius_pix: Any, truncation: Truncation
+) -> tuple[Float[Array, "2"], KernelPair]:
     """The radii (y, x) of one channel, and the static halves of their kernels."""
     check_choice("truncation", truncation, Truncation)
     radii = channel_radii(radius_pix)
@@ -433,21 +289,20 @@ def _pair_and_kernels(radius_pix, max_radius_pix, truncation):
             f"radius_pix must be a number or a (y, x) pair, but got {radius_pix!r}; "
             "`SpatialMean` takes radii for several channels."
         )
-    if max_radius_pix is not None:
+    if max_radius_pix is None:
+        y, x = np.broadcast_to(require_concrete(radii), (1, 2))[0].tolist()
+        kernels = _kernels(y, x, truncation, is_bound=False)
+    else:
         bound = check_bound(max_radius_pix)
         check_below(bound, radius_pix)
-        kernels = 2 * (_bounded_kernel(bound, truncation),)
-    else:
-        kernels = _known_pair(np.broadcast_to(known(radii), (1, 2))[0], truncation)
+        kernels = _kernels(bound, bound, truncation, is_bound=True)
     return jnp.broadcast_to(jnp.asarray(radii, float), (1, 2))[0], kernels
 
 
-def _known_pair(radii_pix: np.ndarray, truncation: Truncation) -> KernelPair:
-    y, x = (
-        GaussianKernel(half_width(radius, truncation), truncation) for radius in radii_pix
+def _kernels(y: float, x: float, truncation: Truncation, *, is_bound: bool) -> KernelPair:
+    """For the radii (y, x), or for all below them."""
+    y_kernel, x_kernel = (
+        GaussianKernel(half_width(radius, truncation), truncation, is_bound=is_bound)
+        for radius in (y, x)
     )
-    return y, x
-
-
-def _bounded_kernel(bound: float, truncation: Truncation) -> GaussianKernel:
-    return GaussianKernel(half_width(bound, truncation), truncation, is_bound=True)
+    return y_kernel, x_kernel

@@ -2,18 +2,18 @@
 
 import functools as ft
 from collections.abc import Callable
-from typing import Any, get_args, Literal
+from typing import Any, Literal
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.core import Tracer
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
-from .base import AbstractEstimator, as_frames, Background, Channels, map_channels
-from .radii import channel_radii
+from .base import AbstractEstimator, Background, working_dtype
+from .checks import check_choice, is_traced
+from .radii import channel_radii, check_channel_count
 
 
 OpeningNoise = Literal["simulated", "unit"]
@@ -45,8 +45,10 @@ class SpatialOpening(AbstractEstimator):
         ```
     """
 
-    radii_pix: tuple[Radii, ...] = eqx.field(static=True)
+    _radii: tuple[Radii, ...] = eqx.field(static=True)
     noise: OpeningNoise = eqx.field(static=True)
+
+    _saved_names = ("radii_pix", "noise")
 
     def __init__(self, radii_pix: Any = 3.0, *, noise: OpeningNoise = "simulated"):
         """**Arguments:**
@@ -62,73 +64,49 @@ class SpatialOpening(AbstractEstimator):
         `TypeError` or `ValueError` for radii that are not positive and finite, or are
         traced, and an unknown `noise`.
         """
-        if noise not in get_args(OpeningNoise):
-            raise ValueError(
-                f"noise must be one of {get_args(OpeningNoise)}, but is {noise!r}."
-            )
+        check_choice("noise", noise, OpeningNoise)
         radii = channel_radii(radii_pix)
-        if isinstance(radii, Tracer):
+        if is_traced(radii):
             raise TypeError(
                 "The radii of an opening set the size of its ellipse and must be static, "
                 "but are traced; give Python numbers."
             )
         rows = np.broadcast_to(radii, (len(radii), 2)).tolist()
-        self.radii_pix = tuple((y, x) for y, x in rows)
+        self._radii = tuple((y, x) for y, x in rows)
         self.noise = noise
+
+    @property
+    def radii_pix(self) -> Float[np.ndarray, "channels 2"]:
+        """The half axes (y, x) in pixels, a row a channel; one row serves all."""
+        return np.array(self._radii)
 
     @property
     def halo_frames(self) -> int:
         """0, since each frame is estimated by itself."""
         return 0
 
-    def __call__(self, channels: Channels) -> Background:
-        """**Arguments:**
+    def estimate_stack(self, frames: Shaped[Array, "*batch height width"]) -> Background:
+        """The background of one stack; see `__call__`."""
+        (estimate,) = self._stack_functions(1)
+        return estimate(frames)
 
-        - `channels`: one stack of frames `(..., height, width)`, or a list or tuple of
-            them, one a channel.
+    def _stack_functions(self, count: int) -> list[Callable[..., Background]]:
+        check_channel_count(len(self._radii), count)
+        rows = self._radii * (count // len(self._radii))
+        return [ft.partial(self._estimate_channel, row) for row in rows]
 
-        **Returns:**
-
-        A [`jaxbkgd.Background`][] with the structure of `channels`, float64 for float64
-        frames and float32 for all others.
-
-        **Raises:**
-
-        As [`jaxbkgd.SpatialMean`][] does for the channels.
-        """
-        is_list = isinstance(channels, list | tuple)
-        count = len(channels) if is_list else 1
-        if len(self.radii_pix) not in (1, count):
-            raise ValueError(
-                f"This module has radii for {len(self.radii_pix)} channels, but was given "
-                f"{count}; give a list with one stack for each channel."
-            )
-        # Arrays, which are one each to map_channels.
-        rows = [np.array(row) for row in self.radii_pix] * (count // len(self.radii_pix))
-        radii = rows if is_list else rows[0]
-        return Background(
-            map_channels(_bkgd, channels, radii),
-            map_channels(self._noise_correction, channels, radii),
-        )
-
-    def _noise_correction(self, _: Any, radii: Float[np.ndarray, "2"]) -> Array:
-        is_unit = self.noise == "unit"
-        return jnp.asarray(1 if is_unit else _simulated_noise(*radii.tolist()), float)
-
-
-def _bkgd(
-    channel: Any, radii: Float[np.ndarray, "2"]
-) -> Float[Array, "*batch height width"]:
-    frames = as_frames(channel)
-    frames = frames.astype(jnp.promote_types(frames.dtype, jnp.float32))
-    y, x = radii.tolist()
-    return _opened(frames, (y, x))
+    def _estimate_channel(
+        self, radii: Radii, frames: Shaped[Array, "*batch height width"]
+    ) -> Background:
+        noise = 1.0 if self.noise == "unit" else _simulated_noise(*radii)
+        return Background(_opened(frames, radii), jnp.asarray(noise, float))
 
 
 @ft.partial(jax.jit, static_argnames="radii")
 def _opened(
-    frames: Float[Array, "*batch height width"], radii: Radii
+    frames: Shaped[Array, "*batch height width"], radii: Radii
 ) -> Float[Array, "*batch height width"]:
+    frames = frames.astype(working_dtype(frames))
     shape = frames.shape[-2:]
     offsets = _ellipse(np.array(radii), shape)
 
@@ -175,5 +153,5 @@ def _simulated_noise(*radii: float) -> float:
     there is no formula."""
     noise = np.random.default_rng(0).standard_normal((512, 512), np.float32)
     with jax.ensure_compile_time_eval():
-        opened = np.asarray(_bkgd(noise, np.array(radii)))
+        opened = np.asarray(_opened(jnp.asarray(noise), radii))
     return float(np.std(noise - opened) / np.std(noise))

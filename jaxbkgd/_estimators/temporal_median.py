@@ -2,7 +2,7 @@
 
 import functools as ft
 from collections.abc import Callable
-from typing import Any, get_args, Literal
+from typing import Any, Literal
 
 import equinox as eqx
 import jax
@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.scipy.special import log_ndtr
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
-from .base import AbstractEstimator, as_frames, Background, Channels, map_channels
+from .base import AbstractEstimator, Background, working_dtype
+from .checks import check_choice, checked_count
 
 
 MedianNoise = Literal["exact", "unit"]
@@ -48,6 +49,8 @@ class TemporalMedian(AbstractEstimator):
     half_window_frames: int = eqx.field(static=True)
     noise: MedianNoise = eqx.field(static=True)
 
+    _saved_names = ("half_window_frames", "noise")
+
     def __init__(self, half_window_frames: int = 25, *, noise: MedianNoise = "exact"):
         """**Arguments:**
 
@@ -60,17 +63,10 @@ class TemporalMedian(AbstractEstimator):
 
         `ValueError` for a radius that is not a whole number from 0, and an unknown `noise`.
         """
-        is_whole = isinstance(half_window_frames, int | np.integer)
-        if not is_whole or isinstance(half_window_frames, bool) or half_window_frames < 0:
-            raise ValueError(
-                "half_window_frames must be a whole number from 0, the frames on either side of "
-                f"one, but is {half_window_frames!r}; a window of 51 frames has 25."
-            )
-        if noise not in get_args(MedianNoise):
-            raise ValueError(
-                f"noise must be one of {get_args(MedianNoise)}, but is {noise!r}."
-            )
-        self.half_window_frames = int(half_window_frames)
+        self.half_window_frames = checked_count(
+            "half_window_frames", half_window_frames, 0, "a window of 51 frames has 25"
+        )
+        check_choice("noise", noise, MedianNoise)
         self.noise = noise
 
     @property
@@ -78,36 +74,16 @@ class TemporalMedian(AbstractEstimator):
         """`half_window_frames`."""
         return self.half_window_frames
 
-    def __call__(self, channels: Channels) -> Background:
-        """**Arguments:**
-
-        - `channels`: one stack `(..., frames, height, width)`, or a list or tuple of them,
-            one a channel. A single frame is its own median.
-
-        **Returns:**
-
-        A [`jaxbkgd.Background`][] with the structure of `channels`, float64 for float64
-        frames and float32 for all others.
-
-        **Raises:**
-
-        As [`jaxbkgd.SpatialMean`][] does for the channels.
-        """
-        is_unit = self.noise == "unit"
-        noise = jnp.asarray(1 if is_unit else _exact_noise(self.half_window_frames), float)
-        return Background(
-            map_channels(lambda channel: _bkgd(channel, self.half_window_frames), channels),
-            map_channels(lambda _: noise, channels),
-        )
-
-
-def _bkgd(channel: Any, radius: int) -> Float[Array, "*batch height width"]:
-    frames = as_frames(channel)
-    frames = frames.astype(jnp.promote_types(frames.dtype, jnp.float32))
-    if frames.ndim == 2 or frames.size == 0:
-        return frames
-    # No window reaches farther than the movie.
-    return _medians(frames, min(radius, frames.shape[-3] - 1))
+    def estimate_stack(self, frames: Shaped[Array, "*batch height width"]) -> Background:
+        """The background of one stack `(..., frames, height, width)`, float64 for float64
+        frames and float32 for all others. A single frame is its own median."""
+        noise = 1.0 if self.noise == "unit" else _exact_noise(self.half_window_frames)
+        frames = frames.astype(working_dtype(frames))
+        bkgds = frames
+        if frames.ndim > 2 and frames.size:
+            # No window reaches farther than the movie.
+            bkgds = _medians(frames, min(self.half_window_frames, frames.shape[-3] - 1))
+        return Background(bkgds, jnp.asarray(noise, float))
 
 
 @ft.partial(jax.jit, static_argnames="reach")
@@ -142,8 +118,8 @@ def _median_jvp(reach, primals, tangents):
             lax.dynamic_slice_in_dim(stack, shift, middles.shape[1])
             for stack in (frames, changes)
         )
-        is_middle = near == middles
-        return (total + jnp.where(is_middle, change, 0), count + is_middle), None
+        is_middle = near[None] == middles
+        return (total + jnp.where(is_middle, change[None], 0), count + is_middle), None
 
     zeros = jnp.zeros_like(middles)
     (total, count), _ = lax.scan(add, (zeros, zeros), jnp.arange(2 * reach + 1))
@@ -172,15 +148,15 @@ def _of_middles(
     def slide(state, time):
         values, nan_count = state
         entering, leaving = frame_at(time), frame_at(time - window)
-        nan_count += 1 * jnp.isnan(entering) - 1 * jnp.isnan(leaving)
+        nan_count += jnp.isnan(entering).astype(int) - jnp.isnan(leaving).astype(int)
         entering, leaving = (
             jnp.where(jnp.isnan(frame), jnp.inf, frame) for frame in (entering, leaving)
         )
-        others = jnp.where(values[:-1] < leaving, values[:-1], values[1:])
+        others = jnp.where(values[:-1] < leaving[None], values[:-1], values[1:])
         # Padded once: concatenated, it would run at an eighth of the speed in jax 0.10.
         padded = jnp.pad(others, ((1, 1), (0, 0), (0, 0)), constant_values=jnp.inf)
         below, above = padded[:-1].at[0].set(-jnp.inf), padded[1:]
-        values = jnp.maximum(below, jnp.minimum(above, entering))
+        values = jnp.maximum(below, jnp.minimum(above, entering[None]))
         count = jnp.minimum(time + 1, length) - jnp.maximum(time + 1 - window, 0)
         middles = (
             jnp.where(nan_count > 0, jnp.nan, values[rank])

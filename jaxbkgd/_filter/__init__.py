@@ -1,1 +1,4 @@
-"""Separable correlation with symmetric kernels, as one JAX primitive."""
+"""The separable filter: JAX only, and nothing of microscopy."""
+
+# The primitives are complete only with their rules.
+from . import rules as rules

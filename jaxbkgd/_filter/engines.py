@@ -1,656 +1,495 @@
-"""How a stack is filtered: in pieces, or at once, by shifted slices or by products.
+"""The separable filter of a stack: piece by piece, or the whole stack at once.
 
-On CPU a stack is walked in pieces, which stay in cache on their way through both axes.
-Elsewhere all of it goes through at once. What is not finite takes a way of its own.
+On CPU a stack is filtered in pieces, which stay in cache on their way through both axes.
+Elsewhere the whole stack goes through one axis after the other. Either way there are three
+functions: images, the sum of images with weights, and the sums of products of images with
+a stack. In time, a stack is an image frames high and as wide as a frame has pixels, and is
+filtered along its height alone.
 """
 
+import dataclasses
 import functools as ft
 import math
-from typing import Literal, NamedTuple, Protocol, runtime_checkable
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Int, Shaped
+
+from .correlation import correlate, correlate_axis, Edges, fold_edges, Row, Rows, rows_of
+from .kernels import Kernel, Kernels
+from .nonfinite import must_spread, spread_nonfinite, zeros_for_nonfinite, zeros_of_lines
 
 
-@runtime_checkable
-class Kernel(Protocol):
-    """A symmetric row of taps that depends on one number. Hashable."""
-
-    @property
-    def is_bound(self) -> bool: ...
-
-    @property
-    def zero_taps(self) -> int: ...
-
-    def taps(self, radius_pix: Float[Array, ""]) -> Float[Array, " taps"]: ...
-
-    def derivative(self) -> "Kernel": ...
-
-
-# The kernels of one output image, an axis each: y and x, or y alone.
-Kernels = tuple[Kernel, ...]
-
-# What lies beyond an edge: the edge again, or nothing. "folded" is the adjoint of
-# "repeated"; "empty" is its own.
-Edges = Literal["repeated", "folded", "empty"]
-
-# The pieces: lines of a strip, and columns of what is filtered together along time. Halos
-# of products are wider, and so are their strips. But what is larger than 1 MB, XLA copies
-# in another thread, where it then goes on: calls in several threads would wait for it.
+# Height of a strip, and width of a block in time. Products have wider halos and take taller
+# strips, but no more than 1 MB: XLA copies larger buffers in threads of its own, for which
+# concurrent calls would wait.
 _STRIP_LINES = 32
 _BANDED_STRIP_BYTES = 2**20
-_COURSES = 256
+_TEMPORAL_COLUMNS = 256
 # Along y a line is read again for each tap. Where the lines under the taps do not fit into
-# the nearest cache, a strip goes along y in blocks of columns that do. As many lines as the
-# cache has ways are read side by side without that, however long they are.
+# the nearest cache, a strip is filtered along y in blocks of columns that do. No blocks are
+# needed for as many lines as the cache has ways, however long they are.
 _COLUMNS = 128
 _BANDED_COLUMNS = 256
 _L1_BYTES, _L1_WAYS = 2**15, 8
 
 
-def filter_in_pieces(
-    frames,
-    radii,
-    outputs,
-    *,
-    kernels,
-    edges,
-    is_finite,
-    weights=None,
-    factor=None,
-    spent=None,
-    is_exported=False,
-):
-    """The images of the outputs.
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What all images of a call share.
 
-    With weights, the first of them are added up. With a factor, they are the sums of the
-    products with it, but for the image of `kernels`, the last. Where there is one image, it
-    may be written over a spent one, for which there is no further use. A program that is
-    exported makes no calls that a later version might refuse.
+    **Arguments:**
+
+    - `dimension`: "space" for kernels (y, x) along the last two axes of the frames, "time"
+        for one kernel along the last axis but two.
+    - `edges`: what lies beyond the edges.
+    - `is_finite`: whether the frames are known to be finite, so that less is compiled.
     """
-    *batch, height, width = frames.shape
-    stack = frames.reshape((math.prod(batch), height, width))
-    rows = _all_rows((kernels, *outputs), radii, (height, width), edges, _MOST_PIECES)
-    is_temporal = len(radii) == 1
-    is_banded = any(row.bands is not None for row in rows.values())
-    strip_bytes = _BANDED_STRIP_BYTES if is_banded else 0
-    strip_lines = max(_STRIP_LINES, strip_bytes // (width * radii[0].dtype.itemsize))
-    lines = height if is_temporal else min(strip_lines, height)
-    columns = min(_COURSES, width) if is_temporal else width
-    must_spread = not is_finite and _must_spread(frames, rows)
-    strip_count, block_count = -(-height // lines), -(-width // columns)
-    multiplied = [] if factor is None else without(kernels, outputs)
-    image_count = len(outputs) - len(multiplied)
-    if weights:
-        image_count -= len(weights) - 1
-    factors = stack if factor is None else factor.reshape(stack.shape)
 
-    def add_products(sums, images, index, strip, start, block, left):
-        """Of pixels that no strip or block before has had."""
-        near = lax.dynamic_slice(factors, (index, start, left), (1, lines, columns))[0]
-        near = near.astype(images[0].dtype)
-        if edges == "folded":
-            # Whatever the level, the products with it add up to nothing but rounding.
-            near -= factors[index, 0, 0].astype(near.dtype)
-        is_new = (start + jnp.arange(lines) >= strip * lines)[:, None]
-        if columns < width:
-            is_new &= left + jnp.arange(columns) >= block * columns
-        near = jnp.where(is_new, near, 0)
-        return [total + near * image for total, image in zip(sums, images, strict=True)]
+    dimension: Literal["space", "time"]
+    edges: Edges
+    is_finite: bool
 
-    def filter_block(images_and_sums, number):
-        images, sums = images_and_sums
-        index, block = number // block_count, number % block_count
-        # The last block overlaps the one before, as the last strip does. Whole lines are
-        # copied far faster where it is known that they are.
-        left = 0 if columns == width else jnp.minimum(block * columns, width - columns)
+    def adjoint(self) -> "Settings":
+        """The settings of the adjoint filter."""
+        adjoints: dict[Edges, Edges] = {"repeated": "folded", "folded": "repeated"}
+        return dataclasses.replace(self, edges=adjoints.get(self.edges, self.edges))
 
-        def lines_from(start, count, index=index):
-            return lax.dynamic_slice(stack, (index, start, left), (1, count, columns))[0]
 
-        def filter_strip(strip, carry):
-            images, sums, zeros = carry
-            start = jnp.minimum(strip * lines, height - lines)
-            if must_spread:
-                zeros += _zeros_of(lambda first, n: lines_from(start + first, n), lines)
-            if lines == height:
-                frame = lines_from(0, height)
-                finite = _finite(frame) if must_spread else frame
-                filter_y = ft.partial(_filter_axis, finite, edges=edges, axis=-2)
-            else:
-                filter_y = ft.partial(
-                    _filter_strip,
-                    stack,
-                    edges=edges,
-                    index=index,
-                    start=start,
-                    count=lines,
-                    must_clean=must_spread,
-                )
-            filtered = _filter_axes(filter_y, rows, outputs, edges)
-            if weights:
-                filtered = weighted(filtered, weights)
-            products, kept = filtered[: len(multiplied)], filtered[len(multiplied) :]
-            images = [
-                lax.dynamic_update_slice(image, new[None], (index, start, left))
-                for image, new in zip(images, kept, strict=True)
-            ]
-            if products:
-                sums = add_products(sums, products, index, strip, start, block, left)
-            return images, sums, zeros
+def filter_at_once(
+    frames: Shaped[Array, "*batch height width"],
+    radii: Sequence[Float[Array, ""]],
+    images: Sequence[Kernels],
+    settings: Settings,
+) -> list[Float[Array, "*batch height width"]]:
+    """The frames filtered with the kernels of each image."""
+    stack = _as_images(frames, settings)
+    rows = _rows(images, radii, stack, settings)
 
-        def add_spread(turn, images):
-            # The turn is 0. What depends on it is not moved out of the loop, where it would
-            # be made for every frame.
-            pixels = lines_from(0, height, index + turn)
-            if len(stack) == 1:
-                # Here XLA knows the index.
-                pixels, _ = lax.optimization_barrier((pixels, turn))
-            spread = _spread(pixels, rows, kernels, in_loop=True)
-            corner = (index, 0, left)
-            shape = (1, *spread.shape)
-            return [
-                lax.dynamic_update_slice(
-                    image, lax.dynamic_slice(image, corner, shape) + spread, corner
-                )
-                for image in images
-            ]
+    def filter_finite(stack):
+        filter_y = ft.partial(correlate_axis, stack, edges=settings.edges, axis=-2)
+        return _filter_axes(filter_y, rows, images, settings.edges, on_cpu=False)
 
-        zeros = jnp.zeros_like(_zeros_of(lines_from, lines))
-        carry = images, sums, zeros
-        images, sums, zeros = lax.fori_loop(0, strip_count, filter_strip, carry)
-        if must_spread:
-            is_finite = jnp.all(jnp.isfinite(zeros))
-            sums = [jnp.where(is_finite, each, jnp.nan) for each in sums]
-            # A loop of one turn or none leaves the images where they are.
-            turns = 1 - is_finite.astype(int)
-            images = lax.fori_loop(0, turns, add_spread, images)
-        return (images, sums), None
+    def filter_others(stack):
+        spread = spread_nonfinite(stack, rows, images[0], in_loop=False)
+        return [image + spread for image in filter_finite(zeros_for_nonfinite(stack))]
 
-    if spent is not None:
-        images = [spent.reshape(stack.shape)]
+    if settings.is_finite or not must_spread(stack, rows):
+        filtered = filter_finite(stack)
     else:
-        image = _filled if is_exported or not stack.size else _unwritten
-        images = [image(stack, radii, number) for number in range(image_count)]
-    # A sum for each pixel of a strip: XLA's own over pixels are slow, and less exact.
-    sums = [jnp.zeros_like(stack, radii[0].dtype, shape=(lines, columns))] * len(multiplied)
-    if frames.size:
-        blocks = jnp.arange(len(stack) * block_count)
-        (images, sums), _ = lax.scan(filter_block, (images, sums), blocks)
-    return [
-        *(jnp.sum(each) for each in sums),
-        *(image.reshape(frames.shape) for image in images),
-    ]
+        all_finite = jnp.all(jnp.isfinite(stack))
+        filtered = lax.cond(all_finite, filter_finite, filter_others, stack)
+    return [image.reshape(frames.shape) for image in filtered]
 
 
-def _filled(stack, radii, number):
-    # Of a number of its own, or XLA would make one image of several and copy it.
-    return jnp.full_like(stack, number, radii[0].dtype)
+def weighted_sum_at_once(
+    frames: Shaped[Array, "*batch height width"],
+    radii: Sequence[Float[Array, ""]],
+    weights: Sequence[Float[Array, ""]],
+    images: Sequence[Kernels],
+    settings: Settings,
+) -> Float[Array, "*batch height width"]:
+    """The sum of the images with these weights."""
+    return weighted_sum(weights, filter_at_once(frames, radii, images, settings))
 
 
-def _unwritten(stack, radii, number):
-    """An image for a loop to write to, whose pixels are whatever was in its memory.
-
-    Otherwise XLA writes each pixel before the loop does, which takes as long as to filter
-    with few taps. On CPU it has no call of its own that does not. One that JAX keeps stable
-    is LAPACK's solution of triangular equations: if there are none, it writes none.
-    """
-    if not _can_be_unwritten():
-        return _filled(stack, radii, number)
-    dtype = radii[0].dtype
-    # LAPACK reads no number where there are no equations. But by this one XLA takes each
-    # call for another, for each image and in each turn of a loop, and makes no copies.
-    mark = number + stack[0, 0, 0].astype(dtype) + sum(radii)
-    image = _solution_of_no_equations(mark, stack.shape)
-    # Under `shard_map`, it is each device's own, as the stack is. Compiled, nothing is
-    # added.
-    return image + jnp.zeros_like(stack, dtype, shape=())
+def products_at_once(
+    frames: Float[Array, "*batch height width"],
+    factor: Shaped[Array, "*batch height width"],
+    radii: Sequence[Float[Array, ""]],
+    images: Sequence[Kernels],
+    kept: Sequence[Kernels],
+    settings: Settings,
+) -> list[Float[Array, "..."]]:
+    """The sum of each image's products with the factor, then the images that are kept."""
+    filtered = filter_at_once(frames, radii, [*images, *kept], settings)
+    multiplied, kept_images = filtered[: len(images)], filtered[len(images) :]
+    factor = factor.astype(radii[0].dtype)
+    return [*(jnp.sum(image * factor) for image in multiplied), *kept_images]
 
 
-def _solution_of_no_equations(mark, shape):
-    left, lower, as_it_is = (np.uint8(ord(letter)) for letter in "LLN")
-    return jax.ffi.ffi_call(
-        {"float32": "lapack_strsm_ffi", "float64": "lapack_dtrsm_ffi"}[mark.dtype.name],
-        jax.ShapeDtypeStruct(shape, mark.dtype),
-    )(
-        mark.reshape(1, 1),
-        jnp.zeros((0, 1, 1), mark.dtype),
-        side=left,
-        uplo=lower,
-        trans_x=as_it_is,
-        diag=as_it_is,
+def weighted_sum(
+    weights: Sequence[Float[Array, ""]], images: Sequence[Float[Array, "*shape"]]
+) -> Float[Array, "*shape"]:
+    terms = [weight * image for weight, image in zip(weights, images, strict=True)]
+    return ft.reduce(jnp.add, terms)
+
+
+def filter_in_pieces(
+    frames: Shaped[Array, "*batch height width"],
+    radii: Sequence[Float[Array, ""]],
+    images: Sequence[Kernels],
+    settings: Settings,
+) -> list[Float[Array, "*batch height width"]]:
+    """As `filter_at_once`."""
+    pieces = _pieces(frames, radii, images, images[0], settings)
+    results = [_empty(pieces.stack, radii[0].dtype) for _ in images]
+    results, _ = _filter_pieces(pieces, results, [], lambda strips, sums, _: (strips, sums))
+    return [result.reshape(frames.shape) for result in results]
+
+
+def filter_onto(
+    donated: Float[Array, "*batch height width"],
+    frames: Shaped[Array, "*batch height width"],
+    radii: Sequence[Float[Array, ""]],
+    kernels: Kernels,
+    settings: Settings,
+) -> Float[Array, "*batch height width"]:
+    """As `filter_in_pieces`, for one image that is written over the donated one."""
+    pieces = _pieces(frames, radii, [kernels], kernels, settings)
+    results = [donated.reshape(pieces.stack.shape)]
+    results, _ = _filter_pieces(pieces, results, [], lambda strips, sums, _: (strips, sums))
+    return results[0].reshape(frames.shape)
+
+
+def weighted_sum_in_pieces(
+    frames: Shaped[Array, "*batch height width"],
+    radii: Sequence[Float[Array, ""]],
+    weights: Sequence[Float[Array, ""]],
+    images: Sequence[Kernels],
+    settings: Settings,
+    *,
+    kernels: Kernels,
+) -> Float[Array, "*batch height width"]:
+    """As `weighted_sum_at_once`, keeping no image but the sum. The images are derivatives
+    of that of `kernels`."""
+    pieces = _pieces(frames, radii, images, kernels, settings)
+    results = [_empty(pieces.stack, radii[0].dtype)]
+    results, _ = _filter_pieces(
+        pieces, results, [], lambda strips, sums, _: ([weighted_sum(weights, strips)], sums)
     )
+    return results[0].reshape(frames.shape)
 
 
-@ft.cache
-def _can_be_unwritten():
-    """Whether LAPACK gives an image of any size for no equations, which that of a later
-    version may refuse."""
-    try:
-        cpu = jax.local_devices(backend="cpu")[0]
-        with jax.ensure_compile_time_eval(), jax.default_device(cpu):
-            solve = jax.jit(lambda: _solution_of_no_equations(jnp.float32(0), (3,)))
-            solve().block_until_ready()
-    except RuntimeError:
-        return False
-    return True
+def products_in_pieces(
+    frames: Float[Array, "*batch height width"],
+    factor: Shaped[Array, "*batch height width"],
+    radii: Sequence[Float[Array, ""]],
+    images: Sequence[Kernels],
+    kept: Sequence[Kernels],
+    settings: Settings,
+    *,
+    kernels: Kernels,
+) -> list[Float[Array, "..."]]:
+    """As `products_at_once`. The images are derivatives of that of `kernels`."""
+    pieces = _pieces(frames, radii, [*images, *kept], kernels, settings)
+    factors = factor.reshape(pieces.stack.shape)
+
+    def add_products(strips, sums, place):
+        near = _factor_of_strip(factors, pieces, place, dtype)
+        pairs = zip(sums, strips[: len(images)], strict=True)
+        return strips[len(images) :], [total + near * strip for total, strip in pairs]
+
+    # A sum for each pixel of a strip, which is faster and more exact than XLA's sum over
+    # all pixels.
+    dtype, shape = radii[0].dtype, (pieces.lines, pieces.columns)
+    sums = [jnp.zeros_like(pieces.stack, dtype, shape) for _ in images]
+    results = [_empty(pieces.stack, dtype) for _ in kept]
+    results, sums = _filter_pieces(pieces, results, sums, add_products)
+    images_kept = [result.reshape(frames.shape) for result in results]
+    return [*(jnp.sum(total) for total in sums), *images_kept]
 
 
-def without(kernels, outputs):
-    return [each for each in outputs if each != kernels]
+class _Pieces(NamedTuple):
+    """A stack of images and how it is divided: each image into blocks of columns, each
+    block into strips of lines. In space a block is as wide as the frames."""
+
+    stack: Shaped[Array, "count height width"]
+    rows: Rows
+    images: tuple[Kernels, ...]
+    kernels: Kernels  # whose reach what is not finite has
+    settings: Settings
+    lines: int
+    columns: int
+    must_spread: bool
+
+    @property
+    def strip_count(self) -> int:
+        return -(-self.stack.shape[1] // self.lines)
+
+    @property
+    def block_count(self) -> int:
+        return -(-self.stack.shape[2] // self.columns)
 
 
-def weighted(images, weights):
-    """The sum of as many images as there are weights, and the others."""
-    terms = [weight * image for weight, image in zip(weights, images, strict=False)]
-    return [ft.reduce(jnp.add, terms), *images[len(weights) :]]
+class _Place(NamedTuple):
+    """Where a strip is. The last strip and the last block overlap those before."""
+
+    number: Int[Array, ""]  # of the image in the stack
+    top: Int[Array, ""]
+    left: Int[Array, ""] | int
+    first_new_line: Int[Array, ""]  # no strip before has it
+    first_new_column: Int[Array, ""]
 
 
-def filter_at_once(frames, radii, outputs, *, edges, is_finite):
-    rows = _all_rows(outputs, radii, frames.shape[-2:], edges)
-
-    def filter_finite(frames):
-        filter_y = ft.partial(_filter_axis, frames, edges=edges, axis=-2)
-        return _filter_axes(filter_y, rows, outputs, edges)
-
-    if is_finite or not _must_spread(frames, rows):
-        return filter_finite(frames)
-
-    def filter_rest():
-        spread = _spread(frames, rows, outputs[0], in_loop=False)
-        return [image + spread for image in filter_finite(_finite(frames))]
-
-    is_finite = jnp.all(jnp.isfinite(frames))
-    return lax.cond(is_finite, lambda: filter_finite(frames), filter_rest)
+# From the strips of all images, the sums so far and the place to the strips that are kept
+# and the new sums.
+_UseStrips = Callable[[list[Array], list[Array], _Place], tuple[list[Array], list[Array]]]
 
 
-class _Row(NamedTuple):
-    """A kernel's taps from the centre outwards, and what is made of them for an axis."""
-
-    all_taps: Array
-    taps: Array
-    bands: Array | None
-    most_pieces: float  # of a product that are written out
-
-
-def _row(all_taps, size, is_temporal, edges, most_pieces) -> _Row:
-    """A tap that reaches across the whole axis reads an edge pixel, whatever its distance:
-    in a kernel that is wider, the last of these takes the weight of all beyond."""
-    reach = min(all_taps.size, size) - 1
-    taps = all_taps[: reach + 1]
-    if edges != "empty":
-        beyond = jnp.sum(all_taps[reach + 1 :])
-        # Of the centre there is one, of every other tap there are two.
-        taps = taps.at[reach].add(beyond if reach else 2 * beyond)
-    most_taps = _MOST_TAPS if size <= 512 else _MOST_TAPS_OF_LONG_AXES
-    # In a product, the order of a sum depends on where in the axis a pixel lies.
-    is_banded = taps.size > most_taps and not is_temporal
-    return _Row(all_taps, taps, _bands(taps) if is_banded else None, most_pieces)
+def _as_images(
+    frames: Shaped[Array, "*batch height width"], settings: Settings
+) -> Shaped[Array, "*images image_height image_width"]:
+    """In time, one image with a line for each frame."""
+    if settings.dimension == "space":
+        return frames
+    *batch, count, height, width = frames.shape
+    return frames.reshape((*batch, count, height * width))
 
 
-def halo_lines(half_width) -> int | None:
-    """The lines above and below a strip of a frame without which it is not filtered to the
-    same bit, or None where the engine depends on how many there are."""
-    return half_width if half_width < _MOST_TAPS else None
+def _rows(
+    images: Sequence[Kernels],
+    radii: Sequence[Float[Array, ""]],
+    stack: Shaped[Array, "*batch height width"],
+    settings: Settings,
+) -> Rows:
+    is_temporal = settings.dimension == "time"
+    sizes, edges = stack.shape[-2:], settings.edges
+    return rows_of(images, radii, sizes, is_temporal=is_temporal, edges=edges)
 
 
-def _all_rows(
-    outputs, radii, shape, edges, most_pieces=math.inf
-) -> dict[tuple[int, Kernel], _Row]:
-    # Each once, though outputs share kernels.
-    needed = {
-        (axis, kernel): len(kernels) == 1
-        for kernels in outputs
-        for axis, kernel in enumerate(kernels)
-    }
-    return {
-        (axis, kernel): _row(
-            kernel.taps(radii[axis]), shape[axis], is_temporal, edges, most_pieces
-        )
-        for (axis, kernel), is_temporal in needed.items()
-    }
+def _pieces(
+    frames: Shaped[Array, "*batch height width"],
+    radii: Sequence[Float[Array, ""]],
+    images: Sequence[Kernels],
+    kernels: Kernels,
+    settings: Settings,
+) -> _Pieces:
+    stack = _as_images(frames, settings)
+    *batch, height, width = stack.shape
+    stack = stack.reshape((math.prod(batch), height, width))
+    rows = _rows([kernels, *images], radii, stack, settings)
+    if settings.dimension == "time":
+        lines, columns = height, min(_TEMPORAL_COLUMNS, width)
+    else:
+        is_banded = any(row.bands is not None for row in rows.values())
+        strip_bytes = _BANDED_STRIP_BYTES if is_banded else 0
+        banded_lines = strip_bytes // max(1, width * radii[0].dtype.itemsize)
+        lines, columns = min(max(_STRIP_LINES, banded_lines), height), width
+    spreads = not settings.is_finite and must_spread(stack, rows)
+    images = tuple(images)
+    return _Pieces(stack, rows, images, kernels, settings, lines, columns, spreads)
 
 
-def _filter_axes(filter_y, rows, outputs, edges):
-    """Filters along y, then x if it has a kernel. Images with the same kernel along y share
-    that pass, and those of one pass are filtered together."""
-    wanted: dict[Kernel, list[Kernel]] = {}
-    for first, *others in outputs:
-        wanted.setdefault(first, []).extend(others)
-    filtered = filter_y([rows[0, first] for first in wanted])
-    images = {}
-    for (first, others), image in zip(wanted.items(), filtered, strict=True):
-        images[first,] = image
+def _empty(
+    stack: Shaped[Array, "count height width"], dtype: jnp.dtype
+) -> Float[Array, "count height width"]:
+    """An image for a loop to write to. A zero of the stack makes it vary from device to
+    device under `shard_map`, as the stack does. Compiled, nothing is added."""
+    return lax.empty(stack.shape, dtype) + jnp.zeros_like(stack, dtype, ())
+
+
+def _filter_pieces(
+    pieces: _Pieces,
+    images: list[Float[Array, "count height width"]],
+    sums: list[Float[Array, "lines columns"]],
+    use_strips: _UseStrips,
+) -> tuple[list[Array], list[Array]]:
+    """Writes to the images, and adds to the sums, what is made of the filtered strips."""
+    if 0 in pieces.stack.shape:
+        return images, sums
+    filter_block = ft.partial(_filter_block, pieces, use_strips)
+    blocks = jnp.arange(pieces.stack.shape[0] * pieces.block_count)
+    carry, _ = lax.scan(filter_block, (images, sums), blocks)
+    return carry
+
+
+def _filter_block(
+    pieces: _Pieces,
+    use_strips: _UseStrips,
+    images_and_sums: tuple[list[Array], list[Array]],
+    number: Int[Array, ""],
+) -> tuple[tuple[list[Array], list[Array]], None]:
+    """One step of a scan over all blocks."""
+    (images, sums), (_, height, width) = images_and_sums, pieces.stack.shape
+    index, block = number // pieces.block_count, number % pieces.block_count
+    first_column = block * pieces.columns
+    # XLA copies whole lines faster where it knows that they are whole.
+    is_whole = pieces.columns == width
+    left = 0 if is_whole else jnp.minimum(first_column, width - pieces.columns)
+    strip_lines = _lines_reader(pieces, index, left)
+
+    def filter_strip(strip, carry):
+        images, sums, zeros = carry
+        first_line = strip * pieces.lines
+        top = jnp.minimum(first_line, height - pieces.lines)
+        place = _Place(index, top, left, first_line, first_column)
+        if pieces.must_spread:
+            zeros += zeros_of_lines(
+                lambda first, count: strip_lines(top + first, count), pieces.lines
+            )
+        kept, sums = use_strips(_filter_strip(pieces, place), sums, place)
+        images = [
+            lax.dynamic_update_slice(image, strip[None], (index, top, left))
+            for image, strip in zip(images, kept, strict=True)
+        ]
+        return images, sums, zeros
+
+    zeros = jnp.zeros_like(zeros_of_lines(strip_lines, pieces.lines))
+    carry = images, sums, zeros
+    images, sums, zeros = lax.fori_loop(0, pieces.strip_count, filter_strip, carry)
+    if pieces.must_spread:
+        is_finite = jnp.all(jnp.isfinite(zeros))
+        sums = [jnp.where(is_finite, total, jnp.nan) for total in sums]
+        images = _add_nonfinite(pieces, images, index, left, is_finite)
+    return (images, sums), None
+
+
+def _lines_reader(
+    pieces: _Pieces, index: Int[Array, ""], left: Int[Array, ""] | int
+) -> Callable[..., Shaped[Array, "count columns"]]:
+    """A function that reads lines of one block of one image."""
+
+    def read(start, count):
+        size = (1, count, pieces.columns)
+        return lax.dynamic_slice(pieces.stack, (index, start, left), size)[0]
+
+    return read
+
+
+def _add_nonfinite(
+    pieces: _Pieces,
+    images: list[Float[Array, "count height width"]],
+    index: Int[Array, ""],
+    left: Int[Array, ""] | int,
+    is_finite: Bool[Array, ""],
+) -> list[Float[Array, "count height width"]]:
+    """Adds what is not finite to one block of the images, if there is any."""
+
+    def add(turn, images):
+        # What depends on the turn, which is 0, is not moved out of the loop over blocks,
+        # where it would be made for every block.
+        pixels = _lines_reader(pieces, index + turn, left)(0, pieces.stack.shape[1])
+        if pieces.stack.shape[0] == 1:
+            # Here XLA knows the index, and that a turn changes nothing.
+            pixels, _ = lax.optimization_barrier((pixels, turn))
+        spread = spread_nonfinite(pixels, pieces.rows, pieces.kernels, in_loop=True)
+        corner, shape = (index, 0, left), (1, *spread.shape)
+        return [
+            lax.dynamic_update_slice(
+                image, lax.dynamic_slice(image, corner, shape) + spread[None], corner
+            )
+            for image in images
+        ]
+
+    # A loop of one turn or none leaves the images where they are; a `cond` copies them.
+    return lax.fori_loop(0, 1 - is_finite.astype(jnp.int32), add, images)
+
+
+def _factor_of_strip(
+    factors: Shaped[Array, "count height width"],
+    pieces: _Pieces,
+    place: _Place,
+    dtype: jnp.dtype,
+) -> Float[Array, "lines columns"]:
+    """The factor at a strip, and zero where another strip was before."""
+    corner, size = (place.number, place.top, place.left), (1, pieces.lines, pieces.columns)
+    near = lax.dynamic_slice(factors, corner, size)[0].astype(dtype)
+    if pieces.settings.edges == "folded":
+        # Products with a constant add up to rounding alone, and less so if it is small.
+        near -= factors[place.number, 0, 0].astype(dtype)
+    lines = place.top + jnp.arange(pieces.lines)
+    is_new = (lines >= place.first_new_line)[:, None]
+    if pieces.columns < factors.shape[2]:
+        columns = place.left + jnp.arange(pieces.columns)
+        is_new &= (columns >= place.first_new_column)[None]
+    return jnp.where(is_new, near, 0)
+
+
+def _filter_strip(pieces: _Pieces, place: _Place) -> list[Float[Array, "lines columns"]]:
+    """A strip filtered with the kernels of each image."""
+    if pieces.lines == pieces.stack.shape[1]:
+        image = _lines_reader(pieces, place.number, place.left)(0, pieces.lines)
+        image = zeros_for_nonfinite(image) if pieces.must_spread else image
+        edges = pieces.settings.edges
+        filter_y = ft.partial(correlate_axis, image, edges=edges, axis=-2)
+    else:
+        filter_y = ft.partial(_correlate_strip, pieces, place)
+    edges = pieces.settings.edges
+    return _filter_axes(filter_y, pieces.rows, pieces.images, edges, on_cpu=True)
+
+
+def _filter_axes(
+    filter_y: Callable[..., list[Array]],
+    rows: Rows,
+    images: Sequence[Kernels],
+    edges: Edges,
+    *,
+    on_cpu: bool,
+) -> list[Float[Array, "*batch height width"]]:
+    """Filters along y, then along x where there is a kernel for it. Images with the same
+    kernel along y share that pass, and the rows of a pass are correlated together."""
+    kernels_x: dict[Kernel, list[Kernel]] = {}
+    for first, *others in images:
+        kernels_x.setdefault(first, []).extend(others)
+    passes = filter_y([rows[0, first] for first in kernels_x], on_cpu=on_cpu)
+    filtered: dict[Kernels, Array] = {}
+    for (first, others), image in zip(kernels_x.items(), passes, strict=True):
+        filtered[first,] = image
         if others:
-            lines = _filter_axis(image, [rows[1, other] for other in others], edges, -1)
-            images |= {
-                (first, other): line for other, line in zip(others, lines, strict=True)
-            }
-    return [images[kernels] for kernels in outputs]
+            rows_x = [rows[1, other] for other in others]
+            lines = correlate_axis(image, rows_x, edges, -1, on_cpu=on_cpu)
+            filtered |= {(first, x): line for x, line in zip(others, lines, strict=True)}
+    return [filtered[kernels] for kernels in images]
 
 
-def _filter_strip(stack, rows, edges, index, start, count, must_clean):
-    """The lines from `start` of a frame filtered along y, by each row."""
-    (_, height, width), dtype = stack.shape, rows[0].taps.dtype
-    half_width = rows[0].taps.size - 1
-    lines = start - half_width + jnp.arange(count + 2 * half_width)
+def _correlate_strip(
+    pieces: _Pieces, place: _Place, rows: Sequence[Row], *, on_cpu: bool
+) -> list[Float[Array, "lines width"]]:
+    """A strip correlated with each row along y, its halo read from the stack."""
+    (_, height, width), dtype = pieces.stack.shape, rows[0].taps.dtype
+    half_width, edges = rows[0].taps.size - 1, pieces.settings.edges
+    lines = place.top - half_width + jnp.arange(pieces.lines + 2 * half_width)
     inside = jnp.clip(lines, 0, height - 1)
 
-    def pixels_of(numbers, left=0, columns=width):
-        def pixels(line):
-            return lax.dynamic_slice(stack, (index, line, left), (1, 1, columns))[0, 0]
+    def read(numbers, left=0, columns=width):
+        def read_line(line):
+            corner, size = (place.number, line, left), (1, 1, columns)
+            return lax.dynamic_slice(pieces.stack, corner, size)[0, 0]
 
-        read = jax.vmap(pixels)(numbers).astype(dtype)
-        return _finite(read) if must_clean else read
+        pixels = jax.vmap(read_line)(numbers).astype(dtype)
+        return zeros_for_nonfinite(pixels) if pieces.must_spread else pixels
 
-    def filter_columns(left, columns):
-        padded = pixels_of(inside, left, columns)
+    def correlate_columns(left, columns):
+        padded = read(inside, left, columns)
         if edges != "repeated":
             is_inside = (lines >= 0) & (lines < height)
             padded = jnp.where(is_inside[:, None], padded, 0)
-        return _correlate(lax.optimization_barrier(padded), rows, count, axis=-2)
+        # Else XLA would read and convert anew for each tap.
+        padded = lax.optimization_barrier(padded)
+        return correlate(padded, rows, pieces.lines, -2, on_cpu=on_cpu)
 
     is_banded = rows[0].bands is not None
     columns = min(_BANDED_COLUMNS if is_banded else _COLUMNS, width)
 
-    def filter_block(block, images):
-        # The last one overlaps the one before.
+    def add_block(block, images):
+        # The last block overlaps the one before.
         left = jnp.minimum(block * columns, width - columns)
+        strips = correlate_columns(left, columns)
         return [
-            lax.dynamic_update_slice(image, new, (0, left))
-            for image, new in zip(images, filter_columns(left, columns), strict=True)
+            lax.dynamic_update_slice(image, strip, (0, left))
+            for image, strip in zip(images, strips, strict=True)
         ]
 
     line_count = 2 * half_width + 1
     is_near = line_count <= _L1_WAYS or line_count * width * dtype.itemsize <= _L1_BYTES
     if columns == width or (is_near and not is_banded):
-        images = filter_columns(0, width)
+        images = correlate_columns(0, width)
     else:
-        # Under `shard_map`, they are each device's own, as the stack is.
-        shape = count, width
-        images = [jnp.full_like(stack, row, dtype, shape) for row in range(len(rows))]
-        images = lax.fori_loop(0, -(-width // columns), filter_block, images)
+        shape = pieces.lines, width
+        # Of different numbers, since XLA would make one image of two equal ones, and copy.
+        images = [
+            jnp.full_like(pieces.stack, number, dtype, shape) for number in range(len(rows))
+        ]
+        images = lax.fori_loop(0, -(-width // columns), add_block, images)
     if edges != "folded":
         return images
-    first = pixels_of(jnp.arange(half_width))
-    last = pixels_of(height - half_width + jnp.arange(half_width))
+    first = read(jnp.arange(half_width))
+    last = read(height - half_width + jnp.arange(half_width))
     return [
-        _fold_edges(image, first, last, row.taps, -2, start, height)
+        fold_edges(image, first, last, row.taps, -2, place.top, height)
         for image, row in zip(images, rows, strict=True)
     ]
-
-
-def _filter_axis(image, rows, edges, axis):
-    """The image filtered along the axis, by each row."""
-    image = image.astype(rows[0].taps.dtype)
-    half_width, size = rows[0].taps.size - 1, image.shape[axis]
-    first = lax.slice_in_dim(image, 0, half_width, axis=axis)
-    last = lax.slice_in_dim(image, size - half_width, size, axis=axis)
-    if edges == "repeated":
-        padded = _pad(image, (half_width, half_width), axis, "edge")
-    else:
-        # On CPU this copies lines, where a constant pad asks at each pixel.
-        beyond = jnp.zeros_like(first)
-        padded = jnp.concatenate([beyond, image, beyond], axis)
-    padded = lax.optimization_barrier(padded)
-    filtered = _correlate(padded, rows, size, axis)
-    if edges != "folded":
-        return filtered
-    return [
-        _fold_edges(one, first, last, row.taps, axis, 0, size)
-        for one, row in zip(filtered, rows, strict=True)
-    ]
-
-
-def _pad(image, widths, axis, mode="constant"):
-    all_widths = [(0, 0)] * image.ndim
-    all_widths[axis] = widths
-    return jnp.pad(image, all_widths, mode)
-
-
-def _fold_edges(filtered, first, last, taps, axis, start, size):
-    """Adds to the edge pixels what their copies beyond the edge would have received.
-
-    `filtered` holds the pixels from `start` along an axis of this size, `first` and `last`
-    what was filtered, as far from the edges as the taps reach.
-    """
-    # The weight with which the pixel at a distance from the edge reads beyond it.
-    beyond = (jnp.sum(taps) - jnp.cumsum(taps))[:-1]
-    positions = _along(start + jnp.arange(filtered.shape[axis]), axis)
-    for edge, near, weights in ((0, first, beyond), (size - 1, last, beyond[::-1])):
-        folded = jnp.sum(near * _along(weights, axis), axis=axis, keepdims=True)
-        filtered = filtered + jnp.where(positions == edge, folded, 0)
-    return filtered
-
-
-def _along(row, axis):
-    return row[:, None] if axis == -2 else row
-
-
-# Engines: ways to correlate `padded` with a row, giving `count` pixels along the axis.
-
-# The most taps, the centre and one side, for which shifted slices are the faster, as found
-# with jax 0.12 on a Zen 5 machine; along long axes the products are slower.
-_MOST_TAPS = 28
-_MOST_TAPS_OF_LONG_AXES = 48
-# The most taps on one side that are written out, as all in space are. Of more, in time,
-# groups go through a loop: it costs half as much again, but a long program compiles long.
-_MOST_SHIFTS, _SHIFT_GROUP = _MOST_TAPS_OF_LONG_AXES - 1, 16
-_BAND_PIXELS = 64  # what one product of the banded engine gives
-# Of more, the products go through a loop on CPU: written out, they take long to compile.
-_MOST_PIECES = 4
-
-
-def _correlate(padded, rows, count, axis):
-    """An image for each row; rows of one axis have as many taps."""
-    if rows[0].bands is not None:
-        return [_banded_products(padded, row, count, axis) for row in rows]
-    images = []
-    for first in range(0, len(rows), 2):
-        taps = [row.taps for row in rows[first : first + 2]]
-        total = _sum_of_shifts(padded, taps, count, axis)
-        if len(taps) == 2:
-            total = lax.optimization_barrier(total)
-            images += [jnp.real(total), jnp.imag(total)]
-        else:
-            images.append(lax.optimization_barrier(total) if axis == -2 else total)
-    return images
-
-
-def _sum_of_shifts(padded, rows, count, axis):
-    """Those of two rows are the real and the imaginary part of one image: XLA's programs on
-    CPU have one result each, and so both are made from the same loads."""
-    centre = rows[0].size - 1
-    grouped = centre // _SHIFT_GROUP * _SHIFT_GROUP if centre > _MOST_SHIFTS else 0
-
-    def joined(terms):
-        return lax.complex(*terms) if len(terms) == 2 else terms[0]
-
-    def pairs(left, right, rows):
-        # From the outside in, small terms first. A tap serves both of its sides.
-        totals = [0] * len(rows)
-        for start in range(rows[0].size - 1, -1, -1):
-            index = rows[0].size - 1 - start
-            outer = lax.slice_in_dim(left, index, index + count, axis=axis)
-            inner = lax.slice_in_dim(right, start, start + count, axis=axis)
-            both = outer + inner
-            totals = [
-                total + taps[start] * both for total, taps in zip(totals, rows, strict=True)
-            ]
-        return joined(totals)
-
-    def add_group(group, total):
-        first, size = group * _SHIFT_GROUP, count + _SHIFT_GROUP - 1
-        nearest = centre - first - _SHIFT_GROUP + 1
-        left = lax.dynamic_slice_in_dim(padded, first, size, axis)
-        right = lax.dynamic_slice_in_dim(padded, centre + nearest, size, axis)
-        near = [lax.dynamic_slice_in_dim(taps, nearest, _SHIFT_GROUP) for taps in rows]
-        return total + pairs(left, right, near)
-
-    middle = lax.slice_in_dim(padded, centre, centre + count, axis=axis)
-    middle = joined([taps[0] * middle for taps in rows])
-    total = 0
-    if grouped:
-        total = lax.fori_loop(0, grouped // _SHIFT_GROUP, add_group, jnp.zeros_like(middle))
-    left = lax.slice_in_dim(padded, grouped, max(centre - 1, grouped) + count, axis=axis)
-    right = lax.slice_in_dim(
-        padded,
-        min(centre + 1, 2 * centre - grouped),
-        2 * centre - grouped + count,
-        axis=axis,
-    )
-    near = [taps[1 : centre - grouped + 1] for taps in rows]
-    return total + (pairs(left, right, near) if near[0].size else 0) + middle
-
-
-def _bands(taps):
-    """The matrices that make `_BAND_PIXELS` pixels from a piece of an axis.
-
-    The banded matrix of a symmetric kernel is the same upside down and back to front.
-    So the sum and the difference of a piece and its mirror image each have a product of
-    their own, with half of the rows and half of the columns.
-    """
-    half_width = taps.size - 1
-    half = _BAND_PIXELS // 2 + half_width
-    distance = jnp.arange(2 * half) - half_width - jnp.arange(_BAND_PIXELS // 2)[:, None]
-    distance = jnp.abs(distance)
-    band = jnp.where(distance <= half_width, taps[jnp.minimum(distance, half_width)], 0)
-    first, last = band[:, :half], band[:, : half - 1 : -1]
-    return jnp.stack([first + last, first - last]) / 2
-
-
-def _banded_products(padded, row, count, axis):
-    """Costs nearly the same for any number of taps."""
-    half, wanted = row.bands.shape[-1], count
-    count = max(wanted, _BAND_PIXELS)
-    padded = _pad(padded, (0, count - wanted), axis)
-
-    def multiply(matrix, piece):
-        left, right = (matrix, piece) if axis == -2 else (piece, matrix.T)
-        return jnp.matmul(left, right, precision=lax.Precision.HIGHEST)
-
-    def pixels(start):
-        first = lax.dynamic_slice_in_dim(padded, start, half, axis)
-        last = jnp.flip(lax.dynamic_slice_in_dim(padded, start + half, half, axis), axis)
-        # The barriers keep XLA from fusing these with the products, and losing time.
-        folded = lax.optimization_barrier((first + last, first - last))
-        even, odd = lax.optimization_barrier(tuple(map(multiply, row.bands, folded)))
-        return lax.optimization_barrier((even + odd, jnp.flip(even - odd, axis)))
-
-    def add_piece(piece, image):
-        # The last piece overlaps the one before.
-        start = jnp.minimum(piece * _BAND_PIXELS, count - _BAND_PIXELS)
-        for index, half_piece in enumerate(pixels(start)):
-            corner = start + index * _BAND_PIXELS // 2
-            image = lax.dynamic_update_slice_in_dim(image, half_piece, corner, axis)
-        return image
-
-    piece_count = -(-count // _BAND_PIXELS)
-    if piece_count > row.most_pieces:
-        image = lax.slice_in_dim(jnp.zeros_like(padded), 0, count, axis=axis)
-        image = lax.fori_loop(0, piece_count, add_piece, image)
-    else:
-        starts = [*range(0, count - _BAND_PIXELS, _BAND_PIXELS), count - _BAND_PIXELS]
-        pieces = [piece for start in starts[:-1] for piece in pixels(start)]
-        last = jnp.concatenate(pixels(starts[-1]), axis=axis)
-        known = (piece_count - 1) * _BAND_PIXELS - starts[-1]
-        pieces.append(lax.slice_in_dim(last, known, _BAND_PIXELS, axis=axis))
-        image = jnp.concatenate(pieces, axis=axis)
-    return lax.slice_in_dim(image, 0, wanted, axis=axis)
-
-
-def _finite(image):
-    return jnp.where(jnp.isfinite(image), image, 0)
-
-
-def zeros_of(images):
-    """Zeros, and NaN where one of eight lines is not finite. On CPU this is quick, while
-    XLA's own sums over all pixels take as long as the filter."""
-
-    def lines_from(first, count):
-        return lax.slice_in_dim(images, first, first + count, axis=-2)
-
-    return _zeros_of(lines_from, images.shape[-2])
-
-
-def _zeros_of(lines_from, height):
-    count = -(-height // 8)
-    # Each read by itself, since parts of what is read at once are slower in a loop. They
-    # may overlap.
-    firsts = [min(first, height - count) for first in range(0, 8 * count, count)]
-    return sum(lines_from(first, count) * 0 for first in firsts)
-
-
-def _must_spread(frames, rows) -> bool:
-    """Whether what is not finite would reach more than the pixels it should: a product
-    spreads it over lines of pixels, and a zero tap times infinity is a NaN."""
-    return jnp.issubdtype(frames.dtype, jnp.floating) and any(
-        kernel.is_bound or row.bands is not None for (_, kernel), row in rows.items()
-    )
-
-
-# What is not finite, as flags, so that several are together in one number.
-_UP, _DOWN, _NAN = 1, 2, 4
-
-
-def _spread(frames, rows, kernels, *, in_loop):
-    """NaN or infinity where the kernels cover one, and zero elsewhere. What is not finite
-    in an image is not finite in its derivatives: they all get the same.
-
-    On CPU a loop takes less memory than what is written out; GPU and TPU do without loops.
-    """
-    infinite = jnp.where(frames > 0, _UP, _DOWN)
-    flags = jnp.where(jnp.isnan(frames), _NAN, jnp.where(jnp.isinf(frames), infinite, 0))
-    flags = flags.astype(jnp.uint8)
-    # Infinities of one sign, under taps of one sign, add up to infinity.
-    has_one_sign = True
-    flags_between = ft.partial(_flags_between, in_loop=in_loop)
-    for axis, kernel in enumerate(kernels):
-        taps = rows[axis, kernel].all_taps
-        most = taps.size - 1
-        if kernel.is_bound:
-            # To the last that is not zero: nearer ones may be zero, too.
-            distance = jnp.max(jnp.where(taps != 0, jnp.arange(taps.size), 0))
-        else:
-            distance = jnp.asarray(most - kernel.zero_taps)
-        near = flags_between(flags, -distance, distance, most, axis - 2)
-        if kernel.zero_taps:
-            # Zero times infinity is not a number.
-            before = flags_between(flags, -most, -distance - 1, most, axis - 2)
-            after = flags_between(flags, distance + 1, most, most, axis - 2)
-            near |= jnp.where(before | after, jnp.uint8(_NAN), 0)
-        flags = near
-        has_one_sign &= jnp.all(taps >= 0)
-    infinite = jnp.where(flags == _UP, jnp.inf, -jnp.inf)
-    is_infinite = has_one_sign & ((flags == _UP) | (flags == _DOWN))
-    spread = jnp.where(is_infinite, infinite, jnp.nan)
-    return jnp.where(flags == 0, 0, spread).astype(frames.dtype)
-
-
-def _flags_between(flags, first, last, most, axis, *, in_loop):
-    """All flags of the pixels that lie from `first` to `last` beyond each, edges repeated.
-    Neither is farther than `most`."""
-    size = flags.shape[axis]
-    # All that lies farther away than this is the edge.
-    most = min(most, size)
-    first, last = (jnp.clip(distance, -most, most) for distance in (first, last))
-    count, doublings = last - first + 1, (2 * most + 1).bit_length() - 1
-    near = jnp.where(count > 0, _pad(flags, (most, most), axis, "edge"), 0)
-    length = near.shape[axis]
-
-    # Of 1, 2, 4, ... pixels each, until two of them cover all; they may overlap.
-    def double(number, near):
-        beyond = _pad(near, (0, 2**doublings // 2), axis)
-        both = near | lax.dynamic_slice_in_dim(beyond, 1 << number, length, axis)
-        # In this order, no more than two of them are kept.
-        return lax.optimization_barrier(jnp.where(2 << number <= count, both, near))
-
-    near = lax.fori_loop(0, doublings, double, near, unroll=not in_loop)
-    width = 1 << jnp.sum(2 << jnp.arange(doublings) <= count)
-    start, stop = most + first, most + last + 1
-    left = lax.dynamic_slice_in_dim(near, start, size, axis)
-    right = lax.dynamic_slice_in_dim(near, stop - width, size, axis)
-    return left | right

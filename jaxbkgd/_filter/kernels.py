@@ -19,9 +19,9 @@ NoiseKind = Literal["exact", "separable"]
 # sqrt(2) erfinv(0.99), where arrlp's `kernel` cuts its taps.
 _CUT_SIGMAS = 2.5758293035489004
 
-# The density is integrated over each pixel by Gauss-Legendre quadrature, since a
-# difference of two erf cancels in float32. No interval that matters is wider than
-# 2.6 sigma, where 12 nodes err by less than 1e-15.
+# Gauss-Legendre quadrature integrates the density over each pixel, since a difference of
+# two erf cancels in float32. No interval that matters is wider than 2.6 sigma, where 12
+# nodes err by less than 1e-15.
 _NODES, _NODE_WEIGHTS = np.polynomial.legendre.leggauss(12)
 
 
@@ -34,7 +34,7 @@ def half_width(radius_pix: float, truncation: Truncation) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class GaussianKernel:
-    """The static half of a Gaussian kernel along one axis; its radius is the other.
+    """The static part of a Gaussian kernel along one axis. Its radius is traced.
 
     A tap is the integral of the normal density with `sigma = radius / 2` over its
     pixel. "hard" truncation zeroes the taps whose centre lies further out than 2.576
@@ -48,8 +48,8 @@ class GaussianKernel:
     - `truncation`: `"hard"` or `"smooth"`.
     - `order`: how often the taps are differentiated with respect to the radius.
     - `is_bound`: whether `half_width` is that of a larger radius. Then taps may be zero,
-        and a pixel under a zero tap is not read, so that its NaN does not spread.
-    - `zero_taps`: number of zeros to append, under which pixels are read.
+        and a NaN under a zero tap does not spread.
+    - `zero_taps`: number of zeros to append. A NaN under these spreads.
     """
 
     half_width: int
@@ -72,9 +72,8 @@ class GaussianKernel:
 
 @dataclasses.dataclass(frozen=True)
 class GapKernel:
-    """A kernel that does not see what is nearer than `gap`: half of the weight there goes
-    to each of the two taps at that distance. The gap is within its reach all the same: a
-    NaN spreads from there too."""
+    """A kernel whose taps nearer than `gap` are zero. Their weight goes, half and half, to
+    the two taps at that distance. A NaN in the gap spreads all the same."""
 
     kernel: GaussianKernel
     gap: int
@@ -97,19 +96,31 @@ class GapKernel:
         return GapKernel(self.kernel.derivative(), self.gap)
 
 
+# A symmetric row of taps that depends on one radius, in px or in frames. Hashable.
+Kernel = GaussianKernel | GapKernel
+
+# The kernels of one image: (y, x) in space, (t,) in time.
+Kernels = tuple[Kernel, ...]
+
+
+def differentiated(kernels: Kernels, axis: int) -> Kernels:
+    """The kernels whose image is the derivative in the radius of one axis."""
+    return (*kernels[:axis], kernels[axis].derivative(), *kernels[axis + 1 :])
+
+
 def _taps(kernel: GaussianKernel, radius_pix: Float[Array, ""]) -> Float[Array, " taps"]:
     sigma = radius_pix / 2
     distance = jnp.arange(kernel.half_width + 1, dtype=radius_pix.dtype)
-    # "hard" clips too, out where no tap is kept unless it is the only one: far
-    # outside, the density underflows and its integral could not be divided by.
+    # "hard" clips too, at 4 sigma: further out the density underflows, and where the
+    # centre is the only tap its integral must not be 0.
     clip = sigma * (_CUT_SIGMAS if kernel.truncation == "smooth" else 4.0)
     inner = jnp.minimum(jnp.maximum(distance - 0.5, 0), clip)
     outer = jnp.minimum(distance + 0.5, clip)
     middle, half = (outer + inner)[:, None] / 2, (outer - inner)[:, None] / 2
-    z = (middle + half * _NODES.astype(distance.dtype)) / sigma
-    density = jnp.exp(-(z**2) / 2) * _NODE_WEIGHTS.astype(distance.dtype)
+    z = (middle + half * _NODES.astype(distance.dtype)[None]) / sigma
+    density = jnp.exp(-(z**2) / 2) * _NODE_WEIGHTS.astype(distance.dtype)[None]
     integral = jnp.sum(density, axis=1) * half[:, 0]
-    # Of the centre's pixel only the outer half was integrated.
+    # The centre's pixel was integrated over its outer half only.
     taps = integral.at[0].multiply(2)
     if kernel.truncation == "hard" and kernel.is_bound:
         taps = jnp.where(distance <= _CUT_SIGMAS * sigma, taps, 0)
@@ -134,7 +145,7 @@ def noise_factor(
     - `taps_of_axes`: for each axis, taps of a symmetric kernel from the centre outwards.
     - `kind`: `"exact"` or `"separable"`.
     """
-    # Written in the mass and the energy off the centre: 1 - 2 g(0) + |g|^2 cancels.
+    # In terms of the mass and the energy off the centre, since 1 - 2 g(0) + |g|^2 cancels.
     masses = [2 * jnp.sum(taps[1:]) for taps in taps_of_axes]
     energies = [2 * jnp.sum(taps[1:] ** 2) for taps in taps_of_axes]
     if kind == "separable":
@@ -149,6 +160,6 @@ def noise_factor(
 
 
 def _sqrt(x: Float[Array, ""]) -> Float[Array, ""]:
-    # A kernel of one tap leaves no noise: the derivative there is 0, not infinite.
+    # Kernels of one tap leave no noise, and the derivative there is 0, not infinite.
     is_zero = x == 0
     return jnp.where(is_zero, 0, jnp.sqrt(jnp.where(is_zero, 1, x)))

@@ -1,0 +1,90 @@
+"""Checks of arguments. An error is one line: the value, the rule and the remedy."""
+
+import math
+from typing import Any, get_args
+
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jaxtyping import Float
+
+
+def is_traced(value: Any) -> bool:
+    """Whether JAX is tracing `value`, so that it has no number yet."""
+    return isinstance(value, Tracer)
+
+
+def is_real_dtype(dtype: np.dtype, *, allows_bool: bool = False) -> bool:
+    """Whether numbers of `dtype` are real, those of JAX's own dtypes included."""
+    kinds = [jnp.integer, jnp.floating, *[jnp.bool_] * allows_bool]
+    # To NumPy, a time difference is an integer.
+    return any(jnp.issubdtype(dtype, kind) for kind in kinds) and dtype.kind != "m"
+
+
+def check_choice(name: str, value: Any, choices: Any) -> None:
+    """Raises `ValueError` unless `value` is one of those of the type `Literal[...]`."""
+    if value not in get_args(choices):
+        raise ValueError(
+            f"{name} must be one of {', '.join(map(repr, get_args(choices)))}, but is "
+            f"{value!r}."
+        )
+
+
+def real_array(
+    name: str,
+    value: Any,
+    *,
+    minimum: float = 0.0,
+    includes_minimum: bool = False,
+    maximum: float = math.inf,
+    unit: str = "",
+) -> Float[np.ndarray, "..."]:
+    """Real, finite numbers of any shape as float64, which lie within the limits.
+
+    **Raises:**
+
+    `TypeError` for a value that is no number or array of numbers, and `ValueError` for
+    numbers that are not finite or lie outside of the limits.
+    """
+    try:
+        numbers = np.asarray(value)
+    except ValueError:
+        # A ragged list.
+        numbers = np.asarray(None)
+    if not is_real_dtype(numbers.dtype) or isinstance(value, np.ma.MaskedArray):
+        raise TypeError(f"{name} must be a number{unit}, but is {value!r}.")
+    numbers = numbers.astype(np.float64)
+    is_above = (numbers >= minimum) if includes_minimum else (numbers > minimum)
+    if not np.all(is_above & np.isfinite(numbers) & (numbers <= maximum)):
+        lower = "positive" if minimum == 0 else f"above {minimum:g}"
+        if includes_minimum:
+            lower = "zero or positive" if minimum == 0 else f"at least {minimum:g}"
+        upper = "finite" if maximum == math.inf else f"at most {maximum:g}"
+        raise ValueError(f"{name} must be {lower} and {upper}{unit}, but is {value!r}.")
+    return numbers
+
+
+def checked_numbers(name: str, value: Any, **limits: Any) -> tuple[float, ...]:
+    """A number, or a sequence with one a channel, as a tuple; see `real_array`."""
+    numbers = real_array(name, value, **limits)
+    if numbers.ndim > 1 or not numbers.size:
+        raise TypeError(f"{name} must be a number, or one a channel, but is {value!r}.")
+    return tuple(np.atleast_1d(numbers).tolist())
+
+
+def checked_number(name: str, value: Any, **limits: Any) -> float:
+    """One number; see `real_array`."""
+    if np.ndim(value):
+        raise TypeError(f"{name} must be one number, but is {value!r}.")
+    return float(real_array(name, value, **limits))
+
+
+def checked_count(name: str, value: Any, minimum: int = 1, remedy: str = "") -> int:
+    """A whole number from `minimum` on."""
+    is_whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    if not is_whole or value < minimum:
+        raise ValueError(
+            f"{name} must be a whole number from {minimum} on, but is {value!r}"
+            f"{remedy and '; ' + remedy}."
+        )
+    return int(value)

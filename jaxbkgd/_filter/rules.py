@@ -1,0 +1,215 @@
+"""How JAX differentiates, transposes and maps the primitives of the filter.
+
+Frames and images are `*batch height width`, or in time `*batch frames height width`; radii
+are scalars, one for each kernel.
+
+- The filter is linear in the frames, and its transpose is the filter with adjoint edges.
+- Its derivative in a radius is the filter with the derivative of that axis' kernel.
+- A gradient in the radii is the sum of products of the frames with what the adjoint filter
+  of these derivatives makes of the cotangent. It shares passes with the gradient in the
+  frames, and no images are kept for it.
+- Mapped frames become one larger stack, and mapped radii a loop.
+"""
+
+import functools as ft
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching
+from jaxtyping import Array, Float, Shaped
+
+from .engines import Settings, weighted_sum
+from .kernels import differentiated, Kernels
+from .primitive import filter_p, pullback_p, pushforward_p, split_tangents
+
+
+# The derivative of an image along tangents (of frames and radii, or zeros).
+Dimensions = Sequence[int | None]
+
+
+def _filter_jvp(
+    primals: Sequence[Any],
+    tangents: Sequence[Any],
+    *,
+    images: tuple[Kernels, ...],
+    settings: Settings,
+) -> tuple[list[Array], list[Array]]:
+    """The images and, one after the other, their derivatives. JAX takes the two apart where
+    it knows the primals before the tangents."""
+    (frames, *radii), (frames_tangent, *radii_tangents) = primals, tangents
+    bind = ft.partial(filter_p.bind, images=images, settings=settings)
+    results = bind(frames, *radii)
+    axes = tuple(
+        axis for axis, dot in enumerate(radii_tangents) if not isinstance(dot, ad.Zero)
+    )
+    is_moved = not isinstance(frames_tangent, ad.Zero)
+    if not axes:
+        return results, bind(frames_tangent, *radii)
+    # Under `shard_map`, each device has a gradient in the radii of its own.
+    zero = jnp.zeros_like(frames, radii[0].dtype, shape=())
+    dots = [radii_tangents[axis] + zero for axis in axes]
+    dots += [frames_tangent] if is_moved else []
+    return results, [
+        pushforward_p.bind(
+            frames, *radii, *dots, kernels=kernels, axes=axes, settings=settings
+        )
+        for kernels in images
+    ]
+
+
+def _filter_transpose(
+    cotangents: Sequence[Any],
+    frames: Any,
+    *radii: Float[Array, ""],
+    images: tuple[Kernels, ...],
+    settings: Settings,
+) -> list[Array | None]:
+    """The cotangent of the frames, as of all images together."""
+    assert ad.is_undefined_primal(frames)
+    bars = [
+        filter_p.bind(cotangent, *radii, images=(kernels,), settings=settings.adjoint())[0]
+        for cotangent, kernels in zip(cotangents, images, strict=True)
+        if not isinstance(cotangent, ad.Zero)
+    ]
+    return [ft.reduce(jnp.add, bars) if bars else None, *(None for _ in radii)]
+
+
+def _filter_batch(
+    arguments: Sequence[Array], dims: Dimensions, **parameters: Any
+) -> tuple[list[Array], list[int]]:
+    """The images of mapped frames, mapped radii or both, mapped along their first axis."""
+    (frames, *radii), (frames_dim, *radii_dims) = arguments, dims
+    bind = ft.partial(filter_p.bind, **parameters)
+    if frames_dim is not None:
+        frames = jnp.moveaxis(frames, frames_dim, 0)
+    counts = {
+        radius.shape
+        for radius, dim in zip(radii, radii_dims, strict=True)
+        if dim is not None
+    }
+    if not counts:
+        images = bind(frames, *radii)
+    else:
+        (count,) = counts
+        radii = [jnp.broadcast_to(radius, count) for radius in radii]
+        if frames_dim is None:
+            images = lax.map(lambda radii: bind(frames, *radii), radii)
+        else:
+            images = lax.map(lambda mapped: bind(*mapped), [frames, *radii])
+    return images, [0] * len(images)
+
+
+def _pushforward(
+    frames: Shaped[Array, "*shape"],
+    *radii_and_tangents: Float[Array, "..."],
+    kernels: Kernels,
+    axes: tuple[int, ...],
+    settings: Settings,
+) -> Float[Array, "*shape"]:
+    """`pushforward_p` in terms of the filter."""
+    radii, tangents, frames_tangents = split_tangents(radii_and_tangents, kernels, axes)
+    images = tuple(differentiated(kernels, axis) for axis in axes)
+    slopes = filter_p.bind(frames, *radii, images=images, settings=settings)
+    total = weighted_sum(tangents, slopes)
+    for tangent in frames_tangents:
+        (moved,) = filter_p.bind(tangent, *radii, images=(kernels,), settings=settings)
+        total += moved
+    return total
+
+
+def _pullback(
+    cotangent: Float[Array, "*shape"],
+    frames: Shaped[Array, "*shape"],
+    *radii: Float[Array, ""],
+    kernels: Kernels,
+    axes: tuple[int, ...],
+    is_image_kept: bool,
+    settings: Settings,
+) -> list[Float[Array, "..."]]:
+    """`pullback_p` in terms of the filter."""
+    slopes = tuple(differentiated(kernels, axis) for axis in axes)
+    images = (*slopes, kernels) if is_image_kept else slopes
+    filtered = filter_p.bind(cotangent, *radii, images=images, settings=settings)
+    factor = frames.astype(cotangent.dtype)
+    sums = [jnp.sum(image * factor) for image in filtered[: len(axes)]]
+    return [*sums, *filtered[len(axes) :]]
+
+
+def _pushforward_transpose(
+    cotangent: Any,
+    frames: Shaped[Array, "*shape"],
+    *radii_and_tangents: Any,
+    kernels: Kernels,
+    axes: tuple[int, ...],
+    settings: Settings,
+) -> list[Array | None]:
+    """The cotangents of the tangents, of radii and frames together."""
+    radii, dots, frames_dots = split_tangents(radii_and_tangents, kernels, axes)
+    if isinstance(cotangent, ad.Zero):
+        return [None] * (1 + len(radii_and_tangents))
+    bars = pullback_p.bind(
+        cotangent,
+        frames,
+        *radii,
+        kernels=kernels,
+        axes=axes,
+        is_image_kept=len(frames_dots) > 0,
+        settings=settings.adjoint(),
+    )
+    tangents = zip(bars, [*dots, *frames_dots], strict=True)
+    return [
+        *[None] * (1 + len(radii)),
+        *(bar if ad.is_undefined_primal(dot) else None for bar, dot in tangents),
+    ]
+
+
+def _jvp_of(function: Callable) -> Callable:
+    """A jvp rule that differentiates a function."""
+
+    def jvp(primals, tangents, **parameters):
+        moving = [i for i, dot in enumerate(tangents) if not isinstance(dot, ad.Zero)]
+
+        def of_moving(*values):
+            arguments = list(primals)
+            for index, value in zip(moving, values, strict=True):
+                arguments[index] = value
+            return function(*arguments, **parameters)
+
+        at, dots = ([values[i] for i in moving] for values in (primals, tangents))
+        return jax.jvp(of_moving, at, dots)
+
+    return jvp
+
+
+def _batch_of(function: Callable) -> Callable:
+    """A batching rule that maps a function."""
+
+    def batch(arguments, dims, **parameters):
+        mapped = jax.vmap(ft.partial(function, **parameters), in_axes=tuple(dims))
+        results = mapped(*arguments)
+        return results, jax.tree.map(lambda _: 0, results)
+
+    return batch
+
+
+def _register(
+    primitive: Primitive,
+    jvp: Callable,
+    batch: Callable,
+    transpose: Callable | None = None,
+) -> None:
+    ad.primitive_jvps[primitive] = jvp
+    batching.primitive_batchers[primitive] = batch
+    if transpose is not None:
+        ad.primitive_transposes[primitive] = transpose
+
+
+_register(filter_p, _filter_jvp, _filter_batch, _filter_transpose)
+_register(
+    pushforward_p, _jvp_of(_pushforward), _batch_of(_pushforward), _pushforward_transpose
+)
+_register(pullback_p, _jvp_of(_pullback), _batch_of(_pullback))
