@@ -7,7 +7,11 @@ from ._calibration.calibrate import (
     calibrate as calibrate,
     CalibrationHistory as CalibrationHistory,
 )
-from ._calibration.objectives import FramePairLoss as FramePairLoss, TruthLoss as TruthLoss
+from ._calibration.objectives import (
+    FramePairLoss as FramePairLoss,
+    Objective as Objective,
+    TruthLoss as TruthLoss,
+)
 from ._estimators.base import (
     AbstractEstimator as AbstractEstimator,
     Background as Background,
@@ -23,6 +27,10 @@ from ._estimators.spatial_mean import (
 )
 from ._estimators.spatial_opening import SpatialOpening as SpatialOpening
 from ._estimators.temporal_median import TemporalMedian as TemporalMedian
-from ._movies.movie import Movie as Movie, MovieError as MovieError
+from ._movies.movie import (
+    Channel as Channel,
+    Movie as Movie,
+    MovieError as MovieError,
+)
 from ._movies.open import open_movie as open_movie
 from ._simulation import simulate_movie as simulate_movie, SimulatedTruth as SimulatedTruth

@@ -1,15 +1,15 @@
-"""Threads and progress of long work, which Ctrl-C ends soon."""
+"""Threads and progress of long work, which Ctrl-C ends within half a second."""
 
 import contextlib
-import importlib.util
 import itertools as it
 import os
-import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
-from queue import SimpleQueue
-from typing import Any, NamedTuple, TypeVar
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from queue import Empty, SimpleQueue
+from typing import Any, TypeVar
 
 import jax
 
@@ -17,167 +17,222 @@ import jax
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
+# On Windows a thread that waits hears Ctrl-C only when its wait ends.
+_WAIT_SECONDS = 0.2
+
+# Threads tell their results together: to wake the consumer for each short item would cost
+# as much as the item.
+_SECONDS_BETWEEN_NEWS = 0.02
+
+# After Ctrl-C, the time that threads have to end what they have begun.
+_GRACE_SECONDS = 0.2
+
 
 def core_count() -> int:
-    """The cores that this process may use."""
+    """The number of cores that this process may use."""
+    if sys.version_info >= (3, 13):
+        return os.process_cpu_count() or 1
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def one_thread_a_call() -> None:
-    """Lets XLA on CPU do all of a call in the thread that makes it.
+    """Makes JAX run each call on CPU in the thread that makes the call.
 
-    For processes of our own, before JAX makes its first array. XLA has two pools of threads
-    and hands steps of a call from one to another, also where calls run side by side and
-    leave no core to win: each waits for threads that wait for a core.
+    Call it once, before JAX makes its first array, in a process that estimates movies or
+    calls a compiled function from several threads. `jaxbkgd estimate` does. By default XLA
+    splits a call over all cores and hands its parts from thread to thread, which costs time
+    where [`jaxbkgd.estimate_movie`][] keeps all cores busy already: without that, it is up
+    to 1.3 times as fast. The cost: a single call uses one core, and returns only when its
+    result is there. Results are the same to the bit.
 
-    `PJRT_NPROC`, or else `NPROC`, is how many threads the pools have; who sets one of them
-    has made up their mind.
+    It sets the environment variable `PJRT_NPROC`, the number of XLA's threads, and JAX's
+    `jax_cpu_enable_async_dispatch`, for the whole process. It does nothing if `PJRT_NPROC`
+    or `NPROC` is set.
+
+    !!! example
+
+        ```python
+        import jaxbkgd
+
+        jaxbkgd.one_thread_a_call()
+        jaxbkgd.estimate_movie("movie.tif", jaxbkgd.SpatialMean(7.0), "bkgd.tif")
+        ```
     """
     if not {"PJRT_NPROC", "NPROC"} & os.environ.keys():
         os.environ["PJRT_NPROC"] = "1"
         jax.config.update("jax_cpu_enable_async_dispatch", False)
 
 
-# What threads tell of their results together: of short pieces of work, each time that the
-# thread that listens wakes up would cost as much as the work.
-_SECONDS_BETWEEN_NEWS = 0.02
+class Stopped(Exception):
+    """Ends the work of a thread whose result nobody waits for."""
 
 
-class _News(NamedTuple):
-    """What a thread has done; of no results, that there will be no more."""
+class Gate:
+    """Threads change what they share inside of it (`with gate:`), until it is closed.
 
-    results: list[Any]
-    error: BaseException | None = None
+    Once `close` has returned, no thread is inside, and `Stopped` is raised in a thread that
+    would enter.
+    """
+
+    def __init__(self) -> None:
+        self._inside: set[int] = set()
+        self._is_closed = False
+
+    def check(self) -> None:
+        """Raises `Stopped` if the gate is closed."""
+        if self._is_closed:
+            raise Stopped
+
+    def __enter__(self) -> None:
+        self._inside.add(threading.get_ident())
+        if self._is_closed:
+            self._inside.discard(threading.get_ident())
+            raise Stopped
+
+    def __exit__(self, *error: object) -> None:
+        self._inside.discard(threading.get_ident())
+
+    def close(self) -> None:
+        """Lets no thread in, and waits for those inside, also if Ctrl-C is pressed."""
+        self._is_closed = True
+        interrupt, seconds = None, 0.0
+        while True:
+            try:
+                # A thread that enters at this instant sees that the gate is closed, or is
+                # seen here.
+                time.sleep(seconds)
+                if not self._inside:
+                    break
+                seconds = 0.001
+            except KeyboardInterrupt as error:
+                interrupt = error
+        if interrupt is not None:
+            raise interrupt
 
 
 def on_threads(
-    run: Callable[[_Item], _Result], items: Iterable[_Item], workers: int
+    run: Callable[[_Item], _Result],
+    items: Iterable[_Item],
+    workers: int,
+    gate: Gate | None = None,
 ) -> Generator[_Result, None, None]:
-    """What `run` gives for each item: soon, and at the latest when its thread has done the
-    next one. No thread waits for who listens.
+    """Yields `run(item)` for each item, in the order in which they are done, at most one
+    item late. No thread waits for the consumer.
 
-    After an error or Ctrl-C, only what has begun is waited for.
+    After an error, the items that have begun are worked on to their end. After Ctrl-C, the
+    gate is closed, and KeyboardInterrupt is raised within half a second: threads that are
+    still in a call of XLA, which nothing can interrupt, are left to end by themselves, and
+    Python waits for them when it exits.
     """
+    gate = gate or Gate()
     items = iter(items)
     taking, is_over = threading.Lock(), False
-    # Of what may wait, this alone can be added to by a handler of signals.
-    news: SimpleQueue[_News] = SimpleQueue()
+    # Lists of results, and threads that have ended.
+    news: SimpleQueue[list[_Result] | Future[None]] = SimpleQueue()
 
-    def next_item() -> list[_Item]:
+    def take() -> list[_Item]:
         with taking:
             return [] if is_over else list(it.islice(items, 1))
 
     def work(item: list[_Item]) -> None:
-        results, error, told = [], None, time.monotonic()
+        results, told = [], time.monotonic()
         try:
             while item:
                 results.append(run(*item))
                 if time.monotonic() > told + _SECONDS_BETWEEN_NEWS:
-                    news.put(_News(results))
+                    news.put(results)
                     results, told = [], time.monotonic()
-                item = next_item()
-        except BaseException as raised:
-            error = raised
-        if results:
-            news.put(_News(results))
-        news.put(_News([], error))
-        # An error holds the variables of its functions, and these would hold it.
-        del error
-
-    threads = []
-    with _ctrl_c_added_to(news):
-        try:
-            while len(threads) < workers and (item := next_item()):
-                thread = threading.Thread(target=work, args=(item,))
-                thread.start()
-                threads.append(thread)
-            running = len(threads)
-            while running:
-                results, error = news.get()
-                if error is not None:
-                    try:
-                        raise error
-                    finally:
-                        del error
-                yield from results
-                running -= not results
+                item = take()
         finally:
-            is_over = True
-            for thread in threads:
-                thread.join()
-    # A Ctrl-C after the last one.
-    if not news.empty():
-        _, error = news.get()
-        assert error is not None
-        raise error
+            news.put(results)
 
-
-@contextlib.contextmanager
-def _ctrl_c_added_to(news: SimpleQueue[_News]) -> Iterator[None]:
-    """Python raises KeyboardInterrupt between any two steps, also between those that take a
-    lock and give it back: a thread would then wait for it for ever. Here it is
-    news like any other. A second Ctrl-C does what it always does, and so does the first
-    one where somebody else has a handler."""
-    default = signal.default_int_handler
-
-    def end(*signal_and_frame: Any) -> None:
-        signal.signal(signal.SIGINT, default)
-        news.put(_News([], KeyboardInterrupt()))
-
-    # Others have no handlers, and hear no signals.
-    is_main_thread = threading.current_thread() is threading.main_thread()
-    if not is_main_thread or signal.getsignal(signal.SIGINT) is not default:
-        yield
-        return
-    signal.signal(signal.SIGINT, end)
+    pool = ThreadPoolExecutor(workers)
+    running: set[Future[None]] = set()
     try:
-        yield
+        while len(running) < workers and (item := take()):
+            future = pool.submit(work, item)
+            running.add(future)
+            future.add_done_callback(news.put)
+        while running:
+            entry = _next(news)
+            if isinstance(entry, Future):
+                running.remove(entry)
+                entry.result()
+            else:
+                yield from entry
+    except Exception:
+        is_over = True
+        while wait(running, _WAIT_SECONDS).not_done:
+            pass
+        raise
     finally:
-        signal.signal(signal.SIGINT, default)
+        is_over = True
+        gate.close()
+        is_left = bool(wait(running, _GRACE_SECONDS).not_done)
+        pool.shutdown(wait=not is_left, cancel_futures=True)
 
 
-# Told what was done of the whole, and what to say of it.
+def _next(news: SimpleQueue[_Item]) -> _Item:
+    while True:
+        with contextlib.suppress(Empty):
+            return news.get(timeout=_WAIT_SECONDS)
+
+
+def run_interruptibly(function: Callable[..., _Result], *arguments: Any) -> _Result:
+    """Calls the function in another thread, so that Ctrl-C is heard meanwhile: in the main
+    thread, Python would raise it only when a call or compilation of XLA has ended."""
+    is_64_bit, device = jax.enable_x64.value, jax.default_device.value
+
+    def run(_: None) -> _Result:
+        with jax.enable_x64(is_64_bit), jax.default_device(device):
+            return function(*arguments)
+
+    (result,) = on_threads(run, [None], 1)
+    return result
+
+
+# Callback with the amount that is done, and a short text.
 Report = Callable[[int, str], None]
 
-# Those of rich that are drawn now.
+# The bars that are drawn now.
 _drawn: list[Any] = []
 
 
 @contextlib.contextmanager
 def progress_bar(total: int, is_shown: bool = True, done: int = 0) -> Iterator[Report]:
-    """Gives a function that is told how much of `total` is done, and what to say of it.
+    """Draws a bar in a notebook or on stderr, if that is a terminal, and removes it in the
+    end. Yields a function that is told how much of `total` is done, and a text to show.
 
-    `done` is what was done before. The bar is drawn on stderr by rich, and is gone in the
-    end. There is none off a terminal, or where rich is not installed.
+    `done` is the amount that is done before.
     """
-    if not is_shown or importlib.util.find_spec("rich") is None:
-        yield lambda done, text: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+    # Not before it is needed: in a notebook without ipywidgets, this warns.
+    from tqdm.auto import tqdm
 
-    console = Console(stderr=True)
-    progress = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.completed:.0f}/{task.total:.0f}"),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
+    bar = tqdm(
+        total=total,
+        initial=done,
+        # None: where there is no terminal.
+        disable=None if is_shown else True,
+        leave=False,
+        dynamic_ncols=True,
+        bar_format="{desc}{bar} {n_fmt}/{total_fmt} {remaining}",
     )
-    with progress:
-        _drawn.append(progress)
-        task = progress.add_task("", total=total, completed=done)
+
+    def report(done: int, text: str) -> None:
+        bar.set_description_str(f"{text} ", refresh=False)
+        bar.update(done - bar.n)
+
+    with bar:
+        _drawn.append(bar)
         try:
-            yield lambda done, text: progress.update(task, completed=done, description=text)
+            yield report
         finally:
-            _drawn.remove(progress)
+            _drawn.remove(bar)
 
 
 def end_progress() -> None:
-    """Leaves the terminal as it was, from any thread, where a process ends at once."""
-    for progress in _drawn:
-        progress.stop()
+    """Removes the bars, from any thread, where the process ends at once."""
+    for bar in list(_drawn):
+        bar.close()

@@ -1,5 +1,9 @@
+import _thread
 import contextlib
 import math
+import threading
+from pathlib import Path
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -16,13 +20,13 @@ from jaxbkgd import (
     calibrate,
     FramePairLoss,
     LocalMean,
+    open_movie,
     SpatialMean,
     SpatialOpening,
     TruthLoss,
 )
 from jaxbkgd._calibration import calibrate as _calibrate
-from jaxbkgd._calibration.calibrate import secant_descent
-from jaxbkgd._estimators.base import map_channels
+from jaxbkgd._calibration.descent import secant_descent
 
 
 FRAME_COUNT, SIZE_PIX, BOUND_PIX = 40, 64, 30.0
@@ -33,9 +37,11 @@ WAVES = 100 * (1 + 0.3 * np.sin(2 * np.pi * Y / 20) + 0.3 * np.sin(2 * np.pi * X
 RNG = np.random.default_rng(20241122)
 FRAMES = RNG.poisson(WAVES, (FRAME_COUNT, *Y.shape)).astype(np.uint16)
 FRAMES.flags.writeable = False
+# Where the pixels do not matter.
+FEW = FRAMES[:, :8, :8]
 
 
-def quietly(estimator, channels, **options):
+def quietly(estimator: Any, channels: Any, **options: Any) -> Any:
     return calibrate(channels, estimator, progress=False, **options)
 
 
@@ -46,7 +52,7 @@ def error_of(radii_pix, frames=FRAMES, truth=WAVES):
 
 @pytest.fixture(scope="module")
 def oracle():
-    """The radii with the least error there is."""
+    """The radii with the smallest error."""
 
     def error(logarithms):
         return error_of(np.exp(logarithms), FRAMES[::5])
@@ -58,12 +64,11 @@ def oracle():
 @pytest.fixture(scope="module")
 def learned():
     """From three starts, without the truth."""
-    objective = FramePairLoss(1)
     return [
         quietly(
             SpatialMean((start, start), max_radius_pix=BOUND_PIX),
             FRAMES,
-            objective=objective,
+            objective=FramePairLoss(1),
         )
         for start in (2.0, 7.0, 25.0)
     ]
@@ -82,6 +87,7 @@ class TestRadii:
             assert error_of(radii) < 1.02 * error_of(oracle)
             # A tenth of a radius costs 2 %: the minimum is flat.
             np.testing.assert_allclose(radii, oracle, rtol=0.1)
+            assert radii[1] > 1.7 * radii[0]
             assert history.is_converged
             assert "settled" in history.stop_reason
 
@@ -94,12 +100,8 @@ class TestRadii:
         radii = np.stack([estimator.radii_pix for estimator, _ in learned])
         assert np.all(np.ptp(radii, axis=0) < 0.01 * radii.mean(axis=0))
 
-    def test_each_axis_has_its_own(self, learned):
-        (y, x) = np.asarray(learned[0][0].radii_pix[0])
-        assert x > 1.7 * y
-
     def test_tied_radii_stay_tied_and_channels_are_learned_apart(self, oracle, rng):
-        # Rougher than the other, and in one radius for both axes as that is.
+        # Rougher than the other, and with one radius for both axes, as the other.
         rough = 100 * (1 + 0.5 * np.sin(2 * np.pi * Y / 12) * np.sin(2 * np.pi * X / 12))
         rough = rng.poisson(rough, FRAMES.shape).astype(FRAMES.dtype)
         start = SpatialMean(np.array([[7.0], [7.0]]), max_radius_pix=BOUND_PIX)
@@ -109,24 +111,26 @@ class TestRadii:
         assert np.all(np.ptp(radii, axis=1) == 0)
         assert oracle[0] < radii[0, 0] < oracle[1]
         assert 0.5 < radii[1, 0] < 0.8 * radii[0, 0]
-        assert history.radii_pix.shape[1:] == (2, 2)
-        assert np.all(history.radii_std_pix[:, 0] > 0)
-        assert np.all(np.ptp(history.radii_std_pix, axis=1) == 0)
+        assert history.radii.shape[1:] == (2, 2)
+        assert np.all(history.radii_std[:, 0] > 0)
+        assert np.all(np.ptp(history.radii_std, axis=1) == 0)
 
-    def test_over_an_even_background_one_goes_to_the_bound_and_a_frozen_one_stays(
+    def test_over_an_even_background_a_radius_goes_to_the_bound_and_a_frozen_one_stays(
         self, rng
     ):
         frames = rng.poisson(100, (16, 32, 32))
         start = SpatialMean((4.0, 4.0), max_radius_pix=12, frozen=(True, False))
-        with pytest.warns(UserWarning, match=r"1 of 2 radii went to their bound.* 12 px"):
+        with pytest.warns(
+            UserWarning, match=r"1 of 2 radii went to their bound.* max_radius_pix is 12 px"
+        ):
             estimator, history = quietly(
                 start, frames, objective=FramePairLoss(1), steps=15
             )
         assert estimator.radii_pix[0, 1] > 0.98 * 12
         assert history.is_at_bound.tolist() == [[False, True]]
-        np.testing.assert_array_equal(history.radii_std_pix, [[np.nan, np.inf]])
+        np.testing.assert_array_equal(history.radii_std, [[np.nan, np.inf]])
         assert estimator.radii_pix[0, 0] == start.radii_pix[0, 0]
-        assert np.all(history.radii_pix[:, 0, 0] == start.radii_pix[0, 0])
+        assert np.all(history.radii[:, 0, 0] == start.radii_pix[0, 0])
         assert estimator.frozen == start.frozen
 
 
@@ -145,7 +149,7 @@ class TestHistory:
         for _, history in learned[::2]:
             # 39 pairs make 13 windows of 3, so that each pair counts once.
             for step in (0, 2, -1):
-                bkgds = reference_mean(FRAMES, tuple(history.radii_pix[step, 0]), "smooth")
+                bkgds = reference_mean(FRAMES, tuple(history.radii[step, 0]), "smooth")
                 expected = frame_pair_loss(FRAMES, bkgds, 1)
                 # float32: of the frames, over their noise.
                 np.testing.assert_allclose(
@@ -155,31 +159,43 @@ class TestHistory:
     def test_it_has_an_entry_for_each_step(self, learned, supervised):
         for start, (estimator, history) in zip((2, 7, 25), learned, strict=True):
             steps = len(history.losses)
-            assert history.radii_pix.shape == (steps, 1, 2)
-            assert history.radii_std_pix.shape == history.is_at_bound.shape == (1, 2)
-            np.testing.assert_allclose(history.radii_pix[0], start, rtol=1e-6)
-            best = history.radii_pix[np.argmin(history.losses)]
+            assert history.radii.shape == (steps, 1, 2)
+            assert history.radii_std.shape == history.is_at_bound.shape == (1, 2)
+            np.testing.assert_allclose(history.radii[0], start, rtol=1e-6)
+            best = history.radii[np.argmin(history.losses)]
             np.testing.assert_array_equal(estimator.radii_pix, best)
             assert not history.is_at_bound.any()
-            assert history.objective.lag == 1
+            assert history.lag == history.objective.lag == 1
         assert isinstance(supervised[1].objective, TruthLoss)
+        assert supervised[1].lag is None
 
 
-# Of a background that moves, and molecules that are on for a frame each.
+# A background that moves, and molecules that are on for a frame each.
+MOVING_SIZE = 32
 DRIFTING = 100 * (
     1
     + 0.3
-    * np.sin(2 * np.pi * (Y[:48, :48] + 0.1 * np.arange(60)[:, None, None]) / 24)
-    * np.ones(48)
+    * np.sin(2 * np.pi * (Y[:32, :32] + 0.1 * np.arange(60)[:, None, None]) / 24)
+    * np.ones(32)
 )
 
 
 def blinking(rng):
-    """Light of 12 molecules a frame."""
-    places = rng.uniform(0, 48, (60, 12, 2, 1, 1))
+    """Light of 5 molecules a frame."""
+    places = rng.uniform(0, 32, (60, 5, 2, 1, 1))
     y, x = places[:, :, 0], places[:, :, 1]
-    squares = (Y[:48, :48] - y) ** 2 + (X[:48, :48] - x) ** 2
+    squares = (Y[:32, :32] - y) ** 2 + (X[:32, :32] - x) ** 2
     return 70 * np.exp(-squares / (2 * 1.3**2)).sum(axis=1)
+
+
+def moving_mean(radius_pix, radius_frames, clip=None):
+    return LocalMean(
+        radius_pix,
+        radius_frames,
+        clip=clip,
+        max_radius_pix=7.0,
+        max_radius_frames=40.0,
+    )
 
 
 class TestOverTime:
@@ -188,26 +204,18 @@ class TestOverTime:
     def test_radii_are_nearly_the_best_wherever_they_start(self):
         frames = RNG.poisson(DRIFTING).astype(np.float32)
 
-        def module(radius_pix, radius_frames):
-            return LocalMean(
-                radius_pix,
-                radius_frames,
-                clip=None,
-                max_radius_pix=7.0,
-                max_radius_frames=40.0,
-            )
-
         @eqx.filter_jit
         def error(estimator):
             return jnp.mean((estimator(frames).bkgds - DRIFTING) ** 2)
 
-        best = min(error(module(r, t)) for r in (2, 3, 4, 5, 6) for t in (5, 7, 10, 14, 20))
+        candidates = [(r, t) for r in (3, 4, 5, 6) for t in (5, 7, 10, 14)]
+        best = min(error(moving_mean(*candidate)) for candidate in candidates)
         for radius_frames in (1.0, 35.0):
-            start = module(4.0, radius_frames)
+            start = moving_mean(4.0, radius_frames)
             estimator, history = quietly(start, frames, objective=FramePairLoss(1))
             assert history.is_converged
-            assert history.radii_pix.shape == (len(history.losses), 1, 3)
-            assert history.radii_std_pix.shape == (1, 3)
+            assert history.radii.shape == (len(history.losses), 1, 3)
+            assert history.radii_std.shape == (1, 3)
             # A twentieth in the root mean square, as the frames' noise moves the minimum.
             assert error(estimator) < 1.05**2 * best
 
@@ -224,30 +232,14 @@ class TestOverTime:
 
         losses, errors = np.transpose(
             [
-                loss_and_error(
-                    LocalMean(
-                        radius_pix,
-                        radius_frames,
-                        clip=clip,
-                        max_radius_pix=7.0,
-                        max_radius_frames=40.0,
-                    )
-                )
+                loss_and_error(moving_mean(radius_pix, radius_frames, clip))
                 for radius_pix, radius_frames in ((3, 5), (2, 1), (6, 5), (3, 30))
             ]
         )
         # Of the variance, 100; as far as molecules let it, of which small radii keep more.
         np.testing.assert_allclose(
-            100 * (losses - losses[0]), errors - errors[0], rtol=0.2, atol=0.2
+            100 * (losses - losses[0]), errors - errors[0], rtol=0.2, atol=0.3
         )
-
-    def test_windows_are_long_runs(self):
-        movie = np.broadcast_to(np.uint8(0), (3000, 256, 256))
-        module = LocalMean(2.0, 2.0)
-        windows = _calibrate._draw_windows(movie, 3000, module, FramePairLoss(5))
-        assert [len(window.frame_indices) for window in windows] == [256, 256]
-        for window in windows:
-            np.testing.assert_array_equal(np.diff(window.frame_indices), 1)
 
 
 # Estimators without radii, whose best numbers are known.
@@ -262,12 +254,8 @@ class Level(AbstractEstimator):
     def halo_frames(self) -> int:
         return 0
 
-    def __call__(self, channels):
-        def estimate(channel):
-            return jnp.broadcast_to(self.levels, channel.shape)
-
-        ones = map_channels(lambda _: jnp.ones(()), channels)
-        return Background(map_channels(estimate, channels), ones)
+    def estimate_stack(self, frames):
+        return Background(jnp.broadcast_to(self.levels, frames.shape), jnp.ones(()))
 
 
 class Haloed(Level):
@@ -287,14 +275,14 @@ class Blend(AbstractEstimator):
     def halo_frames(self):
         return 0
 
-    def __call__(self, channels):
-        frames = jnp.asarray(channels, float)
+    def estimate_stack(self, frames):
+        frames = frames.astype(float)
         means = frames.mean((1, 2), keepdims=True)
         return Background(frames + self.weight * (means - frames), jnp.ones(()))
 
 
 def best_weight(frames, lag):
-    """Where the frame-pair loss, quadratic in the weight, is least."""
+    """Where the frame-pair loss, quadratic in the weight, is smallest."""
     frames = frames.astype(np.float64)
     flat = frames.mean((1, 2), keepdims=True) - frames
     variances = np.mean((frames[lag:] - frames[:-lag]) ** 2, (1, 2), keepdims=True)
@@ -316,21 +304,18 @@ def towards_ten(estimator, channels, frame_indices):
     return jnp.square(estimator.levels - 10) / 2
 
 
-# Small, where the pixels are no matter.
-FEW = FRAMES[:, :8, :8]
-
-
 class TestEstimators:
-    def test_one_without_radii_is_learned(self):
+    def test_parameters_that_are_no_radii_are_learned(self):
         estimator, history = quietly(blend(), FRAMES, objective=FramePairLoss(1))
+        assert type(estimator) is Blend
         # Settled to a thousandth.
         np.testing.assert_allclose(estimator.weight, best_weight(FRAMES, 1), rtol=2e-3)
-        assert history.radii_pix.shape == (len(history.losses), 1, 1)
-        assert history.radii_pix[0, 0, 0] == np.float32(0.2)
-        assert 0 < history.radii_std_pix[0, 0] < 0.1
+        assert history.radii.shape == (len(history.losses), 1, 1)
+        assert history.radii[0, 0, 0] == np.float32(0.2)
+        assert 0 < history.radii_std[0, 0] < 0.1
         assert history.is_converged
 
-    def test_its_standard_deviation_is_that_of_a_mean(self, rng):
+    def test_the_standard_deviation_is_that_of_a_mean(self, rng):
         # Of each column by itself: 32 experiments at once.
         sigma, shape = 2.0, (64, 4, 32)
         frames = rng.normal(100, sigma, shape).astype(np.float32)
@@ -343,7 +328,7 @@ class TestEstimators:
         windows = frames.mean(1).reshape(16, 4, 32).mean(1)
         # The minimum's place is known to a thousandth of its value's last change.
         np.testing.assert_allclose(estimator.levels, windows.mean(0), atol=0.03)
-        (stated,) = history.radii_std_pix
+        (stated,) = history.radii_std
         # float32: gradients between points 0.1 apart, of numbers of 100.
         np.testing.assert_allclose(stated, windows.std(0, ddof=1) / 4, rtol=0.01)
         expected = sigma / np.sqrt(64 * 4)
@@ -352,29 +337,50 @@ class TestEstimators:
         errors = np.square(np.asarray(estimator.levels) - 100) / expected**2
         assert abs(np.mean(errors) - 1) < 4 * np.sqrt(2 / 32)
 
-    def test_it_is_unknown_where_it_cannot_be_known(self):
+    def test_the_standard_deviation_is_unknown_where_it_cannot_be_known(self):
         # Two windows of one frame, and a loss without a minimum.
         _, history = quietly(level(), FEW[:2], objective=towards_ten)
-        assert np.isnan(history.radii_std_pix).all()
+        assert np.isnan(history.radii_std).all()
 
         def downhill(estimator, channels, frame_indices):
             return -estimator.levels * jnp.mean(channels.astype(float))
 
         _, history = quietly(level(), FEW, objective=downhill, steps=3)
-        assert np.all(history.radii_std_pix == np.inf)
+        assert np.all(history.radii_std == np.inf)
         assert not history.is_converged
         assert "3 steps" in history.stop_reason
 
+    def test_arrays_of_numpy_are_learned_in_64_bit_mode_too(self, x64):
+        start = Level(np.float64(9))
+        estimator, history = quietly(start, FEW[:1], objective=towards_ten)
+        assert np.asarray(estimator.levels).dtype == np.float64
+        np.testing.assert_allclose(estimator.levels, 10, rtol=1e-3)
+
+    def test_what_has_nothing_to_learn_is_refused(self):
+        with pytest.raises(ValueError, match=r"nothing to learn"):
+            quietly(blend(), np.full_like(FEW, 100), objective=FramePairLoss(1))
+        with pytest.raises(ValueError, match=r"SpatialOpening.* has nothing to learn"):
+            quietly(SpatialOpening(), FEW)
+        with pytest.raises(ValueError, match=r"for_inference.* fixed; calibrate the est"):
+            quietly(SpatialMean(3.0).for_inference(), FEW)
+
+    @pytest.mark.usefixtures("as_installed")
+    def test_what_is_no_estimator_is_refused(self):
+        with pytest.raises(TypeError, match=r"needs an AbstractEstimator, but .*LocalMean"):
+            quietly(LocalMean, FEW)
+        with pytest.raises(TypeError, match=r"movie first: calibrate\(movie, estimator\)"):
+            quietly(FEW, level())
+
 
 class TestObjectives:
-    def test_a_user_may_write_one(self):
+    def test_a_user_may_write_an_objective(self):
         # Another level in the first frames, which alone the loss looks at.
         frames = np.full((40, 8, 8), 200, np.uint16)
         frames[:10] = 50
 
         def objective(estimator, channels, frame_indices):
-            ratios = estimator(channels).snr(channels, gains=2.0)
-            return jnp.mean((frame_indices < 10) * jnp.mean(ratios, (1, 2)) ** 2)
+            residuals = estimator(channels).residuals(channels)
+            return jnp.mean((frame_indices < 10) * jnp.mean(residuals, (1, 2)) ** 2)
 
         estimator, history = quietly(level(45.0), frames, objective=objective)
         np.testing.assert_allclose(estimator.levels, 50, rtol=1e-3)
@@ -390,7 +396,7 @@ class TestObjectives:
             lambda estimator: jnp.array(3),
         ],
     )
-    def test_one_that_gives_no_number_is_refused(self, answer):
+    def test_an_objective_that_gives_no_number_is_refused(self, answer):
         with pytest.raises(TypeError, match=r"one real number, but gives"):
             quietly(level(), FEW, objective=lambda estimator, *_: answer(estimator))
 
@@ -398,32 +404,31 @@ class TestObjectives:
         "answer",
         [lambda levels: jnp.log(-levels), lambda levels: jnp.sqrt(0 * levels)],
     )
-    def test_one_that_is_not_finite_at_the_start_is_refused(self, answer):
+    def test_an_objective_that_is_not_finite_at_the_start_is_refused(self, answer):
         # The second has a gradient of zero times infinity.
         with pytest.raises(ValueError, match=r"first radii .*nan.* must be finite"):
             quietly(level(), FEW, objective=lambda module, *_: answer(module.levels))
 
-    def test_one_without_anything_to_learn_is_refused(self):
-        with pytest.raises(ValueError, match=r"nothing to learn"):
-            quietly(blend(), np.full_like(FEW, 100), objective=FramePairLoss(1))
-        with pytest.raises(ValueError, match=r"SpatialOpening.* has nothing to learn"):
-            quietly(SpatialOpening(), FEW)
-
-    def test_a_class_is_no_estimator(self, as_installed):
-        with pytest.raises(TypeError, match=r"must be an AbstractEstimator"):
-            quietly(LocalMean, FEW)
-
-    def test_one_that_is_not_finite_later_stops_and_the_best_is_kept(self):
+    @pytest.mark.parametrize(
+        ("spoil", "reason"),
+        [
+            (lambda loss, is_bad: jnp.where(is_bad, jnp.nan, loss), "the loss is nan"),
+            (lambda loss, is_bad: eqx.error_if(loss, is_bad, "too high"), ""),
+        ],
+    )
+    def test_an_objective_that_fails_later_stops_and_the_best_is_kept(self, spoil, reason):
         def objective(estimator, channels, frame_indices):
             loss = towards_ten(estimator, channels, frame_indices)
-            return jnp.where(estimator.levels > 5, jnp.nan, loss)
+            return spoil(loss, estimator.levels > 5)
 
-        with pytest.warns(UserWarning, match=r"stopped.* is nan") as warned:
+        with pytest.warns(
+            UserWarning, match=rf"stopped at step \d+: .*{reason}.*best radii"
+        ) as warned:
             estimator, history = quietly(level(), FEW, objective=objective)
         assert f"step {len(history.losses)}: " in str(warned[0].message)
         assert not history.is_converged
         assert 3 < estimator.levels <= 5
-        assert estimator.levels == history.radii_pix[-1, 0, 0]
+        assert estimator.levels == history.radii[-1, 0, 0]
 
 
 class TestSteps:
@@ -446,7 +451,7 @@ class TestSteps:
         assert np.all(np.diff(history.losses) > 0)
         assert estimator.levels == 9
 
-    def test_one_step_is_a_look_at_the_start(self):
+    def test_a_single_step_is_a_look_at_the_start(self):
         estimator, history = quietly(level(9.0), FEW, objective=towards_ten, steps=1)
         np.testing.assert_allclose(history.losses, [0.5], rtol=1e-6)
         assert estimator.levels == 9
@@ -454,35 +459,86 @@ class TestSteps:
             with pytest.raises(ValueError, match="at least 1"):
                 quietly(level(), FEW, objective=towards_ten, steps=steps)
 
-    @pytest.mark.parametrize("interrupted", [1, 3])
-    def test_an_interruption_keeps_the_best(self, monkeypatch, interrupted):
-        @contextlib.contextmanager
-        def interrupting_bar(total, is_shown):
-            def report(done, text):
-                if done == interrupted:
-                    raise KeyboardInterrupt
+    def test_it_goes_on_while_anything_that_is_learned_moves(self):
+        def towards_a_threshold_of_nine(estimator, channels, frame_indices):
+            return (estimator.clip.threshold - 9) ** 2
 
-            yield report
+        # The radii stay where they are.
+        start = LocalMean(3.0, 2.0, max_radius_pix=4.0, max_radius_frames=3.0, frozen=True)
+        estimator, history = quietly(
+            start, FEW, objective=towards_a_threshold_of_nine, steps=300
+        )
+        assert history.is_converged
+        # Settled to a thousandth.
+        np.testing.assert_allclose(estimator.clip.threshold, 9, rtol=5e-3)
 
-        monkeypatch.setattr(_calibrate, "progress_bar", interrupting_bar)
-        estimator, history = quietly(level(), FEW, objective=towards_ten)
-        assert len(history.losses) == interrupted
-        assert estimator.levels == history.radii_pix[-1, 0, 0]
-        assert not history.is_converged
-        assert f"interrupted after {interrupted} steps" in history.stop_reason
+    def test_another_calibration_is_not_compiled_again(self):
+        traced = []
 
-    def test_loss_and_radii_are_shown(self, monkeypatch):
-        said = []
+        def objective(estimator, channels, frame_indices):
+            traced.append(1)  # Python runs this only while JAX traces the function.
+            errors = estimator(channels).residuals(channels)
+            return jnp.mean(jnp.square(errors))
+
+        for radius_pix in (2.0, 3.0):
+            start = SpatialMean(radius_pix, max_radius_pix=6.0)
+            quietly(start, FEW + int(radius_pix), objective=objective, steps=3)
+            assert len(traced) == 1
+
+    def test_loss_and_radii_are_shown_with_their_units(self, monkeypatch):
+        shown = []
 
         @contextlib.contextmanager
         def listening_bar(total, is_shown):
             assert is_shown
-            yield lambda done, text: said.append((done, total, text))
+            yield lambda done, text: shown.append((done, total, text))
+
+        def objective(estimator, channels, frame_indices):
+            return jnp.sum(jnp.square(estimator.radii)) / 8
 
         monkeypatch.setattr(_calibrate, "progress_bar", listening_bar)
-        calibrate(FEW, level(9.0), objective=towards_ten, steps=2)
-        assert said[0] == (1, 2, "loss 0.5, radii 9 px")
-        assert [done for done, _, _ in said] == [1, 2]
+        start = LocalMean(
+            [(4.0, 2.0), (6.0, 2.0)], 2.0, max_radius_pix=9.0, max_radius_frames=9.0
+        )
+        calibrate([FEW, FEW], start, objective=objective, steps=2)
+        assert [done for done, _, _ in shown] == [1, 2]
+        radii = "2 frames, 4 px, 2 px, 2 frames, 6 px, 2 px"
+        assert shown[0] == (1, 2, f"loss 8.5, radii {radii}")
+        shown.clear()
+        calibrate(FEW, level(9.0), objective=towards_ten, steps=1)
+        assert shown == [(1, 1, "loss 0.5, radii 9")]
+
+
+class TestCtrlC:
+    @pytest.mark.parametrize("finished", [0, 1, 3])
+    def test_a_step_is_not_waited_for_and_the_best_is_kept(self, finished):
+        calls, ended, may_end = [], [], threading.Event()
+
+        def observe(_):
+            calls.append(1)
+            if len(calls) > finished:
+                _thread.interrupt_main()
+                may_end.wait(60)
+                ended.append(1)
+
+        def objective(estimator, channels, frame_indices):
+            jax.debug.callback(observe, estimator.levels)
+            return towards_ten(estimator, channels, frame_indices)
+
+        try:
+            # A single frame, and so a single window.
+            if finished == 0:
+                with pytest.raises(KeyboardInterrupt):
+                    quietly(level(), FEW[:1], objective=objective)
+                return
+            estimator, history = quietly(level(), FEW[:1], objective=objective)
+            assert len(history.losses) == finished
+            assert estimator.levels == history.radii[-1, 0, 0]
+            assert not history.is_converged
+            assert f"interrupted after {finished} steps" in history.stop_reason
+            assert not ended
+        finally:
+            may_end.set()
 
 
 def descend(function, start, steps):
@@ -521,7 +577,7 @@ class TestSecantDescent:
         reached = descend(well, [start], 25)
         np.testing.assert_allclose(reached, 5, atol=1e-3)
 
-    def test_what_has_no_gradient_stays(self):
+    def test_a_number_without_a_gradient_stays(self):
         def function(point):
             return (point[0] - 2) ** 2 + 0 * point[1]
 
@@ -529,7 +585,7 @@ class TestSecantDescent:
         assert reached[1] == np.float32(0.7)
         np.testing.assert_allclose(reached[0], 2, atol=1e-5)
 
-    def test_what_has_no_gradient_at_first_moves_later(self):
+    def test_a_number_without_a_gradient_at_first_moves_later(self):
         def function(point):
             first, second = point
             return (first - 1) ** 2 + (first * (second - 2)) ** 2
@@ -541,66 +597,35 @@ class TestSecantDescent:
 class Recorded:
     """A movie that is made as it is read, and records what was."""
 
-    def __init__(self, frame_count, size_pix):
+    def __init__(self, frame_count: int, size_pix: int, mean: float = 50):
         self.shape = frame_count, size_pix, size_pix
         self.dtype = np.dtype(np.uint16)
-        self.windows = []
+        self.runs: list[tuple[int, int]] = []
+        self._mean = mean
 
-    def __getitem__(self, frames):
+    def __getitem__(self, frames: Any) -> np.ndarray:
         start, stop, step = frames.indices(self.shape[0])
         assert step == 1
-        self.windows.append((start, stop))
+        self.runs.append((start, stop))
         size = stop - start, *self.shape[1:]
-        return np.random.default_rng(start).poisson(50, size).astype(self.dtype)
-
-
-class TestTheWay:
-    def test_an_objective_that_raises_later_loses_nothing(self):
-        def brittle(estimator, channels, frame_indices):
-            value = towards_ten(estimator, channels, frame_indices)
-            return eqx.error_if(value, estimator.levels > 5, "too high")
-
-        with pytest.warns(
-            UserWarning, match=r"stopped at step \d+: .*best radii"
-        ) as warned:
-            estimator, history = quietly(level(), FEW, objective=brittle)
-        assert f"step {len(history.losses)}: " in str(warned[0].message)
-        assert not history.is_converged
-        assert estimator.levels == history.radii_pix[np.argmin(history.losses)]
-
-    def test_it_goes_on_while_anything_that_is_learned_moves(self):
-        class Clipped(Level):
-            clip: jax.Array = eqx.field(default_factory=lambda: jnp.array(1.0))
-            max_radius_pix: float = 60.0
-
-            @property
-            def radii_pix(self):
-                return jnp.full((1, 2), 3.0)
-
-        def towards_a_hundred(estimator, channels, frame_indices):
-            return (estimator.clip - 100) ** 2 + 0 * estimator.levels
-
-        estimator, history = quietly(
-            Clipped(jnp.array(1.0)), FEW, objective=towards_a_hundred, steps=300
-        )
-        assert history.is_converged
-        # Settled to a thousandth.
-        assert abs(estimator.clip - 100) < 0.1
+        if not self._mean:
+            return np.zeros(size, self.dtype)
+        return np.random.default_rng(start).poisson(self._mean, size).astype(self.dtype)
 
 
 class TestMovies:
     def test_a_long_movie_is_sampled(self):
         movie = Recorded(20_000, 64)
         estimator, history = quietly(blend(), movie, steps=3)
-        lengths = [stop - start for start, stop in movie.windows]
+        lengths = [stop - start for start, stop in movie.runs]
         # For the lag, at most 512 frames and 2 megapixels at once; then at most 16
         # windows of two megapixels each.
         assert max(lengths) <= 512
         assert sum(lengths) <= 512 + 2**25 / 64**2
         assert len(lengths) <= 17
-        assert min(start for start, _ in movie.windows) == 0
-        assert max(stop for _, stop in movie.windows) == 20_000
-        assert history.objective.lag == 1
+        assert min(start for start, _ in movie.runs) == 0
+        assert max(stop for _, stop in movie.runs) == 20_000
+        assert history.lag == 1
         # Nothing but noise about an even background.
         assert 0.9 < estimator.weight < 1.1
 
@@ -608,37 +633,62 @@ class TestMovies:
     def test_a_short_movie_is_used_whole(self, frame_count):
         movie = Recorded(frame_count, 8)
         quietly(level(), movie, objective=towards_ten, steps=1)
-        seen = {frame for window in movie.windows for frame in range(*window)}
+        seen = {frame for run in movie.runs for frame in range(*run)}
         assert seen == set(range(frame_count))
-        assert len(movie.windows) <= 16
+        assert len(movie.runs) <= 16
         # All of one length, and compiled once.
-        assert len({stop - start for start, stop in movie.windows}) == 1
+        assert len({stop - start for start, stop in movie.runs}) == 1
 
     @pytest.mark.parametrize(
         ("frame_count", "lag"), [(4, 3), (23, 3), (80, 9), (60, 40), (60, 1)]
     )
     def test_all_pairs_of_a_short_movie_are_used(self, frame_count, lag):
-        objective = FramePairLoss(lag)
-        windows = _calibrate._draw_windows(
-            Recorded(frame_count, 8), frame_count, level(), objective
-        )
-        firsts = set()
-        for window in windows:
-            indices = np.asarray(window.frame_indices)
-            # As the objective pairs them: by halves, or along one run.
-            places = lag if len(indices) > 2 * lag else len(indices) // 2
-            np.testing.assert_array_equal(indices[places:] - indices[:-places], lag)
-            firsts |= set(indices[:-places].tolist())
-        assert firsts == set(range(frame_count - lag))
+        movie = Recorded(frame_count, 8)
+        quietly(blend(), movie, objective=FramePairLoss(lag), steps=1)
+        (length,) = {stop - start for start, stop in movie.runs}
+        starts = [start for start, _ in movie.runs]
+        if length <= lag:
+            # A window has two runs, which are read one after the other.
+            firsts, partners = starts[::2], starts[1::2]
+            assert [start + lag for start in firsts] == partners
+            pairs = length
+        else:
+            firsts, pairs = starts, length - lag
+        places = {first + place for first in firsts for place in range(pairs)}
+        assert places == set(range(frame_count - lag))
 
     @pytest.mark.parametrize("lag", [1, 100])
     def test_of_large_frames_few_are_kept_whatever_the_lag(self, lag):
-        movie = np.broadcast_to(np.uint8(0), (500, 2048, 2048))
-        windows = _calibrate._draw_windows(movie, 500, level(), FramePairLoss(lag))
-        assert sum(len(window.frame_indices) for window in windows) == 16
+        movie = Recorded(500, 2048, mean=0)
+        with pytest.raises(ValueError, match="nothing to learn"):
+            quietly(level(), movie, objective=FramePairLoss(lag), steps=1)
+        assert sum(stop - start for start, stop in movie.runs) == 16
+
+    def test_an_estimator_that_sees_other_frames_is_given_long_runs(self):
+        movie = Recorded(3000, 256, mean=0)
+        quietly(Haloed(jnp.array(1.0)), movie, objective=towards_ten, steps=1)
+        assert [stop - start for start, stop in movie.runs] == [256, 256]
+
+    def test_paths_and_open_movies_are_calibrated_as_arrays_are(self, tmp_path):
+        path = tmp_path / "movie.npy"
+        np.save(path, FEW)
+        np.save(tmp_path / "two.npy", np.stack([FEW, FEW[::-1]], axis=1))
+        objective = FramePairLoss(1)
+        expected = quietly(blend(), FEW, objective=objective)[0].weight
+        with open_movie(path) as movie:
+            sources: list[Any] = [path, str(path), movie, movie.channels[0]]
+            sources += [np.load(path, mmap_mode="r"), jnp.asarray(FEW)]
+            for source in sources:
+                estimator, _ = quietly(blend(), source, objective=objective)
+                assert estimator.weight == expected
+        channels = [FEW, FEW[::-1]]
+        expected = quietly(blend(), channels, objective=objective)[0].weight
+        for source in (tmp_path / "two.npy", (path, FEW[::-1])):
+            estimator, _ = quietly(blend(), source, objective=objective)
+            assert estimator.weight == expected
 
     def test_pairs_are_not_for_an_estimator_that_sees_its_target(self):
-        with pytest.raises(ValueError, match=r"`predicted` as .* Haloed sees 2 on either"):
+        with pytest.raises(ValueError, match=r"predict as .* Haloed sees 2 on either"):
             quietly(Haloed(jnp.array(1.0)), FEW, objective=FramePairLoss(1))
 
     def test_a_movie_of_any_dtype_gives_the_same(self):
@@ -658,6 +708,24 @@ class TestMovies:
         expected = frame_pair_loss(FEW, FEW + 0.2 * (flat - FEW), 1)
         np.testing.assert_allclose(history.losses[0], expected, rtol=1e-12)
 
+    @pytest.mark.parametrize(
+        "mode",
+        [
+            lambda: jax.debug_nans(True),
+            lambda: jax.numpy_dtype_promotion("strict"),
+            lambda: jax.numpy_rank_promotion("raise"),
+            jax.disable_jit,
+        ],
+        ids=["debug_nans", "strict_promotion", "rank_promotion", "disable_jit"],
+    )
+    def test_it_works_in_the_strict_modes_of_jax(self, mode):
+        for objective in (FramePairLoss(3), TruthLoss(WAVES[:8, :8])):
+            expected, _ = quietly(blend(), FEW, objective=objective, steps=3)
+            with mode():
+                estimator, _ = quietly(blend(), FEW, objective=objective, steps=3)
+            # float32
+            np.testing.assert_allclose(estimator.weight, expected.weight, rtol=1e-5)
+
     @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
     def test_a_pixel_that_is_not_finite_is_named(self, value):
         frames = FEW.astype(np.float32)
@@ -667,13 +735,27 @@ class TestMovies:
                 ValueError, match=rf"Frame 33 holds {value} at y = 2, x = 5"
             ):
                 quietly(blend(), frames, objective=objective)
+        with (
+            jax.debug_nans(True),
+            pytest.raises(ValueError, match=rf"Frame 33 of channel 2 holds {value}"),
+        ):
+            quietly(blend(), [FEW, frames], objective=FramePairLoss(1))
 
+    @pytest.mark.usefixtures("as_installed")
     @pytest.mark.parametrize(
-        "movie",
-        [FEW[0], FEW[None], FEW[:, :0], FEW[:0], np.float32(3), 3.0],
+        ("movie", "message"),
+        [
+            (FEW[0], r"shape \(8, 8\); .*\(frames, height, width\)"),
+            (FEW[:, :0], "has no frames|0 x 8 px"),
+            (FEW[:0], "no frames|0 frames"),
+            (np.float32(3), r"shape \(\); .*\(frames, height, width\)"),
+            (3.0, "is a float; give a path, or an array"),
+            ([], "no source; give a path"),
+            (Path("missing.npy"), r"missing\.npy: "),
+        ],
     )
-    def test_what_is_no_movie_is_refused(self, movie):
-        with pytest.raises(ValueError, match=r"\(frames, height, width\)"):
+    def test_what_is_no_movie_is_refused(self, movie, message):
+        with pytest.raises(ValueError, match=message):
             quietly(blend(), movie, objective=FramePairLoss(1))
 
     def test_channels_of_different_lengths_are_refused(self):

@@ -10,7 +10,7 @@ from conftest import reference_mean
 from scipy.ndimage import gaussian_filter
 
 from jaxbkgd import AbstractEstimator, Background, FramePairLoss, SpatialMean, TruthLoss
-from jaxbkgd._calibration.objectives import _SECOND_OF_FOUR_VARIANCE
+from jaxbkgd._calibration.predictions import _SECOND_OF_FOUR_VARIANCE
 from jaxbkgd._estimators.base import map_channels
 
 
@@ -196,7 +196,7 @@ class TestFramePairLoss:
     @pytest.mark.usefixtures("as_installed")
     @pytest.mark.parametrize("lag", [0, -3, 1.5, 2.0, True, "1", np.nan, [1]])
     def test_a_lag_is_a_whole_number_of_frames(self, lag):
-        with pytest.raises(ValueError, match=r"lag.* at least 1, but is"):
+        with pytest.raises(ValueError, match=r"lag must be a whole number from 1 on, but is .*found"):
             FramePairLoss(lag)
 
     @pytest.mark.usefixtures("as_installed")
@@ -275,9 +275,8 @@ class TestLag:
         for count in (1, 2):
             with pytest.raises(ValueError, match=rf"{count} frames.*longer movie"):
                 found_lag(frames[:count])
-        for few in (frames[0], frames[None]):
-            with pytest.raises(ValueError, match=r"\(frames, height, width\), but .*shape"):
-                found_lag(few)
+        with pytest.raises(ValueError, match=r"shape \(64, 64\); .*\(frames, height, width\)"):
+            found_lag(frames[0])
         with pytest.raises(ValueError, match=r"traced.*lag=1"):
             jax.jit(lambda frames: FramePairLoss()(MEAN, frames))(frames)
 

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from .._estimators.base import AbstractEstimator, as_frames
-from .._movies.movie import ArrayMovie
+from .._movies.movie import movie_of_array
 from .run import (
     check_takes_weights,
     check_wanted,
@@ -98,7 +98,7 @@ def estimate_dask(
             f"The array has shape {array.shape}, of which a part is not known; call its "
             "compute_chunk_sizes() first."
         )
-    channels = ArrayMovie(array, "the array").channels
+    channels = movie_of_array(array).channels
     blank = as_frames(np.zeros_like(array._meta, shape=(1, 1, 1)))
     wanted = Wanted(
         checked_choice("quantity", quantity, Quantity),

@@ -25,7 +25,7 @@ from .._estimators.base import AbstractEstimator, as_frames, checked_frames
 from .._filter.nonfinite import zeros_of
 from .._filter.vectors import compiler_options
 from .._movies.journal import Journal
-from .._movies.movie import ArrayMovie, Box, Channel, Movie, MovieError, one_line
+from .._movies.movie import Box, Channel, Movie, movie_of_array, MovieError, one_line
 from .._movies.open import open_movie, open_sink
 from .._movies.sinks import (
     ArraySink,
@@ -638,7 +638,7 @@ def _opened_weights(
             return one
         if _is_path(one):
             return files.enter_context(open_movie(one))
-        return ArrayMovie(
+        return movie_of_array(
             np.asarray(one)[None] if np.ndim(one) == 2 else one, "the weights"
         )
 
@@ -798,10 +798,9 @@ def _check_targets(targets: Sequence[Any], movies: set[Movie]) -> None:
 
 
 def _check_arrays(arrays: Sequence[np.ndarray], movies: set[Movie]) -> None:
-    sources = [movie for movie in movies if isinstance(movie, ArrayMovie)]
     for number, array in enumerate(arrays):
         others = arrays[:number]
-        if any(source.shares_memory(array) for source in sources) or any(
+        if any(movie.shares_memory(array) for movie in movies) or any(
             np.may_share_memory(array, other) for other in others
         ):
             raise ValueError(
@@ -835,9 +834,9 @@ def _begun_chunk_frames(targets: Sequence[tuple[Any, list[int]]]) -> int | None:
 
 
 def _chunk_pixels(channels: Sequence[Channel], targets: Sequence[Any]) -> int:
-    is_between_arrays = all(
-        isinstance(each.movie, ArrayMovie) for each in channels
-    ) and all(isinstance(target, np.ndarray) for target in targets)
+    is_between_arrays = all(not each.movie.paths for each in channels) and all(
+        isinstance(target, np.ndarray) for target in targets
+    )
     is_on_cpu = jax.local_devices()[0].platform == "cpu"
     return _CACHED_PIXELS if is_between_arrays and is_on_cpu else _CHUNK_PIXELS
 

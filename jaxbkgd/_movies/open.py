@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .movie import ArrayMovie, Movie, MovieError
+from .movie import Movie, movie_of_array, MovieError
 from .sinks import ArraySink, Layout, Sink
 
 
@@ -50,7 +50,7 @@ def open_movie(source: Any) -> Movie:
     if isinstance(source, Movie):
         return source
     if not isinstance(source, str | os.PathLike):
-        return ArrayMovie(source)
+        return movie_of_array(source)
     path = Path(source)
     try:
         movie = _open_path(path)

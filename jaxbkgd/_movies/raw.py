@@ -9,7 +9,7 @@ from typing import NoReturn
 
 import numpy as np
 
-from .movie import FramesInFile, MovieError, one_line, SourceFile
+from .movie import MappedFrames, Movie, MovieError, one_line
 
 
 # Of .inf files; real ones have less than 2 kB.
@@ -38,7 +38,7 @@ _PICASSO_PIXELS = {
 }
 
 
-def open_dax(path: Path) -> FramesInFile:
+def open_dax(path: Path) -> Movie:
     """Opens a DAX movie: `NAME.dax`, and `NAME.inf` beside it; `path` is either.
 
     The .inf has lines `name = value`. Read are `frame dimensions` (width x height, x
@@ -61,7 +61,7 @@ def open_dax(path: Path) -> FramesInFile:
     return movie
 
 
-def open_picasso(path: Path) -> FramesInFile:
+def open_picasso(path: Path) -> Movie:
     """Opens a Picasso movie: `NAME.raw`, and `NAME.yaml` beside it; `path` is either.
 
     Of the .yaml, the first document is read: `Frames`, `Height`, `Width`, `Data Type`,
@@ -85,7 +85,7 @@ def open_picasso(path: Path) -> FramesInFile:
     return movie
 
 
-def open_npy(path: Path) -> FramesInFile:
+def open_npy(path: Path) -> Movie:
     """Opens an array (frames, height, width) or (frames, channels, height, width) that
     `numpy.save` has written, in C order and without pickles; the file must end with it.
 
@@ -139,22 +139,17 @@ def _open_frames(
     channels: int = 1,
     *,
     said_by: str = "header",
-) -> FramesInFile:
+) -> Movie:
     """Frames that fill the rest of the file; `said_by` names what gave their shape."""
-    file = SourceFile(path)
-    try:
-        movie = FramesInFile(file, format, shape, stored, offset, channels)
-        more = file.byte_count - offset - math.prod(movie.shape) * stored.itemsize
-        if more:
-            frames, height, width = shape
-            raise MovieError(
-                f"{path}: has {more} bytes more than its {said_by} says ({frames} frames "
-                f"of {height} x {width} px of {stored.name}); correct the one that is wrong"
-            )
-    except MovieError:
-        file.close()
-        raise
-    return movie
+    frames, height, width = shape
+    pixels = MappedFrames(path, (frames, channels, height, width), stored, offset)
+    more = path.stat().st_size - offset - math.prod(pixels.shape) * stored.itemsize
+    if more:
+        raise MovieError(
+            f"{path}: has {more} bytes more than its {said_by} says ({frames} frames "
+            f"of {height} x {width} px of {stored.name}); correct the one that is wrong"
+        )
+    return Movie(pixels, name=str(path), format=format, paths=[path])
 
 
 def _both(path: Path, *suffixes: str) -> Iterator[Path]:

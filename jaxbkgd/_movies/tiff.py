@@ -18,10 +18,10 @@ from typing import Any, BinaryIO
 import numpy as np
 import tifffile
 
-from .movie import check_pixels, Movie, MovieError, one_line, SourceFile
+from .movie import check_pixels, Movie, MovieError, one_line
 from .ome import arrange_ome, LENGTHS_UM, positive_in, read_ome, TIMES_S
 from .sinks import Sink
-from .tiff_pages import find_pages, Kind, Pages
+from .tiff_pages import find_pages, Kind, Pages, SourceFile
 
 
 # What tifffile logs about a broken file is said once, and better, by a MovieError.
@@ -66,7 +66,7 @@ class TiffMovie(Movie):
         self.format = format
         self.shape = (*order.shape, files[0].kind.height, files[0].kind.width)
         self.dtype = dtype.newbyteorder("=")
-        check_pixels(self)
+        check_pixels(self.name, self.shape, self.dtype)
         self.paths = [file.path for file in files]
         self._stored = dtype.newbyteorder(">" if files[0].order == ">" else "<")
         self._order = order

@@ -1,6 +1,8 @@
 """The pages of a TIFF file: what they are, and where their pixels lie."""
 
+import os
 import struct
+import threading
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .movie import MovieError, SourceFile
+from .movie import MovieError
 
 
 # What a page's directory says of its pixels, by the tags of TIFF 6.0, and what it means
@@ -37,6 +39,42 @@ _INTEGERS = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}
 _BLOCK_BYTES = 4096
 # A directory has some 15 tags; one with more than this lies.
 _MAX_TAGS = 4096
+
+
+class SourceFile:
+    """A file that is read from any thread, at any place, and watched for changes."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file = path.open("rb")
+        self.byte_count = os.fstat(self._file.fileno()).st_size
+        self._lock = threading.Lock()
+
+    def fill(self, array: np.ndarray, offset: int) -> int:
+        """Read bytes from `offset` into a contiguous array; gives how many there were."""
+        view = array.reshape(-1).view(np.uint8).data
+        done = 0
+        while done < len(view):
+            count = self._read_into(view[done:], offset + done)
+            if count == 0:
+                break
+            done += count
+        return done
+
+    def _read_into(self, view: memoryview, offset: int) -> int:
+        if hasattr(os, "preadv"):
+            return os.preadv(self._file.fileno(), [view], offset)
+        with self._lock:
+            self._file.seek(offset)
+            return self._file.readinto(view)
+
+    def state(self) -> list[int]:
+        """Of the file that has the name now, which may be another than the open one."""
+        status = os.stat(self.path)
+        return [status.st_size, status.st_mtime_ns]
+
+    def close(self) -> None:
+        self._file.close()
 
 
 class Kind(NamedTuple):

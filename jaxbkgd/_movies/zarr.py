@@ -100,7 +100,7 @@ class ZarrMovie(Movie):
         )
         self._lock = threading.Lock()
         self._is_warned = False
-        check_pixels(self)
+        check_pixels(self.name, self.shape, self.dtype)
         self._check_files()
 
     def _find_image(self, group: Node) -> tuple[Node, Mapping[str, Any] | None]:
