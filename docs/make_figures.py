@@ -1,8 +1,9 @@
 """Makes the figures of README and docs, and prints the numbers that they quote.
 
-    python docs/make_figures.py [FOLDER]
+    python docs/make_figures.py [--quick] [FOLDER]
 
-All is simulated, from fixed random keys. It takes a few minutes on two cores.
+All is simulated, from fixed random keys. It takes a few minutes on two cores. Movies are
+smaller with `--quick`, to see whether it runs.
 """
 
 import sys
@@ -19,10 +20,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 import jaxbkgd
-from jaxbkgd._calibration.objectives import Objective
 from jaxbkgd._cli.figures import save_channel_figure
 from jaxbkgd._filter.kernels import NoiseKind, Truncation
 
+
+_IS_QUICK = "--quick" in sys.argv[1:]
+_SIZE_PIX = 48 if _IS_QUICK else 128
 
 _GAIN = 0.46  # electrons per ADU
 _OFFSET_ADU = 100.0
@@ -32,7 +35,7 @@ _TRUNCATIONS: dict[Truncation, str] = {"hard": _ORANGE, "smooth": _BLUE}
 _NOISE_KINDS: dict[NoiseKind, str] = {"exact": _BLUE, "separable": _ORANGE}
 
 # Losses are computed at these; a parabola through the lowest three has their minimum.
-_RADII_PIX = np.geomspace(1.6, 30, 19)
+_RADII_PIX = np.geomspace(1.6, 30, 7 if _IS_QUICK else 19)
 
 Frames = Float[Array, "frames height width"]
 
@@ -72,13 +75,13 @@ def draw_noise_factor(path: Path) -> None:
     axes = figure.subplots()
     radii = np.linspace(1, 21, 81)
     for kind, colour in _NOISE_KINDS.items():
-        factors = [jaxbkgd.noise_correction(radius, kind=kind) for radius in radii]
+        factors = [jaxbkgd.noise_correction(radius, noise=kind) for radius in radii]
         axes.plot(radii, factors, color=colour, label=f'"{kind}"')
     print("noise: radius, Monte Carlo and its standard error, exact, separable")
     for radius in (2.0, 3.0, 5.0, 7.0, 10.0, 20.0):
         measured, standard_error = _measured_noise(radius)
         exact = jaxbkgd.noise_correction(radius)
-        separable = jaxbkgd.noise_correction(radius, kind="separable")
+        separable = jaxbkgd.noise_correction(radius, noise="separable")
         print(
             f"  {radius:4.0f}  {measured:.4f} +- {standard_error:.4f}  {exact:.4f}  "
             f"{separable:.4f}"
@@ -109,7 +112,7 @@ def draw_calibration_loss(path: Path) -> None:
     for axes, (scene, settings) in zip(panels, scenes.items(), strict=True):
         frames, truth = _simulated(**settings)
         lag = _found_lag(frames)
-        objectives: dict[str, Objective] = {
+        objectives: dict[str, jaxbkgd.Objective] = {
             "truth": jaxbkgd.TruthLoss(truth),
             f"pairs, lag {lag}": jaxbkgd.FramePairLoss(lag),
         }
@@ -179,8 +182,8 @@ def print_weights() -> None:
 
 def print_failures() -> None:
     """What changes, and what is steady but no background, do to the minimum."""
-    count, size = 100, 128
-    field = np.asarray(_simulated(frame_count=1, height_pix=160)[1][0])
+    count, size = 100, _SIZE_PIX
+    field = np.asarray(_simulated(frame_count=1, height_pix=size + 32)[1][0])
     steady = np.broadcast_to(field[:size], (count, size, size))
     bleaching = steady * np.linspace(1, 0.5, count)[:, None, None]
     starts = np.linspace(0, 20, count).round().astype(int)
@@ -213,12 +216,13 @@ def print_failures() -> None:
 
 def _simulated(*, frame_count: int = 100, **settings: Any) -> tuple[Frames, Frames]:
     """Frames above the camera's offset and their true background, in ADU."""
+    size: dict[str, Any] = {"height_pix": _SIZE_PIX, "width_pix": _SIZE_PIX}
     frames, truth = jaxbkgd.simulate_movie(
         jax.random.key(3),
         frame_count=frame_count,
         gain_electrons_per_adu=_GAIN,
         offset_adu=_OFFSET_ADU,
-        **settings,
+        **size | settings,
     )
     return frames - _OFFSET_ADU, truth.bkgds_adu
 
@@ -302,7 +306,7 @@ def _found_lag(frames: Frames) -> int:
 
 
 def _losses_over_radius(
-    frames: Frames, objectives: Mapping[str, Objective]
+    frames: Frames, objectives: Mapping[str, jaxbkgd.Objective]
 ) -> dict[str, np.ndarray]:
     """Each objective at each of the radii."""
     places = jnp.arange(len(frames))
@@ -315,7 +319,7 @@ def _losses_over_radius(
     return {name: np.asarray(loss) for name, loss in zip(objectives, values, strict=True)}
 
 
-def _weighted(lag: int, variance: Callable) -> Objective:
+def _weighted(lag: int, variance: Callable) -> jaxbkgd.Objective:
     """Pairs forward in time, each pixel over a variance of its own."""
 
     def objective(estimator, channels, frame_indices):
@@ -326,7 +330,7 @@ def _weighted(lag: int, variance: Callable) -> Objective:
     return objective
 
 
-def _robust(lag: int) -> Objective:
+def _robust(lag: int) -> jaxbkgd.Objective:
     """Pairs forward in time, stabilised after Anscombe, by the loss of Huber."""
 
     def stabilised(adu):
@@ -365,7 +369,7 @@ def _print_minima(losses: Mapping[str, np.ndarray]) -> None:
 
 
 def _draw_pair_losses(
-    axes: Axes, frames: Frames, objectives: Mapping[str, Objective]
+    axes: Axes, frames: Frames, objectives: Mapping[str, jaxbkgd.Objective]
 ) -> None:
     """The true error, and losses of pairs in its unit, above what each has at its least."""
     losses = _losses_over_radius(frames, objectives)
@@ -400,7 +404,8 @@ def _measured_noise(radius_pix: float) -> tuple[float, float]:
 
 if __name__ == "__main__":
     beside = Path(__file__).parent / "pages" / "figures"
-    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else beside
+    folders = [Path(word) for word in sys.argv[1:] if word != "--quick"]
+    (folder,) = folders or [beside]
     folder.mkdir(parents=True, exist_ok=True)
     drawn = (
         *(draw_overview, draw_truncation, draw_noise_factor),

@@ -42,7 +42,6 @@ from scipy.ndimage import correlate1d
 from scipy.special import ndtr
 
 import jaxbkgd
-from jaxbkgd._workers import one_thread_a_call
 
 
 TOLERANCE = 2e-6  # of the largest input: what the definition's own float32 code needs
@@ -609,7 +608,7 @@ def serve(process: str) -> None:
     answers = sys.stdout
     sys.stdout = sys.stderr  # some packages greet
     if process == ALL_CORES:
-        one_thread_a_call()  # as the command `jaxbkgd` does
+        jaxbkgd.one_thread_a_call()  # as the command `jaxbkgd` does
     print(json.dumps(description_of_process()), file=answers, flush=True)
     for line in sys.stdin:
         request = json.loads(line)

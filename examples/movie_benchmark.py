@@ -33,10 +33,10 @@ import numpy as np
 import tifffile
 
 import jaxbkgd
-from jaxbkgd._batch.run import windows
+from jaxbkgd._batch.plan import windows
 from jaxbkgd._movies.open import open_sink
 from jaxbkgd._movies.sinks import Layout
-from jaxbkgd._workers import core_count, one_thread_a_call
+from jaxbkgd._workers import core_count
 
 
 RADIUS_PIX = 7.0
@@ -178,5 +178,5 @@ if __name__ == "__main__":
         # Set on some machines, where they slow NumPy and SciPy down.
         for name in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"):
             os.environ.pop(name, None)
-        one_thread_a_call()
+        jaxbkgd.one_thread_a_call()
         main(arguments.folder, arguments.frames, arguments.size, arguments.rounds)

@@ -199,8 +199,8 @@ def first_state(kind: Kind, seed: int, steps: int) -> State:
         detector,
         optimizer(kind.is_trained, steps).init(learned),
         jnp.array(0),
-        jnp.full(steps, jnp.nan),
-        jnp.full((steps, len(radii)), jnp.nan),
+        jnp.full(steps, jnp.nan, jnp.float32),
+        jnp.full((steps, len(radii)), jnp.nan, jnp.float32),
     )
 
 

@@ -9,7 +9,6 @@ whole_movie.png. For a movie of your own, set `source`, offset and gain. It need
 extras `movies` and `plots`, and takes half a minute on two cores.
 """
 
-import os
 import sys
 from pathlib import Path
 
@@ -97,7 +96,6 @@ def draw(source: Path, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    # A thread for each call, before JAX makes its first array: calls run side by side.
-    os.environ["PJRT_NPROC"] = "1"
-    jax.config.update("jax_cpu_enable_async_dispatch", False)
+    # Before JAX makes its first array: calls run side by side.
+    jaxbkgd.one_thread_a_call()
     main(Path(sys.argv[1] if len(sys.argv) > 1 else "."))

@@ -16,40 +16,31 @@ from scipy.special import erfinv, ndtr
 from jaxbkgd import AbstractEstimator, Background
 
 
-# Read when JAX first looks for its devices: the tests of sharding need two.
-FLAGS = (
+# JAX reads this when it first looks for its devices; sharding needs two.
+os.environ["XLA_FLAGS"] = (
     f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2"
-    " --xla_flags_reset=true"  # read anew for each program
 )
-os.environ["XLA_FLAGS"] = FLAGS
-
-# Up to the newest for Python 3.11: later ones do not know `xla_cpu_use_fusion_emitters`.
-CAN_BE_QUICK = jax.__version_info__ < (0, 11)
-IS_QUICK = pytest.StashKey[bool]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "bits: programs are compiled as users' are")
+    """Keeps compiled programs in a folder, from which later tests, other workers,
+    subprocesses and the next run load them."""
+    settings = {
+        "jax_compilation_cache_dir": str(config.rootpath / ".pytest_cache" / "jax"),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    for name, value in settings.items():
+        text = os.environ.setdefault(name.upper(), str(value))
+        jax.config.update(name, type(value)(text))
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Compiles in less than half of the time, to slower programs, which round otherwise
-    but by less than any tolerance. Not where bits are compared: whether those of another
-    chunk are the same depends on how loops are vectorized, and is tested as users have it.
-    """
-    is_quick = CAN_BE_QUICK and item.get_closest_marker("bits") is None
-    if item.config.stash.get(IS_QUICK, False) == is_quick:
-        return
-    item.config.stash[IS_QUICK] = is_quick
-    values = {
-        "xla_backend_optimization_level": 0 if is_quick else 3,
-        "xla_llvm_disable_expensive_passes": is_quick,
-        "xla_cpu_use_fusion_emitters": not is_quick,
-    }
-    words = [f"--{name}={str(value).lower()}" for name, value in values.items()]
-    os.environ["XLA_FLAGS"] = " ".join([FLAGS, *words])
-    jax.clear_caches()
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """`-m fast` selects the tests that are not marked as slow."""
+    for item in items:
+        if item.get_closest_marker("slow") is None:
+            item.add_marker("fast")
 
 
 # Half of the central interval that holds 99 % of a normal density, in sigmas.
@@ -145,7 +136,7 @@ def central_difference(function, point, step):
 
 
 class MovingSum(AbstractEstimator):
-    """Of the frames that there are, up to `reach` before and behind."""
+    """The sum of the frames that there are, up to `reach` before and behind."""
 
     reach: int = eqx.field(static=True)
 
@@ -153,9 +144,8 @@ class MovingSum(AbstractEstimator):
     def halo_frames(self) -> int:
         return self.reach
 
-    def __call__(self, channels: Any) -> Background:
-        frames = jnp.asarray(channels, jnp.float32)
-        total = frames
+    def estimate_stack(self, frames: Any) -> Background:
+        total = frames = frames.astype(jnp.float32)
         for shift in range(1, min(self.halo_frames, len(frames) - 1) + 1):
             total = total.at[shift:].add(frames[:-shift]).at[:-shift].add(frames[shift:])
         return Background(total, jnp.ones(()))

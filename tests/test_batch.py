@@ -6,45 +6,46 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, cast, ClassVar
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import psutil
 import pytest
 import tifffile
 from conftest import MovingSum
 
 from jaxbkgd import (
-    _batch,
     AbstractEstimator,
     Background,
     estimate_movie,
     LocalMean,
+    Movie,
     MovieError,
     open_movie,
     SpatialMean,
 )
-from jaxbkgd._batch.run import _chunk_frames_and_workers, _Job, windows
+from jaxbkgd._batch.plan import free_bytes, plan_chunks, windows
 from jaxbkgd._movies.journal import Journal
-from jaxbkgd._movies.movie import ArrayMovie, FramesInFile
 from jaxbkgd._movies.tiff import TiffSink
 from jaxbkgd._movies.zarr import ZarrSink
 
-
-pytestmark = pytest.mark.bits
 
 FRAMES = np.random.default_rng(0).integers(0, 65536, (23, 20, 31)).astype(np.uint16)
 ESTIMATOR = SpatialMean((1.0, 2.0))
 BKGDS = np.asarray(ESTIMATOR(FRAMES).bkgds)
 
 
-class CountingMovie(ArrayMovie):
+class CountingMovie(Movie):
     """Knows how often each frame was read."""
 
     def __init__(self, array):
-        super().__init__(array)
+        super().__init__(array[:, None], name="the movie", format="array")
         self.counts = np.zeros(len(array), int)
 
     def read(self, start, stop, channel=0):
@@ -56,14 +57,11 @@ class CountingMovie(ArrayMovie):
 class Weighted(MovingSum):
     """The sum of frames that are each multiplied by their weights."""
 
-    def __call__(self, channels: Any, weights: Any = None) -> Background:
-        if isinstance(channels, list):
-            pairs = zip(channels, weights or [None] * len(channels), strict=True)
-            sums = [self(*pair) for pair in pairs]
-            factors = [one.noise_corrections for one in sums]
-            return Background([one.bkgds for one in sums], factors)
-        frames = jnp.asarray(channels, float)
-        return super().__call__(frames * (1 if weights is None else weights))
+    takes_weights: ClassVar[bool] = True
+
+    def estimate_stack(self, frames: Any, weights: Any = None) -> Background:
+        factors = 1 if weights is None else weights
+        return super().estimate_stack(frames.astype(jnp.float32) * factors)
 
 
 def _written(source: Any, estimator: AbstractEstimator = ESTIMATOR, **options: Any):
@@ -186,20 +184,66 @@ def test_memory_is_shared_among_as_many_workers_as_it_serves(
     held, given, chosen, monkeypatch
 ):
     """Where so many frames can be held."""
-    frame_bytes = 2 * _batch._PIXEL_BYTES_WITH_HALO * FRAMES[0].size
-    monkeypatch.setattr(_batch, "_free_bytes", lambda: held * frame_bytes)
-    channels = ArrayMovie(FRAMES).channels
-    assert _chunk_frames_and_workers(channels, 3, 2**20, *given) == chosen
+    _let_memory_hold(held, monkeypatch)
+    out = np.empty(FRAMES.shape, np.float32)
+    chunk_frames, workers = given
+    options = {"chunk_frames": chunk_frames, "workers": workers, "progress": False}
+    summary = estimate_movie(FRAMES, MovingSum(3), out, **options)
+    assert (summary.chunk_frames, summary.workers) == chosen
+
+
+def _let_memory_hold(frames, monkeypatch):
+    """Of an estimator with a halo, which takes 128 bytes a pixel."""
+    free = SimpleNamespace(available=frames * 128 * FRAMES[0].size)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: free)
 
 
 def test_a_halo_that_memory_does_not_hold_is_refused_with_a_remedy(monkeypatch):
-    frame_bytes = 2 * _batch._PIXEL_BYTES_WITH_HALO * FRAMES[0].size
-    monkeypatch.setattr(_batch, "_free_bytes", lambda: 8 * frame_bytes)
+    _let_memory_hold(8, monkeypatch)
     estimator = MovingSum(4)
     with pytest.raises(MovieError, match=r"memory is short.*can hold 8,.*sees 4 .*chunk_"):
         _written(FRAMES, estimator)
     expected = jax.jit(lambda frames: estimator(frames).bkgds)(FRAMES)
     np.testing.assert_array_equal(_written(FRAMES, estimator, chunk_frames=2), expected)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_memory_ends_at_the_limit_of_a_control_group_around_the_process(version, tmp_path):
+    group, kinds, limit, usage = {
+        1: ("sys/fs/cgroup/memory", "memory", "limit_in_bytes", "usage_in_bytes"),
+        2: ("sys/fs/cgroup", "", "max", "current"),
+    }[version]
+    inner = tmp_path / group / "job" / "step"
+    inner.mkdir(parents=True)
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/cgroup").write_text(f"3:cpu:/x\n4:{kinds}:/job/step\n")
+    for folder, bytes_allowed in ((inner, "max"), (inner.parent, 4096 + 1000)):
+        (folder / f"memory.{limit}").write_text(f"{bytes_allowed}\n")
+        (folder / f"memory.{usage}").write_text("4096\n")
+        (folder / "memory.stat").write_text("anon 4000\ninactive_file 80\nactive_file 16\n")
+    # What is cached of files can be taken, too.
+    assert free_bytes(tmp_path) == 1000 + 96
+
+
+def test_without_control_groups_memory_is_that_of_the_machine(tmp_path, monkeypatch):
+    _let_memory_hold(7, monkeypatch)
+    assert free_bytes(tmp_path) == 7 * 128 * FRAMES[0].size
+
+
+def test_windows_fit_in_the_memory_of_a_gpu():
+    stats = {"bytes_limit": 600 * 10**6, "bytes_in_use": 88 * 10**6}
+    gpu = SimpleNamespace(platform="gpu", memory_stats=lambda: stats)
+    channels = open_movie(np.zeros((1000, 256, 256), np.uint16)).channels
+    for halo_frames in (0, 5):
+        for gpus in ([gpu], [gpu, gpu]):
+            chunk_frames, workers = plan_chunks(channels, halo_frames, gpus)
+            assert workers == 2 * len(gpus)
+            # A dozen float32 images and more of a window, for both windows on a GPU.
+            window_bytes = (chunk_frames + 2 * halo_frames) * 256**2 * 4 * 12
+            assert 2 * window_bytes < 512 * 10**6
+    # Of one that does not say, that of the machine holds.
+    silent = SimpleNamespace(platform="gpu", memory_stats=lambda: None)
+    assert plan_chunks(channels, 0, [silent])[1] <= 2
 
 
 MASK = np.random.default_rng(3).integers(0, 3, FRAMES.shape).astype(np.uint8)
@@ -360,7 +404,7 @@ def movie_path(tmp_path):
 
 def _before_frame(frame, monkeypatch, do):
     """Lets something happen when a chunk is read that holds this frame."""
-    read = FramesInFile.read
+    read = Movie.read
 
     def reading(self, start, stop, channel=0):
         # A fingerprint reads single frames, chunks here are of more.
@@ -368,7 +412,7 @@ def _before_frame(frame, monkeypatch, do):
             do()
         return read(self, start, stop, channel)
 
-    monkeypatch.setattr(FramesInFile, "read", reading)
+    monkeypatch.setattr(Movie, "read", reading)
 
 
 def _fail_at(frame, monkeypatch):
@@ -399,8 +443,7 @@ def test_what_an_error_leaves_is_gone_on_with(name, movie_path, tmp_path, monkey
     ]
     assert not sink.exists()
     done = len((tmp_path / f"{name}.part.journal").read_text().splitlines()) - 1
-    # Of the windows that wait, some may still begin.
-    assert 4 <= done <= 7
+    assert done == 4
     # The length of the chunks is that of the run before.
     summary = estimate_movie(movie_path, ESTIMATOR, sink, workers=2)
     assert (summary.resumed_frames, summary.chunk_frames) == (3 * done, 3)
@@ -440,15 +483,61 @@ def test_what_was_begun_otherwise_is_not_gone_on_with(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bkgd.tif", "movie.npy"]
 
 
-def test_ctrl_c_ends_soon_and_loses_nothing(movie_path, tmp_path, monkeypatch):
-    sink = tmp_path / "bkgd.zarr"
+def _content(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("presses", [1, 2])
+@pytest.mark.parametrize("name", ["bkgd.tif", "bkgd.zarr", None])
+def test_ctrl_c_waits_for_no_thread_and_nothing_is_written_after_it(
+    name, presses, movie_path, tmp_path, monkeypatch
+):
+    sink = np.zeros_like(BKGDS) if name is None else tmp_path / name
+    may_go_on, threads = threading.Event(), []
+
+    def interrupt():
+        threads.append(threading.current_thread())
+        for _ in range(presses):
+            signal.raise_signal(signal.SIGINT)
+        # As in a call of XLA, until the test has seen that nobody waits for it.
+        may_go_on.wait()
+
     with monkeypatch.context() as interrupting:
-        _before_frame(12, interrupting, lambda: signal.raise_signal(signal.SIGINT))
+        _before_frame(12, interrupting, interrupt)
         with pytest.raises(KeyboardInterrupt):
             estimate_movie(movie_path, ESTIMATOR, sink, **OPTIONS)
-    assert not sink.exists()
-    assert estimate_movie(movie_path, ESTIMATOR, sink, **OPTIONS).resumed_frames >= 3
-    np.testing.assert_array_equal(open_movie(sink).channels[0][:], BKGDS)
+        left = sink.copy() if name is None else _content(tmp_path)
+        may_go_on.set()
+        for thread in threads:
+            thread.join()
+    if name is None:
+        np.testing.assert_array_equal(sink, left)
+        np.testing.assert_array_equal(sink[:12], BKGDS[:12])
+        return
+    assert _content(tmp_path) == left
+    assert not (tmp_path / name).exists()
+    assert estimate_movie(movie_path, ESTIMATOR, sink, **OPTIONS).resumed_frames == 12
+    with open_movie(sink) as written:
+        np.testing.assert_array_equal(written.channels[0][:], BKGDS)
+
+
+@pytest.mark.parametrize("when", ["meanwhile", "between"])
+def test_a_source_whose_time_alone_changes_is_warned_of(
+    when, movie_path, tmp_path, monkeypatch
+):
+    sink = tmp_path / "bkgd.tif"
+    if when == "between":
+        _leave_unfinished(movie_path, sink, monkeypatch)
+        os.utime(movie_path, (1, 1))
+    else:
+        _before_frame(12, monkeypatch, lambda: os.utime(movie_path, (1, 1)))
+    with pytest.warns(
+        UserWarning, match=r"movie\.npy: its time of modification has changed"
+    ):
+        summary = estimate_movie(movie_path, ESTIMATOR, sink, **OPTIONS)
+    assert summary.resumed_frames == (12 if when == "between" else 0)
+    with open_movie(sink) as written:
+        np.testing.assert_array_equal(written.channels[0][:], BKGDS)
 
 
 def test_a_source_that_changes_meanwhile_is_no_result(movie_path, tmp_path, monkeypatch):
@@ -482,7 +571,7 @@ def test_a_draft_that_is_broken_is_said_to_be(movie_path, tmp_path, monkeypatch)
     sink = tmp_path / "bkgd.tif"
     _leave_unfinished(movie_path, sink, monkeypatch)
     (tmp_path / "bkgd.tif.part").write_bytes(b"II*")
-    with pytest.raises(MovieError, match=r"left is broken; begin anew .*--fresh") as raised:
+    with pytest.raises(MovieError, match=r"run is broken; begin anew .*--fresh") as raised:
         estimate_movie(movie_path, ESTIMATOR, sink, **OPTIONS)
     assert not hasattr(raised.value, "__notes__")
 
@@ -505,21 +594,30 @@ def test_a_result_is_replaced_only_when_asked_and_only_in_the_end(
     np.testing.assert_array_equal(open_movie(sink).channels[0][:], BKGDS)
 
 
-def _let_go(job):
-    """As the end of the process does."""
-    for sink in job._sinks:
-        sink.close()
+def _kill_at(kind, method, folder, monkeypatch, run):
+    """Leaves the folder as it is when the process is killed as it calls this method."""
+    aside = folder.with_name("aside")
+    with monkeypatch.context() as killed:
+
+        def copy_and_end(self, *arguments):
+            shutil.copytree(folder, aside)
+            raise ZeroDivisionError
+
+        killed.setattr(kind, method, copy_and_end)
+        with pytest.raises(ZeroDivisionError):
+            run()
+    shutil.rmtree(folder)
+    aside.rename(folder)
 
 
 def test_a_new_draft_never_passes_for_an_old_one(movie_path, tmp_path, monkeypatch):
     """As if the process was killed after it had begun anew, before it noted that."""
     sink = tmp_path / "bkgd.tif"
     _leave_unfinished(movie_path, sink, monkeypatch)
-    with monkeypatch.context() as failing:
-        failing.setattr(Journal, "begin", lambda self, settings: 1 / 0)
-        failing.setattr(_Job, "__exit__", lambda job, *error: _let_go(job))
-        with pytest.raises(ZeroDivisionError):
-            estimate_movie(movie_path, ESTIMATOR, sink, resume=False, **OPTIONS)
+    _kill_at(
+        *(Journal, "begin", tmp_path, monkeypatch),
+        lambda: estimate_movie(movie_path, ESTIMATOR, sink, resume=False, **OPTIONS),
+    )
     assert estimate_movie(movie_path, ESTIMATOR, sink, **OPTIONS).resumed_frames == 0
 
 
@@ -548,11 +646,10 @@ def test_a_result_that_was_given_its_name_is_believed_if_it_is_there(
 ):
     """As if the process was killed after the last step but one."""
     sink = tmp_path / "bkgd.zarr"
-    with monkeypatch.context() as killed:
-        killed.setattr(Journal, "remove", lambda self: 1 / 0)
-        killed.setattr(_Job, "__exit__", lambda job, *error: _let_go(job))
-        with pytest.raises(ZeroDivisionError):
-            estimate_movie(movie_path, ESTIMATOR, sink, **OPTIONS)
+    _kill_at(
+        *(Journal, "remove", tmp_path, monkeypatch),
+        lambda: estimate_movie(movie_path, ESTIMATOR, sink, **OPTIONS),
+    )
     if not kept:
         shutil.rmtree(sink)
     summary = estimate_movie(movie_path, ESTIMATOR, sink, **OPTIONS)
@@ -716,6 +813,7 @@ print(killed, "killed,", ended, "ended")
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_run_that_is_killed_again_and_again_ends_in_the_same_files(tmp_path):
     frames = np.random.default_rng(0).integers(0, 4000, (150, 32, 40)).astype(np.uint16)
@@ -725,12 +823,124 @@ def test_a_run_that_is_killed_again_and_again_ends_in_the_same_files(tmp_path):
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
     }
-    command = [sys.executable, "-c", _KILLING, str(tmp_path), "8"]
+    command = [sys.executable, "-c", _KILLING, str(tmp_path), "4"]
     run = subprocess.run(
         command, env=os.environ | caching, capture_output=True, text=True, check=False
     )
     assert run.returncode == 0, run.stderr
-    assert run.stdout.startswith("8 killed")
+    assert run.stdout.startswith("4 killed")
+
+
+# An estimator of a user's, with fields whose text holds addresses.
+_OF_A_USER = """
+import os, signal, sys
+import equinox as eqx, jax, jax.numpy as jnp, numpy as np
+from jaxbkgd import AbstractEstimator, Background, estimate_movie, Movie
+
+class Scale:
+    def __init__(self, factor):
+        self.factor, self.itself = factor, self
+
+class OfUser(AbstractEstimator):
+    log: object = eqx.field(static=True)
+    function: object = eqx.field(static=True)
+    scale: object = eqx.field(static=True)
+    jitted: object = eqx.field(static=True, default=jax.jit(jnp.exp))
+    names: object = eqx.field(static=True, default=frozenset(["a", "b", "c"]))
+
+    @property
+    def halo_frames(self):
+        return 0
+
+    def estimate_stack(self, frames):
+        bkgds = self.function(frames.astype(float)) * self.scale.factor
+        return Background(bkgds, jnp.ones(()))
+
+source, sink, kill_at, factor = sys.argv[1:]
+read = Movie.read
+
+def reading(self, start, stop, channel=0):
+    if start <= int(kill_at) < stop and stop - start > 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return read(self, start, stop, channel)
+
+Movie.read = reading
+estimator = OfUser(np.log, lambda x, shift=float(factor): x + shift, Scale(0.5))
+options = {"chunk_frames": 3, "workers": 1}
+print(estimate_movie(source, estimator, sink, **options).resumed_frames)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs kill -9")
+def test_an_estimator_of_a_user_is_known_again_in_another_process(movie_path, tmp_path):
+    sink = tmp_path / "bkgd.tif"
+
+    def run(kill_at, factor):
+        command = [sys.executable, "-c", _OF_A_USER, movie_path, sink, kill_at, factor]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    killed = run("12", "1")
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert "begun with other settings (estimator)" in run("-1", "2").stderr
+    resumed = run("-1", "1")
+    assert resumed.stdout.strip() == "12", resumed.stderr
+    with open_movie(sink) as written:
+        expected = (FRAMES + np.float32(1)) * np.float32(0.5)
+        np.testing.assert_array_equal(written.channels[0][:], expected)
+
+
+def test_an_estimator_that_no_other_run_could_know_again_is_refused(tmp_path):
+    class WithLock(MovingSum):
+        lock: Any = eqx.field(static=True, default_factory=threading.Lock)
+
+    with pytest.raises(TypeError, match=r"WithLock holds .*lock.*could not be resumed"):
+        estimate_movie(FRAMES, WithLock(0), tmp_path / "bkgd.tif", progress=False)
+    assert list(tmp_path.iterdir()) == []
+    np.testing.assert_array_equal(_written(FRAMES, WithLock(0)), FRAMES)
+
+
+def test_two_threads_may_estimate_at_once():
+    with ThreadPoolExecutor(2) as threads:
+        for written in threads.map(_written, [FRAMES, FRAMES[::-1]] * 2):
+            is_forward = written[0, 0, 0] == BKGDS[0, 0, 0]
+            np.testing.assert_array_equal(written, BKGDS if is_forward else BKGDS[::-1])
+
+
+class TwoColours(Movie):
+    """A reader of a user's: the second channel is the first one backwards."""
+
+    shape = (23, 2, 20, 31)
+    dtype = FRAMES.dtype
+
+    def __init__(self):
+        pass
+
+    def read(self, start, stop, channel=0):
+        return (FRAMES[::-1] if channel else FRAMES)[start:stop]
+
+
+def test_a_reader_of_a_user_with_several_channels_is_a_source():
+    out = np.empty((23, 2, 20, 31), np.float32)
+    estimate_movie(TwoColours(), ESTIMATOR, out, chunk_frames=4, progress=False)
+    np.testing.assert_array_equal(out, np.stack([BKGDS, BKGDS[::-1]], axis=1))
+    # And so is a list of its channels, or one of them.
+    outs = [np.empty_like(BKGDS) for _ in range(2)]
+    estimate_movie(TwoColours().channels, ESTIMATOR, outs, progress=False)
+    np.testing.assert_array_equal(np.stack(outs, axis=1), out)
+    second = TwoColours().channels[1]
+    np.testing.assert_array_equal(_written(second), BKGDS[::-1])
+
+
+def test_a_gain_in_a_list_is_that_of_the_only_channel():
+    options = {"quantity": "snr", "offsets": [100]}
+    listed = _written(FRAMES, gains=[2.0], **options)
+    np.testing.assert_array_equal(listed, _written(FRAMES, gains=2.0, **options))
+
+
+def test_a_movie_without_frames_is_refused_in_one_line():
+    with pytest.raises(MovieError, match=r"the array: has no frames$"):
+        _written(FRAMES[:0])
 
 
 # The environment of these tests has two devices; here there are four, and one.
@@ -743,14 +953,23 @@ from jaxbkgd import estimate_movie, SpatialMean
 frames = np.load(sys.argv[1])
 written = np.empty(frames.shape, np.float32)
 used = []
-put = jax.default_device
-jax.default_device = lambda device: used.append(device) or put(device)
+
+class Watched:
+    value = None
+    put = staticmethod(jax.default_device)
+
+    def __call__(self, device):
+        used.append(device)
+        return self.put(device)
+
+jax.default_device = Watched()
 estimate_movie(frames, SpatialMean((1.0, 2.0)), written, chunk_frames=2)
 np.save(sys.argv[2], written)
-print(jax.local_device_count(), len(set(used)))
+print(jax.local_device_count(), len(set(used) - {None}))
 """
 
 
+@pytest.mark.slow
 def test_any_number_of_devices_gives_the_same(movie_path, tmp_path):
     for count in (1, 4):
         flags = f"--xla_force_host_platform_device_count={count}"

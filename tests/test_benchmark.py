@@ -1,35 +1,59 @@
 """The benchmark runs, and its results have the structure that the docs page relies on.
 How fast anything is depends on the machine, and is not tested."""
 
+import importlib
 import json
 import math
-import os
 import re
-import subprocess
 import sys
+from argparse import Namespace
+from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
-SCRIPT = ROOT / "examples" / "benchmark.py"
 BEFORE, AFTER = "# A page\n", "\nand its end\n"
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What one tiny run writes, on a page with text around the tables."""
+def benchmark() -> Iterator[ModuleType]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT / "examples"))
+        yield importlib.import_module("benchmark")
+
+
+@pytest.fixture(scope="module")
+def folder(benchmark: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What one tiny run writes, on a page with text around the tables. All that its
+    processes measure is measured in this one."""
+
+    class Here:
+        def __init__(self, name: str):
+            self.name = name
+            self.description = benchmark.description_of_process()
+
+        def measure(self, cell, rounds: int) -> dict:
+            answer = benchmark.measure(self.name, cell, rounds)
+            return json.loads(json.dumps(answer))
+
+        def close(self) -> None:
+            pass
+
     folder = tmp_path_factory.mktemp("benchmark")
-    marks = re.findall(
-        "<!-- begin: written by benchmark.py -->|<!-- end -->",
-        (ROOT / "docs/pages/performance.md").read_text(),
-    )
+    page = (ROOT / "docs/pages/performance.md").read_text()
+    marks = re.findall("<!-- begin: written by benchmark.py -->|<!-- end -->", page)
     (folder / "performance.md").write_text(BEFORE + "\nold\n".join(marks) + AFTER)
-    tiny = ("--sizes", "24", "--radii", "3", "--megapixels", "0.003", "--rounds", "1")
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    command = [sys.executable, SCRIPT, *tiny, "--out", folder]
-    subprocess.run(command, env=environment, check=True)
+    tiny = {"sizes": [24], "radii": [3.0], "megapixels": 0.003, "rounds": 1}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(benchmark, "Process", Here)
+        patch.setattr(benchmark, "SETTLING_SECONDS", 0)
+        results = benchmark.run_benchmark(Namespace(quick=True, **tiny))
+    benchmark.write(results, folder)
     return folder
 
 
@@ -51,7 +75,7 @@ def test_every_setting_of_every_cell_has_jaxbkgd_in_it(results: dict):
             way = cell["speed"][setting]["jaxbkgd"]
             assert math.isfinite(way["mpx_per_s"])
             assert 0 < way["mpx_per_s"] <= way["fastest"]
-        assert cell["compile_s"] > 0
+        assert math.isfinite(cell["compile_s"])
         assert cell["frames"] == 5
 
 
@@ -75,11 +99,17 @@ def test_no_way_that_was_timed_gives_other_numbers_than_the_reference(results: d
     assert [name for name, way in ways.items() if "error" in way] == []
 
 
-def test_one_thread_is_one_thread(results: dict):
-    process = results["machine"]["processes"]["one thread, warm output"]
-    assert set(process.get("pools", {}).values()) <= {1}
-    if sys.platform == "linux":
-        assert process["cores"] == 1
+def test_one_thread_is_one_thread(benchmark: ModuleType):
+    process = benchmark.Process(benchmark.ONE_THREAD_WARM)
+    try:
+        assert set(process.description.get("pools", {}).values()) <= {1}
+        if sys.platform == "linux":
+            assert process.description["cores"] == 1
+        # And the process answers.
+        answer = process.measure(benchmark.Cell(24, 3.0, "float32", 2), 1)
+        assert answer["speed"][benchmark.ONE_THREAD_WARM]["jaxbkgd"]["mpx_per_s"] > 0
+    finally:
+        process.close()
 
 
 def test_the_machine_is_described(results: dict):

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from jaxbkgd import estimate_movie, LocalMean, open_movie, SpatialMean
-from jaxbkgd._batch import run as _batch
-from jaxbkgd._batch.buffers import Buffers
+from jaxbkgd._batch import plan, run
+from jaxbkgd._batch.compute import Buffers
 from jaxbkgd._movies.sinks import ArraySink
 
 
@@ -28,38 +28,40 @@ def test_chunks_are_held_where_jax_reads_them_in_place(offset, dtype):
     memory = np.random.default_rng(1).integers(0, 100, 64 + 8000).astype(np.uint8)
     chunk = memory[offset : offset + 960 * np.dtype(dtype).itemsize].view(dtype)
     chunks = [chunk.reshape(4, 8, 30), chunk.reshape(4, 30, 8)[:, 1:-1]]
-    buffers = Buffers(can_reuse=False)
-    held = buffers.holding(chunks)
+    buffers = Buffers(is_on_cpu=True, can_reuse=False)
+    held = buffers.place(chunks)
     for one, other in zip(held, chunks, strict=True):
         assert _is_read_in_place(one)
         np.testing.assert_array_equal(one, other)
-    again = buffers.holding(chunks)
+    again = buffers.place(chunks)
     assert [a.ctypes.data for a in again] == [h.ctypes.data for h in held]
 
 
 def test_a_chunk_that_is_read_in_place_is_not_copied():
-    (aligned,) = Buffers(can_reuse=False).holding([FRAMES[:1, 1:]])
-    assert Buffers(can_reuse=False).holding([aligned])[0] is aligned
+    (aligned,) = Buffers(is_on_cpu=True, can_reuse=False).place([FRAMES[:1, 1:]])
+    assert Buffers(is_on_cpu=True, can_reuse=False).place([aligned])[0] is aligned
 
 
 @pytest.fixture
 def written_over(monkeypatch):
     """For each chunk that is estimated over a result, whether it lies where that did."""
     seen = []
-    compiled = _batch.compiled
+    compile_estimate = run.compile_estimate
 
-    def watched(estimate, channels, weights, spent):
-        places = [image.unsafe_buffer_pointer() for image in spent or []]
-        images, *flags = estimate(channels, weights, spent)
-        if spent is not None:
+    def watched(estimate, channels, weights, donated):
+        places = [image.unsafe_buffer_pointer() for image in donated or []]
+        images, *flags = estimate(channels, weights, donated)
+        if donated is not None:
             # By chance, it may be in memory that was given back.
-            was_donated = all(image.is_deleted() for image in spent)
+            was_donated = all(image.is_deleted() for image in donated)
             new_places = [image.unsafe_buffer_pointer() for image in images]
             seen.append(was_donated and new_places == places)
         return images, *flags
 
     monkeypatch.setattr(
-        _batch, "compiled", lambda *arguments: ft.partial(watched, compiled(*arguments))
+        run,
+        "compile_estimate",
+        lambda *arguments: ft.partial(watched, compile_estimate(*arguments)),
     )
     return seen
 
@@ -89,7 +91,6 @@ WITH_NAN = LARGE.copy()
 WITH_NAN[1, [149, 151, 290], 20] = np.nan, np.inf, np.nan
 
 
-@pytest.mark.bits
 @pytest.mark.parametrize(
     ("source", "strips"),
     [
@@ -102,7 +103,7 @@ WITH_NAN[1, [149, 151, 290], 20] = np.nan, np.inf, np.nan
     ],
 )
 def test_large_frames_are_estimated_in_strips(source, strips, monkeypatch, written_over):
-    monkeypatch.setattr(_batch, "_CACHED_PIXELS", 10_000)
+    monkeypatch.setattr(plan, "_CACHED_PIXELS", 10_000)
     is_list = isinstance(source, list)
     out = [np.empty(s.shape, np.float32) for s in (source if is_list else [source])]
     sink = out if is_list else out[0]
@@ -114,9 +115,8 @@ def test_large_frames_are_estimated_in_strips(source, strips, monkeypatch, writt
         np.testing.assert_array_equal(written, ESTIMATOR(frames).bkgds)
 
 
-@pytest.mark.bits
 def test_strips_of_boxes_above_an_offset_fill_an_array_each(monkeypatch, written_over):
-    monkeypatch.setattr(_batch, "_CACHED_PIXELS", 5_000)
+    monkeypatch.setattr(plan, "_CACHED_PIXELS", 5_000)
     boxes = [(0, 0, 35, 300), (35, 0, 70, 300)]
     out = [np.empty((3, 300, 35), np.float32) for _ in boxes]
     estimate_movie(LARGE, ESTIMATOR, out, boxes=boxes, offsets=5.0, progress=False)
@@ -126,12 +126,11 @@ def test_strips_of_boxes_above_an_offset_fill_an_array_each(monkeypatch, written
         np.testing.assert_array_equal(written, ESTIMATOR(frames).bkgds)
 
 
-@pytest.mark.bits
 @pytest.mark.parametrize(("radii_pix", "strips"), [((7.0, 15.0), 5), ((7.0, 30.0), 1)])
 def test_frames_go_in_strips_where_the_engine_is_that_of_the_whole(
     radii_pix, strips, monkeypatch, written_over
 ):
-    monkeypatch.setattr(_batch, "_CACHED_PIXELS", 10_000)
+    monkeypatch.setattr(plan, "_CACHED_PIXELS", 10_000)
     estimator = SpatialMean(radii_pix)
     frames = np.tile(LARGE, (1, 3, 1))
     out = np.empty(frames.shape, np.float32)
@@ -141,7 +140,7 @@ def test_frames_go_in_strips_where_the_engine_is_that_of_the_whole(
 
 
 def test_files_are_written_by_whole_frames(monkeypatch, written_over, tmp_path):
-    monkeypatch.setattr(_batch, "_CACHED_PIXELS", 10_000)
+    monkeypatch.setattr(plan, "_CACHED_PIXELS", 10_000)
     path = tmp_path / "bkgd.tif"
     estimate_movie(LARGE, ESTIMATOR, path, chunk_frames=1, workers=1, progress=False)
     assert written_over == [True] * 3

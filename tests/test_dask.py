@@ -6,8 +6,9 @@ import pickle
 import re
 import runpy
 import signal
+import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import dask.array as da
 import equinox as eqx
@@ -25,8 +26,6 @@ from jaxbkgd import AbstractEstimator, Background, LocalMean, MovieError, Spatia
 from jaxbkgd._batch.dask import estimate_dask
 
 
-pytestmark = pytest.mark.bits
-
 FRAMES = np.random.default_rng(0).integers(0, 65536, (23, 10, 11)).astype(np.uint16)
 TWO_CHANNELS = np.stack([FRAMES, FRAMES[::-1]], axis=1)
 ROOT = Path(__file__).parents[1]
@@ -41,15 +40,18 @@ class Half(AbstractEstimator):
     def halo_frames(self) -> int:
         return 0
 
-    def __call__(self, channels: Any) -> Background:
-        return Background(jnp.asarray(channels) * 0.5, jnp.ones(()))
+    def estimate_stack(self, frames: Any) -> Background:
+        return Background(frames * 0.5, jnp.ones(()))
 
 
 class Weighted(MovingSum):
     """The sum of frames that are each multiplied by their weights."""
 
-    def __call__(self, channels: Any, weights: Any = 1) -> Background:
-        return super().__call__(jnp.asarray(channels, float) * jnp.asarray(weights))
+    takes_weights: ClassVar[bool] = True
+
+    def estimate_stack(self, frames: Any, weights: Any = None) -> Background:
+        factors = 1 if weights is None else weights
+        return super().estimate_stack(frames.astype(jnp.float32) * factors)
 
 
 class Marked(Half):
@@ -62,17 +64,17 @@ class Marked(Half):
     def __reduce__(self) -> Any:
         return unpickled, (type(self), self.log)
 
-    def __call__(self, channels: Any) -> Background:
+    def estimate_stack(self, frames: Any) -> Background:
         note(self.log, "compiled")
-        return super().__call__(channels)
+        return super().estimate_stack(frames)
 
 
 class Deadly(Marked):
     """It ends the process that is first to see the number 65535."""
 
-    def __call__(self, channels: Any) -> Background:
-        jax.debug.callback(ft.partial(die_once, self.log), jnp.max(channels))
-        return super().__call__(channels)
+    def estimate_stack(self, frames: Any) -> Background:
+        jax.debug.callback(ft.partial(die_once, self.log), jnp.max(frames))
+        return super().estimate_stack(frames)
 
 
 def die_once(log: str, largest: Any) -> None:
@@ -271,7 +273,7 @@ def test_frames_that_cannot_be_estimated_are_named():
         (da.zeros((4, 5)), {}, ValueError, r"\(4, 5\).*\(frames, height, width\)"),
         (da.zeros((4, 1, 1, 5, 6)), {}, ValueError, r"\(4, 1, 1, 5, 6\)"),
         (da.zeros((4, 0, 5)), {}, ValueError, "0 x 5"),
-        (da.zeros((0, 4, 5)), {}, ValueError, "0 frames"),
+        (da.zeros((0, 4, 5)), {}, ValueError, "has no frames"),
         (da.zeros((4, 5, 6), dtype=complex), {}, ValueError, "complex128"),
         (da.zeros((4, 5, 6)).map_blocks(np.ma.array), {}, TypeError, "masked"),
         (da.zeros((4, 5, 6))[da.ones(4) > 0], {}, ValueError, "compute_chunk_sizes"),
@@ -290,6 +292,14 @@ def test_what_does_not_fit_is_refused_before_anything_is_computed(
         estimate_dask(array, estimator, **settings)
 
 
+def test_without_dask_its_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "dask.array", None)
+    with pytest.raises(
+        ImportError, match=r"dask\.array; .*pip install 'jaxbkgd\[cluster\]'"
+    ):
+        estimate_dask(FRAMES, MEAN)
+
+
 def local_cluster(**settings: Any) -> LocalCluster:
     """Reached from this machine alone, at ports that are free."""
     return LocalCluster(
@@ -306,6 +316,7 @@ def example() -> dict[str, Any]:
     return runpy.run_path(str(ROOT / "examples" / "cluster.py"))
 
 
+@pytest.mark.slow
 def test_the_example_writes_what_an_estimate_in_memory_is(
     tmp_path, monkeypatch, capsys, example
 ):
@@ -333,6 +344,7 @@ def test_the_example_writes_what_an_estimate_in_memory_is(
     np.testing.assert_array_equal(bkgds, background(movie[:], SpatialMean(1.0)))
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed_is_replaced_and_the_result_is_the_same(tmp_path, example):
     frames = np.random.default_rng(0).integers(0, 65535, (60, 1, 8, 9)).astype(np.uint16)
     frames[40] = 65535

@@ -1,6 +1,8 @@
 """Movies are read lazily by frame, channel and box, whatever holds them."""
 
 import os
+import re
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,8 +14,11 @@ import numpy as np
 import pytest
 import zarr
 
-from jaxbkgd._movies.movie import ArrayMovie, Channel, MovieError, one_line
-from jaxbkgd._movies.open import open_movie
+import jaxbkgd
+from jaxbkgd import Channel, Movie, MovieError, open_movie
+from jaxbkgd._movies.movie import one_line
+from jaxbkgd._movies.open import open_sink
+from jaxbkgd._movies.sinks import Layout
 
 
 FRAMES = np.random.default_rng(0).integers(0, 4000, (7, 3, 12, 10)).astype(np.uint16)
@@ -71,14 +76,14 @@ def test_any_array_of_frames_has_one_channel(make):
 
 def test_only_what_is_asked_for_is_read():
     array = _Counted(FRAMES)
-    movie = ArrayMovie(array)
+    movie = open_movie(array)
     assert array.pixels_read == 0
     movie.read(2, 5, 1)
     assert array.pixels_read == 3 * 12 * 10
 
 
 def test_a_box_is_cut_from_each_frame():
-    channel = Channel(ArrayMovie(FRAMES), 1, (2, 3, 9, 5))
+    channel = Channel(open_movie(FRAMES), 1, (2, 3, 9, 5))
     assert channel.shape == (7, 2, 7)
     assert channel[1:4].flags.c_contiguous
     np.testing.assert_array_equal(channel[1:4], FRAMES[1:4, 1, 3:5, 2:9])
@@ -89,25 +94,93 @@ def test_a_box_is_cut_from_each_frame():
 )
 def test_a_box_outside_the_frames_is_refused(box):
     with pytest.raises(MovieError, match="is not inside its frames; give x0, y0, x1, y1"):
-        Channel(ArrayMovie(FRAMES), 0, box)
+        Channel(open_movie(FRAMES), 0, box)
 
 
-def test_what_is_no_slice_of_frames_is_refused(as_installed):
-    channel = ArrayMovie(FRAMES).channels[0]
-    with pytest.raises(ValueError, match="not with step 2"):
-        channel[::2]
-    for index in (3, (slice(1, 3), 5)):
-        with pytest.raises(TypeError, match="sliced by frame, as channel"):
+def test_a_channel_is_indexed_as_an_array_of_frames():
+    channel = open_movie(FRAMES).channels[1]
+    expected = FRAMES[:, 1]
+    for index in (0, 3, -1, np.int64(2), slice(1, 6, 2), slice(None, None, -3)):
+        np.testing.assert_array_equal(channel[index], expected[index])
+    np.testing.assert_array_equal(np.asarray(channel), expected)
+    np.testing.assert_array_equal(np.asarray(channel, np.float32), expected)
+    np.testing.assert_array_equal(np.stack(list(channel)), expected)
+    for beyond in (7, -8):
+        with pytest.raises(IndexError, match=f"no frame {beyond}; the channel has 7"):
+            channel[beyond]
+
+
+def test_what_is_no_frame_number_is_refused(as_installed):
+    channel = open_movie(FRAMES).channels[0]
+    for index in (1.0, (slice(1, 3), 5), None):
+        with pytest.raises(TypeError, match=r"as channel\[10\] or channel\[10:20\]"):
             channel.__getitem__(cast(Any, index))
 
 
+@every_array
+def test_a_movie_is_an_array_of_frames_and_channels(make):
+    movie = open_movie(make(FRAMES))
+    np.testing.assert_array_equal(np.asarray(movie), FRAMES)
+    assert np.asarray(movie, np.float32).dtype == np.float32
+    with pytest.raises(ValueError, match="without a copy"):
+        np.array(movie, copy=False)
+
+
+def test_a_movie_and_a_channel_describe_themselves(tmp_path):
+    np.save(tmp_path / "movie.npy", FRAMES)
+    with open_movie(tmp_path / "movie.npy") as movie:
+        movie.pixel_size_um = (0.1, 0.2)
+        assert repr(movie) == (
+            f"Movie({str(tmp_path / 'movie.npy')!r}, format='NumPy file', "
+            "shape=(7, 3, 12, 10), dtype=uint16, pixel_size_um=(0.1, 0.2))"
+        )
+        assert "index=2, box=(0, 0, 10, 12), shape=(7, 12, 10)" in repr(movie.channels[2])
+
+
+class _Drifting(Movie):
+    """Frames that are computed as they are read."""
+
+    def __init__(self) -> None:
+        self.name = "drift"
+        self.shape = (9, 2, 6, 5)
+        self.dtype = np.dtype(np.float32)
+
+    def read(self, start: int, stop: int, channel: int = 0) -> np.ndarray:
+        frames = np.arange(start, stop, dtype=np.float32)[:, None, None]
+        return np.broadcast_to(frames + 100 * channel, (stop - start, 6, 5))
+
+
+def test_a_subclass_or_anything_that_is_sliced_is_a_movie():
+    closed = []
+    pixels = _Counted(FRAMES)
+    made = Movie(
+        pixels,
+        name="mine",
+        format="my own",
+        frame_interval_s=0.1,
+        close=lambda: closed.append(True),
+    )
+    with open_movie(made) as movie:
+        np.testing.assert_array_equal(movie.channels[2][1:3], FRAMES[1:3, 2])
+        assert movie.frame_interval_s == 0.1
+    assert closed == [True]
+    with pytest.raises(MovieError, match="mine: is closed; open it again"):
+        made.read(0, 1)
+    with open_movie(_Drifting()) as movie:
+        assert movie.channels[1][3][0, 0] == 103
+        assert (movie.paths, movie.state()) == ((), None)
+        assert np.asarray(movie).shape == movie.shape
+        assert len({_Drifting().fingerprint() for _ in range(2)}) == 1
+        assert "shape=(9, 2, 6, 5)" in repr(movie)
+
+
 def test_a_fingerprint_is_of_the_pixels_their_type_and_their_shape():
-    fingerprint = ArrayMovie(FRAMES).fingerprint()
-    assert ArrayMovie(FRAMES.copy(), "another name").fingerprint() == fingerprint
+    fingerprint = open_movie(FRAMES).fingerprint()
+    assert open_movie(FRAMES.copy()).fingerprint() == fingerprint
     changed = FRAMES.copy()
     changed[-1, -1, -1, -1] += 1
     others = [changed, FRAMES.astype(np.int16), FRAMES[:-1], FRAMES.swapaxes(2, 3)]
-    fingerprints = {ArrayMovie(other).fingerprint() for other in others}
+    fingerprints = {open_movie(other).fingerprint() for other in others}
     assert len(fingerprints) == len(others)
     assert fingerprint not in fingerprints
 
@@ -115,11 +188,42 @@ def test_a_fingerprint_is_of_the_pixels_their_type_and_their_shape():
 def test_a_fingerprint_of_a_long_movie_reads_few_frames():
     # Of what is not in memory.
     array = _Counted(np.zeros((10_000, 4, 4), np.uint8))
-    ArrayMovie(array).fingerprint()
+    open_movie(array).fingerprint()
     assert array.pixels_read <= 8 * 4 * 4
 
 
-def test_a_file_that_is_written_to_has_another_state_and_fingerprint(tmp_path):
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_memory_map_is_told_from_others_by_its_file_and_few_frames(channels, tmp_path):
+    shape = (10_000, channels, 64, 64)
+    # Sparse: it takes no space on disk.
+    written = np.lib.format.open_memmap(tmp_path / "m.npy", "w+", np.uint16, shape)
+    written[-1] = 7
+    del written
+    mapped = np.load(tmp_path / "m.npy", mmap_mode="r")
+    if channels == 1:
+        mapped = mapped[:, 0]
+    read = []
+
+    class Watched(np.memmap):
+        def __getitem__(self, index):
+            read.append(index)
+            return super().__getitem__(index)
+
+    movie = open_movie(mapped.view(Watched))
+    assert movie.paths == (tmp_path / "m.npy",)
+    fingerprint = movie.fingerprint()
+    assert len(read) <= 8 * channels + 1
+    assert open_movie(np.asarray(mapped)).fingerprint() == fingerprint
+    assert open_movie(mapped[1:]).fingerprint() != fingerprint
+    assert open_movie(mapped[:-1]).fingerprint() != fingerprint
+    state = movie.state()
+    os.utime(tmp_path / "m.npy", ns=(0, 0))
+    assert movie.state() != state == movie.opened_state
+    # What is computed from it is in memory.
+    assert open_movie(mapped[:9] + 1).paths == ()
+
+
+def test_a_file_that_is_written_to_has_another_state(tmp_path):
     path = tmp_path / "movie.npy"
     np.save(path, FRAMES)
     with open_movie(path) as movie:
@@ -127,6 +231,8 @@ def test_a_file_that_is_written_to_has_another_state_and_fingerprint(tmp_path):
         assert (movie.state(), movie.fingerprint()) == (state, fingerprint)
         os.utime(path, ns=(0, 0))
         assert movie.state() != state == movie.opened_state
+        assert movie.fingerprint() == fingerprint
+    np.save(path, FRAMES + 1)
     with open_movie(path) as movie:
         assert movie.fingerprint() != fingerprint
 
@@ -138,10 +244,9 @@ def test_a_file_that_is_written_to_has_another_state_and_fingerprint(tmp_path):
         (np.zeros((12, 10)), r"has shape \(12, 10\); give frames of shape"),
         (np.zeros((1, 2, 3, 4, 5)), r"has shape \(1, 2, 3, 4, 5\); give frames of shape"),
         (np.zeros((7, 12, 10), complex), "has pixels of complex128; convert them"),
-        (np.zeros((7, 12, 10), np.longdouble), "has pixels of float128; convert them"),
         (np.zeros((7, 12, 10), object), "has pixels of object; convert them"),
         (np.ma.masked_array(np.zeros((7, 12, 10))), "is masked, .*; fill it"),
-        (np.zeros((0, 12, 10)), "says 0 frames of 1 channels of 12 x 10 px"),
+        (np.zeros((0, 12, 10)), "has no frames"),
         (np.zeros((7, 0, 12, 10)), "says 7 frames of 0 channels"),
         (np.zeros((7, 12, 0)), "12 x 0 px"),
         (np.broadcast_to(np.uint8(0), (7, 2**20, 2**20)), "1048576 x 1048576 px"),
@@ -153,7 +258,7 @@ def test_what_has_no_frames_is_refused(source, message):
 
 
 def test_a_movie_is_opened_as_it_is():
-    movie = ArrayMovie(FRAMES)
+    movie = open_movie(FRAMES)
     assert open_movie(movie) is movie
 
 
@@ -165,6 +270,12 @@ def _write_a_folder(path: Path) -> None:
     path.mkdir()
 
 
+def _write_a_pipe(path: Path) -> None:
+    if not hasattr(os, "mkfifo"):
+        pytest.skip("no pipes have names on Windows")
+    os.mkfifo(path)
+
+
 def _write_text(path: Path) -> None:
     path.write_text("no pixels")
 
@@ -174,7 +285,7 @@ def _write_text(path: Path) -> None:
     [
         ("movie.tif", None, "no such file"),
         ("movie.npy", _write_nothing, "is empty"),
-        ("movie.npy", os.mkfifo, "is not a regular file; copy the movie to one"),
+        ("movie.npy", _write_a_pipe, "is not a regular file; copy the movie to one"),
         ("movie.npy", _write_text, "broken NumPy header"),
         ("movie.nd2", _write_text, "is of no format that is read; those are TIFF, .*DAX"),
         ("movie", _write_text, "is of no format that is read; those are TIFF, .*DAX"),
@@ -191,7 +302,7 @@ def test_a_path_that_is_no_movie_is_refused_in_one_line(
         write(path)
     with pytest.raises(MovieError) as caught:
         open_movie(path)
-    assert caught.match(rf"^{path}: .*{message}")
+    assert caught.match(rf"^{re.escape(str(path))}: .*{message}")
     assert "\n" not in str(caught.value)
 
 
@@ -208,23 +319,44 @@ def test_a_file_that_may_not_be_read_is_named(tmp_path, monkeypatch):
         open_movie(path)
 
 
-def test_a_package_that_is_missing_is_named_with_its_remedy(tmp_path, monkeypatch):
-    (tmp_path / "movie.raw").write_bytes(b"0")
+@pytest.mark.parametrize(
+    ("name", "package"),
+    [("movie.raw", "yaml"), ("movie.tif", "tifffile"), ("movie.zarr.zip", "zarr")],
+)
+def test_a_package_that_is_missing_is_named_with_its_remedy(
+    name, package, tmp_path, monkeypatch
+):
+    (tmp_path / name).write_bytes(b"0")
     (tmp_path / "movie.yaml").write_bytes(b"0")
-    monkeypatch.setitem(sys.modules, "yaml", None)
-    with pytest.raises(
-        MovieError, match=r"package yaml; .*pip install 'jaxbkgd\[movies\]'"
-    ):
-        open_movie(tmp_path / "movie.raw")
+    monkeypatch.setitem(sys.modules, package, None)
+    for module in [
+        module for module in sys.modules if module.startswith("jaxbkgd._movies.")
+    ]:
+        if module.rpartition(".")[2] not in ("movie", "open", "sinks", "journal"):
+            monkeypatch.delitem(sys.modules, module)
+            monkeypatch.delattr(module)
+    message = rf"package {package}; .*pip install 'jaxbkgd\[movies\]'"
+    with pytest.raises(MovieError, match=message):
+        open_movie(tmp_path / name)
+    if package != "yaml":
+        layout = Layout((1, 1, 4, 4), np.dtype(np.float32), 1)
+        with pytest.raises(MovieError, match=message):
+            open_sink(tmp_path / f"out{Path(name).suffixes[0]}", layout)
 
 
-def test_what_is_read_with_numpy_alone_needs_no_other_package(tmp_path, monkeypatch):
-    for module in ("_tiff", "_zarr"):
-        monkeypatch.setitem(sys.modules, f"jaxbkgd.{module}", None)
-        monkeypatch.delattr(f"jaxbkgd.{module}", raising=False)
+def test_files_are_read_with_numpy_alone_without_the_other_packages(tmp_path):
+    """In a process of its own, where the packages were not imported before."""
     np.save(tmp_path / "movie.npy", FRAMES)
-    with open_movie(tmp_path / "movie.npy") as movie:
-        np.testing.assert_array_equal(movie.read(0, 7, 2), FRAMES[:, 2])
+    code = f"""
+import sys
+for package in ("jax", "tifffile", "zarr", "numcodecs", "yaml", "filelock"):
+    sys.modules[package] = None
+sys.path.insert(0, {str(Path(jaxbkgd.__file__).parent)!r})
+from _movies.open import open_movie
+with open_movie({str(tmp_path / "movie.npy")!r}) as movie:
+    assert movie.read(0, 7, 2).sum() == {FRAMES[:, 2].sum()}
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_an_error_of_many_lines_is_told_in_one():

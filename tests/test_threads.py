@@ -1,4 +1,4 @@
-"""Work on threads, and Ctrl-C at every step of it."""
+"""Work on threads: results, errors, Ctrl-C, and the mode of one thread a call."""
 
 import itertools as it
 import os
@@ -7,17 +7,14 @@ import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
-from typing import Any
 
+import jax
 import pytest
 
-from jaxbkgd._workers import _SECONDS_BETWEEN_NEWS, on_threads
+from jaxbkgd._workers import core_count, Gate, on_threads, run_interruptibly, Stopped
 
 
 ITEMS = range(3)
-# Python's modules of what is taken and given back, and the one that is tested.
-WITH_LOCKS = {"_threads", "threading"}
 
 
 def test_every_item_is_worked_on_once():
@@ -26,17 +23,21 @@ def test_every_item_is_worked_on_once():
 
 
 def test_an_error_ends_it_once_what_has_begun_has_ended():
-    begun, workers = [], set()
+    begun, ended, has_failed = set(), set(), threading.Event()
 
     def fail(item):
-        begun.append(item)
-        workers.add(threading.current_thread())
-        raise ValueError(f"item {item}")
+        begun.add(item)
+        if item == 0:
+            has_failed.set()
+            raise ValueError("item 0")
+        has_failed.wait()
+        time.sleep(0.05)
+        ended.add(item)
 
     with pytest.raises(ValueError, match="item 0"):
-        list(on_threads(fail, ITEMS, 1))
-    assert begun == list(range(len(begun)))
-    assert [worker.is_alive() for worker in workers] == [False]
+        list(on_threads(fail, range(100), 2))
+    assert begun - ended == {0}
+    assert len(begun) < 100
 
 
 def test_an_error_of_the_items_ends_it_too():
@@ -54,7 +55,7 @@ def test_results_come_before_all_is_done():
     def run(item):
         # The last one waits until the first is heard of.
         assert item < 2 or has_come.wait(60)
-        time.sleep(2 * _SECONDS_BETWEEN_NEWS)
+        time.sleep(0.04)
         return item
 
     results = on_threads(run, ITEMS, 1)
@@ -72,98 +73,105 @@ def test_there_are_no_more_threads_than_items():
     assert max(on_threads(run, ITEMS, 64)) <= len(ITEMS)
 
 
-def test_who_does_not_listen_any_longer_ends_it():
+def test_it_ends_when_the_consumer_does():
     begun = []
     results = on_threads(begun.append, it.count(), 2)
     next(results)
     results.close()
+    assert threading.active_count() == len(threading.enumerate())
     count = len(begun)
     time.sleep(0.01)
     assert len(begun) == count
 
 
-# The share of a call's work that is done in the thread that makes it.
-SHARE = """
-import time
-import jax, numpy as np
+def test_ctrl_c_waits_for_no_thread_and_closes_the_gate():
+    gate, may_end, outcomes, threads = Gate(), threading.Event(), [], []
+
+    def run(_):
+        threads.append(threading.current_thread())
+        signal.raise_signal(signal.SIGINT)
+        may_end.wait()
+        try:
+            with gate:
+                outcomes.append("written")
+        except Stopped:
+            outcomes.append("stopped")
+
+    with pytest.raises(KeyboardInterrupt):
+        list(on_threads(run, [None], 1, gate))
+    may_end.set()
+    threads[0].join()
+    assert outcomes == ["stopped"]
+    with pytest.raises(Stopped):
+        gate.check()
+
+
+def test_a_gate_closes_when_the_last_thread_has_left_it_whatever_is_pressed():
+    gate, is_inside, events = Gate(), threading.Event(), []
+
+    def write():
+        with gate:
+            is_inside.set()
+            time.sleep(0.02)
+            signal.raise_signal(signal.SIGINT)
+            time.sleep(0.02)
+            events.append("written")
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    is_inside.wait()
+    with pytest.raises(KeyboardInterrupt):
+        gate.close()
+    assert events == ["written"]
+    thread.join()
+
+
+def test_a_call_in_another_thread_has_the_callers_settings():
+    device = jax.devices()[-1]
+    with jax.enable_x64(True), jax.default_device(device):
+        one = run_interruptibly(jax.numpy.asarray, 1.0)
+    assert (one.dtype, one.devices()) == ("float64", {device})
+    with pytest.raises(ZeroDivisionError):
+        run_interruptibly(lambda: 1 / 0)
+
+
+def test_cores_are_those_that_the_process_may_use(monkeypatch):
+    assert 1 <= core_count() <= (os.cpu_count() or 1)
+    if sys.version_info < (3, 13):
+        # As on macOS and Windows.
+        monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+        assert core_count() == os.cpu_count()
+
+
+# The threads of XLA's pools, of which there are none or one that does nothing.
+_THREADS = """
+import os, jax, numpy as np
 import jaxbkgd
-from jaxbkgd._workers import one_thread_a_call
-one_thread_a_call()
+jaxbkgd.one_thread_a_call()
 frames = jax.device_put(np.zeros((16, 256, 256), np.float32))
 jaxbkgd.spatial_mean(frames, 30.0).block_until_ready()
-thread, process = time.thread_time(), time.process_time()
-for _ in range(3):
-    jaxbkgd.spatial_mean(frames, 30.0).block_until_ready()
-print((time.thread_time() - thread) / (time.process_time() - process))
+names = [open(f"/proc/self/task/{t}/comm").read() for t in os.listdir("/proc/self/task")]
+is_asynchronous = jax.config.values["jax_cpu_enable_async_dispatch"]
+print(sum("XLAEigen" in name for name in names), is_asynchronous)
 """
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(not os.path.exists("/proc/self/task"), reason="needs Linux")
 @pytest.mark.parametrize("set_by_user", [None, "PJRT_NPROC", "NPROC"])
-def test_a_call_is_worked_on_in_the_thread_that_makes_it(set_by_user: str | None):
-    # With two devices, as the tests have, JAX has a thread for each.
+def test_one_thread_a_call_leaves_xla_one_thread_unless_the_user_says_otherwise(
+    set_by_user,
+):
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
     for name in ("PJRT_NPROC", "NPROC"):
         environment.pop(name, None)
     if set_by_user is not None:
-        environment[set_by_user] = "2"
-    command = [sys.executable, "-c", SHARE]
-    ran = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE)
-    # All of it, but for what the clocks themselves take; otherwise XLA's threads have most.
-    assert (float(ran.stdout) > 0.9) is (set_by_user is None)
-
-
-def _interrupted_at(step: int, workers: set[Any]) -> tuple[list[int], bool]:
-    """What comes of the items, where Ctrl-C is pressed before one of the steps of Python
-    that are taken for them in this thread while it has a handler; and whether there are so
-    many steps. Threads that worked on them are added to the workers."""
-    steps, results = 0, []
-
-    def run(item: int) -> int:
-        workers.add(threading.current_thread())
-        return item
-
-    def trace(frame: Any, *event_and_argument: Any) -> Any:
-        nonlocal steps
-        if Path(frame.f_code.co_filename).stem not in WITH_LOCKS:
-            return None
-        steps += signal.getsignal(signal.SIGINT) is not signal.default_int_handler
-        if steps == step:
-            steps += 1
-            signal.raise_signal(signal.SIGINT)
-        return trace
-
-    before = sys.gettrace()
-    sys.settrace(trace)
-    try:
-        for item in on_threads(run, ITEMS, 1):
-            results.append(item)
-    finally:
-        sys.settrace(before)
-    return sorted(results), steps > step
-
-
-def test_ctrl_c_at_any_step_leaves_no_thread_waiting():
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    step, is_there = 0, True
-    while is_there:
-        step += 1
-        workers = set()
-        try:
-            results, is_there = _interrupted_at(step, workers)
-            assert results == list(ITEMS)
-            assert not is_there
-        except KeyboardInterrupt:
-            pass
-        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-        assert not any(worker.is_alive() for worker in workers)
-    assert step > 100
-
-
-def test_a_handler_of_somebody_else_is_left_alone():
-    heard = []
-    before = signal.signal(signal.SIGINT, lambda *_: heard.append("it"))
-    try:
-        assert _interrupted_at(100, set()) == (list(ITEMS), True)
-    finally:
-        signal.signal(signal.SIGINT, before)
-    assert heard == ["it"]
+        environment[set_by_user] = "3"
+    command = [sys.executable, "-c", _THREADS]
+    ran = subprocess.run(
+        command, env=environment, check=True, capture_output=True, text=True
+    )
+    threads, is_asynchronous = ran.stdout.split()
+    assert (int(threads), is_asynchronous) == (
+        (1, "False") if set_by_user is None else (3, "True")
+    )

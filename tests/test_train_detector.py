@@ -1,6 +1,5 @@
 """The example of training: its loss, what it finds, its scores, and that it trains."""
 
-import sys
 from importlib import import_module
 from pathlib import Path
 
@@ -13,11 +12,22 @@ import pytest
 import jaxbkgd
 
 
-sys.path.append(str(Path(__file__).parents[1] / "examples"))
-detector, train_detector = map(import_module, ("detector", "train_detector"))
+with pytest.MonkeyPatch.context() as patch:
+    patch.syspath_prepend(str(Path(__file__).parents[1] / "examples"))
+    detector, train_detector = map(import_module, ("detector", "train_detector"))
 
+
+pytestmark = pytest.mark.slow
 
 NOWHERE = -30.0  # a logit
+STEPS = 30  # of all trainings here, so that they share one program
+
+
+@pytest.fixture(autouse=True)
+def small_movies(monkeypatch: pytest.MonkeyPatch) -> None:
+    small = {"MOVIES": 1, "FRAMES": 8, "LONG_MOVIES": 1, "LONG_FRAMES": 8}
+    for name, value in small.items():
+        monkeypatch.setattr(train_detector, name, value)
 
 
 def prediction_of(places, size_pix=9, logit=0.0, std=0.3):
@@ -45,7 +55,7 @@ def molecules_of(*places, photons=400.0):
 
 def test_backgrounds_bleach_as_fast_in_short_movies_as_in_long_ones():
     levels = []
-    for frame_count in (2, 5):
+    for frame_count in (2, train_detector.LONG_FRAMES):
         movie = train_detector.simulated(7, frame_count=frame_count)
         bkgds = np.asarray(movie.background.bkgds)
         levels.append(bkgds[1] / bkgds[0])
@@ -123,27 +133,23 @@ class TestScores:
         assert score == pytest.approx((1, 1, 1, 0))
 
 
-def radii_after(steps, name, folder):
-    state = train_detector.trained(name, 0, steps, folder)
+def radii_after(name, folder):
+    state = train_detector.trained(name, 0, STEPS, folder)
     return np.asarray(state.radii), state
 
 
-# Thirty steps take longer than to compile them well.
-@pytest.mark.bits
-def test_radii_move_towards_each_other_from_far_starts(tmp_path, monkeypatch):
-    monkeypatch.setattr(train_detector, "MOVIES", 1)
+def test_radii_move_towards_each_other_from_far_starts(tmp_path):
     # After 400 steps they are at 5 px; see the page on training.
     small, large = (
-        radii_after(30, f"r trained from {start} px", tmp_path)[0][-1, 0]
-        for start in (2, 25)
+        radii_after(f"r trained from {start} px", tmp_path)[0][-1, 0] for start in (2, 25)
     )
     assert 2.5 < small < large < 22
 
 
 def test_frozen_radii_stay_and_the_weights_are_learned(tmp_path):
-    radii, state = radii_after(4, "r = 7 px", tmp_path)
+    radii, state = radii_after("r = 7 px", tmp_path)
     np.testing.assert_allclose(radii, 7.0, rtol=1e-6)
-    first = train_detector.first_state(train_detector.KINDS["r = 7 px"], 0, 4)
+    first = train_detector.first_state(train_detector.KINDS["r = 7 px"], 0, STEPS)
     weights = [one.detector.layers[0].weight for one in (state, first)]
     assert not np.allclose(*weights)
     assert np.all(np.isfinite(state.losses))
@@ -165,30 +171,28 @@ def test_a_training_that_was_interrupted_ends_as_if_it_had_not_been(tmp_path, mo
             with monkeypatch.context() as patch:
                 patch.setattr(train_detector, "training_movies", until_the_third)
                 with pytest.raises(KeyboardInterrupt):
-                    train_detector.trained(name, 0, 4, tmp_path / folder)
-        kept.append(train_detector.trained(name, 0, 4, tmp_path / folder))
+                    train_detector.trained(name, 0, STEPS, tmp_path / folder)
+        kept.append(train_detector.trained(name, 0, STEPS, tmp_path / folder))
     whole, parts = (jax.tree.leaves(eqx.filter(state, eqx.is_array)) for state in kept)
     for left, right in zip(whole, parts, strict=True):
         np.testing.assert_array_equal(left, right)
 
 
 def test_it_writes_its_table_and_figure_and_measures_nothing_twice(tmp_path, monkeypatch):
-    monkeypatch.setattr(train_detector, "LONG_MOVIES", 1)
-    monkeypatch.setattr(train_detector, "LONG_FRAMES", 24)
     names = ["r = 7 px", train_detector.TRAINED]
-    results = train_detector.main(tmp_path, names, [0], steps=4)
+    results = train_detector.main(tmp_path, names, [0], steps=STEPS)
     assert [result.background for result in results] == names
     assert (tmp_path / "figures" / "train_detector.png").read_bytes().startswith(b"\x89PNG")
     report = (tmp_path / "train_detector.md").read_text()
     assert all(f"| {name} |" in report for name in names)
     monkeypatch.setattr(train_detector, "trained", None)
-    assert len(train_detector.main(tmp_path, names, [0], steps=4)) == 2
+    assert len(train_detector.main(tmp_path, names, [0], steps=STEPS)) == 2
     with pytest.raises(SystemExit, match="give another folder"):
-        train_detector.main(tmp_path, names, [0], steps=5)
+        train_detector.main(tmp_path, names, [0], steps=STEPS + 1)
 
 
 def test_the_true_background_takes_the_estimators_place():
-    movie = train_detector.simulated(9, frame_count=2)
+    movie = train_detector.simulated(9, frame_count=train_detector.FRAMES)
     model = detector.Detector(jaxbkgd.SpatialMean(3.0), jax.random.key(0))
     given = model(movie.frames, movie.background)
     other = eqx.tree_at(lambda m: m.estimator, model, jaxbkgd.SpatialMean(9.0))

@@ -1,14 +1,10 @@
 """Zarr and OME-Zarr are read whoever wrote them, and written for whoever reads them."""
 
-import bz2
-import gzip
 import json
 import os
 import pickle
 import shutil
-import tracemalloc
 import warnings
-import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -29,7 +25,6 @@ from zarr.codecs import (
 )
 from zarr.core.metadata import ArrayV3Metadata
 
-from jaxbkgd._movies import zarr_arrays as _zarr_arrays
 from jaxbkgd._movies.movie import MovieError
 from jaxbkgd._movies.open import open_movie
 from jaxbkgd._movies.sinks import Layout
@@ -238,22 +233,18 @@ def test_four_axes_are_frames_then_channels_unless_they_are_named(tmp_path):
         )
 
 
-def test_a_chunk_is_decoded_once_by_reads_that_follow_each_other(
-    frames, tmp_path, monkeypatch
-):
+def test_frames_of_a_chunk_that_was_read_need_no_file(frames, tmp_path):
     path = _write(tmp_path / "m.zarr", frames, compressors=ZstdCodec())
-    decoded = []
-    load = _zarr_arrays.ZarrArray.load
-    monkeypatch.setattr(
-        _zarr_arrays.ZarrArray,
-        "load",
-        lambda self, index: decoded.append(index) or load(self, index),
-    )
     with open_movie(path) as movie, ThreadPoolExecutor(3) as threads:
-        read = list(threads.map(lambda start: movie.read(start, start + 1), range(11)))
-    np.testing.assert_array_equal(np.concatenate(read), frames)
-    assert len(decoded) == 3 * 2
-    assert movie.chunk_frames == CHUNKS[0]
+        assert movie.chunk_frames == CHUNKS[0]
+        first = list(
+            threads.map(lambda start: movie.read(start, start + 1), range(0, 11, 4))
+        )
+        shutil.rmtree(path / "c")
+        rest = list(threads.map(lambda start: movie.read(start, start + 4), range(0, 8, 2)))
+    np.testing.assert_array_equal(np.concatenate(first), frames[::4])
+    for start, read in zip(range(0, 8, 2), rest, strict=True):
+        np.testing.assert_array_equal(read, frames[start : start + 4])
 
 
 def test_the_frames_of_a_damaged_chunk_are_named(frames, tmp_path):
@@ -275,9 +266,7 @@ def test_the_frames_of_a_damaged_chunk_are_named(frames, tmp_path):
         for damaged in (b"", whole[:3], whole[:20], whole[:-1], whole[:16] + whole[40:]):
             chunk.write_bytes(damaged)
             with open_movie(path) as movie:
-                with pytest.raises(
-                    MovieError, match=r"frames 4 to 7, chunk 1\.0\.0: is dam"
-                ):
+                with pytest.raises(MovieError, match="zarr: frames 4 to 7 cannot be read"):
                     movie.read(3, 6)
                 # The others are as good as before.
                 np.testing.assert_array_equal(movie.read(0, 4), frames[:4])
@@ -292,39 +281,6 @@ def test_a_damaged_shard_is_an_error(frames, tmp_path):
         chunk.write_bytes(damaged)
         with open_movie(path) as movie, pytest.raises(MovieError, match="frames 0 to 3"):
             movie.read(0, 1)
-
-
-def _zstd_stream_of(byte_count: int) -> bytes:
-    """A zstd frame that doesn't say its length, of blocks of 2^17 equal bytes."""
-    block = (2**17 << 3 | 1 << 1).to_bytes(3, "little") + b"\x07"
-    end = b"\x01\x00\x00"
-    return b"\x28\xb5\x2f\xfd\x00\x58" + block * (byte_count // 2**17) + end
-
-
-def test_a_chunk_that_unpacks_to_more_than_it_should_is_refused_before_it_does(
-    frames, tmp_path
-):
-    blosc = [2, 1, 0x21, 2, *b"\xff\xff\xff\x7f", 0, 0, 4, 0, 100, 0, 0, 0, *bytes(84)]
-    bombs = [
-        (numcodecs.GZip(), gzip.compress(bytes(2**24))),
-        (numcodecs.Zlib(), zlib.compress(bytes(2**24))),
-        (numcodecs.BZ2(), bz2.compress(bytes(2**24))),
-        (numcodecs.Zstd(), numcodecs.Zstd().encode(bytes(2**24))),
-        (numcodecs.Zstd(), _zstd_stream_of(2**26)),
-        (numcodecs.LZ4(), (2**31 - 1).to_bytes(4, "little") + bytes(100)),
-        (numcodecs.Blosc(), bytes(blosc)),
-    ]
-    for number, (codec, bomb) in enumerate(bombs):
-        path = _write(tmp_path / f"{number}.zarr", frames, zarr_format=2, compressors=codec)
-        (path / "0.0.0").write_bytes(bomb)
-        with open_movie(path) as movie:
-            tracemalloc.start()
-            with pytest.raises(MovieError, match="frames 0 to 3"):
-                movie.read(0, 1)
-            _, most = tracemalloc.get_traced_memory()
-            tracemalloc.stop()
-        # What they unpack to is 16 times as much or more.
-        assert most < 2**20
 
 
 class _Payload:
@@ -352,8 +308,10 @@ def test_a_pickle_is_not_opened(frames, tmp_path):
         {"filters": [{"id": "fixedscaleoffset", "offset": 0, "scale": 1, "dtype": "|O"}]},
     ):
         (path / ".zarray").write_text(json.dumps(metadata | change))
-        with pytest.raises(MovieError, match=r"is not one of blosc, bz2|pixels of"):
-            open_movie(path)
+        with pytest.raises(MovieError, match=r"m\.zarr: ") as caught:
+            with open_movie(path) as movie:
+                movie.read(0, 11)
+        assert "\n" not in str(caught.value)
     assert not (tmp_path / "ran").exists()
 
 
@@ -366,11 +324,10 @@ def test_chunks_that_were_not_written_are_filled_and_the_first_is_warned_of(
     expected[4:8, 8:] = 42
     with open_movie(path) as movie:
         with pytest.warns(
-            UserWarning, match=r"frames 4 to 7, chunk c/1/1/0: is missing.*42"
+            UserWarning, match=r"frames 0 to 10: chunk c/1/1/0 is missing.*42"
         ):
             np.testing.assert_array_equal(movie.read(0, 11), expected)
-        # Once.
-        movie.close()
+        # Once, though they are decoded again.
         movie.read(0, 11)
 
 
@@ -388,8 +345,8 @@ def test_chunks_without_a_value_to_fill_in_are_an_error(frames, tmp_path):
 def test_a_movie_without_one_chunk_is_an_error(frames, tmp_path):
     path = _write(tmp_path / "m.zarr", frames)
     shutil.rmtree(path / "c")
-    with pytest.raises(MovieError, match="holds no frames"):
-        open_movie(path)
+    with open_movie(path) as movie, pytest.raises(MovieError, match="not one chunk was"):
+        movie.read(0, 1)
 
 
 LIES = {
@@ -399,7 +356,6 @@ LIES = {
     "no-frames": {"shape": [0, 12, 10]},
     "a-fraction": {"shape": [11.0, 12, 10]},
     "too-few-axes": {"shape": [11, 12]},
-    "chunks-of-gigabytes": {"chunks": [11, 2**15, 2**14]},
     "chunks-of-one-pixel": {"shape": [11, 2**12, 2**12], "chunks": [11, 1, 1]},
     "a-structure": {"dtype": [["a", "<u2"], ["b", "<u2"]]},
     "complex-pixels": {"dtype": "<c8"},
@@ -407,7 +363,6 @@ LIES = {
     "an-order": {"order": "Z"},
     "a-fill-value-out-of-range": {"fill_value": 2**70},
     "another-version": {"zarr_format": 4},
-    "packed-twice": {"filters": [{"id": "zlib"}], "compressor": {"id": "zstd"}},
     "a-separator": {"dimension_separator": "/../"},
     "a-number-for-codecs": {"filters": 7},
     "no-shape": {"shape": None},
@@ -418,15 +373,7 @@ LIES = {
 def test_metadata_that_lie_are_refused_at_the_door(lie, frames, tmp_path):
     path = _write(tmp_path / "m.zarr", frames, zarr_format=2)
     _edit(path / ".zarray", **LIES[lie])
-    with pytest.raises(MovieError, match=r"m\.zarr: (cannot be read|broken)"):
-        open_movie(path)
-
-
-def test_metadata_as_large_as_a_movie_are_refused(frames, tmp_path):
-    path = _write(tmp_path / "m.zarr", frames, zarr_format=2)
-    with (path / ".zattrs").open("wb") as file:
-        file.truncate(100_000_000)
-    with pytest.raises(MovieError, match=r"\.zattrs has 100 MB"):
+    with pytest.raises(MovieError, match=r"m\.zarr: (cannot be read|broken|has pixels)"):
         open_movie(path)
 
 
@@ -446,7 +393,7 @@ def test_an_image_is_not_looked_for_outside(inside, frames, tmp_path):
     attributes = json.loads((path / ".zattrs").read_text())
     attributes["multiscales"][0]["datasets"][0]["path"] = inside
     (path / ".zattrs").write_text(json.dumps(attributes))
-    with pytest.raises(MovieError, match="leads out of it"):
+    with pytest.raises(MovieError, match=r"a\.zarr: cannot be read"):
         open_movie(path)
 
 
@@ -498,11 +445,12 @@ def test_the_state_shows_that_a_movie_was_written_to(frames, tmp_path):
             before = movie.state()
 
 
-def test_a_movie_is_also_in_the_stores_around_it(frames, tmp_path):
+def test_a_movie_includes_the_store_around_it_and_the_files_in_it(frames, tmp_path):
     path = _write_ome(tmp_path / "m.zarr", frames, "tyx")
-    for place in (path, path / "full/0"):
-        with open_movie(place) as movie:
-            assert {path, path / "full/0"} <= {inside.resolve() for inside in movie.paths}
+    with open_movie(path / "full/0") as movie:
+        for inside in (path, path / "full/0", path / "full/0/c/0/0/0"):
+            assert movie.includes(inside.resolve())
+        assert not movie.includes(tmp_path.resolve() / "other.zarr")
 
 
 # Writing.
@@ -634,16 +582,16 @@ def test_a_file_has_about_4_mib_and_divides_a_chunk(
     assert ZarrSink(tmp_path / "m.zarr", layout)._chunk_frames() == expected
 
 
-def _fill_disk(*args: Any) -> None:
-    raise OSError(28, "No space left on device")
-
-
 def test_a_full_disk_is_said_in_a_line(output, tmp_path, monkeypatch):
+    def fill_disk(*args: Any) -> None:
+        raise OSError(28, "No space left on device")
+
     sink = _sink(tmp_path / "m.zarr", output)
     sink.begin()
-    monkeypatch.setattr(Path, "write_bytes", _fill_disk)
-    with pytest.raises(MovieError, match=r"cannot be written \(No space left on device\)$"):
-        sink.write(0, output)
+    with monkeypatch.context() as full:
+        full.setattr(Path, "replace", fill_disk)
+        with pytest.raises(MovieError, match=r"be written \(No space left on device\)$"):
+            sink.write(0, output)
     sink.close()
 
 

@@ -12,20 +12,18 @@ import numpy as np
 
 from .._estimators.base import AbstractEstimator, as_frames
 from .._movies.movie import movie_of_array
-from .run import (
+from .compute import (
     check_takes_weights,
-    check_wanted,
     check_weights,
-    checked_choice,
-    compiled,
+    compile_estimate,
     Dtype,
     estimate_window,
-    estimated,
-    one_for_each,
+    make_output,
+    Output,
     Quantity,
-    Wanted,
-    Window,
+    run_window,
 )
+from .plan import Window
 
 
 _UNPICKLING = threading.Lock()
@@ -66,10 +64,10 @@ def estimate_dask(
 
     **Raises:**
 
-    `TypeError` or `ValueError` for an array that is not as above, and for arguments that do
-    not fit the estimator or each other. When it is computed, [`jaxbkgd.MovieError`][] for
-    frames that cannot be estimated, and for a background that is not finite, for which
-    uint16 has no number.
+    `ImportError` if dask is not installed. `TypeError` or `ValueError` for an array that is
+    not as above, and for arguments that do not fit the estimator or each other. When it is
+    computed, [`jaxbkgd.MovieError`][] for frames that cannot be estimated, and for a
+    background that is not finite, for which uint16 has no number.
 
     !!! example
 
@@ -83,10 +81,16 @@ def estimate_dask(
 
         ```
     """
-    import cloudpickle
-    import dask.array as da
-    from dask.base import tokenize
-    from dask.delayed import delayed
+    try:
+        import cloudpickle
+        import dask.array as da
+        from dask.base import tokenize
+        from dask.delayed import delayed
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            f"estimate_dask needs the Python package {error.name}; install it with: "
+            "pip install 'jaxbkgd[cluster]'"
+        ) from error
 
     if not isinstance(array, da.Array):
         raise TypeError(
@@ -98,16 +102,11 @@ def estimate_dask(
             f"The array has shape {array.shape}, of which a part is not known; call its "
             "compute_chunk_sizes() first."
         )
-    channels = movie_of_array(array).channels
-    blank = as_frames(np.zeros_like(array._meta, shape=(1, 1, 1)))
-    wanted = Wanted(
-        checked_choice("quantity", quantity, Quantity),
-        checked_choice("dtype", dtype, Dtype),
-        one_for_each("offsets", offsets, channels),
-        one_for_each("gains", gains, channels),
-        is_one_stack=len(channels) == 1,
+    count = movie_of_array(array).shape[1]
+    dtype_of_frames = as_frames(np.zeros_like(array._meta, shape=(1, 1, 1))).dtype
+    output = make_output(
+        quantity, dtype, offsets, gains, channel_count=count, is_one_stack=count == 1
     )
-    check_wanted(wanted)
     if weights is not None:
         check_takes_weights(estimator)
 
@@ -117,28 +116,26 @@ def estimate_dask(
     stacks = [array]
     if weights is not None:
         stacks.append(da.broadcast_to(weights, array.shape).rechunk(array.chunks))
-    depth = {axis: 0 if axis else halo_frames for axis in range(array.ndim)}
-    if halo_frames:
-        stacks = [da.overlap.overlap(stack, depth, "none") for stack in stacks]
-    window_frames = max(stacks[0].chunks[0])
-    window = (window_frames, *array.shape[-2:])
-    frames = [jax.ShapeDtypeStruct(window, blank.dtype)] * len(channels)
-    masks = [jax.ShapeDtypeStruct(window, np.float32)] * len(channels)
-    # Raises what would be raised in the middle of the work, too.
+    window_frames = max(array.chunks[0]) + 2 * halo_frames
+    # Raises now what would be raised in the middle of the work.
+    window = (min(window_frames, len(array)), *array.shape[-2:])
+    frames = [jax.ShapeDtypeStruct(window, dtype_of_frames)] * count
+    masks = [jax.ShapeDtypeStruct(window, np.float32)] * count
     eqx.filter_eval_shape(
-        estimate_window, estimator, frames, wanted, [] if weights is None else masks
+        estimate_window, estimator, frames, output, [] if weights is None else masks
     )
-
-    function = ft.partial(
-        _estimate_chunk,
-        wanted=wanted,
-        halo_frames=halo_frames,
-        # Frames that are estimated from others can't have any beside them that are not.
-        padded_frames=0 if halo_frames else window_frames,
-    )
-    return da.map_blocks(
-        function,
+    return da.map_overlap(
+        ft.partial(
+            _estimate_chunk,
+            output=output,
+            halo_frames=halo_frames,
+            # Frames that are estimated from others can't have any beside them that are not.
+            padded_frames=0 if halo_frames else window_frames,
+        ),
         *stacks,
+        depth={0: halo_frames},
+        boundary="none",
+        trim=False,
         # A key of its own, on which all tasks depend. As bytes, it is nothing to the
         # scheduler, which needs no JAX device.
         pickled=delayed(
@@ -148,7 +145,7 @@ def estimate_dask(
         ),
         token=f"estimate-{quantity}",
         chunks=array.chunks,
-        meta=np.empty((0,) * array.ndim, wanted.dtype),
+        meta=np.empty((0,) * array.ndim, output.dtype),
     )
 
 
@@ -174,12 +171,12 @@ def _estimate_chunk(
     weights: Any = None,
     *,
     pickled: bytes,
-    wanted: Wanted,
+    output: Output,
     halo_frames: int,
     padded_frames: int,
     block_info: Any,
 ) -> np.ndarray:
-    """What is wanted of the frames of a chunk, which comes with its halo."""
+    """Estimates the frames of a chunk, which comes with its halo."""
     start, stop = block_info[None]["array-location"][0]
     low = start - min(halo_frames, start)
     window = Window(0, start, stop, low, low + len(chunk))
@@ -189,8 +186,8 @@ def _estimate_chunk(
         check_weights("the weights", weights)
         masks = _channels(weights, padded_frames)
     with _UNPICKLING:
-        estimate = compiled(_unpickled(pickled), wanted)
-    images, _ = estimated("the array", estimate, stacks, window, masks)
+        estimate = compile_estimate(_unpickled(pickled), output)
+    images, _ = run_window("the array", estimate, stacks, window, masks)
     images = [np.asarray(image)[window.kept] for image in images]
     return np.stack(images, axis=1) if chunk.ndim == 4 else images[0]
 
@@ -205,6 +202,6 @@ def _channels(chunk: Any, padded_frames: int) -> list[Any]:
 
 @ft.lru_cache(maxsize=8)
 def _unpickled(pickled: bytes) -> AbstractEstimator:
-    """One for all tasks of a process: of another, what is no array might not be equal, and
-    would be compiled again."""
+    """One for all tasks of a process: a second one might not be equal to it, and would be
+    compiled again."""
     return pickle.loads(pickled)

@@ -3,13 +3,12 @@
 import concurrent.futures
 import contextlib
 import hashlib
-import math
 import operator
 import os
 import types
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable, SupportsIndex
 
 import numpy as np
 from jaxtyping import Shaped
@@ -18,6 +17,7 @@ from jaxtyping import Shaped
 # No camera has frames of 2^28 pixels (16384 x 16384). A damaged header may say so, and
 # would cost gigabytes before the first pixel is read.
 _MAX_FRAME_PIXELS = 2**28
+_MAX_PIXELS = 2**60
 
 # Frames, evenly spaced over the movie, that tell one movie from another.
 _FINGERPRINT_FRAMES = 8
@@ -210,10 +210,10 @@ class Movie(contextlib.AbstractContextManager["Movie"]):
         """A hash that tells this movie from another.
 
         Arrays in memory are hashed whole, on all cores, about a second for a gigabyte and
-        core. Files, memory maps and all else are hashed by shape, type, size, time and
+        core. Files, memory maps and all else are hashed by shape, type and
         eight frames.
         """
-        about = (self.shape, self.dtype.str, self.opened_state, self._identity)
+        about = (self.shape, self.dtype.str, self._identity)
         digest = hashlib.sha256(repr(about).encode())
         if isinstance(self.pixels, np.ndarray) and not self.paths:
             step = max(1, _HASHED_BYTES // max(1, self.pixels[0].nbytes))
@@ -296,7 +296,7 @@ class Channel:
     def __len__(self) -> int:
         return self.shape[0]
 
-    def __getitem__(self, frames: slice | int) -> Shaped[np.ndarray, "..."]:
+    def __getitem__(self, frames: slice | SupportsIndex) -> Shaped[np.ndarray, "..."]:
         if isinstance(frames, slice):
             start, stop, step = frames.indices(len(self))
             if step == 1:
@@ -326,47 +326,6 @@ class Channel:
         """All frames, (frames, height, width)."""
         _refuse_no_copy(self.movie.name, copy)
         return self[:] if dtype is None else self[:].astype(dtype, copy=False)
-
-
-class MappedFrames:
-    """Frames of a file that is mapped into memory, (frames, channels, height, width).
-
-    Each read copies its frames. First the size of the file is compared with the end of
-    these frames: to touch a mapped file beyond its end ends the process.
-
-    **Raises:**
-
-    `MovieError` where the file is shorter than the frames, also when they are read.
-    """
-
-    def __init__(
-        self,
-        path: Path,
-        shape: tuple[int, int, int, int],
-        dtype: np.dtype,
-        offset: int = 0,
-    ) -> None:
-        self.shape = check_pixels(str(path), shape, dtype)
-        self.dtype = dtype
-        self._path = path
-        self._offset = offset
-        self._frame_bytes = math.prod(shape[1:]) * dtype.itemsize
-        self._refuse_end_before(shape[0])
-        self._frames = np.memmap(path, dtype, "r", offset, self.shape)
-
-    def __getitem__(self, index: tuple[slice, int]) -> np.ndarray:
-        self._refuse_end_before(min(index[0].stop, self.shape[0]))
-        return np.array(self._frames[index])
-
-    def _refuse_end_before(self, stop: int) -> None:
-        whole = (self._path.stat().st_size - self._offset) // self._frame_bytes
-        if whole < stop:
-            frames, _, height, width = self.shape
-            raise MovieError(
-                f"{self._path}: truncated: the file ends in frame {max(0, whole)} of "
-                f"{frames} ({height} x {width} px of {self.dtype.name}); copy it again, or "
-                "correct its header"
-            )
 
 
 class _OneChannel:
@@ -448,7 +407,13 @@ def check_pixels(
             "width)"
         )
     frames, channels, height, width = map(int, shape)
-    if min(frames, channels, height, width) < 1 or height * width > _MAX_FRAME_PIXELS:
+    if frames == 0:
+        raise MovieError(f"{name}: has no frames")
+    if (
+        min(frames, channels, height, width) < 1
+        or height * width > _MAX_FRAME_PIXELS
+        or frames * channels * height * width > _MAX_PIXELS
+    ):
         raise MovieError(
             f"{name}: broken: it says {frames} frames of {channels} channels of "
             f"{height} x {width} px"

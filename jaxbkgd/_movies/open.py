@@ -1,12 +1,16 @@
 """Which reader or writer a path has: the only file that knows all formats."""
 
+import contextlib
 import os
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .movie import Movie, movie_of_array, MovieError
+from .movie import Movie, movie_of_array, MovieError, one_line
+from .raw import open_dax, open_npy, open_picasso
 from .sinks import ArraySink, Layout, Sink
 
 
@@ -51,28 +55,22 @@ def open_movie(source: Any) -> Movie:
         return source
     if not isinstance(source, str | os.PathLike):
         return movie_of_array(source)
-    path = Path(source)
-    try:
-        movie = _open_path(path)
-        movie.opened_state = movie.state()
-        return movie
-    except OSError as error:
-        reason = error.strerror or type(error).__name__
-        raise MovieError(f"{path}: cannot be read ({reason})") from error
-    except ModuleNotFoundError as error:
-        raise MovieError(
-            f"{path}: needs the Python package {error.name}; install it with: "
-            "pip install 'jaxbkgd[movies]'"
-        ) from error
+    with _named_errors(source, "read"):
+        if isinstance(source, str) and re.match("[A-Za-z][A-Za-z0-9+.-]+://", source):
+            from . import zarr
+
+            return zarr.open_zarr(source)
+        return _open_path(Path(source))
 
 
 def _open_path(path: Path) -> Movie:
-    # A reader, with the packages that it needs, is imported where it is asked for.
     if path.is_dir():
-        from . import tiff, zarr
+        if any((path / file).is_file() for file in ("zarr.json", ".zarray", ".zgroup")):
+            from . import zarr
 
-        if zarr.is_zarr(path):
-            return zarr.ZarrMovie(path)
+            return zarr.open_zarr(path)
+        from . import tiff
+
         return tiff.open_series(path)
     if not path.exists():
         if any(sign in path.name for sign in "*?["):
@@ -84,19 +82,21 @@ def _open_path(path: Path) -> Movie:
         raise MovieError(f"{path}: is not a regular file; copy the movie to one")
     if path.stat().st_size == 0:
         raise MovieError(f"{path}: is empty")
-    from . import raw
-
     match path.suffix.lower():
         case ".tif" | ".tiff" | ".btf" | ".tf8" | ".stk" | ".lsm":
             from . import tiff
 
             return tiff.open_tiff(path)
+        case ".zip":
+            from . import zarr
+
+            return zarr.open_zarr(path)
         case ".dax" | ".inf":
-            return raw.open_dax(path)
+            return open_dax(path)
         case ".raw" | ".yaml":
-            return raw.open_picasso(path)
+            return open_picasso(path)
         case ".npy":
-            return raw.open_npy(path)
+            return open_npy(path)
     raise MovieError(f"{path}: is of no format that is read; those are {FORMATS}")
 
 
@@ -108,16 +108,37 @@ def open_sink(sink: Any, layout: Layout, *, overwrite: bool = False) -> Sink | A
         raise MovieError(
             f"{type(sink).__name__} cannot be written to; give a path or a NumPy array"
         )
-    # Each writer imports what it needs, when it is needed.
-    from . import tiff, zarr
-
     path = Path(sink)
-    match path.suffix.lower():
-        case ".tif" | ".tiff":
-            return tiff.TiffSink(path, layout, overwrite=overwrite)
-        case ".zarr":
-            return zarr.ZarrSink(path, layout, overwrite=overwrite)
+    with _named_errors(path, "written"):
+        match path.suffix.lower():
+            case ".tif" | ".tiff":
+                from . import tiff
+
+                return tiff.TiffSink(path, layout, overwrite=overwrite)
+            case ".zarr":
+                from . import zarr
+
+                return zarr.ZarrSink(path, layout, overwrite=overwrite)
     raise MovieError(
         f"{path}: is written as TIFF or Zarr; give a name that ends in .tif, .ome.tif, "
         ".zarr or .ome.zarr"
     )
+
+
+@contextlib.contextmanager
+def _named_errors(path: str | os.PathLike[str], verb: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise MovieError(f"{path}: cannot be {verb} ({reason})") from error
+    except ModuleNotFoundError as error:
+        raise MovieError(
+            f"{path}: needs the Python package {error.name}; install it with: "
+            "pip install 'jaxbkgd[movies]'"
+        ) from error
+    except ImportError as error:
+        raise MovieError(
+            f"{path}: needs a package for such addresses ({one_line(error)}); install it "
+            "with: pip install 'zarr[remote]' aiohttp s3fs"
+        ) from error

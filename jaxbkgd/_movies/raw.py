@@ -1,62 +1,58 @@
-"""The formats of SMLM tools whose pixels lie in a file as they are: DAX, Picasso, NumPy."""
+"""Formats whose pixels lie uncompressed in one file: DAX, Picasso and NumPy."""
 
 import io
 import math
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from pathlib import Path
-from typing import NoReturn
 
 import numpy as np
 
-from .movie import MappedFrames, Movie, MovieError, one_line
+from .movie import check_pixels, Movie, MovieError, one_line
 
 
-# Of .inf files; real ones have less than 2 kB.
-_MAX_INF_BYTES = 2**20
+# Picasso's simulations write a line for each molecule. PyYAML reads about 1 MB/s.
+_MAX_TEXT_BYTES = 2**22
 
-# Picasso's simulations write a line of numbers for each molecule. libyaml reads 150 MB/s,
-# PyYAML itself 1 MB/s.
-_MAX_YAML_BYTES = 2**24
-_MAX_YAML_BYTES_WITHOUT_LIBYAML = 2**20
-_MAX_YAML_EVENTS = 50_000
-_MAX_YAML_DEPTH = 64
-
-# A header may say that it is 4 GiB long; NumPy believes it, then parses up to 10 kB.
+# A damaged header may say that it is 4 GiB long.
 _MAX_NPY_HEADER_BYTES = 2**16
 
-_DAX_PIXELS = {
-    f"16 bit integers (binary, {name} endian)": np.dtype(f"{order}u2")
+_DAX_TYPES = {
+    f"16 bit integers (binary, {name} endian)": f"{order}u2"
     for name, order in (("big", ">"), ("little", "<"))
 }
-
-# NumPy's names of them, long as Picasso writes them, and short.
-_PICASSO_PIXELS = {
-    name: short
+_PICASSO_TYPES = {
+    name: np.dtype(short)
     for short in ("u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f2", "f4", "f8")
     for name in (np.dtype(short).name, short)
 }
+_SIZE = "[1-9][0-9]{0,18}"
+_SIZE_RULE = "a whole number above 0, such as 256"
 
 
 def open_dax(path: Path) -> Movie:
     """Opens a DAX movie: `NAME.dax`, and `NAME.inf` beside it; `path` is either.
 
     The .inf has lines `name = value`. Read are `frame dimensions` (width x height, x
-    varying fastest), `number of frames`, `data type` and, where it is there,
-    `Frames Per Second`. The dimensions are those of the frames as they are stored, after
-    binning. All known writers write the .inf when the movie is complete, so a .dax of any
-    other size than the .inf says is refused: one of the two is wrong.
+    varying fastest, after binning), `number of frames`, `data type` and, where it is there,
+    `Frames Per Second`. Writers write the .inf last, so a .dax of another size than the
+    .inf says is refused.
 
-    The format's definition is its reader and writer in storm-analysis, and the .inf that
+    The format is defined by its reader and writer in storm-analysis, and by the .inf that
     HAL of storm-control writes, both of the Zhuang lab.
     """
-    dax, inf = _both(path, ".dax", ".inf")
-    header = _Header(dax, inf, _inf_fields(dax, inf))
-    width, height = header.sizes("frame dimensions", "256 x 256")
-    (frames,) = header.sizes("number of frames", "1000")
-    stored = _DAX_PIXELS[header.choice("data type", _DAX_PIXELS)]
+    dax, inf = _file_beside(path, ".dax"), _file_beside(path, ".inf")
+    text = _read_beside(dax, inf).decode("utf-8", "replace")
+    lines = (line.partition("=") for line in text.splitlines())
+    header = _Header(dax, inf, [(a.strip(), b.strip()) for a, equals, b in lines if equals])
+    size = header.require(
+        "frame dimensions", f"{_SIZE} x {_SIZE}", "whole numbers above 0, such as 256 x 256"
+    )
+    width, height = map(int, size.split(" x "))
+    frames = int(header.require("number of frames", _SIZE, _SIZE_RULE))
+    dtype = np.dtype(_DAX_TYPES[header.require_one_of("data type", _DAX_TYPES)])
     rate_hz = header.number("Frames Per Second")
-    movie = _open_frames(dax, "DAX", (frames, height, width), stored, said_by=inf.name)
+    movie = _open_frames(dax, "DAX", (frames, 1, height, width), dtype, inf.name)
     movie.frame_interval_s = None if rate_hz is None else 1 / rate_hz
     return movie
 
@@ -64,47 +60,34 @@ def open_dax(path: Path) -> Movie:
 def open_picasso(path: Path) -> Movie:
     """Opens a Picasso movie: `NAME.raw`, and `NAME.yaml` beside it; `path` is either.
 
-    Of the .yaml, the first document is read: `Frames`, `Height`, `Width`, `Data Type`,
-    `Byte Order` and, where it is there, `Pixelsize` or `Camera.Pixelsize` in nm. Nothing
-    in it is constructed: tags and aliases are passed over. A .raw of any other size than
-    the .yaml says is refused, as with DAX.
+    Of the first document of the .yaml, `Frames`, `Height`, `Width`, `Data Type`, `Byte
+    Order` and, where it is there, `Pixelsize` or `Camera.Pixelsize` in nm are read. No
+    object is constructed from it, and its tags are ignored. A .raw of another size than the
+    .yaml says is refused.
 
-    The format's definition is `picasso/io.py` of the Jungmann lab.
+    The format is defined by `picasso/io.py` of the Jungmann lab.
     """
-    raw, yaml = _both(path, ".raw", ".yaml")
+    raw, yaml = _file_beside(path, ".raw"), _file_beside(path, ".yaml")
     header = _Header(raw, yaml, _yaml_fields(raw, yaml))
-    (frames,) = header.sizes("Frames", "1000")
-    (height,) = header.sizes("Height", "256")
-    (width,) = header.sizes("Width", "256")
-    pixels = _PICASSO_PIXELS[header.choice("Data Type", _PICASSO_PIXELS)]
-    stored = np.dtype(header.choice("Byte Order", ("<", ">")) + pixels)
+    frames, height, width = (
+        int(header.require(name, _SIZE, _SIZE_RULE))
+        for name in ("Frames", "Height", "Width")
+    )
+    dtype = _PICASSO_TYPES[header.require_one_of("Data Type", _PICASSO_TYPES)]
+    dtype = dtype.newbyteorder(header.require_one_of("Byte Order", ("<", ">")))
     size_nm = header.number("Pixelsize") or header.number("Camera.Pixelsize")
-    shape = frames, height, width
-    movie = _open_frames(raw, "Picasso raw", shape, stored, said_by=yaml.name)
+    movie = _open_frames(raw, "Picasso raw", (frames, 1, height, width), dtype, yaml.name)
     movie.pixel_size_um = None if size_nm is None else (size_nm / 1000, size_nm / 1000)
     return movie
 
 
 def open_npy(path: Path) -> Movie:
     """Opens an array (frames, height, width) or (frames, channels, height, width) that
-    `numpy.save` has written, in C order and without pickles; the file must end with it.
+    `numpy.save` has written, in C order and without pickles, in a file that ends with it.
 
-    The format's definition is `numpy.lib.format`.
+    The format is defined by `numpy.lib.format`.
     """
-    shape, stored, offset = _npy_header(path)
-    if len(shape) not in (3, 4):
-        raise MovieError(
-            f"{path}: has {len(shape)} axes; save frames of shape (frames, height, width) "
-            "or (frames, channels, height, width)"
-        )
-    frames, *several, height, width = shape
-    channels = several[0] if several else 1
-    shape = frames, height, width
-    return _open_frames(path, "NumPy file", shape, stored, offset, channels)
-
-
-def _npy_header(path: Path) -> tuple[tuple[int, ...], np.dtype, int]:
-    read = {
+    read_header = {
         (1, 0): np.lib.format.read_array_header_1_0,
         (2, 0): np.lib.format.read_array_header_2_0,
     }
@@ -112,160 +95,167 @@ def _npy_header(path: Path) -> tuple[tuple[int, ...], np.dtype, int]:
         start = io.BytesIO(file.read(_MAX_NPY_HEADER_BYTES))
     try:
         version = np.lib.format.read_magic(start)
-        # Version 3 is for names of fields, which pixels have not.
-        if version not in read:
+        # Version 3 is for fields whose names are not ASCII.
+        if version not in read_header:
             raise ValueError(f"version {version} is not for plain numbers")
-        shape, is_fortran, stored = read[version](start)
-        # Else their digits alone could fill a page.
-        if not all(abs(size) < 2**63 for size in shape):
+        shape, is_fortran, dtype = read_header[version](start)
+        if not all(abs(length) < 2**63 for length in shape):
             raise ValueError("an axis is longer than 2^63")
-    # The header is a Python literal: a damaged one raises whatever its parser raises.
+    # NumPy parses the header as a Python literal, which raises errors of many types.
     except Exception as error:
         raise MovieError(f"{path}: broken NumPy header ({one_line(error)})") from error
     if is_fortran:
         raise MovieError(
-            f"{path}: is in Fortran order, where no frame lies in one piece; save "
+            f"{path}: is in Fortran order, where frames are not contiguous; save "
             "numpy.ascontiguousarray(frames)"
         )
-    return tuple(map(int, shape)), stored, start.tell()
+    if len(shape) not in (3, 4):
+        raise MovieError(
+            f"{path}: has {len(shape)} axes; save frames of shape (frames, height, width) "
+            "or (frames, channels, height, width)"
+        )
+    frames, *channels, height, width = map(int, shape)
+    shape = frames, channels[0] if channels else 1, height, width
+    return _open_frames(path, "NumPy file", shape, dtype, "header", start.tell())
 
 
 def _open_frames(
     path: Path,
     format: str,
-    shape: tuple[int, int, int],
-    stored: np.dtype,
+    shape: tuple[int, int, int, int],
+    dtype: np.dtype,
+    header: str,
     offset: int = 0,
-    channels: int = 1,
-    *,
-    said_by: str = "header",
 ) -> Movie:
-    """Frames that fill the rest of the file; `said_by` names what gave their shape."""
-    frames, height, width = shape
-    pixels = MappedFrames(path, (frames, channels, height, width), stored, offset)
-    more = path.stat().st_size - offset - math.prod(pixels.shape) * stored.itemsize
+    """Frames that fill the file from `offset` to its end; `header` names what gave their
+    shape."""
+    pixels = _MappedFrames(path, shape, dtype, offset)
+    more = path.stat().st_size - offset - math.prod(shape) * dtype.itemsize
     if more:
+        frames, _, height, width = shape
         raise MovieError(
-            f"{path}: has {more} bytes more than its {said_by} says ({frames} frames "
-            f"of {height} x {width} px of {stored.name}); correct the one that is wrong"
+            f"{path}: has {more} bytes more than its {header} says ({frames} frames of "
+            f"{height} x {width} px of {dtype.name}); correct the one that is wrong"
         )
     return Movie(pixels, name=str(path), format=format, paths=[path])
 
 
-def _both(path: Path, *suffixes: str) -> Iterator[Path]:
-    """The files of a movie, of which `path` is one: the same name with each suffix."""
-    for suffix in suffixes:
-        if path.suffix.lower() == suffix:
-            yield path
-            continue
-        wanted = path.with_suffix(suffix)
-        found = [p for p in (wanted, path.with_suffix(suffix.upper())) if p.is_file()]
-        if not found:
-            raise MovieError(f"{path}: its {wanted.name} is missing; copy it there too")
-        yield found[0]
+def _file_beside(path: Path, suffix: str) -> Path:
+    """The file of the same name with this suffix, in small or capital letters."""
+    if path.suffix.lower() == suffix:
+        return path
+    for beside in (path.with_suffix(suffix), path.with_suffix(suffix.upper())):
+        if beside.is_file():
+            return beside
+    name = path.with_suffix(suffix).name
+    raise MovieError(f"{path}: its {name} is missing; copy it there too")
 
 
-def _read_beside(movie: Path, path: Path, max_bytes: int) -> bytes:
-    if path.stat().st_size > max_bytes:
+def _read_beside(movie: Path, path: Path) -> bytes:
+    if path.stat().st_size > _MAX_TEXT_BYTES:
         raise MovieError(
-            f"{movie}: its {path.name} has more than {max_bytes >> 20} MiB; leave out of "
-            "it what does not describe the frames"
+            f"{movie}: its {path.name} has more than {_MAX_TEXT_BYTES >> 20} MiB; delete "
+            "from it what does not describe the frames"
         )
     return path.read_bytes()
 
 
-def _inf_fields(movie: Path, inf: Path) -> list[tuple[str, str]]:
-    text = _read_beside(movie, inf, _MAX_INF_BYTES).decode("utf-8", "replace")
-    parts = (line.partition("=") for line in text.splitlines())
-    return [(name.strip(), value.strip()) for name, equals, value in parts if equals]
-
-
 def _yaml_fields(movie: Path, path: Path) -> list[tuple[str, str]]:
-    """The names at the top of the first document, and the text of their values.
-
-    Events of the parser are all that is looked at: no object is made, no alias followed,
-    and what is nested is only skipped, so that a hostile file costs no more than its size.
-    """
+    """The names and the text of the values at the top of the first document."""
     import yaml
 
-    content = _read_beside(
-        movie,
-        path,
-        _MAX_YAML_BYTES if yaml.__with_libyaml__ else _MAX_YAML_BYTES_WITHOUT_LIBYAML,
-    )
     loader = yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader
-    nodes: list[yaml.NodeEvent] = []
-    depth = 0
+    content = _read_beside(movie, path)
     try:
-        for count, event in enumerate(yaml.parse(content, Loader=loader)):
-            if isinstance(event, yaml.DocumentEndEvent):
-                break
-            if isinstance(event, yaml.CollectionEndEvent):
-                depth -= 1
-            elif isinstance(event, yaml.NodeEvent):
-                if depth < 2:
-                    nodes.append(event)
-                depth += isinstance(event, yaml.CollectionStartEvent)
-            if depth > _MAX_YAML_DEPTH or count > _MAX_YAML_EVENTS:
-                raise MovieError(
-                    f"{movie}: its {path.name} is too complex; leave out of it what does "
-                    "not describe the frames"
-                )
-    except yaml.YAMLError as error:
+        # The nodes are text. No object is constructed.
+        top = next(yaml.compose_all(content, Loader=loader), None)
+    except (yaml.YAMLError, RecursionError) as error:
         raise MovieError(
             f"{movie}: its {path.name} is broken: {one_line(error)}"
         ) from error
-    if not (nodes and isinstance(nodes[0], yaml.MappingStartEvent)):
+    if not isinstance(top, yaml.MappingNode):
         raise MovieError(f"{movie}: its {path.name} does not start with 'name: value'")
     return [
-        (name.value, value.value if isinstance(value, yaml.ScalarEvent) else "…")
-        for name, value in zip(nodes[1::2], nodes[2::2], strict=True)
-        if isinstance(name, yaml.ScalarEvent)
+        (name.value, value.value if isinstance(value, yaml.ScalarNode) else "…")
+        for name, value in top.value
+        if isinstance(name, yaml.ScalarNode)
     ]
 
 
 class _Header:
-    """Fields, as text, that the file `beside` gives of a movie."""
+    """The fields, (name, text), of the file `path` beside a movie."""
 
-    def __init__(self, movie: Path, beside: Path, fields: list[tuple[str, str]]) -> None:
-        self._start = f"{movie}: its {beside.name}"
+    def __init__(self, movie: Path, path: Path, fields: list[tuple[str, str]]) -> None:
+        self._start = f"{movie}: its {path.name}"
         self._fields = fields
 
-    def text(self, name: str) -> str | None:
-        values = list(dict.fromkeys(v for field, v in self._fields if field == name))
+    def _text(self, name: str) -> str | None:
+        values = list(dict.fromkeys(text for field, text in self._fields if field == name))
         if len(values) > 1:
             raise MovieError(
-                f"{self._start} says {name!r} is {_short(values[0])} and "
-                f"{_short(values[1])}; leave the right one"
+                f"{self._start} says {name!r} is {values[0][:40]!r} and "
+                f"{values[1][:40]!r}; delete the wrong one"
             )
         return values[0] if values else None
 
-    def _refuse(self, name: str, value: str | None, rule: str) -> NoReturn:
-        said = f"lacks {name!r}" if value is None else f"says {name!r} is {_short(value)}"
-        raise MovieError(f"{self._start} {said}; write {rule}")
+    def require(self, name: str, pattern: str, rule: str) -> str:
+        """The text of a field that matches the pattern; `rule` says how to write it."""
+        text = self._text(name)
+        if text is None:
+            raise MovieError(f"{self._start} lacks {name!r}; write {rule}")
+        if not re.fullmatch(pattern, text):
+            raise MovieError(f"{self._start} says {name!r} is {text[:40]!r}; write {rule}")
+        return text
 
-    def choice(self, name: str, choices: Collection[str]) -> str:
-        value = self.text(name)
-        if value is None or value not in choices:
-            self._refuse(name, value, f"one of: {', '.join(choices)}")
-        return value
-
-    def sizes(self, name: str, example: str) -> list[int]:
-        """As many whole numbers above zero as the example has, with an x between."""
-        value = self.text(name)
-        one = "[1-9][0-9]{0,18}"
-        if value is None or not re.fullmatch(re.sub("[0-9]+", one, example), value):
-            self._refuse(name, value, f"whole numbers above 0, such as {example}")
-        return [int(size) for size in value.split(" x ")]
+    def require_one_of(self, name: str, choices: Collection[str]) -> str:
+        pattern = "|".join(map(re.escape, choices))
+        return self.require(name, pattern, f"one of: {', '.join(choices)}")
 
     def number(self, name: str) -> float | None:
-        """Of what frames can be read without: nothing, where it is no sensible number."""
+        """A field that the frames do not depend on: None where it is no sensible number."""
         try:
-            value = float(self.text(name) or "nan")
+            value = float(self._text(name) or "nan")
         except ValueError:
             return None
         return value if 1e-6 < value < 1e6 else None
 
 
-def _short(value: str) -> str:
-    return repr(value if len(value) <= 40 else f"{value[:40]}…")
+class _MappedFrames:
+    """Frames of a file that is mapped into memory, (frames, channels, height, width).
+
+    Each read copies its frames. First the size of the file is compared with the end of
+    these frames: to touch a mapped file beyond its end ends the process.
+
+    **Raises:**
+
+    `MovieError` where the file is shorter than the frames, also when they are read.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        shape: tuple[int, int, int, int],
+        dtype: np.dtype,
+        offset: int = 0,
+    ) -> None:
+        self.shape = check_pixels(str(path), shape, dtype)
+        self.dtype = dtype
+        self._path = path
+        self._offset = offset
+        self._frame_bytes = math.prod(shape[1:]) * dtype.itemsize
+        self._refuse_end_before(shape[0])
+        self._frames = np.memmap(path, dtype, "r", offset, self.shape)
+
+    def __getitem__(self, index: tuple[slice, int]) -> np.ndarray:
+        self._refuse_end_before(min(index[0].stop, self.shape[0]))
+        return np.array(self._frames[index])
+
+    def _refuse_end_before(self, stop: int) -> None:
+        whole = (self._path.stat().st_size - self._offset) // self._frame_bytes
+        if whole < stop:
+            frames, _, height, width = self.shape
+            raise MovieError(
+                f"{self._path}: truncated: the file ends in frame {max(0, whole)} of "
+                f"{frames} ({height} x {width} px of {self.dtype.name}); copy it again, or "
+                "correct its header"
+            )

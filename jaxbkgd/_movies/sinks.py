@@ -1,9 +1,10 @@
-"""Movies that are written: by chunks, in any order, whole or absent under their name."""
+"""Movies that are written by chunks, in any order, and have their name when complete."""
 
 import abc
 import contextlib
 import os
 import shutil
+import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,28 +12,28 @@ from typing import Any
 
 import numpy as np
 
-from .journal import Journal
+from .journal import Journal, LOCK_SUFFIX
 from .movie import MovieError, one_line
 
 
 JOURNAL_SUFFIX = ".part.journal"
 _ASIDE_SUFFIX = ".part.old"
-# Of what lies beside a movie while it is written.
-DRAFT_SUFFIXES = (".part", JOURNAL_SUFFIX, _ASIDE_SUFFIX)
+# Suffixes of the files beside a movie while it is written.
+DRAFT_SUFFIXES = (".part", JOURNAL_SUFFIX, JOURNAL_SUFFIX + LOCK_SUFFIX, _ASIDE_SUFFIX)
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What is written.
+    """The frames to be written.
 
     **Attributes:**
 
     - `shape`: (frames, channels, height, width).
     - `dtype`: of the pixels.
-    - `chunk_frames`: frames come in chunks of so many, each at a multiple of it; the last
-        one may be shorter.
-    - `pixel_size_um`: (y, x), where known.
-    - `frame_interval_s`: from one frame to the next, where known.
+    - `chunk_frames`: frames come in chunks of this length, each at a multiple of it; the
+        last chunk may be shorter.
+    - `pixel_size_um`: (y, x), or None.
+    - `frame_interval_s`: from one frame to the next, or None.
     """
 
     shape: tuple[int, int, int, int]
@@ -43,56 +44,136 @@ class Layout:
 
     @property
     def frame_bytes(self) -> int:
-        """Of all channels."""
+        """The bytes of a frame of all channels."""
         _, channels, height, width = self.shape
         return self.dtype.itemsize * channels * height * width
 
 
-class Sink(abc.ABC):
-    """A movie that is written to a draft, `NAME.part`, and gets its name when complete.
+class Target:
+    """A movie to be written.
 
-    `begin` makes the draft, or `resume` opens one that was left. `write` may be called by
-    any number of threads, in any order of chunks. Then `commit` gives the movie its name;
-    `close` leaves the draft for a later `resume`; `discard` removes it. The journal,
-    `NAME.part.journal`, says what the draft is, and is locked meanwhile.
+    `begin` starts it, or `resume` goes on with what an earlier run has left. Any number of
+    threads may `write` chunks, in any order. `commit`, or `give_name` and then `finish`,
+    completes it; `close` leaves it for a later `resume`; `discard` removes it. None of
+    these returns before the writes that are under way, and later writes are refused.
+    """
+
+    is_begun = False
+    is_committed = False
+
+    def __init__(self, name: str, layout: Layout, journal: Journal) -> None:
+        self.layout = layout
+        self.journal = journal
+        self._name = name
+        self._is_closed = False
+        self._writers = 0
+        self._changed = threading.Condition()
+
+    def check(self) -> None:
+        """Refuses now what could not be written in the end."""
+
+    def begin(self, settings: Mapping[str, Any] | None = None) -> None:
+        """`settings` are what the result depends on, in terms of JSON."""
+        self._is_closed = False
+
+    def resume(self) -> None:
+        """Goes on with the draft of an earlier run."""
+        self._is_closed = False
+
+    def write(self, start: int, frames: np.ndarray) -> None:
+        """Writes frames (any, channels, height, width) from frame `start` on."""
+        raise NotImplementedError
+
+    def note(self, chunk: int) -> None:
+        """Notes that the chunk of this number has been written."""
+        self.journal.add(chunk)
+
+    def commit(self) -> None:
+        """Completes a movie that is written alone."""
+        self.give_name()
+        self.finish()
+
+    def give_name(self) -> None:
+        """Completes the movie. Until `finish`, a later run knows it for its own."""
+        self._refuse_writes()
+
+    def finish(self) -> None:
+        """Removes what is left beside a complete movie."""
+
+    def close(self) -> None:
+        """Leaves the draft for a later run."""
+        self._refuse_writes()
+
+    def discard(self) -> None:
+        """Removes the draft."""
+        self._refuse_writes()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        with self._changed:
+            if self._is_closed:
+                raise MovieError(f"{self._name}: is closed, and takes no more frames")
+            self._writers += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._writers -= 1
+                self._changed.notify_all()
+
+    def _refuse_writes(self) -> None:
+        with self._changed:
+            self._is_closed = True
+            self._changed.wait_for(lambda: not self._writers)
+
+
+class Sink(Target, abc.ABC):
+    """A file or folder that is written as a draft, `NAME.part`, and renamed when complete.
+
+    The journal, `NAME.part.journal`, describes the draft, and is locked meanwhile.
     """
 
     def __init__(self, path: Path, layout: Layout, *, overwrite: bool = False) -> None:
         self.path = path
-        self.layout = layout
         self._overwrite = overwrite
-        # Through a symbolic link, it is the file behind that is written.
+        # A symbolic link stays; the file that it points to is written.
         self._destination = Path(os.path.realpath(path))
         self.draft = draft_of(self._destination)
-        self.journal = Journal(draft_of(self._destination, JOURNAL_SUFFIX))
+        journal = Journal(draft_of(self._destination, JOURNAL_SUFFIX))
+        super().__init__(str(path), layout, journal)
 
     def __getstate__(self) -> dict[str, Any]:
-        # In another process, which writes but does not note it, there is no lock to hold.
-        return {name: value for name, value in vars(self).items() if name != "journal"}
+        # A copy in another process writes, and leaves notes and lock to this process.
+        return vars(self) | {"journal": None, "_changed": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(
+            state, journal=Journal(None), _changed=threading.Condition(), _writers=0
+        )
 
     @abc.abstractmethod
     def _begin(self) -> None:
-        """Make the draft, where there is none."""
+        """Makes the draft, where there is none."""
 
     @abc.abstractmethod
     def _resume(self) -> None:
-        """Open the draft that is there."""
+        """Opens the draft that is there."""
 
     @abc.abstractmethod
     def _write(self, start: int, frames: np.ndarray) -> None:
-        """Write contiguous (any, channels, height, width) frames of the right dtype."""
+        """Writes contiguous frames (any, channels, height, width) of the layout's dtype."""
 
     @abc.abstractmethod
     def _complete(self) -> None:
-        """Write what the format wants at the end, and close the draft."""
+        """Writes what the format wants at the end, and closes the draft."""
 
     @abc.abstractmethod
     def _close(self) -> None:
-        """Close the draft and leave it where it is."""
+        """Closes the draft and leaves it where it is."""
 
     @abc.abstractmethod
     def _is_replaceable(self) -> bool:
-        """Whether what has the name now is of the kind that this sink writes."""
+        """Whether the file or folder that has the name now is of this sink's format."""
 
     @property
     def is_begun(self) -> bool:
@@ -101,12 +182,11 @@ class Sink(abc.ABC):
 
     @property
     def is_committed(self) -> bool:
-        """Whether an earlier run ended as it gave the draft its name."""
+        """Whether an earlier run ended just after it gave the draft its name."""
         has_name = self._destination.exists() and not self.draft.exists()
         return self.journal.is_committing and has_name
 
     def check(self) -> None:
-        """Refuse now what could not be written in the end."""
         check_destination(self.path, overwrite=self._overwrite)
         if os.path.lexists(self._destination) and not self._is_replaceable():
             raise MovieError(
@@ -115,10 +195,10 @@ class Sink(abc.ABC):
             )
 
     def begin(self, settings: Mapping[str, Any] | None = None) -> None:
-        """`settings` are what the draft depends on, in terms of JSON."""
         self.check()
+        super().begin(settings)
         with self._one_line_errors():
-            # A new draft may not pass for the one that an old journal speaks of.
+            # First the old journal, which must not describe the new draft.
             self.journal.clear()
             _remove(self.draft)
             self._check_space()
@@ -127,34 +207,28 @@ class Sink(abc.ABC):
 
     def resume(self) -> None:
         self.check()
+        super().resume()
         try:
             with self._one_line_errors():
                 self._resume()
         except MovieError as error:
             raise MovieError(
-                f"{self.path}: what an earlier run has left is broken; begin anew "
+                f"{self.path}: the draft of an earlier run is broken; begin anew "
                 f"(resume=False, in the command line --fresh) ({error})"
             ) from error
 
     def write(self, start: int, frames: np.ndarray) -> None:
-        """Write frames (any, channels, height, width) from frame `start` on."""
-        with self._one_line_errors():
-            # An open file that has been removed takes what is written, and loses it.
+        with self._writing(), self._one_line_errors():
+            # A file that was removed while it is open takes frames, and loses them.
             os.stat(self.draft)
             self._write(start, np.ascontiguousarray(frames, self.layout.dtype))
 
     def note(self, chunk: int) -> None:
-        """Note that the chunk of this number has been written."""
         with self._one_line_errors():
-            self.journal.add(chunk)
-
-    def commit(self) -> None:
-        """Give the draft its name, where no other result belongs to it."""
-        self.give_name()
-        self.finish()
+            super().note(chunk)
 
     def give_name(self) -> None:
-        """Give the draft its name. Until `finish`, a later run knows it for its own."""
+        super().give_name()
         with self._one_line_errors():
             self._complete()
             self.check()
@@ -167,18 +241,17 @@ class Sink(abc.ABC):
             self.draft.replace(self._destination)
 
     def finish(self) -> None:
-        """Remove what is left beside a movie that has its name."""
         with self._one_line_errors():
             _remove(draft_of(self._destination, _ASIDE_SUFFIX))
         self.journal.remove()
 
     def close(self) -> None:
-        """Leave the draft for a later run."""
+        super().close()
         self._close()
         self.journal.close()
 
     def discard(self) -> None:
-        """Remove the draft."""
+        super().discard()
         self._close()
         with contextlib.suppress(OSError):
             _remove(self.draft)
@@ -206,8 +279,11 @@ class Sink(abc.ABC):
             raise MovieError(f"{self.path}: cannot be written ({reason})") from error
 
 
-class ArraySink:
-    """An array (frames, height, width) or (frames, channels, height, width) to fill."""
+class ArraySink(Target):
+    """An array (frames, height, width) or (frames, channels, height, width) to fill.
+
+    It ends with its process, so nothing is left to resume.
+    """
 
     def __init__(self, array: np.ndarray, layout: Layout) -> None:
         frames, channels, height, width = layout.shape
@@ -219,49 +295,19 @@ class ArraySink:
             )
         if not array.flags.writeable:
             raise MovieError("the array to fill can't be written to; give a copy of it")
-        self.layout = layout
-        # It goes with its process, so that nothing can be resumed.
-        self.journal = Journal(None)
+        super().__init__("the array to fill", layout, Journal(None))
         self._array = array
 
-    is_begun = is_committed = False
-
-    def check(self) -> None:
-        pass
-
-    def begin(self, settings: Mapping[str, Any] | None = None) -> None:
-        pass
-
-    def resume(self) -> None:
-        pass
-
     def write(self, start: int, frames: np.ndarray, first_line: int = 0) -> None:
-        """As a sink of files, or lines of these frames alone, from the first one on."""
+        """Writes frames, or lines of them from `first_line` on."""
         lines = slice(first_line, first_line + frames.shape[-2])
-        part = self._array[start : start + len(frames), ..., lines, :]
-        part[...] = frames.reshape(part.shape)
-
-    def note(self, chunk: int) -> None:
-        self.journal.add(chunk)
-
-    def commit(self) -> None:
-        pass
-
-    def give_name(self) -> None:
-        pass
-
-    def finish(self) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
-
-    def discard(self) -> None:
-        pass
+        with self._writing():
+            part = self._array[start : start + len(frames), ..., lines, :]
+            part[...] = frames.reshape(part.shape)
 
 
 def check_destination(path: Path, *, overwrite: bool) -> None:
-    """Refuse now what could not be written in the end."""
+    """Refuses now what could not be written in the end."""
     destination = Path(os.path.realpath(path))
     folder = destination.parent if path.is_symlink() else path.parent
     if not folder.is_dir():
@@ -279,7 +325,7 @@ def check_destination(path: Path, *, overwrite: bool) -> None:
 
 
 def draft_of(path: Path, suffix: str = ".part") -> Path:
-    """Beside the file or folder that has the name `path`, or the one behind a link."""
+    """The draft beside `path`, or beside the file that this symbolic link points to."""
     destination = Path(os.path.realpath(path))
     return destination.with_name(destination.name + suffix)
 

@@ -1,43 +1,52 @@
-"""Zarr and OME-Zarr: movies in folders of chunks.
+"""Zarr and OME-Zarr, read and written by zarr-python.
 
-They are read by `_zarr_arrays`; what is written is described by zarr-python. Formats:
-Zarr v2 and v3 (zarr-specs.readthedocs.io), OME-Zarr 0.4 and 0.5 (ngff.openmicroscopy.org).
+Formats: Zarr v2 and v3 (zarr-specs.readthedocs.io), OME-Zarr 0.4 and 0.5
+(ngff.openmicroscopy.org).
 """
 
 import collections
 import concurrent.futures
 import contextlib
-import hashlib
 import itertools
 import math
 import os
 import threading
 import warnings
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
 
+import numcodecs
 import numpy as np
+import zarr
+from zarr.abc.store import RangeByteRequest
+from zarr.core.metadata import ArrayV3Metadata
+from zarr.core.sync import sync
+from zarr.storage import ZipStore
 
 from .movie import check_pixels, Movie, MovieError, one_line
 from .sinks import Layout, Sink
-from .zarr_arrays import is_zarr, Node, open_node, read_array, require, ZarrArray
 
 
-# A frame in more pieces would take long to read.
+# A frame in more chunks would take minutes to read.
 _MAX_CHUNKS_IN_FRAME = 2**16
 
-# Of decoded chunks that are kept, since the next frames are often in the same.
+# Decoded frames are kept, since the next frames to be read are often in the same chunks.
 _CACHE_BYTES = 2**27
 
-# What the axes of arrays are called.
+# Small chunks are read together: a call of zarr-python takes about a millisecond, and a
+# remote store many more.
+_RUN_BYTES = 2**24
+
+_METADATA_FILES = "zarr.json", ".zarray", ".zgroup"
+
 _AXES = {
     "t": "t", "time": "t", "frame": "t", "frames": "t",
     "c": "c", "channel": "c", "channels": "c",
     "z": "z", "depth": "z",
     "y": "y", "height": "y", "x": "x", "width": "x",
 }  # fmt: skip
-# And what they are where they have no such names.
 _UNNAMED_AXES = {2: "yx", 3: "tyx", 4: "tcyx"}
 
 # OME-Zarr names units as UDUNITS-2 does.
@@ -53,240 +62,301 @@ _TIMES_S = {
 # Large enough for a disk to be fast, small enough to be read in part.
 _TARGET_CHUNK_BYTES = 2**22
 
+# Frames of one channel that are decoded together.
+_Block = tuple[range, concurrent.futures.Future[np.ndarray]]
 
-class ZarrMovie(Movie):
-    """The frames of a Zarr v2 or v3 array, or of the first image of an OME-Zarr 0.4 or 0.5,
-    in full resolution.
 
-    Frames are the times; where there are depths, they are frames too, all those of the
-    first time before those of the second. A chunk that was never written holds the array's
-    fill value, as the format has it, and the first such chunk that is read is warned of,
-    since a chunk that was lost looks the same.
+def is_zarr(path: Path) -> bool:
+    """Whether a folder holds an array or a group of Zarr v2 or v3."""
+    return any((path / file).is_file() for file in _METADATA_FILES)
+
+
+def open_zarr(source: Path | str) -> Movie:
+    """Opens a Zarr v2 or v3 array, or the image of an OME-Zarr, in full resolution.
+
+    `source` is a folder, a .zip of it, or a URL. Frames are the times; depths are frames
+    too, all those of the first time before those of the second.
+
+    A chunk that was never written holds the fill value, as the format has it. The first
+    such chunk that is read is warned of, since a lost chunk looks the same.
 
     **Raises:**
 
-    `MovieError`, if its metadata are broken, if it is packed by what is not a plain codec
-    of numbers, or, when it is read, if a chunk is damaged.
+    `MovieError` if the metadata are broken or describe several images and, when frames are
+    read, if a chunk is damaged.
     """
-
-    def __init__(self, path: Path) -> None:
-        self.name = str(path)
-        with self._errors("cannot be read, because of its metadata"):
-            node = open_node(path)
-            self.format = f"Zarr v{node.metadata['zarr_format']}"
-            multiscale = None
-            if not node.is_array:
-                node, multiscale = self._find_image(node)
-            self._array = read_array(node)
-            self._files = node.files
-            if multiscale is None:
-                self._axes = _plain_axes(self._array)
-                scales = _plain_scales(node.attributes)
-            else:
-                self.format = f"OME-{self.format}"
-                self._axes = _ome_axes(multiscale)
-                scales = _ome_scales(multiscale, self._axes)
-            self._set_shape()
-        if "y" in scales and "x" in scales:
-            self.pixel_size_um = scales["y"], scales["x"]
-        if self._shape["z"] == 1:
-            self.frame_interval_s = scales.get("t")
-        self.dtype = self._array.stored.newbyteorder("=")
-        # The store that an array is in, too: to write there would be to lose it.
-        stores = [folder for folder in path.resolve().parents if is_zarr(folder)]
-        self.paths = [path, node.folder, *stores]
-        self._kept: collections.OrderedDict[Any, concurrent.futures.Future[Any]] = (
-            collections.OrderedDict()
+    name = str(source)
+    with _one_line_errors(f"{name}: cannot be read"), contextlib.ExitStack() as files:
+        store: Any = source
+        top = None
+        if isinstance(source, Path) and source.is_file():
+            with zipfile.ZipFile(source) as archive:
+                tops = {file.partition("/")[0] for file in archive.namelist()}
+            if len(tops) == 1:
+                top = tops.pop()
+            store = files.enter_context(ZipStore(source, mode="r"))
+        node = zarr.open(store, mode="r", path=top)
+        array, multiscale = (
+            (node, None) if isinstance(node, zarr.Array) else _image(name, node)
         )
-        self._lock = threading.Lock()
-        self._is_warned = False
-        check_pixels(self.name, self.shape, self.dtype)
-        self._check_files()
-
-    def _find_image(self, group: Node) -> tuple[Node, Mapping[str, Any] | None]:
-        """The array of a group, and what OME-Zarr says of it."""
-        about = group.attributes.get("ome", group.attributes)
-        if "bioformats2raw.layout" in about and "multiscales" not in about:
-            group = group.child("0")
-            about = group.attributes.get("ome", group.attributes)
-        if "multiscales" in about:
-            multiscale = about["multiscales"][0]
-            return group.child(multiscale["datasets"][0]["path"]), multiscale
-        names = sorted(
-            folder.name
-            for folder in group.folder.iterdir()
-            if is_zarr(folder) and open_node(folder).is_array
+        format = f"Zarr v{array.metadata.zarr_format}"
+        if multiscale is None:
+            axes, scales = _plain_axes(array), _plain_scales(node.attrs.asdict())
+        else:
+            format = f"OME-{format}"
+            axes = _ome_axes(multiscale)
+            scales = _ome_scales(multiscale, axes)
+        pixels = _ZarrPixels(name, array, axes)
+        movie = Movie(
+            pixels,
+            name=name,
+            format=format,
+            paths=[source] if isinstance(source, Path) else (),
+            close=files.pop_all().close,
         )
+    if "y" in scales and "x" in scales:
+        movie.pixel_size_um = scales["y"], scales["x"]
+    if pixels.depths == 1:
+        movie.frame_interval_s = scales.get("t")
+    return movie
+
+
+def _image(name: str, group: zarr.Group) -> tuple[zarr.Array, Mapping[str, Any] | None]:
+    """The array of a group, and what OME-Zarr says of it."""
+    attributes = group.attrs.asdict()
+    about: Any = attributes.get("ome", attributes)
+    multiscale = None
+    if "plate" in about or "well" in about:
+        raise MovieError(
+            f"{name}: is a plate of several images; open one, such as {name}/A/1/0"
+        )
+    if "multiscales" in about:
+        multiscale = about["multiscales"][0]
+        path = multiscale["datasets"][0]["path"]
+    elif "bioformats2raw.layout" in about:
+        if "1" in group:
+            raise MovieError(f"{name}: holds several images; open one, such as {name}/0")
+        path = "0"
+    else:
+        names = sorted(group.array_keys())
         if len(names) != 1:
             held = f"the arrays {', '.join(names[:20])}" if names else "no array"
             raise MovieError(
-                f"{self.name}: is a Zarr group that holds {held} and no image of OME-Zarr; "
-                f"open one array: {self.name}/{names[0] if names else 'NAME'}"
+                f"{name}: is a Zarr group that holds {held} and no image of OME-Zarr; open "
+                f"one array: {name}/{names[0] if names else 'NAME'}"
             )
-        return group.child(names[0]), None
+        (path,) = names
+    node = group[path]
+    return (node, multiscale) if isinstance(node, zarr.Array) else _image(name, node)
 
-    def _set_shape(self) -> None:
-        array = self._array
-        require(
-            len(self._axes) == len(array.shape),
-            f"axes {self._axes} of an array of shape {array.shape}",
+
+class _ZarrPixels:
+    """The frames of an array, (frames, channels, height, width), with a cache.
+
+    A block is all chunks that hold the same times, or the same depths of one time.
+    """
+
+    def __init__(self, name: str, array: zarr.Array, axes: str) -> None:
+        _require(len(axes) == array.ndim, f"axes {axes} of an array of {array.shape}")
+        # To unpickle is to run code.
+        codecs = *array.filters, *array.compressors
+        is_pickled = any(isinstance(codec, numcodecs.Pickle) for codec in codecs)
+        _require(not is_pickled, "its pixels are pickled")
+        self._name = name
+        self._array = array
+        self._axes = axes
+        self._length = dict.fromkeys("tzcyx", 1)
+        self._chunk = self._length | dict(zip(axes, array.chunks, strict=True))
+        self._length |= dict(zip(axes, array.shape, strict=True))
+        times, self.depths, channels, height, width = self._length.values()
+        shape = times * self.depths, channels, height, width
+        self.dtype = array.dtype
+        self.shape = check_pixels(name, shape, self.dtype)
+        tiles = math.prod(-(-self._length[axis] // self._chunk[axis]) for axis in "yx")
+        _require(tiles <= _MAX_CHUNKS_IN_FRAME, f"its frames are in {tiles} chunks")
+        # Frames that are decoded together, and after which the blocks begin anew.
+        is_split_in_depth = self._chunk["t"] == 1 and self._chunk["z"] < self.depths
+        self.chunk_frames = self._chunk["z" if is_split_in_depth else "t"]
+        self._period = self.depths
+        if not is_split_in_depth:
+            self.chunk_frames = min(self.chunk_frames, times) * self.depths
+            self._period = self.shape[0]
+        self._block_bytes = self.chunk_frames * height * width * self.dtype.itemsize
+        # Blosc reads beyond the end of a truncated chunk.
+        self._is_blosc = array.shards is None and any(
+            isinstance(codec, numcodecs.Blosc | zarr.codecs.BloscCodec)
+            for codec in array.compressors[-1:]
         )
-        # Of all axes, where those that are missing have a length of one.
-        self._shape = {axis: 1 for axis in "tzcyx"} | dict(
-            zip(self._axes, array.shape, strict=True)
-        )
-        self._chunk = {axis: 1 for axis in "tzcyx"} | dict(
-            zip(self._axes, array.chunks, strict=True)
-        )
-        tiles = math.prod(-(-self._shape[axis] // self._chunk[axis]) for axis in "yx")
-        require(tiles <= _MAX_CHUNKS_IN_FRAME, f"frames in {tiles} chunks")
-        times, depths, channels, height, width = (self._shape[axis] for axis in "tzcyx")
-        self.shape = times * depths, channels, height, width
+        self._is_warned = False
+        self._lock = threading.Lock()
+        self._kept = collections.OrderedDict[tuple[int, int], Any]()
 
-    def _check_files(self) -> None:
-        names = {entry.name for entry in os.scandir(self._array.folder)}
-        if all(name == "zarr.json" or name.startswith(".") for name in names):
-            raise MovieError(f"{self.name}: holds no frames: not one chunk was written")
-
-    @property
-    def chunk_frames(self) -> int:
-        times, depths = self._chunk["t"], self._chunk["z"]
-        return times * self._shape["z"] if times > 1 else min(depths, self._shape["z"])
-
-    def read(self, start: int, stop: int, channel: int = 0) -> np.ndarray:
-        chunk, depths = self._chunk, self._shape["z"]
-        read = np.empty((stop - start, *self.shape[2:]), self.dtype)
-        # By chunk, so that each is decoded once.
-        blocks = collections.defaultdict(list)
-        for frame in range(start, stop):
-            time, depth = divmod(frame, depths)
-            blocks[time // chunk["t"], depth // chunk["z"]].append((frame, time, depth))
-        corners = itertools.product(
-            blocks.items(),
-            range(0, self.shape[2], chunk["y"]),
-            range(0, self.shape[3], chunk["x"]),
-        )
-        for ((block_t, block_z), frames), y, x in corners:
-            block_c, inside_c = divmod(channel, chunk["c"])
-            pixels = self._pixels(
-                (block_t, block_z, block_c, y // chunk["y"], x // chunk["x"])
-            )
-            for frame, time, depth in frames:
-                target = read[frame - start, y : y + chunk["y"], x : x + chunk["x"]]
-                height, width = target.shape
-                target[...] = pixels[
-                    time % chunk["t"], depth % chunk["z"], inside_c, :height, :width
-                ]
-        return read
-
-    def _pixels(self, block: tuple[int, ...]) -> np.ndarray:
-        """A chunk (times, depths, channels, y, x), decoded by the first that asks."""
+    def __getitem__(self, index: tuple[slice, int]) -> np.ndarray:
+        frames, channel = index
+        start, stop, _ = frames.indices(self.shape[0])
+        blocks = list(self._blocks(start, stop))
+        if not blocks:
+            return np.empty((0, *self.shape[2:]), self.dtype)
+        runs: list[list[_Block]] = []
         with self._lock:
-            kept = self._kept.get(block)
-            is_first = kept is None
-            if kept is None:
-                kept = self._kept[block] = concurrent.futures.Future()
-            self._kept.move_to_end(block)
-            chunk_bytes = math.prod(self._array.chunks) * self.dtype.itemsize
-            while len(self._kept) > max(1, _CACHE_BYTES // chunk_bytes):
+            for block in blocks:
+                key = block.start, channel
+                if key not in self._kept:
+                    self._kept[key] = concurrent.futures.Future()
+                    if not runs or not self._is_continued(runs[-1], block):
+                        runs.append([])
+                    runs[-1].append((block, self._kept[key]))
+                self._kept.move_to_end(key)
+            futures = [self._kept[block.start, channel] for block in blocks]
+            while len(self._kept) > max(1, _CACHE_BYTES // self._block_bytes):
                 self._kept.popitem(last=False)
-        if is_first:
-            try:
-                kept.set_result(self._decode(block))
-            except BaseException as error:
-                with self._lock:
-                    self._kept.pop(block, None)
-                kept.set_exception(error)
-        return kept.result()
+        for run in runs:
+            self._decode_run(run, channel)
+        # Another thread may be decoding some of them.
+        read = np.concatenate([future.result() for future in futures])
+        first = blocks[0].start
+        return read[start - first : stop - first]
 
-    def _decode(self, block: tuple[int, ...]) -> np.ndarray:
-        index = self._index(block)
-        where = f"{self._frames_of(block)}, chunk {self._array.file(index)}"
-        with self._errors(f"{where}: is damaged; copy the movie again"):
-            pixels = self._array.load(index)
-        shape = tuple(self._chunk[axis] for axis in "tzcyx")
-        if pixels is None:
-            return np.broadcast_to(self._fill(where), shape)
-        order = [self._axes.index(axis) for axis in "tzcyx" if axis in self._axes]
-        return pixels.transpose(order).reshape(shape)
+    def _blocks(self, start: int, stop: int) -> Iterator[range]:
+        """The frames of each block that holds some of frames `start` to `stop`."""
+        while start < stop:
+            periods, frame = divmod(start, self._period)
+            first = start - frame % self.chunk_frames
+            start = min(first + self.chunk_frames, (periods + 1) * self._period)
+            yield range(first, start)
 
-    def _index(self, block: tuple[int, ...]) -> list[int]:
-        return [block["tzcyx".index(axis)] for axis in self._axes]
-
-    def _frames_of(self, block: tuple[int, ...]) -> str:
-        (t, times), (z, depths) = (
-            (i * self._chunk[axis], min((i + 1) * self._chunk[axis], self._shape[axis]) - 1)
-            for i, axis in zip(block[:2], "tz", strict=True)
+    def _is_continued(self, run: list[_Block], block: range) -> bool:
+        """Whether a block can be read together with those before it."""
+        return (
+            self._period == self.shape[0]
+            and run[-1][0].stop == block.start
+            and (len(run) + 1) * self._block_bytes <= _RUN_BYTES
         )
-        first, last = t * self._shape["z"] + z, times * self._shape["z"] + depths
-        return f"frame {first}" if first == last else f"frames {first} to {last}"
 
-    def _fill(self, where: str) -> Any:
-        fill = self._array.fill
+    def _decode_run(self, run: list[_Block], channel: int) -> None:
+        first, last = run[0][0], run[-1][0]
+        try:
+            frames = self._decode(range(first.start, last.stop), channel)
+            for block, future in run:
+                future.set_result(frames[block.start - first.start :][: len(block)])
+        except BaseException as error:
+            if len(run) > 1 and isinstance(error, Exception):
+                # Some of the blocks may be whole.
+                for block in run:
+                    self._decode_run([block], channel)
+                return
+            for block, future in run:
+                with self._lock:
+                    self._kept.pop((block.start, channel), None)
+                future.set_exception(error)
+
+    def _decode(self, frames: range, channel: int) -> np.ndarray:
+        t, z = divmod(frames[0], self.depths)
+        last_t, last_z = divmod(frames[-1], self.depths)
+        window = {axis: range(self._length[axis]) for axis in self._axes}
+        window |= {"t": range(t, last_t + 1), "z": range(z, last_z + 1)}
+        window |= {"c": range(channel, channel + 1)}
+        where = (
+            f"frames {frames[0]} to {frames[-1]}"
+            if len(frames) > 1
+            else f"frame {frames[0]}"
+        )
+        says = f"{self._name}: {where} cannot be read; copy the movie again"
+        with _one_line_errors(says):
+            if self._is_blosc:
+                for index, _ in self._chunks_in(window):
+                    self._refuse_truncated(index)
+            selection = tuple(slice(w.start, w.stop) for w in self._in_order(window))
+            read = np.asarray(self._array[selection])
+            for index, inside in self._chunks_in(window):
+                if self._is_missing(index, read[inside]):
+                    self._warn_of_missing(index, where)
+        order = [self._axes.index(axis) for axis in "tzcyx" if axis in self._axes]
+        return read.transpose(order).reshape(len(frames), *self.shape[2:])
+
+    def _in_order(self, window: Mapping[str, range]) -> list[range]:
+        return [window[axis] for axis in self._axes]
+
+    def _chunks_in(
+        self, window: Mapping[str, range]
+    ) -> Iterator[tuple[tuple[int, ...], tuple[slice, ...]]]:
+        """The index of each chunk, and its place in the array that is read."""
+        along = []
+        for axis, w in zip(self._axes, self._in_order(window), strict=True):
+            step = self._chunk[axis]
+            indices = range(w.start // step, (w.stop - 1) // step + 1)
+            edges = [(i, max(i * step - w.start, 0), (i + 1) * step) for i in indices]
+            along.append([(i, slice(low, high - w.start)) for i, low, high in edges])
+        for places in itertools.product(*along):
+            yield tuple(i for i, _ in places), tuple(inside for _, inside in places)
+
+    def _stored(self, index: Sequence[int]) -> Any:
+        """Where the store has the file of a chunk, or of its shard."""
+        array = self._array
+        chunks, files = array.chunks, array.shards or array.chunks
+        key = [i * c // f for i, c, f in zip(index, chunks, files, strict=True)]
+        return array.store_path / array.metadata.encode_chunk_key(tuple(key))
+
+    def _refuse_truncated(self, index: Sequence[int]) -> None:
+        stored = self._stored(index)
+        header = sync(stored.get(byte_range=RangeByteRequest(0, 16)))
+        if header is not None:
+            byte_count = sync(stored.store.getsize(stored.path))
+            named = int.from_bytes(header.to_bytes()[12:], "little")
+            _require(named == byte_count, f"a chunk has {byte_count} of {named} bytes")
+
+    def _is_missing(self, index: Sequence[int], pixels: np.ndarray) -> bool:
+        # zarr-python takes no fill value for 0.
+        fill = self.dtype.type(self._array.fill_value or 0)
+        if not (np.isnan(pixels) if fill != fill else pixels == fill).all():
+            return False
+        # Within a shard, writers leave out the chunks that they have not written.
+        return self._array.shards is not None or not sync(self._stored(index).exists())
+
+    def _warn_of_missing(self, index: Sequence[int], where: str) -> None:
+        fill = self._array.fill_value
+        missing = f"{where}: chunk {self._stored(index).path} is missing"
         if fill is None:
-            raise MovieError(f"{self.name}: {where}: is missing; copy the movie again")
+            raise ValueError(f"{missing}, and the array has no fill value")
         with self._lock:
             is_first, self._is_warned = not self._is_warned, True
-        if is_first:
-            warnings.warn(
-                f"{self.name}: {where}: is missing, which in Zarr means that all its "
-                f"pixels are {fill}; if they should not be, copy the movie again",
-                stacklevel=6,
-            )
-        return fill
-
-    def state(self) -> Any:
-        """Of all files: where frames lie in many, some may change."""
-        digest = hashlib.sha256()
-        for folder, folders, names in os.walk(self._array.folder):
-            folders.sort()
-            for name in sorted(names):
-                status = os.stat(os.path.join(folder, name))
-                said = (folder, name, status.st_size, status.st_mtime_ns)
-                digest.update(repr(said).encode())
-        return digest.hexdigest()
-
-    def close(self) -> None:
-        with self._lock:
-            self._kept.clear()
-
-    @contextlib.contextmanager
-    def _errors(self, says: str) -> Iterator[None]:
-        # What is broken, and how, has no end: so have the errors that it raises.
-        try:
-            yield
-        except MovieError:
-            raise
-        except KeyError as error:
-            raise MovieError(
-                f"{self.name}: {says} (no or unknown {one_line(error)})"
-            ) from error
-        except Exception as error:
-            raise MovieError(f"{self.name}: {says} ({one_line(error)})") from error
-
-
-def _plain_axes(array: ZarrArray) -> str:
-    axes = [_AXES.get(str(name).lower(), "?") for name in array.names or "?"]
-    if "?" in axes:
-        require(
-            len(array.shape) in _UNNAMED_AXES,
-            f"an array of shape {array.shape} whose axes have no names; give (frames, "
-            "height, width) or (frames, channels, height, width)",
+        if not is_first:
+            return
+        if self._array.shards is None and not self._array.nchunks_initialized:
+            raise ValueError("not one chunk was written")
+        warnings.warn(
+            f"{self._name}: {missing}, which in Zarr means that all its pixels are {fill}; "
+            "if they should not be, copy the movie again",
+            stacklevel=6,
         )
-        return _UNNAMED_AXES[len(array.shape)]
-    return _checked_axes(axes)
+
+
+def _plain_axes(array: zarr.Array) -> str:
+    if isinstance(array.metadata, ArrayV3Metadata):
+        names = array.metadata.dimension_names
+    else:
+        names = array.attrs.get("_ARRAY_DIMENSIONS")
+    axes = [_AXES.get(str(name).lower(), "?") for name in names or "?"]
+    if "?" not in axes:
+        return _checked_axes(axes)
+    _require(
+        array.ndim in _UNNAMED_AXES,
+        f"an array of shape {array.shape} whose axes have no names; give (frames, height, "
+        "width) or (frames, channels, height, width)",
+    )
+    return _UNNAMED_AXES[array.ndim]
 
 
 def _ome_axes(multiscale: Mapping[str, Any]) -> str:
-    # Before OME-Zarr 0.3, all axes were there and had no names; in it, they had no types.
-    require("coordinateSystems" not in multiscale, "OME-Zarr 0.6 or later is not read")
+    # Before OME-Zarr 0.4 axes had no types, and before 0.3 no names.
+    _require("coordinateSystems" not in multiscale, "OME-Zarr 0.6 or later is not read")
     axes = multiscale.get("axes", list("tczyx"))
     names = [axis if isinstance(axis, str) else axis["name"] for axis in axes]
     return _checked_axes([_AXES.get(name.lower(), "?") for name in names], names)
 
 
 def _checked_axes(axes: Sequence[str], names: Sequence[str] | None = None) -> str:
-    require(
+    _require(
         len(set(axes)) == len(axes) and "?" not in axes and list(axes[-2:]) == ["y", "x"],
         f"axes {', '.join(names or axes)!r:.60}; they must be of t, c, z, and then y, x",
     )
@@ -294,7 +364,7 @@ def _checked_axes(axes: Sequence[str], names: Sequence[str] | None = None) -> st
 
 
 def _plain_scales(attributes: Mapping[str, Any]) -> dict[str, float]:
-    """What `ZarrSink` notes."""
+    """The scales that `ZarrSink` notes."""
     y, x = attributes.get("pixel_size_um") or (None, None)
     scales = {"y": y, "x": x, "t": attributes.get("frame_interval_s")}
     return {axis: float(scale) for axis, scale in scales.items() if _is_length(scale)}
@@ -304,8 +374,8 @@ def _ome_scales(multiscale: Mapping[str, Any], axes: str) -> dict[str, float]:
     """The size of a pixel in um, and of a frame in s, along the axes that have units."""
     scales = {}
     for place, axis in enumerate(axes):
-        said = multiscale.get("axes", axes)[place]
-        unit = said.get("unit", "") if isinstance(said, dict) else ""
+        entry = multiscale.get("axes", axes)[place]
+        unit = entry.get("unit", "") if isinstance(entry, dict) else ""
         scale = (_TIMES_S if axis == "t" else _LENGTHS_UM).get(unit)
         for level in (multiscale["datasets"][0], multiscale):
             for transformation in level.get("coordinateTransformations") or ():
@@ -320,77 +390,82 @@ def _is_length(value: Any) -> TypeGuard[float]:
     return isinstance(value, int | float) and math.isfinite(value) and value > 0
 
 
+def _require(holds: bool, otherwise: str) -> None:
+    if not holds:
+        raise ValueError(otherwise)
+
+
+@contextlib.contextmanager
+def _one_line_errors(says: str) -> Iterator[None]:
+    # Broken files raise errors of any type in zarr-python and its codecs.
+    try:
+        yield
+    except (MovieError, ModuleNotFoundError):
+        raise
+    except Exception as error:
+        kind = f"{type(error).__name__}: " if isinstance(error, KeyError) else ""
+        raise MovieError(f"{says} ({kind}{one_line(error)})") from error
+
+
 class ZarrSink(Sink):
     """An array (time, channel, y, x), or (time, y, x) of one channel, of Zarr v3; under the
     name `.ome.zarr` in an OME-Zarr 0.5 image of one resolution."""
 
     def __init__(self, path: Path, layout: Layout, *, overwrite: bool = False) -> None:
         super().__init__(path, layout, overwrite=overwrite)
-        self._is_ome = self._destination.name.lower().endswith(".ome.zarr")
         frames, channels, *frame = layout.shape
-        self._shape = (frames, *([channels] if channels > 1 else []), *frame)
+        self._is_ome = self._destination.name.lower().endswith(".ome.zarr")
         self._axes = "tcyx" if channels > 1 else "tyx"
-
-    @property
-    def _array_path(self) -> str:
-        return "0" if self._is_ome else ""
-
-    @property
-    def _array_folder(self) -> Path:
-        return self.draft / self._array_path
+        self._shape = (frames, *([channels] if channels > 1 else []), *frame)
+        self._array: Any = None
 
     def _begin(self) -> None:
-        import zarr
-
+        about = self._ome_attributes() if self._is_ome else self._plain_attributes()
         if self._is_ome:
-            zarr.create_group(
-                self.draft, zarr_format=3, attributes={"ome": self._ome_attributes()}
-            )
-        channels = [1] if "c" in self._axes else []
+            zarr.create_group(self.draft, zarr_format=3, attributes={"ome": about})
         zarr.create_array(
             self.draft,
-            name=self._array_path or None,
+            name="0" if self._is_ome else None,
             shape=self._shape,
-            chunks=(self._chunk_frames(), *channels, *self.layout.shape[2:]),
+            chunks=(self._chunk_frames(), *[1] * (len(self._axes) - 3), *self._shape[-2:]),
             dtype=self.layout.dtype,
             filters=None,
             compressors=None,
             fill_value=0,
             zarr_format=3,
             dimension_names=list(self._axes),
-            attributes=None if self._is_ome else self._plain_attributes(),
+            attributes=None if self._is_ome else about,
         )
+        self._resume()
 
     def _resume(self) -> None:
-        os.stat(self._array_folder / "zarr.json")
+        # A process that is killed leaves parts of files beside those of chunks.
+        for part in self.draft.rglob("*.partial"):
+            part.unlink()
+        folder = self.draft / "0" if self._is_ome else self.draft
+        os.stat(folder / "zarr.json")
+        # All chunks are written, so that none looks like a lost one.
+        array = zarr.open_array(folder, mode="r+").with_config({"write_empty_chunks": True})
+        if array.shape != self._shape or array.dtype != self.layout.dtype:
+            raise MovieError(f"{self.draft}: is not the beginning of this movie")
+        self._array = array
 
     def _write(self, start: int, frames: np.ndarray) -> None:
-        # The file of a chunk that is not packed holds its pixels and no more, and is
-        # written sooner than through zarr-python's event loop.
-        step = self._chunk_frames()
-        stored = self.layout.dtype.newbyteorder("<")
-        for first in range(0, len(frames), step):
-            for channel in range(frames.shape[1]):
-                pixels = frames[first : first + step, channel].astype(stored, copy=False)
-                if len(pixels) < step:
-                    pixels = np.pad(pixels, ((0, step - len(pixels)), (0, 0), (0, 0)))
-                index = (start + first) // step, *([channel] if "c" in self._axes else [])
-                folder = self._array_folder.joinpath("c", *map(str, index), "0")
-                folder.mkdir(parents=True, exist_ok=True)
-                (folder / "0").write_bytes(np.ascontiguousarray(pixels).data)
+        stored = frames.reshape(len(frames), *self._shape[1:])
+        self._array[start : start + len(frames)] = stored
 
     def _complete(self) -> None:
-        os.stat(self._array_folder / "zarr.json")
+        os.stat(self.draft / "zarr.json")
 
     def _close(self) -> None:
-        pass
+        self._array = None
 
     def _is_replaceable(self) -> bool:
         return is_zarr(self._destination)
 
     def _chunk_frames(self) -> int:
-        """Of the numbers that divide a chunk of the layout, that nearest to 4 MiB: no two
-        threads then write to the same chunk."""
+        """The divisor of the layout's chunk that is nearest to 4 MiB: no two threads then
+        write to the same chunk."""
         _, _, height, width = self.layout.shape
         target = _TARGET_CHUNK_BYTES / (height * width * self.layout.dtype.itemsize)
         most = min(self.layout.chunk_frames, self.layout.shape[0])
@@ -398,11 +473,11 @@ class ZarrSink(Sink):
         return min(divisors, key=lambda x: abs(math.log(x / target)))
 
     def _plain_attributes(self) -> dict[str, Any]:
-        noted = {
+        about = {
             "pixel_size_um": self.layout.pixel_size_um,
             "frame_interval_s": self.layout.frame_interval_s,
         }
-        return {name: value for name, value in noted.items() if value is not None}
+        return {name: value for name, value in about.items() if value is not None}
 
     def _ome_attributes(self) -> dict[str, Any]:
         y, x = self.layout.pixel_size_um or (None, None)
@@ -415,5 +490,5 @@ class ZarrSink(Sink):
             if scales[axis] is not None:
                 axes[-1]["unit"] = units[kinds[axis]]
         scale = {"type": "scale", "scale": [scales[axis] or 1.0 for axis in self._axes]}
-        dataset = {"path": self._array_path, "coordinateTransformations": [scale]}
+        dataset = {"path": "0", "coordinateTransformations": [scale]}
         return {"version": "0.5", "multiscales": [{"axes": axes, "datasets": [dataset]}]}
