@@ -831,6 +831,7 @@ INTERRUPTED_FIGURE = """if True:
     ("name", "before", "said"),
     [
         ("typer.py", INTERRUPTED_IMPORT, NOTHING),
+        ("jax.py", INTERRUPTED_IMPORT, NOTHING),
         (
             "sitecustomize.py",
             INTERRUPTED_FIGURE,
