@@ -3,131 +3,101 @@
 import functools
 import inspect
 import os
+import re
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Annotated, Any, TYPE_CHECKING
+from typing import Annotated, Any
 
-from .._batch.run import installed_version
+import typer
+
+from .._batch.settings import installed_version
 from .._movies.movie import MovieError
-from .._workers import end_progress
 from . import calibrate, demo, estimate, info
-from .main import at_ctrl_c
-from .report import missing_text, require, say, UsageError
+from .main import INTERRUPTED, missing_text
+from .report import say, UsageError
 
 
-if TYPE_CHECKING:
-    import typer
+# Without markup, a wrong option is three short lines instead of a box.
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
 
 
-def run_app() -> None:
-    """Run the command with the arguments of this process."""
-    try:
-        app = build_app()
-    except UsageError as error:
-        say(str(error))
-        sys.exit(2)
-    app(prog_name="jaxbkgd")
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
+        print(f"jaxbkgd {installed_version()}")
+        raise typer.Exit
 
 
-def build_app() -> "typer.Typer":
-    """The command `jaxbkgd`.
-
-    **Raises:**
-
-    `UsageError` where a package of the extra `cli` is missing.
-    """
-    require("typer", "rich")
-    import typer
-
-    app = typer.Typer(
-        add_completion=False,
-        no_args_is_help=True,
-        pretty_exceptions_enable=False,
-        # A wrong option is three short lines then, and a box otherwise.
-        rich_markup_mode=None,
-    )
-    # Whether --debug is given before the subcommand; it may come after it, too.
-    is_debug: list[bool] = []
-    debug = typer.Option("--debug", help="Show the traceback of an error.")
-
-    def print_version(is_asked: bool) -> bool:
-        if is_asked:
-            print(f"jaxbkgd {installed_version()}")
-            raise typer.Exit
-        return is_asked
-
-    version = typer.Option("--version", help="Print the version.", callback=print_version)
-
-    @app.callback()
-    def options(
-        version: Annotated[bool, version] = False,
-        debug: Annotated[bool, debug] = False,
-    ) -> None:
-        """Estimate the background of single-molecule localization microscopy movies."""
-        is_debug[:] = [debug]
-
-    debug_parameter = inspect.Parameter(
-        "debug",
-        inspect.Parameter.KEYWORD_ONLY,
-        annotation=Annotated[bool, debug],
-        default=False,
-    )
-    commands: dict[Callable[..., None], Mapping[str, tuple[Any, ...]]] = {
-        demo.demo: demo.OPTIONS,
-        info.info: info.OPTIONS,
-        estimate.estimate: estimate.OPTIONS,
-        calibrate.calibrate: calibrate.OPTIONS,
-    }
-    for run, texts in commands.items():
-        parameters = [
-            each.replace(annotation=Annotated[each.annotation, _option(*texts[name])])
-            for name, each in inspect.signature(run).parameters.items()
-        ]
-        answered = _answered(run, is_debug)
-        vars(answered)["__signature__"] = inspect.Signature([*parameters, debug_parameter])
-        app.command()(answered)
-    return app
+_Version = Annotated[
+    bool, typer.Option("--version", help="Print the version.", callback=_print_version)
+]
+_OPTION = r"^(\w+)(?: (\S*?)(?:>=(\d))?)?: (.*(?:\n  .*)*)"
+_DEBUG_VARIABLE = "JAXBKGD_DEBUG"
+_Debug = Annotated[
+    bool,
+    typer.Option("--debug", envvar=_DEBUG_VARIABLE, help="Show the traceback of an error."),
+]
 
 
-def _option(metavar: str, help: str, least: int | None = None) -> Any:
-    """An option of typer; the metavar of a switch are its flags."""
-    import typer
-
-    if metavar == "MOVIE":
-        return typer.Argument(metavar=metavar, help=help)
-    if metavar.startswith("--"):
-        return typer.Option(metavar, help=help)
-    return typer.Option(metavar=metavar or None, help=help, min=least)
+@app.callback()
+def _options(version: _Version = False, debug: _Debug = False) -> None:
+    """Estimate the background of single-molecule localization microscopy movies."""
+    if debug:
+        os.environ[_DEBUG_VARIABLE] = "1"
 
 
-def _answered(run: Callable[..., None], is_debug: list[bool]) -> Callable[..., None]:
-    """The command with `--debug`, and with errors and warnings in one line."""
+def _add_command(run: Callable[..., None], texts: str) -> None:
+    """Add a subcommand with its options, `name METAVAR>=minimum: help`, and `--debug`."""
 
     @functools.wraps(run)
-    def answered(*, debug: bool, **options: Any) -> None:
-        is_shown = debug or any(is_debug) or bool(os.environ.get("JAXBKGD_DEBUG"))
-        with at_ctrl_c(end_progress), _one_line_errors(is_shown), _one_line_warnings():
-            run(**options)
+    def command(*, debug: bool, **values: Any) -> None:
+        with _one_line_errors(debug), warnings.catch_warnings():
+            warnings.simplefilter("always", UserWarning)
+            warnings.showwarning = lambda message, *where: say(str(message))
+            run(**values)
 
-    return answered
+    parameters = inspect.signature(run).parameters
+    described = [inspect.signature(_options).parameters["debug"]]
+    for entry in re.finditer(_OPTION, texts, re.MULTILINE):
+        name, metavar, least, text = entry.groups()
+        make = typer.Argument if metavar == "MOVIE" else typer.Option
+        flags = [metavar] if (metavar or "").startswith("--") else []
+        option = make(
+            *flags,
+            metavar=None if flags else metavar,
+            min=None if least is None else int(least),
+            help=" ".join(text.split()),
+        )
+        hint = Annotated[parameters[name].annotation, option]
+        described.append(parameters[name].replace(annotation=hint))
+    vars(command)["__signature__"] = inspect.Signature(described)
+    app.command()(command)
 
 
 @contextmanager
 def _one_line_errors(is_debug: bool) -> Iterator[None]:
-    """End with a line and the exit code 2 where the user can act, or 1 for a bug."""
+    """End with a line, and the exit code 2 where the user can act, 1 for a bug, or 130."""
     try:
         yield
     # The reader of a pipe has gone; typer ends silently.
     except BrokenPipeError:
         raise
+    except KeyboardInterrupt as interrupt:
+        kept = getattr(interrupt, "__notes__", ["nothing has been written"])
+        say("; ".join(["interrupted", *kept]))
+        sys.exit(INTERRUPTED)
     except Exception as error:
-        is_users = isinstance(error, MovieError | UsageError | ModuleNotFoundError)
-        text = "; ".join([str(error), *getattr(error, "__notes__", [])])
-        if isinstance(error, ModuleNotFoundError):
-            text = missing_text(error.name)
+        is_missing = isinstance(error, ModuleNotFoundError)
+        is_users = is_missing or isinstance(error, MovieError | UsageError)
+        text = missing_text(error) if is_missing else str(error)
+        text = "; ".join([text, *getattr(error, "__notes__", [])])
         if is_debug:
             traceback.print_exc()
         elif not is_users:
@@ -136,9 +106,7 @@ def _one_line_errors(is_debug: bool) -> Iterator[None]:
         sys.exit(2 if is_users else 1)
 
 
-@contextmanager
-def _one_line_warnings() -> Iterator[None]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("always", UserWarning)
-        warnings.showwarning = lambda message, *where: say(str(message))
-        yield
+_add_command(demo.demo, demo.OPTIONS)
+_add_command(info.info, info.OPTIONS)
+_add_command(estimate.estimate, estimate.OPTIONS)
+_add_command(calibrate.calibrate, calibrate.OPTIONS)

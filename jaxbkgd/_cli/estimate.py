@@ -2,86 +2,63 @@
 
 import contextlib
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .._batch.run import Dtype, estimate_movie, MovieSummary, Quantity
-from .._estimators.local_mean import LocalMean
-from .._estimators.spatial_mean import SpatialMean
-from .._movies.movie import Box, Movie
-from .._movies.open import open_movie
-from .._movies.sinks import draft_of
+import numpy as np
+
+from .._batch.compute import Dtype, make_output, Quantity
+from .._batch.run import estimate_movie, MovieSummary
+from .._estimators.radii_estimator import RadiiEstimator
+from .._movies.sources import is_split, open_channels
 from .._workers import one_thread_a_call
-from .main import at_ctrl_c
 from .options import (
-    check_camera,
-    check_needs_time,
     chosen_estimator,
     CLIP_HELP,
+    counted,
     parsed_boxes,
+    parsed_radius,
     read_calibration,
-    read_mask,
     USUAL_RADIUS,
 )
 from .report import (
     check_name,
     clip_rows,
-    listed,
     print_rows,
     printable,
+    refusing,
+    say,
     UsageError,
     yx_text,
 )
 
 
 _SHARED = "Give it once for all channels, or once for each."
-OPTIONS = {
-    "movies": (
-        "MOVIE",
-        "A file, a folder or a quoted pattern such as 'movie_*.tif'; several, where each "
-        "channel has a file of its own.",
-    ),
-    "out": (
-        "OUT",
-        "The file to write: .tif, .ome.tif, .zarr or .ome.zarr. Several movies or boxes "
-        "are written to OUT-1, OUT-2 and so on.",
-    ),
-    "radius": (
-        "PIXELS",
-        f"The averaging radius, {USUAL_RADIUS} by default: a number, or y,x as in 6,10. "
-        f"{_SHARED}",
-    ),
-    "radius_frames": ("FRAMES", f"Average over time too, with this radius. {_SHARED}"),
-    "clip": ("DEVIATIONS", CLIP_HELP),
-    "mask": (
-        "MASK",
-        "With --radius-frames: a .npy or .tif file of one frame, or of as many as the "
-        "movie has, that is 0 in pixels to leave out and 1 in others.",
-    ),
-    "calibration": (
-        "CALIBRATION.json",
-        "A file of `jaxbkgd calibrate`, instead of radii and --clip.",
-    ),
-    "channel": ("NUMBER", "The channel of CALIBRATION.json to use, from 1 on.", 1),
-    "channels": (
-        "BOXES",
-        "Parts of the frames that are channels: x0,y0,x1,y1 in pixels, without x1 and y1, "
-        "with a semicolon between two, all in quotes.",
-    ),
-    "quantity": (
-        "",
-        "Write the background, the frames minus the background, or their signal-to-noise "
-        "ratio, which needs --gain and --offset.",
-    ),
-    "dtype": ("", "The type to write; uint16 rounds a background."),
-    "offset": ("ADU", f"The camera's offset, which is subtracted first. {_SHARED}"),
-    "gain": ("E-/ADU", f"Electrons per ADU, for --quantity snr. {_SHARED}"),
-    "workers": ("COUNT", "Threads, by default the cores.", 1),
-    "chunk_frames": ("COUNT", "Frames in a chunk, by default a megapixel.", 1),
-    "resume": ("--resume/--fresh", "Resume an interrupted run, or start over."),
-    "overwrite": ("--overwrite", "Replace OUT if it exists."),
-}
+OPTIONS = f"""
+movies MOVIE: A file, a folder or a quoted pattern such as 'movie_*.tif'; several, where
+  each channel has a file of its own.
+out OUT: The file to write: .tif, .ome.tif, .zarr or .ome.zarr. Several movies or boxes are
+  written to OUT-1, OUT-2 and so on.
+radius PIXELS: The averaging radius, {USUAL_RADIUS} by default: a number, or y,x as in 6,10.
+  {_SHARED}
+radius_frames FRAMES: Average over time too, with this radius. {_SHARED}
+clip DEVIATIONS: {CLIP_HELP}
+mask MASK: With --radius-frames: a .npy or .tif file of one frame, or of as many as the
+  movie has, that is 0 in pixels to leave out and 1 in others.
+calibration CALIBRATION.json: A file of `jaxbkgd calibrate`, instead of radii and --clip.
+channel NUMBER>=1: The channel of CALIBRATION.json to use, from 1 on.
+channels BOXES: Parts of the frames that are channels: x0,y0,x1,y1 in pixels, without x1 and
+  y1, with a semicolon between two, all in quotes.
+quantity: Write the background, the frames minus the background, or their signal-to-noise
+  ratio, which needs --gain and --offset.
+dtype: The type to write; uint16 rounds a background.
+offset ADU: The camera's offset, which is subtracted first. {_SHARED}
+gain E-/ADU: Electrons per ADU, for --quantity snr. {_SHARED}
+workers COUNT>=1: Threads, by default the cores.
+chunk_frames COUNT>=1: Frames in a chunk, by default a megapixel.
+resume --resume/--fresh: Resume an interrupted run, or start over.
+overwrite --overwrite: Replace OUT if it exists.
+"""
 
 
 def estimate(
@@ -109,41 +86,56 @@ def estimate(
     frames. After Ctrl-C or a crash, the same command resumes the run.
     """
     one_thread_a_call()
+    source = movies if len(movies) > 1 else movies[0]
     boxes = None if channels is None else parsed_boxes(channels)
     with contextlib.ExitStack() as files:
-        opened = [files.enter_context(open_movie(movie)) for movie in movies]
-        sizes = _channel_sizes(opened, boxes)
-        if calibration is None:
-            if channel is not None:
-                raise UsageError(
-                    f"--channel {channel}: is for --calibration; give that too"
-                )
-            estimator = chosen_estimator(radius, radius_frames, clip, len(sizes))
+        with refusing(f"--channels {channels}", "boxes are parts of one movie; give one"):
+            opened = open_channels(source, boxes, files=files)
+        is_list = is_split(source, boxes)
+        shared = {"radius": radius, "radius-frames": radius_frames}
+        _check_counts(shared | {"offset": offset, "gain": gain}, len(opened))
+        if calibration is not None:
+            for name, value in (shared | {"clip": clip}).items():
+                if value:
+                    raise UsageError(
+                        f"--{name}: cannot be combined with --calibration; leave one out"
+                    )
+            estimator = read_calibration(calibration, channel, len(opened))
+        elif channel is not None:
+            raise UsageError(f"--channel {channel}: is for --calibration; give that too")
         else:
-            given = {"radius": radius, "radius-frames": radius_frames, "clip": clip}
-            if names := [f"--{name}" for name, value in given.items() if value]:
-                raise UsageError(
-                    f"{names[0]}: cannot be combined with --calibration; leave one out"
-                )
-            estimator = read_calibration(calibration, channel, len(sizes))
-        if not isinstance(estimator, LocalMean):
-            check_needs_time("--mask", mask)
-        check_camera(quantity, dtype, offset, gain, len(sizes))
-        is_split = len(opened) > 1 or boxes is not None
-        sinks = _numbered(out, len(sizes)) if is_split else [out]
+            rows = [parsed_radius(text) for text in radius or [USUAL_RADIUS]]
+            options = shared | {"radius": "; ".join(radius or []), "clip": clip}
+            estimator = chosen_estimator([(row[0], row[-1]) for row in rows], options)
+        if mask is not None and not estimator.takes_weights:
+            raise UsageError(
+                f"--mask {mask}: is for averages over time; give --radius-frames"
+            )
+        weights: Any = mask
+        if mask is not None and mask.suffix.lower() == ".npy":
+            with refusing(f"--mask {mask}"):
+                weights = np.load(mask, mmap_mode="r")
+        if quantity != "snr" and gain:
+            raise UsageError("--gain: is for --quantity snr; leave it out, or give that")
+        if quantity == "snr" and not offset:
+            say("--quantity snr: takes the camera's offset for light, unless it is given")
+        camera = _shared_or_each(offset) or 0.0, _shared_or_each(gain)
+        with refusing(f"--quantity {quantity}, --dtype {dtype}"):
+            make_output(
+                quantity, dtype, *camera, channel_count=len(opened), is_one_stack=False
+            )
+        sinks = _numbered(out, len(opened)) if is_list else [out]
         for sink in sinks:
             check_name(sink)
-        files.enter_context(at_ctrl_c(lambda: _kept(sinks)))
         summary = estimate_movie(
-            opened if len(opened) > 1 else opened[0],
+            opened if is_list else opened[0].movie,
             estimator,
-            sinks if is_split else out,
+            sinks if is_list else out,
             quantity=quantity,
             dtype=dtype,
-            boxes=boxes,
-            offsets=_shared_or_each(offset) or 0.0,
-            gains=_shared_or_each(gain),
-            weights=None if mask is None else read_mask(mask),
+            offsets=camera[0],
+            gains=camera[1],
+            weights=weights,
             chunk_frames=chunk_frames,
             workers=workers,
             resume=resume,
@@ -151,37 +143,23 @@ def estimate(
         )
     for sink in sinks:
         print(f"wrote {printable(sink)}")
-    print_rows(
-        {
-            "frames": f"{summary.frames} of {listed(sizes)}",
-            "written": _described_quantity(quantity, dtype, offset),
-            "radius": listed(_radius_texts(estimator)),
-            **clip_rows(estimator),
-            **_summary_rows(summary),
-        }
-    )
+    written = f"{'SNR' if quantity == 'snr' else quantity}, {dtype}"
+    if quantity != "residual":
+        adu = "; ".join(f"{value:g}" for value in offset or [])
+        rest = f"above the offset of {adu} ADU" if adu else "the camera's offset included"
+        written += f", {rest}"
+    sizes = "; ".join(f"{c.shape[1]} x {c.shape[2]} px" for c in opened)
+    rows = {"frames": f"{summary.frames} of {sizes}", "written": written}
+    print_rows(rows | _estimator_rows(estimator) | _summary_rows(summary))
 
 
-def _kept(sinks: Sequence[Path]) -> str | None:
-    if not any(draft_of(sink).exists() for sink in sinks):
-        return None
-    return (
-        "what is done is kept; run the same command again to go on, or with --fresh to "
-        "start over"
-    )
-
-
-def _channel_sizes(movies: Sequence[Movie], boxes: Sequence[Box] | None) -> list[str]:
-    """The size of each channel that is estimated, as text."""
-    if boxes is not None and len(movies) > 1:
-        raise UsageError("--channels: boxes are parts of one movie; give one movie")
-    if boxes is not None:
-        sizes = [(y1 - y0, x1 - x0) for x0, y0, x1, y1 in boxes]
-    elif len(movies) > 1:
-        sizes = [movie.shape[2:] for movie in movies]
-    else:
-        sizes = movies[0].shape[1] * [movies[0].shape[2:]]
-    return [f"{height} x {width} px" for height, width in sizes]
+def _check_counts(options: dict[str, Any], channel_count: int) -> None:
+    for name, values in options.items():
+        if values and len(values) not in (1, channel_count):
+            raise UsageError(
+                f"--{name}: is given {len(values)} times, but there "
+                f"{counted(channel_count)}; give it once for all, or once for each"
+            )
 
 
 def _shared_or_each(values: list[float] | None) -> Any:
@@ -197,27 +175,17 @@ def _numbered(out: Path, count: int) -> list[Path]:
     return [out.with_name(name) for name in names]
 
 
-def _described_quantity(
-    quantity: Quantity, dtype: Dtype, offset: list[float] | None
-) -> str:
-    if quantity == "residual":
-        return f"residual, {dtype}"
-    adu = listed(f"{value:g}" for value in offset or [])
-    rest = f"above the offset of {adu} ADU" if adu else "the camera's offset included"
-    return f"{'SNR' if quantity == 'snr' else quantity}, {dtype}, {rest}"
-
-
-def _radius_texts(estimator: SpatialMean | LocalMean) -> list[str]:
-    texts = [yx_text(y, x, "px") for y, x in estimator.radii_pix.tolist()]
-    if isinstance(estimator, SpatialMean):
-        return texts
-    rows = zip(texts, estimator.radius_frames.tolist(), strict=True)
-    return [f"{text}, {count:g} frames" for text, count in rows]
+def _estimator_rows(estimator: RadiiEstimator) -> dict[str, str]:
+    radii = [
+        ", ".join([yx_text(y, x, "px"), *(f"{count:g} frames" for count in frames)])
+        for *frames, y, x in estimator.radii.tolist()
+    ]
+    return {"radius": "; ".join(radii), **clip_rows(estimator)}
 
 
 def _summary_rows(summary: MovieSummary) -> dict[str, str]:
     rows = {
-        "noise factor": listed(f"{factor:.4f}" for factor in summary.noise_corrections),
+        "noise factor": "; ".join(f"{f:.4f}" for f in summary.noise_corrections),
         "chunks": f"of {summary.chunk_frames} frames, on {summary.workers} threads",
         "time": f"{summary.seconds:.2f} s, {summary.megapixels_per_second:.1f} Mpx/s",
     }

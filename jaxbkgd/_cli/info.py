@@ -3,12 +3,14 @@
 import sys
 from pathlib import Path
 
+from rich.filesize import decimal
+
 from .._movies.movie import Movie, MovieError
 from .._movies.open import open_movie
 from .report import print_rows, say, yx_text
 
 
-OPTIONS = {"movies": ("MOVIE", "Files, folders or quoted patterns.")}
+OPTIONS = "movies MOVIE: Files, folders or quoted patterns."
 
 
 def info(movies: list[Path]) -> None:
@@ -19,7 +21,7 @@ def info(movies: list[Path]) -> None:
             print()
         try:
             with open_movie(path) as movie:
-                _print_info(movie)
+                print_rows(_rows(movie))
         except MovieError as error:
             say(str(error))
             are_read = False
@@ -27,24 +29,19 @@ def info(movies: list[Path]) -> None:
         sys.exit(2)
 
 
-def _print_info(movie: Movie) -> None:
-    from rich.filesize import decimal
-
+def _rows(movie: Movie) -> dict[str, str]:
     frames, channels, height, width = movie.shape
     size_um, interval_s = movie.pixel_size_um, movie.frame_interval_s
-    # Of the files and folders, some may be inside another.
+    # Some of the files and folders may be inside others.
     roots = {path.resolve() for path in movie.paths}
     files = roots.union(*(root.rglob("*") for root in roots))
-    byte_count = sum(file.stat().st_size for file in files if file.is_file())
-    print_rows(
-        {
-            "movie": movie.name,
-            "format": movie.format,
-            "frames": f"{frames} of {height} x {width} px",
-            "channels": f"{channels}",
-            "pixels": movie.dtype.name,
-            "pixel size": "unknown" if size_um is None else yx_text(*size_um, "um"),
-            "frame interval": "unknown" if interval_s is None else f"{interval_s:g} s",
-            "size on disk": decimal(byte_count),
-        }
-    )
+    return {
+        "movie": movie.name,
+        "format": movie.format,
+        "frames": f"{frames} of {height} x {width} px",
+        "channels": f"{channels}",
+        "pixels": movie.dtype.name,
+        "pixel size": "unknown" if size_um is None else yx_text(*size_um, "um"),
+        "frame interval": "unknown" if interval_s is None else f"{interval_s:g} s",
+        "size on disk": decimal(sum(f.stat().st_size for f in files if f.is_file())),
+    }

@@ -1,21 +1,19 @@
 """Options that are texts or files, and the estimators that they ask for."""
 
-import contextlib
 import json
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
-from .._batch.run import Dtype, Quantity
+from .._estimators.base import estimator_from_json
 from .._estimators.local_mean import LocalMean
-from .._estimators.saved import saved_kind
+from .._estimators.radii_estimator import RadiiEstimator
 from .._estimators.soft_clip import SoftClip
 from .._estimators.spatial_mean import SpatialMean
 from .._movies.movie import Box
-from .report import listed, say, UsageError
+from .report import refusing, say, UsageError
 
 
 # The radius that smlmlp takes for every movie, and the threshold of LocalMean's clip.
@@ -26,173 +24,95 @@ CLIP_HELP = (
     f"noise, {USUAL_CLIP} by default, or none."
 )
 
-# The fields of a calibration that have an entry for each channel.
+# Fields of a saved estimator or clip that may have an entry for each channel.
 _CHANNEL_FIELDS = {"radii_pix", "radius_frames", "frozen", "gains", "read_noise_electrons"}
+
+_Estimator = TypeVar("_Estimator", bound=RadiiEstimator)
 
 
 def parsed_radius(text: str) -> tuple[float, ...]:
     """One radius in pixels, or (y, x)."""
-    try:
-        radii = tuple(float(part) for part in text.split(","))
-    except ValueError:
-        radii = ()
-    if len(radii) not in (1, 2):
-        raise UsageError(
-            f"--radius {text}: is neither a number of pixels nor a pair as 6,10"
-        )
-    try:
-        SpatialMean([radii])
-    except ValueError as error:
-        raise UsageError(f"--radius {text}: {error}") from error
-    return radii
-
-
-def parsed_clip(text: str | None) -> SoftClip | None:
-    if text == "none":
-        return None
-    try:
-        return SoftClip(float(text or USUAL_CLIP))
-    except ValueError as error:
-        raise UsageError(
-            f"--clip {text}: is neither none nor a threshold from 0.01 to 100 deviations"
-        ) from error
+    with refusing(f"--radius {text}", "is neither a number of pixels nor a pair as 6,10"):
+        radii = tuple(map(float, text.split(",")))
+        if len(radii) > 2:
+            raise ValueError
+        return radii
 
 
 def parsed_boxes(text: str) -> list[Box]:
-    try:
+    rule = "are no boxes x0,y0,x1,y1 of whole pixels, as in '0,0,256,512;256,0,512,512'"
+    with refusing(f"--channels {text}", rule):
         boxes = [tuple(map(int, box.split(","))) for box in text.split(";")]
         return [(x0, y0, x1, y1) for x0, y0, x1, y1 in boxes]
-    except ValueError as error:
-        raise UsageError(
-            f"--channels {text}: are no boxes x0,y0,x1,y1 of whole pixels, as in "
-            "'0,0,256,512;256,0,512,512'"
-        ) from error
-
-
-def check_needs_time(option: str, value: object) -> None:
-    """Refuse an option of averages over time where there is none."""
-    if value is not None:
-        raise UsageError(
-            f"{option} {value}: is for averages over time; give --radius-frames"
-        )
-
-
-def _check_count(option: str, values: Sequence[object] | None, channel_count: int) -> None:
-    if values and len(values) not in (1, channel_count):
-        raise UsageError(
-            f"{option}: is given {len(values)} times, but there {_counted(channel_count)}; "
-            "give it once for all channels, or once for each"
-        )
-
-
-def _counted(channel_count: int) -> str:
-    return "is 1 channel" if channel_count == 1 else f"are {channel_count} channels"
 
 
 def chosen_estimator(
-    radii: list[str] | None,
-    radii_frames: list[float] | None,
-    clip: str | None,
-    channel_count: int,
+    rows: Sequence[Sequence[float]], options: Mapping[str, Any], **bounds: Any
 ) -> SpatialMean | LocalMean:
-    _check_count("--radius", radii, channel_count)
-    _check_count("--radius-frames", radii_frames, channel_count)
-    parsed = [parsed_radius(text) for text in radii or [USUAL_RADIUS]]
-    rows = [(row[0], row[-1]) for row in parsed]
-    if not radii_frames:
-        check_needs_time("--clip", clip)
-        return SpatialMean(rows)
-    soft_clip = parsed_clip(clip)
-    try:
-        return LocalMean(rows, radii_frames, clip=soft_clip)
-    except ValueError as error:
-        text = listed(f"{value:g}" for value in radii_frames)
-        raise UsageError(f"--radius-frames {text}: {error}") from error
+    """The estimator of these radii in pixels, over time too with `--radius-frames`."""
+    radius_frames, clip = options["radius-frames"], options["clip"]
+    texts = [f"--{name} {value}" for name, value in options.items() if value is not None]
+    if not radius_frames:
+        for option in ("clip", "max-radius-frames"):
+            if options.get(option) is not None:
+                raise UsageError(
+                    f"--{option} {options[option]}: is for averages over time; give "
+                    "--radius-frames"
+                )
+        with refusing(", ".join(texts)):
+            return SpatialMean(rows, max_radius_pix=bounds.get("max_radius_pix"))
+    with refusing(f"--clip {clip}", "is neither none nor a threshold from 0.01 to 100"):
+        soft_clip = None if clip == "none" else SoftClip(float(clip or USUAL_CLIP))
+    with refusing(", ".join(texts)):
+        return LocalMean(rows, radius_frames, clip=soft_clip, **bounds)
 
 
-def read_mask(path: Path) -> Any:
-    """The weights that `estimate_movie` takes: an array of one frame, or the file."""
-    array = None
-    if path.suffix.lower() == ".npy":
-        # A broken file is refused where it is opened as a movie.
-        with contextlib.suppress(OSError, ValueError):
-            array = np.load(path, mmap_mode="r")
-    return path if array is None or array.ndim != 2 else array
-
-
-def check_camera(
-    quantity: Quantity,
-    dtype: Dtype,
-    offsets: list[float] | None,
-    gains: list[float] | None,
-    channel_count: int,
-) -> None:
-    _check_count("--offset", offsets, channel_count)
-    _check_count("--gain", gains, channel_count)
-    if quantity != "snr" and gains:
-        raise UsageError("--gain: is for --quantity snr; leave it out, or give that")
-    if quantity == "snr" and not gains:
-        raise UsageError("--quantity snr: needs --gain, in electrons per ADU")
-    if quantity != "background" and dtype == "uint16":
-        raise UsageError(
-            f"--dtype uint16: cannot hold a negative {quantity}; write float32"
-        )
-    for value in offsets or []:
-        if not math.isfinite(value):
-            raise UsageError(f"--offset {value:g}: must be finite")
-    for value in gains or []:
-        if not 0 < value < math.inf:
-            raise UsageError(f"--gain {value:g}: must be positive and finite")
-    if quantity == "snr" and not offsets:
-        say("--quantity snr: takes the camera's offset for light, unless --offset is given")
-
-
-def read_calibration(
-    path: Path, channel: int | None, channel_count: int
-) -> SpatialMean | LocalMean:
+def read_calibration(path: Path, channel: int | None, channel_count: int) -> RadiiEstimator:
     """The estimator that `jaxbkgd calibrate` wrote, for one of its channels or for all."""
-    if channel is not None and channel_count > 1:
-        raise UsageError(
-            f"--channel {channel}: is for a single channel, but there "
-            f"{_counted(channel_count)}"
-        )
     try:
         text = path.read_text("utf-8")
-        kind = LocalMean if saved_kind(text) == "LocalMean" else SpatialMean
-        estimator = kind.from_json(text)
-        fields = json.loads(text)
-        faults = _faults(fields.get("calibration", {}), channel)
+        estimator = estimator_from_json(text)
+        if not isinstance(estimator, RadiiEstimator):
+            raise ValueError(f"{type(estimator).__name__} has no radii")
+        faults = _faults(json.loads(text).get("calibration", {}), channel)
     except OSError as error:
         raise UsageError(f"{path}: cannot be read ({error.strerror})") from error
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path}: is no calibration, and no text at all") from error
     except (AttributeError, TypeError, ValueError) as error:
         raise UsageError(f"{path}: is no calibration: {error}") from error
-    count = len(estimator.radii_pix)
-    if channel is not None and channel > count:
-        raise UsageError(f"--channel {channel}: {path} has {count} of them")
-    if channel is not None and count > 1:
-        for part in (fields, fields.get("clip") or {}):
-            for name in _CHANNEL_FIELDS & part.keys():
-                # A camera may have one number for all channels.
-                if part[name] is not None and len(part[name]) == count:
-                    part[name] = [part[name][channel - 1]]
-        estimator = kind.from_json(json.dumps(fields))
-    elif count not in (1, channel_count):
+    count = len(estimator.radii)
+    if channel is not None and (channel > count or channel_count > 1):
+        raise UsageError(
+            f"--channel {channel}: is for a movie of 1 channel, and is one of those in "
+            f"{path}; there {counted(channel_count)}, and {count} in the file"
+        )
+    if channel is None and count not in (1, channel_count):
         remedy = "; say which one with --channel" if channel_count == 1 else ""
         raise UsageError(
-            f"{path}: has {count} channels, but there {_counted(channel_count)}{remedy}"
+            f"{path}: has {count} channels, but there {counted(channel_count)}{remedy}"
         )
     if faults:
         say(f"{path}: {' and '.join(faults)}; the background may be off")
-    return estimator
+    return estimator if channel is None else one_channel(estimator, channel - 1)
+
+
+def counted(channel_count: int) -> str:
+    return "is 1 channel" if channel_count == 1 else f"are {channel_count} channels"
+
+
+def one_channel(estimator: _Estimator, index: int, **fields: Any) -> _Estimator:
+    """The estimator for one of its channels, with these fields in place of its own."""
+    saved = json.loads(estimator.to_json())
+    for part in (saved, saved.get("clip") or {}):
+        for name in _CHANNEL_FIELDS & part.keys():
+            if part[name] and len(part[name]) > 1:
+                part[name] = [part[name][index]]
+    return type(estimator).from_json(json.dumps(saved | fields))
 
 
 def _faults(calibration: dict[str, Any], channel: int | None) -> list[str]:
     """The reasons to doubt the radii that the calibration itself gives."""
-    faults = []
-    if not calibration.get("is_converged", True):
-        faults.append("the search for these radii had not ended")
+    is_converged = calibration.get("is_converged", True)
+    faults = [] if is_converged else ["the search for these radii had not ended"]
     rows = calibration.get("is_at_bound", [])
     # In time, the radius of a steady background has no upper limit.
     if np.any([row[-2:] for row in (rows if channel is None else rows[channel - 1 :][:1])]):

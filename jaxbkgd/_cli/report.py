@@ -1,34 +1,34 @@
 """What the commands print and write: lines, tables, errors, and whole files."""
 
-import importlib.util
+import contextlib
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from rich.console import Console
+from rich.table import Table
+
 from .._estimators.local_mean import LocalMean
-from .._estimators.spatial_mean import SpatialMean
+from .._estimators.radii_estimator import RadiiEstimator
 from .._movies.movie import MovieError
 from .._movies.sinks import check_destination, draft_of
-from .main import writing
 
 
 class UsageError(Exception):
     """A mistake in the arguments of a command, which one line names with its remedy."""
 
 
-def require(*packages: str) -> None:
-    """Raise a `UsageError` for a package that is not installed."""
-    for package in packages:
-        if importlib.util.find_spec(package) is None:
-            raise UsageError(missing_text(package))
-
-
-def missing_text(package: str | None) -> str:
-    return (
-        f"the command line needs the Python package {package}; install it with: "
-        "pip install 'jaxbkgd[cli]'"
-    )
+@contextlib.contextmanager
+def refusing(given: str, rule: str | None = None) -> Iterator[None]:
+    """Raise a `UsageError` with this rule, or with the error's own, for what is given."""
+    try:
+        yield
+    except MovieError:
+        raise
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else None
+        raise UsageError(f"{given}: {rule or reason or error}") from error
 
 
 def say(message: str) -> None:
@@ -50,11 +50,7 @@ def print_rows(rows: Mapping[str, str]) -> None:
 
 def print_table(title: str, columns: Sequence[Mapping[str, str]]) -> None:
     """Print a table with a column for each channel; all have the same rows."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=title)
-    table.add_column("")
+    table = Table("", title=title)
     for number in range(1, len(columns) + 1):
         table.add_column(f"channel {number}", justify="right")
     for name in columns[0]:
@@ -66,16 +62,11 @@ def yx_text(y: float, x: float, unit: str) -> str:
     return f"{y:g} {unit}" + (f" in y, {x:g} {unit} in x" if x != y else "")
 
 
-def clip_rows(estimator: SpatialMean | LocalMean) -> dict[str, str]:
-    if isinstance(estimator, SpatialMean):
+def clip_rows(estimator: RadiiEstimator) -> dict[str, str]:
+    if not isinstance(estimator, LocalMean):
         return {}
     clip = estimator.clip
     return {"clip": "none" if clip is None else f"{float(clip.threshold):.3g} deviations"}
-
-
-def listed(channels: Iterable[str]) -> str:
-    """The texts of all channels as one."""
-    return "; ".join(channels)
 
 
 def check_output(path: Path, suffix: str, *, overwrite: bool) -> None:
@@ -85,25 +76,19 @@ def check_output(path: Path, suffix: str, *, overwrite: bool) -> None:
     check_name(path)
     check_destination(path, overwrite=overwrite)
     if path.exists() and not path.is_file():
-        raise MovieError(f"{path}: is not a regular file; choose another name")
+        raise UsageError(f"{path}: is not a regular file; choose another name")
 
 
 def check_name(path: Path) -> None:
     """Refuse a name that the system does not take, as one that is too long."""
-    try:
+    with refusing(f"{path}: cannot be written"):
         draft_of(path).exists()
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be written ({error.strerror})") from error
 
 
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file under another name, and give it its own when it is complete."""
     draft = draft_of(path)
-    with writing:
-        try:
-            draft.write_bytes(content)
-            draft.replace(os.path.realpath(path))
-        except OSError as error:
-            draft.unlink(missing_ok=True)
-            reason = error.strerror or error
-            raise UsageError(f"{path}: cannot be written ({reason})") from error
+    with contextlib.ExitStack() as end, refusing(f"{path}: cannot be written"):
+        end.callback(draft.unlink, missing_ok=True)
+        draft.write_bytes(content)
+        draft.replace(os.path.realpath(path))
