@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Real, Shaped
 
 from .._estimators.base import AbstractEstimator, as_frames, checked_frames
 from .._estimators.checks import check_choice
-from .._filter.engines import zeros_of
+from .._filter.nonfinite import zeros_of
 from .._movies.movie import MovieError, one_line
 from .plan import Window
 

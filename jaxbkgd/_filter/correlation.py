@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import export, lax
 from jaxtyping import Array, Float, Shaped
 
-from .kernels import Kernel, Kernels
+from .kernels import Kernel, Kernels, Radii
 
 
 # What lies beyond an edge: the edge pixel repeated, or zeros. "folded" is the adjoint of
@@ -53,7 +53,7 @@ def halo_lines(half_width: int) -> int | None:
 
 def rows_of(
     images: Sequence[Kernels],
-    radii: Sequence[Float[Array, ""]],
+    radii: Radii,
     sizes: Sequence[int],
     *,
     is_temporal: bool,

@@ -1,10 +1,9 @@
 """The separable filter of a stack: piece by piece, or the whole stack at once.
 
 On CPU a stack is filtered in pieces, which stay in cache on their way through both axes.
-Elsewhere the whole stack goes through one axis after the other. Either way there are three
-functions: images, the sum of images with weights, and the sums of products of images with
-a stack. In time, a stack is an image frames high and as wide as a frame has pixels, and is
-filtered along its height alone.
+Elsewhere the whole stack goes through one axis after the other. In pieces, images may also
+be added up, or multiplied with a stack and summed, and are not kept. In time, a stack is
+an image frames high and as wide as a frame has pixels, filtered along its height alone.
 """
 
 import dataclasses
@@ -19,7 +18,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from .correlation import correlate, correlate_axis, Edges, fold_edges, Row, Rows, rows_of
-from .kernels import Kernel, Kernels
+from .kernels import Kernel, Kernels, Radii
 from .nonfinite import must_spread, spread_nonfinite, zeros_for_nonfinite, zeros_of_lines
 
 
@@ -60,11 +59,11 @@ class Settings:
 
 
 def filter_at_once(
-    frames: Shaped[Array, "*batch height width"],
-    radii: Sequence[Float[Array, ""]],
+    frames: Shaped[Array, "*shape"],
+    *radii: Float[Array, ""],
     images: Sequence[Kernels],
     settings: Settings,
-) -> list[Float[Array, "*batch height width"]]:
+) -> list[Float[Array, "*shape"]]:
     """The frames filtered with the kernels of each image."""
     stack = _as_images(frames, settings)
     rows = _rows(images, radii, stack, settings)
@@ -85,30 +84,52 @@ def filter_at_once(
     return [image.reshape(frames.shape) for image in filtered]
 
 
-def weighted_sum_at_once(
-    frames: Shaped[Array, "*batch height width"],
-    radii: Sequence[Float[Array, ""]],
+def filter_in_pieces(
+    frames: Shaped[Array, "*shape"],
+    *radii: Float[Array, ""],
+    images: Sequence[Kernels],
+    settings: Settings,
+) -> list[Float[Array, "*shape"]]:
+    """As `filter_at_once`."""
+    pieces = _pieces(frames, radii, images, images[0], settings)
+    results = [_empty(pieces.stack, radii[0].dtype) for _ in images]
+    results, _ = _filter_pieces(pieces, results, [], lambda strips, sums, _: (strips, sums))
+    return [result.reshape(frames.shape) for result in results]
+
+
+def filter_onto(
+    donated: Float[Array, "*shape"],
+    frames: Shaped[Array, "*shape"],
+    *radii: Float[Array, ""],
+    kernels: Kernels,
+    settings: Settings,
+) -> Float[Array, "*shape"]:
+    """As `filter_in_pieces`, for one image that is written over the donated one."""
+    pieces = _pieces(frames, radii, [kernels], kernels, settings)
+    onto = [donated.reshape(pieces.stack.shape)]
+    onto, _ = _filter_pieces(pieces, onto, [], lambda strips, sums, _: (strips, sums))
+    return onto[0].reshape(frames.shape)
+
+
+def sum_in_pieces(
+    frames: Shaped[Array, "*shape"],
+    radii: Radii,
     weights: Sequence[Float[Array, ""]],
+    *,
     images: Sequence[Kernels],
+    kernels: Kernels,
     settings: Settings,
-) -> Float[Array, "*batch height width"]:
-    """The sum of the images with these weights."""
-    return weighted_sum(weights, filter_at_once(frames, radii, images, settings))
+) -> Float[Array, "*shape"]:
+    """The sum of the images with these weights, of which no other image is kept. They are
+    derivatives of the image of `kernels`."""
+    pieces = _pieces(frames, radii, images, kernels, settings)
 
+    def add(strips, sums, _):
+        return [weighted_sum(weights, strips)], sums
 
-def products_at_once(
-    frames: Float[Array, "*batch height width"],
-    factor: Shaped[Array, "*batch height width"],
-    radii: Sequence[Float[Array, ""]],
-    images: Sequence[Kernels],
-    kept: Sequence[Kernels],
-    settings: Settings,
-) -> list[Float[Array, "..."]]:
-    """The sum of each image's products with the factor, then the images that are kept."""
-    filtered = filter_at_once(frames, radii, [*images, *kept], settings)
-    multiplied, kept_images = filtered[: len(images)], filtered[len(images) :]
-    factor = factor.astype(radii[0].dtype)
-    return [*(jnp.sum(image * factor) for image in multiplied), *kept_images]
+    total = [_empty(pieces.stack, radii[0].dtype)]
+    (total,), _ = _filter_pieces(pieces, total, [], add)
+    return total.reshape(frames.shape)
 
 
 def weighted_sum(
@@ -118,79 +139,33 @@ def weighted_sum(
     return ft.reduce(jnp.add, terms)
 
 
-def filter_in_pieces(
-    frames: Shaped[Array, "*batch height width"],
-    radii: Sequence[Float[Array, ""]],
-    images: Sequence[Kernels],
-    settings: Settings,
-) -> list[Float[Array, "*batch height width"]]:
-    """As `filter_at_once`."""
-    pieces = _pieces(frames, radii, images, images[0], settings)
-    results = [_empty(pieces.stack, radii[0].dtype) for _ in images]
-    results, _ = _filter_pieces(pieces, results, [], lambda strips, sums, _: (strips, sums))
-    return [result.reshape(frames.shape) for result in results]
-
-
-def filter_onto(
-    donated: Float[Array, "*batch height width"],
-    frames: Shaped[Array, "*batch height width"],
-    radii: Sequence[Float[Array, ""]],
-    kernels: Kernels,
-    settings: Settings,
-) -> Float[Array, "*batch height width"]:
-    """As `filter_in_pieces`, for one image that is written over the donated one."""
-    pieces = _pieces(frames, radii, [kernels], kernels, settings)
-    results = [donated.reshape(pieces.stack.shape)]
-    results, _ = _filter_pieces(pieces, results, [], lambda strips, sums, _: (strips, sums))
-    return results[0].reshape(frames.shape)
-
-
-def weighted_sum_in_pieces(
-    frames: Shaped[Array, "*batch height width"],
-    radii: Sequence[Float[Array, ""]],
-    weights: Sequence[Float[Array, ""]],
-    images: Sequence[Kernels],
-    settings: Settings,
-    *,
-    kernels: Kernels,
-) -> Float[Array, "*batch height width"]:
-    """As `weighted_sum_at_once`, keeping no image but the sum. The images are derivatives
-    of that of `kernels`."""
-    pieces = _pieces(frames, radii, images, kernels, settings)
-    results = [_empty(pieces.stack, radii[0].dtype)]
-    results, _ = _filter_pieces(
-        pieces, results, [], lambda strips, sums, _: ([weighted_sum(weights, strips)], sums)
-    )
-    return results[0].reshape(frames.shape)
-
-
 def products_in_pieces(
-    frames: Float[Array, "*batch height width"],
-    factor: Shaped[Array, "*batch height width"],
-    radii: Sequence[Float[Array, ""]],
+    frames: Float[Array, "*shape"],
+    factor: Shaped[Array, "*shape"],
+    radii: Radii,
+    *,
     images: Sequence[Kernels],
     kept: Sequence[Kernels],
-    settings: Settings,
-    *,
     kernels: Kernels,
+    settings: Settings,
 ) -> list[Float[Array, "..."]]:
-    """As `products_at_once`. The images are derivatives of that of `kernels`."""
+    """The sum of each image's products with the factor, then the images that are kept. All
+    are derivatives of the image of `kernels`, or this itself."""
     pieces = _pieces(frames, radii, [*images, *kept], kernels, settings)
-    factors = factor.reshape(pieces.stack.shape)
+    factors, dtype = factor.reshape(pieces.stack.shape), radii[0].dtype
 
     def add_products(strips, sums, place):
         near = _factor_of_strip(factors, pieces, place, dtype)
         pairs = zip(sums, strips[: len(images)], strict=True)
         return strips[len(images) :], [total + near * strip for total, strip in pairs]
 
-    # A sum for each pixel of a strip, which is faster and more exact than XLA's sum over
-    # all pixels.
-    dtype, shape = radii[0].dtype, (pieces.lines, pieces.columns)
+    # A sum for each pixel of a strip is faster and more exact than XLA's over all pixels.
+    shape = pieces.lines, pieces.columns
     sums = [jnp.zeros_like(pieces.stack, dtype, shape) for _ in images]
     results = [_empty(pieces.stack, dtype) for _ in kept]
     results, sums = _filter_pieces(pieces, results, sums, add_products)
-    images_kept = [result.reshape(frames.shape) for result in results]
-    return [*(jnp.sum(total) for total in sums), *images_kept]
+    totals = [jnp.sum(total) for total in sums]
+    return [*totals, *(result.reshape(frames.shape) for result in results)]
 
 
 class _Pieces(NamedTuple):
@@ -242,7 +217,7 @@ def _as_images(
 
 def _rows(
     images: Sequence[Kernels],
-    radii: Sequence[Float[Array, ""]],
+    radii: Radii,
     stack: Shaped[Array, "*batch height width"],
     settings: Settings,
 ) -> Rows:
@@ -253,7 +228,7 @@ def _rows(
 
 def _pieces(
     frames: Shaped[Array, "*batch height width"],
-    radii: Sequence[Float[Array, ""]],
+    radii: Radii,
     images: Sequence[Kernels],
     kernels: Kernels,
     settings: Settings,

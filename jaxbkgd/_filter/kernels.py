@@ -99,8 +99,9 @@ class GapKernel:
 # A symmetric row of taps that depends on one radius, in px or in frames. Hashable.
 Kernel = GaussianKernel | GapKernel
 
-# The kernels of one image: (y, x) in space, (t,) in time.
+# The kernels of one image, (y, x) in space and (t,) in time, and their radii in this order.
 Kernels = tuple[Kernel, ...]
+Radii = Sequence[Float[Array, ""]]
 
 
 def differentiated(kernels: Kernels, axis: int) -> Kernels:

@@ -14,7 +14,6 @@ the frames, are not kept. The rules of all are in `rules.py`.
 """
 
 import functools as ft
-import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -29,13 +28,13 @@ from jaxtyping import Array, Float, Shaped
 
 from . import engines
 from .correlation import Edges
-from .engines import Settings
-from .kernels import differentiated, Kernel, Kernels
+from .engines import Settings, weighted_sum
+from .kernels import differentiated, Kernel, Kernels, Radii
 
 
 def separable_filter(
     frames: Shaped[Array, "*batch height width"],
-    radii: Sequence[Float[Array, ""]],
+    radii: Radii,
     kernels: Kernels,
     *,
     is_finite: bool = False,
@@ -80,7 +79,7 @@ def temporal_filter(
 
 def _filtered(
     frames: Shaped[Array, "*shape"],
-    radii: Sequence[Float[Array, ""]],
+    radii: Radii,
     kernels: Kernels,
     settings: Settings,
 ) -> Float[Array, "*shape"]:
@@ -99,63 +98,45 @@ pullback_p = Primitive("separable_filter_pullback")
 filter_p.multiple_results = pullback_p.multiple_results = True
 
 
-# What each one computes.
-
-
-def _filter(
-    frames: Shaped[Array, "*shape"],
-    *radii: Float[Array, ""],
-    images: tuple[Kernels, ...],
-    settings: Settings,
-) -> list[Float[Array, "*shape"]]:
-    options = {"images": images, "settings": settings}
-    in_pieces = ft.partial(engines.filter_in_pieces, **options)
-    at_once = ft.partial(engines.filter_at_once, **options)
-    return _by_platform(
-        in_pieces, at_once, settings, frames, radii, image_count=len(images)
-    )
-
-
-def _filter_onto(
-    donated: Float[Array, "*shape"],
-    frames: Shaped[Array, "*shape"],
-    *radii: Float[Array, ""],
-    kernels: Kernels,
-    settings: Settings,
-) -> Float[Array, "*shape"]:
-    in_pieces = ft.partial(engines.filter_onto, kernels=kernels, settings=settings)
-
-    def at_once(donated, frames, radii):
-        del donated
-        return engines.filter_at_once(frames, radii, [kernels], settings)
-
-    (image,) = _by_platform(in_pieces, at_once, settings, donated, frames, radii)
-    return image
-
-
-def _pushforward(
+def pushforward(
     frames: Shaped[Array, "*shape"],
     *radii_and_tangents: Float[Array, "..."],
     kernels: Kernels,
     axes: tuple[int, ...],
     settings: Settings,
 ) -> Float[Array, "*shape"]:
-    """After the radii come the tangents of the radii of `axes`, and that of the frames if
-    there is one."""
+    """What `pushforward_p` computes. After the radii come the tangents of the radii of
+    `axes`, and that of the frames if there is one."""
     radii, tangents, frames_tangents = split_tangents(radii_and_tangents, kernels, axes)
     images = tuple(differentiated(kernels, axis) for axis in axes)
-    at_once = ft.partial(engines.weighted_sum_at_once, images=images, settings=settings)
-    in_pieces = ft.partial(
-        engines.weighted_sum_in_pieces, images=images, settings=settings, kernels=kernels
-    )
-    (total,) = _by_platform(in_pieces, at_once, settings, frames, radii, tangents)
+    slopes = filter_p.bind(frames, *radii, images=images, settings=settings)
+    total = weighted_sum(tangents, slopes)
     for tangent in frames_tangents:
-        (moved,) = _filter(tangent, *radii, images=(kernels,), settings=settings)
+        (moved,) = filter_p.bind(tangent, *radii, images=(kernels,), settings=settings)
         total += moved
     return total
 
 
-def _pullback(
+def _pushforward_in_pieces(
+    frames: Shaped[Array, "*shape"],
+    *radii_and_tangents: Float[Array, "..."],
+    kernels: Kernels,
+    axes: tuple[int, ...],
+    settings: Settings,
+) -> Float[Array, "*shape"]:
+    radii, tangents, frames_tangents = split_tangents(radii_and_tangents, kernels, axes)
+    images = [differentiated(kernels, axis) for axis in axes]
+    options: dict[str, Any] = {"kernels": kernels, "settings": settings}
+    total = engines.sum_in_pieces(frames, radii, tangents, images=images, **options)
+    for tangent in frames_tangents:
+        (moved,) = engines.filter_in_pieces(
+            tangent, *radii, images=[kernels], settings=settings
+        )
+        total += moved
+    return total
+
+
+def pullback(
     cotangent: Float[Array, "*shape"],
     frames: Shaped[Array, "*shape"],
     *radii: Float[Array, ""],
@@ -164,68 +145,47 @@ def _pullback(
     is_image_kept: bool,
     settings: Settings,
 ) -> list[Float[Array, "..."]]:
-    """For each of `axes` the sum of products of the frames and the filtered cotangent's
-    derivative in that radius; then the filtered cotangent, if it is to be kept."""
-    options = {
-        "images": tuple(differentiated(kernels, axis) for axis in axes),
-        "kept": (kernels,) if is_image_kept else (),
-        "settings": settings,
-    }
-    at_once = ft.partial(engines.products_at_once, **options)
-    in_pieces = ft.partial(engines.products_in_pieces, **options, kernels=kernels)
-    counts = {"sum_count": len(axes), "image_count": int(is_image_kept)}
-    return _by_platform(in_pieces, at_once, settings, cotangent, frames, radii, **counts)
+    """What `pullback_p` computes: for each of `axes` the sum of products of the frames and
+    the filtered cotangent's derivative in that radius; then the filtered cotangent, if it
+    is to be kept."""
+    slopes = tuple(differentiated(kernels, axis) for axis in axes)
+    images = (*slopes, kernels) if is_image_kept else slopes
+    filtered = filter_p.bind(cotangent, *radii, images=images, settings=settings)
+    factor = frames.astype(cotangent.dtype)
+    sums = [jnp.sum(image * factor) for image in filtered[: len(axes)]]
+    return [*sums, *filtered[len(axes) :]]
+
+
+def _pullback_in_pieces(
+    cotangent: Float[Array, "*shape"],
+    frames: Shaped[Array, "*shape"],
+    *radii: Float[Array, ""],
+    kernels: Kernels,
+    axes: tuple[int, ...],
+    is_image_kept: bool,
+    settings: Settings,
+) -> list[Float[Array, "..."]]:
+    images = [differentiated(kernels, axis) for axis in axes]
+    kept = [kernels] if is_image_kept else []
+    options: dict[str, Any] = {"kept": kept, "kernels": kernels, "settings": settings}
+    return engines.products_in_pieces(cotangent, frames, radii, images=images, **options)
 
 
 def split_tangents(
     radii_and_tangents: Sequence[Any], kernels: Kernels, axes: Sequence[int]
 ) -> tuple[Sequence[Any], Sequence[Any], Sequence[Any]]:
     """The arguments of `pushforward_p` after the frames: the radii, the tangents of the
-    radii of some axes, and none or one tangent of the frames."""
+    radii of `axes`, and no or one tangent of the frames."""
     first, last = len(kernels), len(kernels) + len(axes)
-    return (
-        radii_and_tangents[:first],
-        radii_and_tangents[first:last],
-        radii_and_tangents[last:],
-    )
+    tangents = radii_and_tangents[first:last]
+    return radii_and_tangents[:first], tangents, radii_and_tangents[last:]
 
 
-def _by_platform(
-    in_pieces: Callable,
-    at_once: Callable,
-    settings: Settings,
-    like: Shaped[Array, "*shape"],
-    *others: Any,
-    sum_count: int = 0,
-    image_count: int = 1,
-) -> list[Float[Array, "..."]]:
-    """The sums, which are scalars, and the images that a function makes of `like` and
-    others: on CPU the function in pieces, elsewhere the one at once. The latter also where
-    sizes are symbolic, since loops over pieces need numbers.
-
-    Images are sharded as `like` is.
-    """
-
-    def compute(like, *others):
-        sizes = like.shape[-2:] if settings.dimension == "space" else like.shape[-3:]
-        if any(export.is_symbolic_dim(size) for size in sizes):
-            results = at_once(like, *others)
-        else:
-            results = lax.platform_dependent(like, *others, cpu=in_pieces, default=at_once)
-        # On a mesh with automatic axes, XLA shards operands and result of an elementwise
-        # operation alike. This one changes nothing, and XLA removes it afterwards.
-        never = jnp.zeros_like(like, bool)
-        return [
-            jnp.where(never, like.astype(result.dtype), result) if result.ndim else result
-            for result in jax.tree.leaves(results)
-        ]
-
-    # On a mesh with explicit axes, these are automatic within.
-    sharding = jax.typeof(like).sharding
-    replicated = NamedSharding(sharding.mesh, PartitionSpec())
-    shardings = [replicated] * sum_count + [sharding] * image_count
-    sharded: Callable = auto_axes(compute, out_sharding=shardings)
-    return sharded(like, *others)
+def _onto_at_once(
+    donated: Array, *arguments: Array, kernels: Kernels, settings: Settings
+) -> Array:
+    del donated
+    return engines.filter_at_once(*arguments, images=[kernels], settings=settings)[0]
 
 
 def _image_type(
@@ -235,7 +195,7 @@ def _image_type(
 
 
 def _image_types(
-    *arguments: ShapedArray, images: tuple[Kernels, ...], **_: Any
+    *arguments: ShapedArray, images: Sequence[Kernels], **_: Any
 ) -> list[ShapedArray]:
     return [_image_type(*arguments) for _ in images]
 
@@ -252,22 +212,92 @@ def _pullback_types(
     return [total] * len(axes) + [cotangent] * is_image_kept
 
 
-def _define(primitive: Primitive, compute: Callable, abstract_eval: Callable) -> None:
-    """Outside of all programs a primitive is compiled, also under `jax.disable_jit`."""
-    parameters = inspect.getfullargspec(compute).kwonlyargs
-    compiled = jax.jit(compute, static_argnames=parameters)
+def _define(
+    primitive: Primitive,
+    in_pieces: Callable,
+    at_once: Callable,
+    abstract_eval: Callable,
+    *parameter_names: str,
+) -> None:
+    """Makes a primitive of a function for CPU and one for other platforms. The latter also
+    serves symbolic sizes, since loops over pieces need numbers. Images are sharded as the
+    first argument is."""
+
+    def compute(*arguments, **parameters):
+        is_in_space = parameters["settings"].dimension == "space"
+        sizes = arguments[0].shape[-2 if is_in_space else -3 :]
+        if any(export.is_symbolic_dim(size) for size in sizes):
+            results = at_once(*arguments, **parameters)
+        else:
+            results = lax.platform_dependent(
+                *arguments,
+                cpu=ft.partial(in_pieces, **parameters),
+                default=ft.partial(at_once, **parameters),
+            )
+        # On a mesh with automatic axes, XLA shards operands and result of an elementwise
+        # operation alike. This one changes nothing, and XLA removes it afterwards.
+        never = jnp.zeros_like(arguments[0], bool)
+        return jax.tree.map(
+            lambda result: (
+                jnp.where(never, arguments[0].astype(result.dtype), result)
+                if result.ndim
+                else result
+            ),
+            results,
+        )
+
+    def compute_on_any_mesh(*arguments, **parameters):
+        types = abstract_eval(*map(jax.typeof, arguments), **parameters)
+        shardings = jax.tree.map(lambda each: each.sharding, types)
+        # On a mesh with explicit axes, these are automatic within.
+        return auto_axes(compute, out_sharding=shardings)(*arguments, **parameters)
+
+    compiled = jax.jit(compute_on_any_mesh, static_argnames=parameter_names)
 
     @primitive.def_impl
     def call(*arguments, **parameters):
+        # Outside of all programs a primitive is compiled, also under `jax.disable_jit`.
         with jax.disable_jit(False):
             return compiled(*arguments, **parameters)
 
     primitive.def_abstract_eval(abstract_eval)
-    lowering = mlir.lower_fun(compute, multiple_results=primitive.multiple_results)
+    is_list = primitive.multiple_results
+    lowering = mlir.lower_fun(compute_on_any_mesh, multiple_results=is_list)
     mlir.register_lowering(primitive, lowering)
 
 
-_define(filter_p, _filter, _image_types)
-_define(filter_onto_p, _filter_onto, lambda _, *arguments, **__: _image_type(*arguments))
-_define(pushforward_p, _pushforward, _image_type)
-_define(pullback_p, _pullback, _pullback_types)
+_define(
+    filter_p,
+    engines.filter_in_pieces,
+    engines.filter_at_once,
+    _image_types,
+    "images",
+    "settings",
+)
+_define(
+    filter_onto_p,
+    engines.filter_onto,
+    _onto_at_once,
+    lambda _, *arguments, **__: _image_type(*arguments),
+    "kernels",
+    "settings",
+)
+_define(
+    pushforward_p,
+    _pushforward_in_pieces,
+    pushforward,
+    _image_type,
+    "kernels",
+    "axes",
+    "settings",
+)
+_define(
+    pullback_p,
+    _pullback_in_pieces,
+    pullback,
+    _pullback_types,
+    "kernels",
+    "axes",
+    "is_image_kept",
+    "settings",
+)

@@ -18,17 +18,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.extend.core import Primitive
 from jax.interpreters import ad, batching
 from jaxtyping import Array, Float, Shaped
 
-from .engines import Settings, weighted_sum
-from .kernels import differentiated, Kernels
-from .primitive import filter_p, pullback_p, pushforward_p, split_tangents
-
-
-# The derivative of an image along tangents (of frames and radii, or zeros).
-Dimensions = Sequence[int | None]
+from .engines import Settings
+from .kernels import Kernels
+from .primitive import (
+    filter_p,
+    pullback,
+    pullback_p,
+    pushforward,
+    pushforward_p,
+    split_tangents,
+)
 
 
 def _filter_jvp(
@@ -79,7 +81,7 @@ def _filter_transpose(
 
 
 def _filter_batch(
-    arguments: Sequence[Array], dims: Dimensions, **parameters: Any
+    arguments: Sequence[Array], dims: Sequence[int | None], **parameters: Any
 ) -> tuple[list[Array], list[int]]:
     """The images of mapped frames, mapped radii or both, mapped along their first axis."""
     (frames, *radii), (frames_dim, *radii_dims) = arguments, dims
@@ -101,42 +103,6 @@ def _filter_batch(
         else:
             images = lax.map(lambda mapped: bind(*mapped), [frames, *radii])
     return images, [0] * len(images)
-
-
-def _pushforward(
-    frames: Shaped[Array, "*shape"],
-    *radii_and_tangents: Float[Array, "..."],
-    kernels: Kernels,
-    axes: tuple[int, ...],
-    settings: Settings,
-) -> Float[Array, "*shape"]:
-    """`pushforward_p` in terms of the filter."""
-    radii, tangents, frames_tangents = split_tangents(radii_and_tangents, kernels, axes)
-    images = tuple(differentiated(kernels, axis) for axis in axes)
-    slopes = filter_p.bind(frames, *radii, images=images, settings=settings)
-    total = weighted_sum(tangents, slopes)
-    for tangent in frames_tangents:
-        (moved,) = filter_p.bind(tangent, *radii, images=(kernels,), settings=settings)
-        total += moved
-    return total
-
-
-def _pullback(
-    cotangent: Float[Array, "*shape"],
-    frames: Shaped[Array, "*shape"],
-    *radii: Float[Array, ""],
-    kernels: Kernels,
-    axes: tuple[int, ...],
-    is_image_kept: bool,
-    settings: Settings,
-) -> list[Float[Array, "..."]]:
-    """`pullback_p` in terms of the filter."""
-    slopes = tuple(differentiated(kernels, axis) for axis in axes)
-    images = (*slopes, kernels) if is_image_kept else slopes
-    filtered = filter_p.bind(cotangent, *radii, images=images, settings=settings)
-    factor = frames.astype(cotangent.dtype)
-    sums = [jnp.sum(image * factor) for image in filtered[: len(axes)]]
-    return [*sums, *filtered[len(axes) :]]
 
 
 def _pushforward_transpose(
@@ -196,20 +162,13 @@ def _batch_of(function: Callable) -> Callable:
     return batch
 
 
-def _register(
-    primitive: Primitive,
-    jvp: Callable,
-    batch: Callable,
-    transpose: Callable | None = None,
-) -> None:
-    ad.primitive_jvps[primitive] = jvp
-    batching.primitive_batchers[primitive] = batch
-    if transpose is not None:
-        ad.primitive_transposes[primitive] = transpose
+ad.primitive_jvps[filter_p] = _filter_jvp
+ad.primitive_transposes[filter_p] = _filter_transpose
+batching.primitive_batchers[filter_p] = _filter_batch
 
+ad.primitive_jvps[pushforward_p] = _jvp_of(pushforward)
+ad.primitive_transposes[pushforward_p] = _pushforward_transpose
+batching.primitive_batchers[pushforward_p] = _batch_of(pushforward)
 
-_register(filter_p, _filter_jvp, _filter_batch, _filter_transpose)
-_register(
-    pushforward_p, _jvp_of(_pushforward), _batch_of(_pushforward), _pushforward_transpose
-)
-_register(pullback_p, _jvp_of(_pullback), _batch_of(_pullback))
+ad.primitive_jvps[pullback_p] = _jvp_of(pullback)
+batching.primitive_batchers[pullback_p] = _batch_of(pullback)
