@@ -69,7 +69,7 @@ class TestResiduals:
 class TestSnr:
     def test_it_is_the_signal_over_the_noise_expected(self):
         # 100 ADU at 4 e-/ADU are 400 e-, whose noise is 20 e- or 5 ADU.
-        np.testing.assert_allclose(snr(30.0, 100.0, 0.5, 4.0), 30 / (0.5 * 5), rtol=1e-6)
+        np.testing.assert_allclose(snr(30.0, 100.0, noise_correction=0.5, gain=4.0), 30 / (0.5 * 5), rtol=1e-6)
         np.testing.assert_allclose(
             snr(np.ones((2, 3)), np.full((2, 1), 16.0), 1.0, np.array([1.0, 4.0, 16.0])),
             np.tile([0.25, 0.5, 1.0], (2, 1)),

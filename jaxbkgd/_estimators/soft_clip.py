@@ -95,7 +95,7 @@ class SoftClip(eqx.Module):
             "rounds", rounds, remedy="to clip nothing, give LocalMean clip=None"
         )
         limits = {"minimum": _SMALLEST, "includes_minimum": True, "maximum": _LARGEST}
-        unit = " deviations of the noise"
+        unit = "deviations of the noise"
         for name, value in (("threshold", threshold), ("softness", softness)):
             if not is_traced(value):
                 checked_number(name, value, unit=unit, **limits)
@@ -189,7 +189,7 @@ class SoftClip(eqx.Module):
         average: Float[Array, "*batch height width"],
         bkgd: Float[Array, "*batch height width"],
         variance: Float[Array, "*#batch #height #width"],
-        deviations: Float[Array | np.ndarray, "height width"],
+        deviations: Float[Array | np.ndarray, "*#batch height width"],
     ) -> Float[Array, "*batch height width"]:
         """The weights of pixels, from 0 to 1.
 
