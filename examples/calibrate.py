@@ -54,7 +54,7 @@ def learn(name, start_pix, channels, objective) -> jaxbkgd.CalibrationHistory:
     """Calibrates a radius along y and one along x for each channel, and prints them."""
     start = jaxbkgd.SpatialMean([(start_pix, start_pix)] * 2, max_radius_pix=50.0)
     estimator, history = jaxbkgd.calibrate(channels, start, objective=objective)
-    pairs = zip(np.ravel(estimator.radii_pix), np.ravel(history.radii_std_pix), strict=True)
+    pairs = zip(np.ravel(estimator.radii_pix), np.ravel(history.radii_std), strict=True)
     radii = [f"{radius:5.2f} ± {std:.2f}" for radius, std in pairs]
     print(f"{name:16}  {', '.join(radii[:2]):27}  {', '.join(radii[2:])}")
     return history
@@ -66,7 +66,7 @@ def draw(histories: dict[str, jaxbkgd.CalibrationHistory]) -> None:
     colours = ("#1b6ca8", "#d95f02", "#222222")
     for (name, history), colour in zip(histories.items(), colours, strict=False):
         for channel, axes in enumerate(channel_axes):
-            y, x = history.radii_pix[:, channel].T
+            y, x = history.radii[:, channel].T
             axes.plot(y, ".-", color=colour, lw=1, label=f"y, {name}")
             axes.plot(x, "x:", color=colour, lw=1, ms=4, label=f"x, {name}")
         loss_axes.plot(history.losses, ".-", color=colour, lw=1, label=name)

@@ -183,9 +183,9 @@ def calibrated(
     radii = np.asarray(estimator.radii_pix, np.float64).tolist()
     return Run(
         start_pix=start_pix,
-        lag=None if is_supervised else int(history.objective.lag),
+        lag=None if is_supervised else history.lag,
         radii_pix=radii,
-        radii_std_pix=np.asarray(history.radii_std_pix, np.float64).tolist(),
+        radii_std_pix=np.asarray(history.radii_std, np.float64).tolist(),
         is_at_bound=np.asarray(history.is_at_bound).tolist(),
         is_converged=bool(history.is_converged),
         steps=len(history.losses),

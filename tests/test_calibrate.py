@@ -121,7 +121,7 @@ class TestRadii:
         frames = rng.poisson(100, (16, 32, 32))
         start = SpatialMean((4.0, 4.0), max_radius_pix=12, frozen=(True, False))
         with pytest.warns(
-            UserWarning, match=r"1 of 2 radii went to their bound.* max_radius_pix is 12 px"
+            UserWarning, match=r"1 of 2 radii went to their bound.*max_radius_pix is 12 px"
         ):
             estimator, history = quietly(
                 start, frames, objective=FramePairLoss(1), steps=15
@@ -171,7 +171,6 @@ class TestHistory:
 
 
 # A background that moves, and molecules that are on for a frame each.
-MOVING_SIZE = 32
 DRIFTING = 100 * (
     1
     + 0.3
@@ -351,8 +350,8 @@ class TestEstimators:
         assert "3 steps" in history.stop_reason
 
     def test_arrays_of_numpy_are_learned_in_64_bit_mode_too(self, x64):
-        start = Level(np.float64(9))
-        estimator, history = quietly(start, FEW[:1], objective=towards_ten)
+        start = eqx.tree_at(lambda level: level.levels, level(), np.float64(9))
+        estimator, _ = quietly(start, FEW[:1], objective=towards_ten)
         assert np.asarray(estimator.levels).dtype == np.float64
         np.testing.assert_allclose(estimator.levels, 10, rtol=1e-3)
 
@@ -725,6 +724,16 @@ class TestMovies:
                 estimator, _ = quietly(blend(), FEW, objective=objective, steps=3)
             # float32
             np.testing.assert_allclose(estimator.weight, expected.weight, rtol=1e-5)
+
+    @pytest.mark.parametrize(
+        "mode",
+        [jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise")],
+    )
+    def test_a_clipped_mean_over_time_is_traced_in_the_strict_modes_of_jax(self, mode):
+        module = LocalMean(3.0, 2.0, max_radius_pix=4.0, max_radius_frames=3.0)
+        gradient = eqx.filter_grad(lambda module: FramePairLoss(3)(module, FEW))
+        with mode:
+            assert jax.eval_shape(gradient, module).unbounded_radii.shape == (1, 2)
 
     @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
     def test_a_pixel_that_is_not_finite_is_named(self, value):

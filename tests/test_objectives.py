@@ -11,7 +11,6 @@ from scipy.ndimage import gaussian_filter
 
 from jaxbkgd import AbstractEstimator, Background, FramePairLoss, SpatialMean, TruthLoss
 from jaxbkgd._calibration.predictions import _SECOND_OF_FOUR_VARIANCE
-from jaxbkgd._estimators.base import map_channels
 
 
 # One size and one bound for most tests, which so share what was compiled.
@@ -71,14 +70,10 @@ class Scaled(AbstractEstimator):
     def halo_frames(self):
         return 0
 
-    def __call__(self, channels):
-        def estimate(channel):
-            frames = jnp.asarray(channel, float)
-            mean = self.factor * frames.mean((1, 2), keepdims=True)
-            return jnp.broadcast_to(mean, frames.shape)
-
-        ones = map_channels(lambda _: jnp.ones(()), channels)
-        return Background(map_channels(estimate, channels), ones)
+    def estimate_stack(self, frames):
+        frames = frames.astype(float)
+        mean = self.factor * frames.mean((1, 2), keepdims=True)
+        return Background(jnp.broadcast_to(mean, frames.shape), jnp.ones(()))
 
 
 MEAN = Scaled(jnp.array(0.9))
@@ -196,7 +191,9 @@ class TestFramePairLoss:
     @pytest.mark.usefixtures("as_installed")
     @pytest.mark.parametrize("lag", [0, -3, 1.5, 2.0, True, "1", np.nan, [1]])
     def test_a_lag_is_a_whole_number_of_frames(self, lag):
-        with pytest.raises(ValueError, match=r"lag must be a whole number from 1 on, but is .*found"):
+        with pytest.raises(
+            ValueError, match=r"lag must be a whole number from 1 on, but is .*found"
+        ):
             FramePairLoss(lag)
 
     @pytest.mark.usefixtures("as_installed")
@@ -275,7 +272,9 @@ class TestLag:
         for count in (1, 2):
             with pytest.raises(ValueError, match=rf"{count} frames.*longer movie"):
                 found_lag(frames[:count])
-        with pytest.raises(ValueError, match=r"shape \(64, 64\); .*\(frames, height, width\)"):
+        with pytest.raises(
+            ValueError, match=r"shape \(64, 64\); .*\(frames, height, width\)"
+        ):
             found_lag(frames[0])
         with pytest.raises(ValueError, match=r"traced.*lag=1"):
             jax.jit(lambda frames: FramePairLoss()(MEAN, frames))(frames)

@@ -121,9 +121,9 @@ def _target_weights(
     change = jnp.clip(average - second, -largest, largest)
     reference = second + jnp.mean(change, (-2, -1), keepdims=True)
     correlation, deviation = (
-        jnp.asarray(image, frames.dtype)
+        jnp.asarray(image, frames.dtype)[None]
         for image in clip.average_response(*frames.shape[1:])
     )
     weights = clip.weights(average, reference, surplus * variance, deviation)
-    bias = clip.noise_bias() * correlation[None] * jnp.sqrt(variance / surplus)
+    bias = clip.noise_bias() * correlation * jnp.sqrt(variance / surplus)
     return weights, bias.astype(frames.dtype)

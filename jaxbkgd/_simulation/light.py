@@ -102,7 +102,7 @@ def _capacities(
     2013, theorem 2.10). What finds no place is in neither frames nor truth.
     """
 
-    def capacity(mean: float, variance: float, tail: float) -> float:
+    def capacity(mean: float, variance: float, tail: int | float) -> float:
         return mean + math.sqrt(2 * _LOG_ODDS_OF_FIT * variance) + _LOG_ODDS_OF_FIT * tail
 
     per_frame = molecules_per_frame * (1 + 1 / on_time_frames)
