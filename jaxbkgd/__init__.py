@@ -1,37 +1,8 @@
 """The background layer for single-molecule localization microscopy in JAX."""
 
-from . import smlmlp as smlmlp
-from ._batch.dask import estimate_dask as estimate_dask
-from ._batch.run import estimate_movie as estimate_movie, MovieSummary as MovieSummary
-from ._calibration.calibrate import (
-    calibrate as calibrate,
-    CalibrationHistory as CalibrationHistory,
-)
-from ._calibration.objectives import (
-    FramePairLoss as FramePairLoss,
-    Objective as Objective,
-    TruthLoss as TruthLoss,
-)
-from ._estimators.base import (
-    AbstractEstimator as AbstractEstimator,
-    Background as Background,
-    snr as snr,
-)
-from ._estimators.chained import Chained as Chained
-from ._estimators.local_mean import LocalMean as LocalMean
-from ._estimators.soft_clip import SoftClip as SoftClip
-from ._estimators.spatial_mean import (
-    noise_correction as noise_correction,
-    spatial_mean as spatial_mean,
-    SpatialMean as SpatialMean,
-)
-from ._estimators.spatial_opening import SpatialOpening as SpatialOpening
-from ._estimators.temporal_median import TemporalMedian as TemporalMedian
-from ._movies.movie import (
-    Channel as Channel,
-    Movie as Movie,
-    MovieError as MovieError,
-)
-from ._movies.open import open_movie as open_movie
-from ._simulation import simulate_movie as simulate_movie, SimulatedTruth as SimulatedTruth
-from ._workers import one_thread_a_call as one_thread_a_call
+import lazy_loader
+
+
+# `__init__.pyi` lists the names. They are imported when they are first used (SPEC 1 of
+# Scientific Python), so that the command can answer Ctrl-C while JAX is imported.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,6 +1,6 @@
 """`python -m jaxbkgd` is the command `jaxbkgd`."""
 
-from ._cli.app import main
+from ._cli.main import main
 
 
 if __name__ == "__main__":

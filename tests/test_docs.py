@@ -178,8 +178,8 @@ def test_every_public_name_has_an_entry_in_the_api():
     )
     names = {
         f"jaxbkgd.{name}"
-        for name, value in vars(jaxbkgd).items()
-        if not name.startswith("_") and not inspect.ismodule(value)
+        for name in dir(jaxbkgd)
+        if not name.startswith("_") and not inspect.ismodule(getattr(jaxbkgd, name))
     }
     assert names | {"jaxbkgd.smlmlp.bkgd_spatial_mean"} <= set(entries)
 

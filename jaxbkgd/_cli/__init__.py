@@ -1,1 +1,1 @@
-"""The command `jaxbkgd`."""
+"""The command `jaxbkgd`; its packages are those of the extra `cli`."""

@@ -1,201 +1,148 @@
-"""The figures that `jaxbkgd demo` and `jaxbkgd calibrate` draw."""
+"""The figures that `jaxbkgd demo` and `jaxbkgd calibrate` draw, with matplotlib."""
 
+import io
+import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
+import matplotlib as mpl
 import numpy as np
-from matplotlib import colormaps
+from jaxtyping import Float
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
-from matplotlib.patheffects import withStroke
-from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
+from mpl_toolkits.axes_grid1.anchored_artists import AnchoredSizeBar
 from PIL import Image
 
+from .._calibration.calibrate import CalibrationHistory
+from .._estimators.local_mean import LocalMean
+from .._estimators.spatial_mean import SpatialMean
+from .._movies.movie import Channel
+from .options import one_channel
+from .report import write_whole
 
-_WIDTH_INCHES = 9.0
-_PANEL_INCHES = 2.2
-# Noise hardly compresses. All colours drawn are in one palette of 256, so that a pixel
-# is one byte: three maps of 64 colours, and greys for text and lines.
-_INTENSITY, _LEVEL, _SIGNED = (
-    colormaps[name].resampled(64) for name in ("magma", "viridis", "RdBu_r")
-)
 
 # y and x, told apart where their lines meet.
-_AXES = ("y", "x")
-_AXIS_LINES = (
-    {"color": _SIGNED(6), "linestyle": "-"},
-    {"color": _SIGNED(57), "linestyle": "--"},
-)
+_AXIS_LINES = (("y", "#1b5fa5", "-"), ("x", "#b8443f", "--"))
+
+# A frame is drawn with at most so many pixels of the frames around it.
+_MOST_PIXELS = 2**25
 
 
+@mpl.rc_context({"font.size": 8})
 def save_channel_figure(
     path: Path,
     *,
-    frame: np.ndarray,
-    true_bkgd: np.ndarray,
-    bkgd: np.ndarray,
-    snr: np.ndarray,
+    frame: Float[np.ndarray, "height width"],
+    true_bkgd: Float[np.ndarray, "height width"],
+    bkgd: Float[np.ndarray, "height width"],
+    snr: Float[np.ndarray, "height width"],
     title: str,
 ) -> None:
     """Draw a frame, its true and its estimated background, and what follows from them.
 
-    All images are `(height, width)`, in ADU above the camera's offset, but for `snr`,
-    which has no unit. The file is a PNG, 900 pixels wide.
+    Images are in ADU above the camera's offset, `snr` in standard deviations of the noise.
+    The file is a PNG, 900 pixels wide.
     """
     residual, error = frame - bkgd, bkgd - true_bkgd
     level = _range(np.stack([true_bkgd, bkgd]))
     bound = _range(np.abs(error))[1]
     panels = (
-        ("frame", frame, "ADU", _INTENSITY, _range(frame)),
-        ("true background", true_bkgd, "ADU", _LEVEL, level),
-        ("estimated background", bkgd, "ADU", _LEVEL, level),
-        ("residual = frame - estimate", residual, "ADU", _INTENSITY, _range(residual)),
-        ("SNR of the residual", snr, "noise s.d.", _INTENSITY, (0.0, _range(snr)[1])),
-        ("error = estimate - truth", error, "ADU", _SIGNED, (-bound, bound)),
+        ("frame", frame, "ADU", "magma", _range(frame)),
+        ("true background", true_bkgd, "ADU", "viridis", level),
+        ("estimated background", bkgd, "ADU", "viridis", level),
+        ("residual = frame - estimate", residual, "ADU", "magma", _range(residual)),
+        ("SNR of the residual", snr, "noise s.d.", "magma", (0.0, _range(snr)[1])),
+        ("error = estimate - truth", error, "ADU", "RdBu_r", (-bound, bound)),
     )
     height, width = frame.shape
-    rows_inches = 2 * (_PANEL_INCHES * height / width + 0.35)
-    figure = Figure((_WIDTH_INCHES, rows_inches + 0.5), dpi=100, layout="constrained")
-    figure.suptitle(title, fontsize=12)
-    grid = figure.subplots(2, 3)
-    for axes, (name, image, unit, colours, (low, high)) in zip(
-        grid.flat, panels, strict=True
-    ):
-        axes.set_title(name, fontsize=10)
-        axes.set_axis_off()
-        shown = axes.imshow(
-            image, cmap=colours, vmin=low, vmax=high, interpolation="nearest"
-        )
+    figure = Figure((9.0, 4.4 * height / width + 1.2), dpi=100, layout="constrained")
+    figure.suptitle(title)
+    for axes, panel in zip(figure.subplots(2, 3).flat, panels, strict=True):
+        name, image, unit, colours, limits = panel
+        _show(axes, name, image, colours, limits)
         beside = axes.inset_axes((1.03, 0, 0.05, 1))
-        bar = figure.colorbar(shown, cax=beside, ticks=MaxNLocator(5))
-        bar.set_label(unit, fontsize=9)
-        beside.tick_params(labelsize=8)
-        _draw_scale_bar(axes, image.shape)
-    _save_with_palette(figure, path)
+        figure.colorbar(axes.images[0], cax=beside, label=unit).ax.locator_params(nbins=5)
+    _save(figure, path)
 
 
-class CalibratedChannel(NamedTuple):
-    """How the radii (y, x) of a channel were learned, and what they do to a frame.
-
-    `path_pix` has the radii step by step, `(steps, 2)`. The losses over the grid are at
-    equal radii in y and x. `bkgds` are at half, once and twice the radii,
-    `(3, height, width)`.
-    """
-
-    title: str
-    radii_pix: np.ndarray
-    radii_std_pix: np.ndarray
-    path_pix: np.ndarray
-    grid_pix: np.ndarray
-    grid_losses: np.ndarray
-    frame: np.ndarray
-    bkgds: np.ndarray
-
-
-def save_calibration_figure(path: Path, channels: Sequence[CalibratedChannel]) -> None:
-    """Draw, a row a channel, the loss, the way to its minimum, and a frame's background.
+@mpl.rc_context({"font.size": 8})
+def save_calibration_figure(
+    path: Path,
+    channels: Sequence[tuple[str, Channel]],
+    module: SpatialMean | LocalMean,
+    history: CalibrationHistory,
+    grid_pix: Float[np.ndarray, " radii"],
+    losses: Float[np.ndarray, "channels radii"],
+) -> None:
+    """Draw the losses over the grid, where y and x have the same radius, the path of the
+    radii and a frame's background: a row for each channel, which comes with its name.
 
     The file is a PNG, 1050 pixels wide.
     """
     figure = Figure((10.5, 2.4 * len(channels)), dpi=100, layout="constrained")
     rows = figure.subfigures(len(channels), 1, squeeze=False)[:, 0]
-    for row, channel in zip(rows, channels, strict=True):
-        row.suptitle(channel.title, fontsize=11)
-        grid = row.subplots(1, 6, width_ratios=(1.7, 1.4, 1, 1, 1, 1))
-        _draw_loss(grid[0], channel)
-        _draw_path(grid[1], channel)
-        images = (channel.frame, *channel.bkgds)
-        level = _range(channel.bkgds)
-        names = ("frame", "background at r/2", "at r", "at 2 r")
-        for axes, image, name in zip(grid[2:], images, names, strict=True):
-            is_frame = name == "frame"
-            colours = _INTENSITY if is_frame else _LEVEL
-            low, high = _range(image) if is_frame else level
-            axes.set_title(name, fontsize=10)
-            axes.set_axis_off()
-            axes.imshow(image, cmap=colours, vmin=low, vmax=high, interpolation="nearest")
-            _draw_scale_bar(axes, image.shape)
-    _save_with_palette(figure, path)
-
-
-def _draw_loss(axes: Axes, channel: CalibratedChannel) -> None:
-    axes.loglog(
-        channel.grid_pix, channel.grid_losses, "o-", color="0.4", ms=3, nonpositive="clip"
-    )
-    for name, radius, std, line in zip(
-        _AXES, channel.radii_pix, channel.radii_std_pix, _AXIS_LINES, strict=True
-    ):
-        uncertainty = f" ± {std:.2f}" if np.isfinite(std) else ""
-        axes.axvline(radius, label=f"{name}: {radius:.2f}{uncertainty} px", **line)
-        if uncertainty:
-            axes.axvspan(radius - std, radius + std, color=line["color"], alpha=0.3, lw=0)
-    # Room for the legend.
-    axes.set_ylim(top=8 * axes.get_ylim()[1])
-    axes.set_title("loss over a common radius", fontsize=10)
-    axes.set_xlabel("radius (px)", fontsize=9)
-    axes.set_ylabel("mean square error\n/ noise variance", fontsize=9)
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axis.set_major_formatter(StrMethodFormatter("{x:g}"))
-        axis.set_minor_formatter(NullFormatter())
-    axes.tick_params(labelsize=8)
-    axes.legend(fontsize=8, loc="upper center")
-
-
-def _draw_path(axes: Axes, channel: CalibratedChannel) -> None:
-    for name, radii, line in zip(_AXES, channel.path_pix.T, _AXIS_LINES, strict=True):
-        axes.plot(radii, label=name, marker="o", ms=3, **line)
-    axes.set_title("path of the optimizer", fontsize=10)
-    axes.set_xlabel("step", fontsize=9)
-    axes.set_ylabel("radius (px)", fontsize=9)
-    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    axes.tick_params(labelsize=8)
-    axes.legend(fontsize=8)
+    for number, (row, (name, channel)) in enumerate(zip(rows, channels, strict=True)):
+        middle = len(channel) // 2
+        row.suptitle(f"Channel {number + 1}: {name}, frame {middle}")
+        loss, steps, *images = row.subplots(1, 6, width_ratios=(1.7, 1.4, 1, 1, 1, 1))
+        loss.loglog(grid_pix, losses[number], "o-", color="0.4", ms=3, nonpositive="clip")
+        for axis, (label, colour, style) in enumerate(_AXIS_LINES, -2):
+            path_pix = history.radii[:, number, axis]
+            steps.plot(path_pix, "o", ls=style, color=colour, ms=3, label=label)
+            radius, std = module.radii[number, axis], history.radii_std[number, axis]
+            error = f" ± {std:.2f}" if np.isfinite(std) else ""
+            label = f"{label}: {radius:.2f}{error} px"
+            loss.axvline(radius, color=colour, ls=style, label=label)
+            if error:
+                loss.axvspan(radius - std, radius + std, color=colour, alpha=0.3, lw=0)
+        # Room for the legend.
+        loss.set(ylim=(None, 8 * loss.get_ylim()[1]), title="loss over a common radius")
+        loss.set(xlabel="radius (px)", ylabel="mean square error\n/ noise variance")
+        loss.legend(loc="upper center")
+        steps.set(title="path of the optimizer", xlabel="step", ylabel="radius (px)")
+        steps.locator_params("x", nbins=5, integer=True)
+        steps.legend()
+        # Of frames that do not fit in memory, fewer make no difference to the eye.
+        most = _MOST_PIXELS // (2 * math.prod(channel.shape[1:]))
+        first = max(0, middle - min(module.halo_frames, most))
+        frames = channel[first : 2 * middle - first + 1]
+        _show(images[0], "frame", channel[middle], "magma", _range(channel[middle]))
+        bkgds = []
+        for share in (0.5, 1, 2):
+            radii_pix = [[share * radius for radius in module.radii_pix[number].tolist()]]
+            bound = 2 * module.max_radius_pix
+            alone = one_channel(module, number, radii_pix=radii_pix, max_radius_pix=bound)
+            bkgds.append(np.asarray(alone.for_inference()(frames).bkgds[middle - first]))
+        for axes, title, bkgd in zip(images[1:], ("r / 2", "r", "2 r"), bkgds, strict=True):
+            _show(axes, f"background at {title}", bkgd, "viridis", _range(np.stack(bkgds)))
+    _save(figure, path)
 
 
 def _range(image: np.ndarray) -> tuple[float, float]:
-    """The colours' limits: molecules and noise reach beyond, and saturate."""
+    """The limits of the colours; molecules and noise beyond them saturate."""
     low, high = np.percentile(image, [0.5, 99.8])
     return float(low), float(high)
 
 
-def _draw_scale_bar(axes: Axes, shape: tuple[int, ...]) -> None:
-    """A bar of about a fifth of the width, in a round number of pixels."""
-    height, width = shape
-    length = 10 * max(1, round(width / 50))
-    left, thickness = 0.05 * width, 0.02 * width
-    top = height - left - thickness
-    axes.add_patch(
-        Rectangle((left, top), length, thickness, color="white", ec="black", lw=0.5)
-    )
-    axes.text(
-        left + length / 2,
-        top - thickness,
-        f"{length} px",
-        color="white",
-        fontsize=8,
-        ha="center",
-        va="bottom",
-        path_effects=[withStroke(linewidth=1.5, foreground="black")],
-    )
+def _show(
+    axes: Axes, title: str, image: np.ndarray, colours: str, limits: tuple[float, float]
+) -> None:
+    """Show an image with a scale bar of a fifth of its width, in tens of pixels."""
+    axes.set_title(title)
+    axes.set_axis_off()
+    axes.imshow(image, colours, vmin=limits[0], vmax=limits[1], interpolation="nearest")
+    length = 10 * max(1, round(image.shape[1] / 50))
+    place = axes.transData, length, f"{length} px", "lower left"
+    bar = AnchoredSizeBar(*place, color="white", label_top=True)
+    bar.patch.set(facecolor="black", alpha=0.5, linewidth=0)
+    axes.add_artist(bar)
 
 
-def _save_with_palette(figure: Figure, path: Path) -> None:
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    drawn = np.asarray(canvas.buffer_rgba())[..., :3]
-    greys = np.repeat(np.linspace(0, 255, 64).round()[:, None], 3, axis=1)
-    maps = [
-        colours(range(64), bytes=True)[:, :3] for colours in (_INTENSITY, _LEVEL, _SIGNED)
-    ]
-    palette = np.concatenate([greys, *maps]).astype(int)
-    red, green, blue = np.moveaxis(drawn.astype(np.int32), -1, 0)
-    packed, indices = np.unique(red << 16 | green << 8 | blue, return_inverse=True)
-    colours = np.stack([packed >> 16, packed >> 8 & 255, packed & 255], axis=1)
-    distances = np.square(colours[:, None] - palette).sum(-1)
-    indexed = Image.fromarray(distances.argmin(1).astype(np.uint8)[indices])
-    indexed.putpalette(palette.astype(np.uint8).tobytes())
-    indexed.save(path, "PNG", optimize=True)
+def _save(figure: Figure, path: Path) -> None:
+    """Save in 256 colours: noise hardly compresses, and a pixel is one byte then."""
+    drawn, small = io.BytesIO(), io.BytesIO()
+    figure.savefig(drawn, format="png")
+    # Rare colours, as those of the largest errors, count as much as frequent ones.
+    method = Image.Quantize.MAXCOVERAGE
+    Image.open(drawn).convert("RGB").quantize(256, method).save(small, "PNG", optimize=True)
+    write_whole(path, small.getvalue())

@@ -1,0 +1,103 @@
+"""`jaxbkgd demo`: the background of a simulated movie, beside the truth."""
+
+import functools
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from .._estimators.spatial_mean import SpatialMean
+from .._simulation import simulate_movie
+from .._workers import one_thread_a_call, progress_bar, run_interruptibly
+from .report import print_table, printable, UsageError
+
+
+# The background in photons of each channel, its length scale and the averaging radius.
+_CHANNELS = ((60.0, 20.0, 7.0), (25.0, 12.0, 5.0))
+_SHAPE, _GAIN, _OFFSET_ADU = (100, 128, 128), 0.46, 100.0  # electrons per ADU, ADU
+
+OPTIONS = """
+out DIR: The folder for the figures.
+seed SEED>=0: The seed of the simulation.
+"""
+
+
+def demo(out: Path = Path("jaxbkgd-demo"), seed: int = 0) -> None:
+    """Simulate a movie of two channels and estimate its background.
+
+    Prints the error of the estimate and its time, and draws a figure of each channel.
+    """
+    # Without matplotlib, no work is done.
+    from .figures import save_channel_figure
+
+    one_thread_a_call()
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"{out}: cannot be made a folder ({error.strerror})") from error
+    columns = []
+    paths = [out / f"channel-{number}.png" for number in range(1, len(_CHANNELS) + 1)]
+    with progress_bar(len(paths)) as report:
+        for number, path in enumerate(paths, 1):
+            report(number - 1, f"channel {number}")
+            draw = functools.partial(save_channel_figure, path)
+            columns.append(run_interruptibly(_show_channel, number, seed, draw))
+    print_table("Spatial mean of a simulated movie", columns)
+    for path in paths:
+        print(f"wrote {printable(path)}")
+
+
+def _show_channel(number: int, seed: int, draw: Callable[..., None]) -> dict[str, str]:
+    """Draw a channel; return the rows of its column."""
+    photons, scale_pix, radius_pix = _CHANNELS[number - 1]
+    frame_count, height, width = _SHAPE
+    movie, truth = simulate_movie(
+        jax.random.key(seed + number),
+        frame_count=frame_count,
+        height_pix=height,
+        width_pix=width,
+        bkgd_photons=photons,
+        bkgd_length_scale_pix=scale_pix,
+        gain_electrons_per_adu=_GAIN,
+        offset_adu=_OFFSET_ADU,
+    )
+    frames = np.asarray(movie, np.float32) - _OFFSET_ADU
+    true_bkgds = np.asarray(truth.bkgds_adu)
+    estimator = SpatialMean(radius_pix)
+    background = estimator(frames)
+    start = time.perf_counter()
+    jax.block_until_ready(estimator(frames))
+    seconds = time.perf_counter() - start
+    error = float(np.sqrt(np.mean(np.square(background.bkgds - true_bkgds))))
+    middle = frame_count // 2
+    draw(
+        frame=frames[middle],
+        true_bkgd=true_bkgds[middle],
+        bkgd=np.asarray(background.bkgds[middle]),
+        snr=np.asarray(background.snr(frames, _GAIN)[middle]),
+        title=f"Simulated channel {number}, frame {middle}: spatial mean, "
+        f"radius {radius_pix:g} px",
+    )
+    return {
+        "movie": " x ".join(map(str, _SHAPE)),
+        "radius": f"{radius_pix:g} px",
+        "true mean background": f"{true_bkgds.mean():.0f} ADU",
+        "RMS error of the background": f"{error:.1f} ADU ({error * _GAIN:.1f} e-)",
+        "time, once compiled": f"{seconds:.4f} s",
+        "noise of the residual, relative": f"{float(background.noise_corrections):.3f}",
+        "  measured": f"{_measured_noise(estimator, radius_pix, seed):.3f}",
+    }
+
+
+def _measured_noise(estimator: SpatialMean, radius_pix: float, seed: int) -> float:
+    """The noise of the residual over that of the frames, in even light."""
+    frames = np.random.default_rng(seed).poisson(50.0, _SHAPE).astype(np.float32)
+    residuals = frames - np.asarray(estimator(frames).bkgds)
+    # At the borders, the kernel is another one.
+    inside = slice(int(2 * radius_pix), -int(2 * radius_pix))
+    before, after = (
+        np.std(stack[:, inside, inside], dtype=np.float64) for stack in (frames, residuals)
+    )
+    return float(after / before)

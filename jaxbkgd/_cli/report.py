@@ -1,0 +1,94 @@
+"""What the commands print and write: lines, tables, errors, and whole files."""
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from .._estimators.local_mean import LocalMean
+from .._estimators.radii_estimator import RadiiEstimator
+from .._movies.movie import MovieError
+from .._movies.sinks import check_destination, draft_of
+
+
+class UsageError(Exception):
+    """A mistake in the arguments of a command, which one line names with its remedy."""
+
+
+@contextlib.contextmanager
+def refusing(given: str, rule: str | None = None) -> Iterator[None]:
+    """Raise a `UsageError` with this rule, or with the error's own, for what is given."""
+    try:
+        yield
+    except MovieError:
+        raise
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else None
+        raise UsageError(f"{given}: {rule or reason or error}") from error
+
+
+def say(message: str) -> None:
+    """Print one line on stderr."""
+    line = printable(message).replace("\n", " ")
+    print(f"jaxbkgd: {line}", file=sys.stderr, flush=True)
+
+
+def printable(text: str | Path) -> str:
+    """Replace the bytes of a file name that are not text."""
+    return os.fsencode(text).decode(errors="replace")
+
+
+def print_rows(rows: Mapping[str, str]) -> None:
+    width = max(map(len, rows))
+    for name, value in rows.items():
+        print(f"{name:<{width}}  {printable(value)}")
+
+
+def print_table(title: str, columns: Sequence[Mapping[str, str]]) -> None:
+    """Print a table with a column for each channel; all have the same rows."""
+    table = Table("", title=title)
+    for number in range(1, len(columns) + 1):
+        table.add_column(f"channel {number}", justify="right")
+    for name in columns[0]:
+        table.add_row(name, *(column[name] for column in columns))
+    Console(highlight=False, markup=False).print(table)
+
+
+def yx_text(y: float, x: float, unit: str) -> str:
+    return f"{y:g} {unit}" + (f" in y, {x:g} {unit} in x" if x != y else "")
+
+
+def clip_rows(estimator: RadiiEstimator) -> dict[str, str]:
+    if not isinstance(estimator, LocalMean):
+        return {}
+    clip = estimator.clip
+    return {"clip": "none" if clip is None else f"{float(clip.threshold):.3g} deviations"}
+
+
+def check_output(path: Path, suffix: str, *, overwrite: bool) -> None:
+    """Raise before the work what `write_whole` would raise after it."""
+    if path.suffix.lower() != suffix:
+        raise UsageError(f"{path}: give a name that ends in {suffix}")
+    check_name(path)
+    check_destination(path, overwrite=overwrite)
+    if path.exists() and not path.is_file():
+        raise UsageError(f"{path}: is not a regular file; choose another name")
+
+
+def check_name(path: Path) -> None:
+    """Refuse a name that the system does not take, as one that is too long."""
+    with refusing(f"{path}: cannot be written"):
+        draft_of(path).exists()
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file under another name, and give it its own when it is complete."""
+    draft = draft_of(path)
+    with contextlib.ExitStack() as end, refusing(f"{path}: cannot be written"):
+        end.callback(draft.unlink, missing_ok=True)
+        draft.write_bytes(content)
+        draft.replace(os.path.realpath(path))
