@@ -7,7 +7,7 @@ matrices for many.
 import dataclasses
 import functools as ft
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax.numpy as jnp
 from jax import export, lax
@@ -19,6 +19,9 @@ from .kernels import Kernel, Kernels, Radii
 # What lies beyond an edge: the edge pixel repeated, or zeros. "folded" is the adjoint of
 # "repeated": zeros lie beyond, and what the filter would write there is added to the edge.
 Edges = Literal["repeated", "folded", "empty"]
+
+# A number of pixels, or a symbolic one of `jax.export`, which has no public type.
+Size = Any
 
 # The most taps, the centre and one side, for which shifted slices are faster, as found
 # with jax 0.12 on a Zen 5 machine. Along long axes the products are slower.
@@ -75,7 +78,7 @@ def halo_lines(half_width: int) -> int | None:
 
 
 def rows_of(
-    images: Sequence[Kernels], radii: Radii, sizes: Sequence[int], settings: Settings
+    images: Sequence[Kernels], radii: Radii, sizes: Sequence[Size], settings: Settings
 ) -> Rows:
     """The rows of all kernels of some images, for axes of these sizes."""
     # A dict, since the order of a set differs from process to process.
@@ -88,7 +91,7 @@ def rows_of(
     }
 
 
-def _row(all_taps: Float[Array, " all_taps"], size: int, settings: Settings) -> Row:
+def _row(all_taps: Float[Array, " all_taps"], size: Size, settings: Settings) -> Row:
     if export.is_symbolic_dim(size):
         return Row(all_taps, all_taps, None)
     # A tap that reaches across the whole axis reads the edge pixel, whatever its distance.
@@ -141,7 +144,7 @@ def correlate_axis(
 
 def pad(
     image: Shaped[Array, "*batch height width"],
-    widths: tuple[int, int],
+    widths: tuple[Size, Size],
     axis: int,
     mode: str = "constant",
 ) -> Shaped[Array, "*batch padded_height padded_width"]:
@@ -157,7 +160,7 @@ def fold_edges(
     taps: Float[Array, " taps"],
     axis: int,
     start: int | Shaped[Array, ""],
-    size: int,
+    size: Size,
 ) -> Float[Array, "*batch height width"]:
     """Adds to the edge pixels what pixels beyond them would have received.
 
@@ -182,7 +185,7 @@ def fold_edges(
 def correlate(
     padded: Float[Array, "*batch padded_height padded_width"],
     row: Row,
-    count: int,
+    count: Size,
     axis: int,
     *,
     on_cpu: bool,
@@ -198,7 +201,7 @@ def correlate(
 def _sum_of_shifts(
     padded: Float[Array, "*batch padded_height padded_width"],
     taps: Float[Array, " taps"],
-    count: int,
+    count: Size,
     axis: int,
 ) -> Float[Array, "*batch height width"]:
     """As `correlate`, by shifted slices."""
@@ -255,7 +258,7 @@ def _bands(taps: Float[Array, " taps"]) -> Float[Array, "2 band reach"]:
 def _banded_products(
     padded: Float[Array, "*batch padded_height padded_width"],
     bands: Float[Array, "2 band reach"],
-    count: int,
+    count: Size,
     axis: int,
     *,
     on_cpu: bool,
