@@ -110,7 +110,9 @@ class AbstractEstimator(SavedModule):
         >>> import jaxbkgd
         >>> class FrameLevel(jaxbkgd.AbstractEstimator):
         ...     scale: jax.Array
-        ...     halo_frames = 0
+        ...     @property
+        ...     def halo_frames(self):
+        ...         return 0
         ...     def estimate_stack(self, frames):
         ...         level = jnp.mean(frames, axis=(-2, -1), keepdims=True)
         ...         bkgds = self.scale * jnp.broadcast_to(level, frames.shape)
@@ -325,16 +327,14 @@ def snr(
     arguments = [
         a.reshape(*[1] * (rank - a.ndim), *a.shape) if a.ndim else a for a in arguments
     ]
-    are_usable = [jnp.isfinite(a) for a in arguments]
-    are_usable[1:] = [
-        is_finite & (a > 0)
-        for is_finite, a in zip(are_usable[1:], arguments[1:], strict=True)
-    ]
-    # A derivative that is not finite would pass through a `where` of the caller, as NaN.
-    usable = [jnp.where(i, a, 1) for i, a in zip(are_usable, arguments, strict=True)]
-    is_usable = ft.reduce(jnp.logical_and, are_usable)
-    unusable = _ratio_to_noise(*map(lax.stop_gradient, arguments))
-    return jnp.where(is_usable, _ratio_to_noise(*usable), unusable)
+    with jax.transfer_guard("allow"):
+        are_usable = [jnp.isfinite(a) & (a > 0) for a in arguments]
+        are_usable[0] = jnp.isfinite(arguments[0])
+        # Derivatives that are not finite would pass a `where` of the caller, as NaN.
+        usable = [jnp.where(i, a, 1) for i, a in zip(are_usable, arguments, strict=True)]
+        unusable = _ratio_to_noise(*map(lax.stop_gradient, arguments))
+        is_usable = ft.reduce(jnp.logical_and, are_usable)
+        return jnp.where(is_usable, _ratio_to_noise(*usable), unusable)
 
 
 def _ratio_to_noise(

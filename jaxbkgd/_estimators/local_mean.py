@@ -306,7 +306,7 @@ def _estimate(
     smoothing = eqx.tree_at(lambda s: s.radii, smoothing, smoothing.radii.astype(dtype))
     clip = jax.tree.map(lambda parameters: parameters.astype(dtype), clip)
     is_floating = jnp.issubdtype(frames.dtype, jnp.floating)
-    if clip is not None or is_floating:
+    if clip is not None or not jnp.issubdtype(frames.dtype, jnp.integer):
         # The filter converts other integers, a frame at a time.
         frames = frames.astype(dtype)
     if weights is not None:

@@ -99,7 +99,8 @@ class SpatialOpening(AbstractEstimator):
         self, radii: Radii, frames: Shaped[Array, "*batch height width"]
     ) -> Background:
         noise = 1.0 if self.noise == "unit" else _simulated_noise(*radii)
-        return Background(_opened(frames, radii), jnp.asarray(noise, float))
+        bkgds = _opened(frames, radii)
+        return Background(bkgds, jnp.asarray(noise, bkgds.dtype))
 
 
 @ft.partial(jax.jit, static_argnames="radii")

@@ -83,7 +83,7 @@ class TemporalMedian(AbstractEstimator):
         if frames.ndim > 2 and frames.size:
             # No window reaches farther than the movie.
             bkgds = _medians(frames, min(self.half_window_frames, frames.shape[-3] - 1))
-        return Background(bkgds, jnp.asarray(noise, float))
+        return Background(bkgds, jnp.asarray(noise, bkgds.dtype))
 
 
 @ft.partial(jax.jit, static_argnames="reach")
