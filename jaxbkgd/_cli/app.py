@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from .._batch.run import Dtype, estimate_movie, MovieSummary, Quantity
-from .._batch.settings import installed_version
+from .._batch.results import installed_version
 from .._calibration import calibrate as _calibrate
 from .._calibration.objectives import FramePairLoss
 from .._estimators.base import Background, estimator_from_json
