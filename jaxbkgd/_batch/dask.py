@@ -13,8 +13,6 @@ import numpy as np
 from .._estimators.base import AbstractEstimator, as_frames
 from .._movies.movie import movie_of_array
 from .compute import (
-    check_takes_weights,
-    check_weights,
     compile_estimate,
     Dtype,
     estimate_window,
@@ -41,11 +39,9 @@ def estimate_dask(
 ) -> Any:
     """The background of a movie that is a dask array, as another dask array.
 
-    Nothing is read before the result is computed, by any of dask's schedulers: threads,
-    processes, or a cluster. It is that of the estimator on the whole movie, to the bit for
-    those of this package. The estimator is sent to each worker once, and compiled there
-    once for chunks of frames of one length; with `halo_frames`, also for the first and the
-    last chunk, which see less.
+    Nothing is read before the result is computed, by any of dask's schedulers. It is that
+    of the estimator on the whole movie, to the bit for those of this package. The estimator
+    is sent to each worker once, and compiled there once for each length of chunks.
 
     Chunks are as those of `array`, unless these cut a frame, or are shorter than
     `halo_frames`.
@@ -84,6 +80,7 @@ def estimate_dask(
     try:
         import cloudpickle
         import dask.array as da
+        from dask.array.overlap import ensure_minimum_chunksize
         from dask.base import tokenize
         from dask.delayed import delayed
     except ModuleNotFoundError as error:
@@ -103,36 +100,38 @@ def estimate_dask(
             "compute_chunk_sizes() first."
         )
     count = movie_of_array(array).shape[1]
-    dtype_of_frames = as_frames(np.zeros_like(array._meta, shape=(1, 1, 1))).dtype
     output = make_output(
-        quantity, dtype, offsets, gains, channel_count=count, is_one_stack=count == 1
+        *(estimator, quantity, dtype, offsets, gains),
+        channel_count=count,
+        is_one_stack=count == 1,
+        has_weights=weights is not None,
     )
-    if weights is not None:
-        check_takes_weights(estimator)
-
     estimator = estimator.for_inference()
     halo_frames = min(estimator.halo_frames, len(array))
-    array = _with_whole_windows(array, halo_frames)
-    stacks = [array]
+    movie: Any = array
+    frames = movie.chunks[0]
+    if max(movie.numblocks[1:]) > 1:
+        frames = "auto"
+        warnings.warn(
+            f"chunks of {movie.chunksize} cut a frame; they are rechunked, which costs "
+            "memory and time. Store the movie in chunks of whole frames.",
+            stacklevel=2,
+        )
+    movie = movie.rechunk({0: frames, **dict.fromkeys(range(1, movie.ndim), -1)})
+    array = movie.rechunk({0: ensure_minimum_chunksize(halo_frames, movie.chunks[0])})
+    masks = []
     if weights is not None:
-        stacks.append(da.broadcast_to(weights, array.shape).rechunk(array.chunks))
-    window_frames = max(array.chunks[0]) + 2 * halo_frames
+        masks = [da.broadcast_to(weights, array.shape).rechunk(array.chunks)]
     # Raises now what would be raised in the middle of the work.
-    window = (min(window_frames, len(array)), *array.shape[-2:])
-    frames = [jax.ShapeDtypeStruct(window, dtype_of_frames)] * count
-    masks = [jax.ShapeDtypeStruct(window, np.float32)] * count
-    eqx.filter_eval_shape(
-        estimate_window, estimator, frames, output, [] if weights is None else masks
-    )
+    shape = min(max(array.chunks[0]) + 2 * halo_frames, len(array)), *array.shape[-2:]
+    dtype_of_frames = as_frames(np.zeros_like(array._meta, shape=(1, 1, 1))).dtype
+    stacks = [jax.ShapeDtypeStruct(shape, dtype_of_frames)] * count
+    of_masks = [jax.ShapeDtypeStruct(shape, np.float32)] * count * len(masks)
+    eqx.filter_eval_shape(estimate_window, estimator, stacks, output, of_masks)
     return da.map_overlap(
-        ft.partial(
-            _estimate_chunk,
-            output=output,
-            halo_frames=halo_frames,
-            # Frames that are estimated from others can't have any beside them that are not.
-            padded_frames=0 if halo_frames else window_frames,
-        ),
-        *stacks,
+        ft.partial(_estimate_chunk, output=output, halo_frames=halo_frames),
+        array,
+        *masks,
         depth={0: halo_frames},
         boundary="none",
         trim=False,
@@ -149,55 +148,18 @@ def estimate_dask(
     )
 
 
-def _with_whole_windows(array: Any, halo_frames: int) -> Any:
-    """In chunks that do not cut a frame, and are not shorter than the halo."""
-    from dask.array.overlap import ensure_minimum_chunksize
-
-    if max(array.numblocks[1:]) > 1:
-        whole = array.rechunk({0: "auto", **dict.fromkeys(range(1, array.ndim), -1)})
-        warnings.warn(
-            f"chunks of {array.chunksize} cut a frame; they are rechunked to "
-            f"{whole.chunksize}, which costs memory and time. Store the movie in chunks of "
-            "whole frames.",
-            UserWarning,
-            stacklevel=3,
-        )
-        array = whole
-    return array.rechunk({0: ensure_minimum_chunksize(halo_frames, array.chunks[0])})
-
-
 def _estimate_chunk(
-    chunk: Any,
-    weights: Any = None,
-    *,
-    pickled: bytes,
-    output: Output,
-    halo_frames: int,
-    padded_frames: int,
-    block_info: Any,
+    *stacks: Any, pickled: bytes, output: Output, halo_frames: int, block_info: Any
 ) -> np.ndarray:
-    """Estimates the frames of a chunk, which comes with its halo."""
+    """Estimates a chunk, which comes with its halo, and its weights if there are any."""
     start, stop = block_info[None]["array-location"][0]
     low = start - min(halo_frames, start)
-    window = Window(0, start, stop, low, low + len(chunk))
-    stacks = _channels(chunk, padded_frames)
-    masks = []
-    if weights is not None:
-        check_weights("the weights", weights)
-        masks = _channels(weights, padded_frames)
+    window = Window(0, start, stop, low, low + len(stacks[0]))
+    of_each: list[Any] = [[s] if s.ndim == 3 else [*np.moveaxis(s, 1, 0)] for s in stacks]
     with _UNPICKLING:
         estimate = compile_estimate(_unpickled(pickled), output)
-    images, _ = run_window("the array", estimate, stacks, window, masks)
-    images = [np.asarray(image)[window.kept] for image in images]
-    return np.stack(images, axis=1) if chunk.ndim == 4 else images[0]
-
-
-def _channels(chunk: Any, padded_frames: int) -> list[Any]:
-    """All chunks are of one length, so that nothing is compiled twice."""
-    missing = max(0, padded_frames - len(chunk))
-    if missing:
-        chunk = np.pad(chunk, ((0, missing), *[(0, 0)] * (chunk.ndim - 1)))
-    return list(np.moveaxis(chunk, 1, 0)) if chunk.ndim == 4 else [chunk]
+    images, *_ = run_window("the array", estimate, of_each[0], window, *of_each[1:])
+    return np.stack(images, axis=1) if stacks[0].ndim == 4 else images[0]
 
 
 @ft.lru_cache(maxsize=8)

@@ -1,15 +1,24 @@
-"""The files and arrays that a call writes: begun, gone on with, and given their names."""
+"""The files and arrays that a call writes: begun, gone on with if all that they depend on
+is the same, and given their names."""
 
 import contextlib
+import functools as ft
+import hashlib
+import importlib.metadata
+import io
+import pickle
+import types
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
 from os import PathLike
 from pathlib import Path
-from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
+from .._estimators.base import AbstractEstimator
 from .._movies.journal import Journal
 from .._movies.movie import Channel, Movie, MovieError
 from .._movies.open import open_sink
@@ -21,185 +30,253 @@ from .._movies.sinks import (
     Layout,
     Sink,
 )
-from .._workers import Gate
+from .compute import Output
 from .plan import Window
-from .settings import difference, warn_of_new_time
 
 
 # A path or an array, and the numbers of the channels that go there.
 Target = tuple[Any, list[int]]
 
 
-@dataclass(eq=False)
-class _Result:
-    """`is_named`: an earlier run has given it its name. `is_new`: this run has begun it."""
+class Results(NamedTuple):
+    """Sinks with the numbers of their channels: those to be written, and those to which an
+    earlier run has given their names."""
 
-    sink: Sink | ArraySink
-    channels: list[int]
-    is_named: bool
-    is_new: bool = False
+    unnamed: list[tuple[Sink | ArraySink, list[int]]]
+    named: list[tuple[Sink | ArraySink, list[int]]]
+
+    def missing(self, windows: Iterable[Window]) -> list[Window]:
+        """The windows that a sink lacks."""
+        done = [sink.journal.done for sink, _ in self.unnamed]
+        return [w for w in windows if not all(w.number in numbers for numbers in done)]
+
+    def write(self, window: Window, images: Sequence[np.ndarray]) -> None:
+        """Writes frames (frames, height, width) of each channel, and notes that."""
+        for sink, indices in self.unnamed:
+            parts = [images[index][:, None] for index in indices]
+            frames = parts[0] if len(parts) == 1 else np.hstack(parts)
+            if window.lines is None:
+                sink.write(window.start, frames)
+            else:
+                assert isinstance(sink, ArraySink)
+                kept = frames[..., window.lines.kept, :]
+                sink.write(window.start, kept, window.lines.start)
+            sink.note(window.number)
+
+    def commit(self) -> None:
+        """Gives the drafts their names."""
+        for sink, _ in self.unnamed:
+            sink.give_name()
+        # Not before all have their names: of a job that ends earlier, a later run would not
+        # know the first ones for its own. (One that ends here is whole.)
+        for sink, _ in self.named + self.unnamed:
+            sink.finish()
 
 
-class Results(contextlib.AbstractContextManager):
-    """The sinks of a call, each for some of its channels.
+@contextlib.contextmanager
+def open_results(
+    targets: Sequence[Target],
+    channels: Sequence[Channel],
+    dtype: str,
+    chunk_frames: int,
+    settings: Callable[[], dict[str, Any]],
+    *,
+    resume: bool,
+    overwrite: bool,
+) -> Iterator[Results]:
+    """Opens what an earlier run with these settings has left, or begins anew. After an
+    error, drafts with anything in them stay for a later run. When it is left, nothing is
+    written any more."""
+    results, begun, is_whole = Results([], []), [], False
 
-    When it ends early, drafts that have anything in them stay for a later run.
-    """
+    def close() -> None:
+        for sink, _ in results.named + results.unnamed:
+            is_empty = sink in begun and not sink.journal.done
+            (sink.discard if is_empty and not is_whole else sink.close)()
 
-    def __init__(self, gate: Gate) -> None:
-        self._results: list[_Result] = []
-        self._gate = gate
-        self._can_go_on = False
-
-    def open(
-        self,
-        targets: Sequence[Target],
-        channels: Sequence[Channel],
-        dtype: str,
-        chunk_frames: int,
-        settings: Callable[[], dict[str, Any]],
-        *,
-        resume: bool,
-        overwrite: bool,
-    ) -> None:
-        """Opens what an earlier run with these settings has left, or begins anew."""
+    try:
         for target, indices in targets:
-            frames, height, width = channels[indices[0]].shape
-            movie = channels[indices[0]].movie
+            first = channels[indices[0]]
+            frames, height, width = first.shape
             layout = Layout(
                 (frames, len(indices), height, width),
                 np.dtype(dtype),
                 chunk_frames,
-                movie.pixel_size_um,
-                movie.frame_interval_s,
+                first.movie.pixel_size_um,
+                first.movie.frame_interval_s,
             )
             sink = open_sink(target, layout, overwrite=overwrite)
-            self._results.append(_Result(sink, indices, resume and sink.is_committed))
-        for result in self._results:
-            if result.is_named or (resume and result.sink.is_begun):
-                now = settings() | {"channels": result.channels}
-                _check_settings(
-                    result.sink, now, [channels[i].movie for i in result.channels]
-                )
-            if not result.is_named:
-                result.sink.check()
-        for result in self._unnamed():
-            if resume and result.sink.is_begun:
-                result.sink.resume()
-                continue
-            result.is_new = True
-            if isinstance(result.sink, Sink):
-                result.sink.begin(settings() | {"channels": result.channels})
-        self._can_go_on = True
-
-    def _unnamed(self) -> Iterator[_Result]:
-        return (result for result in self._results if not result.is_named)
-
-    def missing(self, windows: Iterable[Window]) -> list[Window]:
-        """The windows that a sink lacks."""
-        done = [result.sink.journal.done for result in self._unnamed()]
-        return [
-            window
-            for window in windows
-            if not all(window.number in numbers for numbers in done)
-        ]
-
-    def write(
-        self, window: Window, strip: Window | None, images: Sequence[np.ndarray]
-    ) -> None:
-        """Writes frames (frames, height, width) of each channel, or a strip of them."""
-        with self._gate:
-            for result in self._unnamed():
-                parts = [images[index][window.kept, None] for index in result.channels]
-                frames = parts[0] if len(parts) == 1 else np.hstack(parts)
-                if strip is None:
-                    result.sink.write(window.start, frames)
-                else:
-                    assert isinstance(result.sink, ArraySink)
-                    result.sink.write(window.start, frames[..., strip.kept, :], strip.start)
-
-    def note(self, window: Window) -> None:
-        """Notes that a window is written."""
-        with self._gate:
-            for result in self._unnamed():
-                result.sink.note(window.number)
-
-    def forbid_resuming(self) -> None:
-        """For a source that has changed meanwhile."""
-        self._can_go_on = False
-
-    def commit(self) -> None:
-        """Gives the drafts their names."""
-        for result in self._unnamed():
-            result.sink.give_name()
-        # Not before all have their names: of a job that ends earlier, a later run would not
-        # know the first ones for its own. (One that ends here is whole.)
-        for result in self._results:
-            result.sink.finish()
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+            is_named = resume and sink.is_committed
+            (results.named if is_named else results.unnamed).append((sink, indices))
+            if is_named or (resume and sink.is_begun):
+                _check_settings(sink.journal, settings() | {"channels": indices})
+        for sink, _ in results.unnamed:
+            sink.check()
+        for sink, indices in results.unnamed:
+            if resume and sink.is_begun:
+                sink.resume()
+            else:
+                begun.append(sink)
+                is_file = isinstance(sink, Sink)
+                sink.begin(settings() | {"channels": indices} if is_file else None)
         try:
-            self._gate.close()
-        finally:
-            kept = [name for result in self._results if (name := _close(result, error))]
-            if error is not None and kept and self._can_go_on:
+            yield results
+        except BaseException as error:
+            sinks = [sink for sink, _ in results.unnamed if isinstance(sink, Sink)]
+            kept = [str(s.draft) for s in sinks if s.journal.done and s.draft.exists()]
+            if kept and not isinstance(error, ChangedSource):
                 drafts = ", ".join(kept)
                 error.add_note(
                     f"what is done is kept in {drafts}; run the same again to go on"
                 )
+            raise
+        is_whole = True
+    finally:
+        # In a thread, which hears no second Ctrl-C.
+        with ThreadPoolExecutor(1) as pool:
+            closing = pool.submit(close)
+            while not closing.done():
+                with contextlib.suppress(KeyboardInterrupt):
+                    closing.exception()
+        closing.result()
 
 
-def _close(result: _Result, error: BaseException | None) -> str | None:
-    """The name of the draft, if there is anything in it."""
-    sink = result.sink
-    if error is not None and result.is_new and not sink.journal.done:
-        sink.discard()
-        return None
-    sink.close()
-    if isinstance(sink, Sink) and sink.journal.done and not result.is_named:
-        return str(sink.draft) if sink.draft.exists() else None
-    return None
+class ChangedSource(MovieError):
+    """A movie has changed since it was opened."""
 
 
-def _check_settings(
-    sink: Sink | ArraySink, now: dict[str, Any], movies: Sequence[Movie]
-) -> None:
-    before = sink.journal.settings or {}
-    if names := difference(before, now):
+class Sources:
+    """The content of the files that a call reads, as it is when this is made: sizes, and
+    frames from all of them. Their times of modification do not count."""
+
+    def __init__(self, movies: Iterable[Movie]) -> None:
+        self.states = {movie: movie.opened_state for movie in movies if movie.paths}
+        # Memory is hashed only where settings are needed.
+        self.content = ft.cache(_content)
+        for movie in self.states:
+            self.content(movie)
+
+    def check(self) -> None:
+        """Refuses a movie that has changed, and warns of one whose time has."""
+        for movie, before in self.states.items():
+            if _content(movie) != self.content(movie):
+                raise ChangedSource(
+                    f"{movie.name}: has changed since it was opened; begin anew once it is "
+                    "whole (resume=False, in the command line --fresh)"
+                )
+            if movie.state() != before:
+                warnings.warn(
+                    f"{movie.name}: its time of modification has changed, but not its size "
+                    "nor the frames that were compared; the result is kept",
+                    stacklevel=3,
+                )
+
+
+def _content(movie: Movie) -> list[Any]:
+    return [movie.fingerprint(), *[p.stat().st_size for p in movie.paths if p.is_file()]]
+
+
+def settings_of(
+    sources: Sources,
+    channels: Sequence[Channel],
+    weights: Sequence[Channel | None],
+    estimator: AbstractEstimator,
+    output: Output,
+    chunk_frames: int,
+) -> dict[str, Any]:
+    """All that a result depends on, in terms of JSON."""
+    content = sources.content
+    return {
+        "source": [[content(c.movie), c.index, list(map(int, c.box))] for c in channels],
+        "weights": [None if w is None else content(w.movie) for w in weights],
+        "estimator": _hash(estimator),
+        "quantity": output.quantity,
+        "dtype": output.dtype,
+        "offsets": list(output.offsets),
+        "gains": list(output.gains),
+        "chunk_frames": chunk_frames,
+        "version of jaxbkgd": installed_version(),
+        "version of jax": jax.__version__,
+        "device": jax.local_devices()[0].device_kind,
+        "64-bit mode": jax.config.read("jax_enable_x64"),
+    }
+
+
+def _check_settings(journal: Journal, now: dict[str, Any]) -> None:
+    before = journal.settings or {}
+    changes = [
+        f"{name} {before.get(name)}, not {value}"
+        if name not in ("source", "weights", "estimator")
+        else name
+        for name, value in sorted(now.items())
+        if before.get(name) != value
+    ]
+    if changes:
         raise MovieError(
-            f"{sink.journal.path}: was begun with other settings ({names}); give the same "
-            "again, or begin anew (resume=False, in the command line --fresh)"
+            f"{journal.path}: was begun with other settings ({'; '.join(changes)}); give "
+            "them again, or begin anew (resume=False, in the command line --fresh)"
         )
-    if before.get("states") != now["states"]:
-        for movie in dict.fromkeys(movies):
-            warn_of_new_time(movie)
+
+
+def _hash(estimator: AbstractEstimator) -> str:
+    """A hash of all that it holds, which is the same in every process."""
+    pickled = io.BytesIO()
+    try:
+        _Pickler(pickled).dump(estimator)
+    except (TypeError, AttributeError, pickle.PicklingError, RecursionError) as error:
+        raise TypeError(
+            f"{type(estimator).__name__} holds something that another run could not "
+            f"recognise ({error}), so that it could not be resumed; let it hold arrays, "
+            "numbers, functions and what can be pickled, or write to an array"
+        ) from error
+    return hashlib.sha256(pickled.getvalue()).hexdigest()
+
+
+class _Pickler(pickle.Pickler):
+    """Describes what pickle refuses, or orders by chance."""
+
+    def persistent_id(self, obj: Any) -> Any:
+        match obj:
+            case type():
+                return obj.__module__, obj.__qualname__
+            case set() | frozenset():
+                return type(obj), sorted(map(repr, obj))
+            case types.CodeType():
+                return obj.co_code, obj.co_consts, obj.co_names
+            case types.FunctionType():
+                held = [cell.cell_contents for cell in obj.__closure__ or ()]
+                name = obj.__module__, obj.__qualname__
+                return name, obj.__code__, obj.__defaults__, obj.__kwdefaults__, held
+        return None
+
+
+def installed_version() -> str:
+    """The version of this package, which may run from a folder that is not installed."""
+    try:
+        return importlib.metadata.version("jaxbkgd")
+    except importlib.metadata.PackageNotFoundError:
+        return "(not installed)"
 
 
 def group_targets(sink: Any, channel_count: int, is_list: bool) -> list[Target]:
     """Each path or array to write to, with the numbers of its channels."""
-    indices = list(range(channel_count))
-    groups = [[index] for index in indices] if is_list else [indices]
-    targets = list(sink) if is_list and isinstance(sink, list | tuple) else [sink]
-    if len(targets) != len(groups):
+    if not is_list:
+        return [(sink, list(range(channel_count)))]
+    sinks = list(sink) if isinstance(sink, list | tuple) else [sink]
+    if len(sinks) != channel_count:
         raise ValueError(
-            f"There are {channel_count} channels, but {len(targets)} sinks; give a list "
+            f"There are {channel_count} channels, but {len(sinks)} sinks; give a list "
             "with a sink for each channel."
         )
-    return list(zip(targets, groups, strict=True))
+    return [(sink, [index]) for index, sink in enumerate(sinks)]
 
 
-def check_targets(targets: Sequence[Target], movies: Sequence[Movie]) -> None:
+def check_targets(targets: Sequence[Target], movies: Iterable[Movie]) -> None:
     """Nothing that is read may be written to, or removed, and nothing written twice."""
     arrays = [target for target, _ in targets if isinstance(target, np.ndarray)]
     for number, array in enumerate(arrays):
-        if any(movie.shares_memory(array) for movie in movies) or any(
-            np.may_share_memory(array, other) for other in arrays[:number]
-        ):
+        others = [np.may_share_memory(array, other) for other in arrays[:number]]
+        if any([movie.shares_memory(array) for movie in movies] + others):
             raise ValueError(
                 "An array to fill shares memory with the movie or with another one; give "
                 "an array of its own."
@@ -221,9 +298,9 @@ def begun_chunk_frames(targets: Sequence[Target]) -> int | None:
     for target, _ in targets:
         if path := as_path(target):
             journal = Journal(draft_of(path, JOURNAL_SUFFIX))
-            with contextlib.closing(journal):
-                if journal.settings is not None and "chunk_frames" in journal.settings:
-                    return journal.settings["chunk_frames"]
+            journal.close()
+            if journal.settings is not None and "chunk_frames" in journal.settings:
+                return journal.settings["chunk_frames"]
     return None
 
 

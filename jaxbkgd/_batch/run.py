@@ -5,7 +5,7 @@ import contextlib
 import functools as ft
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -14,19 +14,16 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Array, Float
 
 from .._estimators.base import AbstractEstimator
 from .._movies.movie import Box, Channel, Movie, movie_of_array, MovieError
 from .._movies.open import open_movie
 from .._movies.sources import is_split, open_channels
-from .._workers import Gate, on_threads, progress_bar, run_interruptibly
+from .._workers import on_threads, progress_bar, run_interruptibly
 from .compute import (
     Buffers,
-    check_takes_weights,
-    check_weights,
     compile_estimate,
-    Counts,
     Dtype,
     make_output,
     Output,
@@ -34,8 +31,16 @@ from .compute import (
     run_window,
 )
 from .plan import plan_chunks, strips, Window, windows
-from .results import as_path, begun_chunk_frames, check_targets, group_targets, Results
-from .settings import settings_of, Sources
+from .results import (
+    as_path,
+    begun_chunk_frames,
+    check_targets,
+    group_targets,
+    open_results,
+    Results,
+    settings_of,
+    Sources,
+)
 
 
 @dataclass(frozen=True)
@@ -84,30 +89,29 @@ def estimate_movie(
 ) -> MovieSummary:
     """Estimates the background of a whole movie, and writes it as it goes.
 
-    Memory is bounded by the chunks that are worked on, not by the movie. A result has its
-    name only when it is complete. Until then it lies beside it as `NAME.part`, with
-    `NAME.part.journal`; the same call goes on from there, whatever has ended the one
-    before. The result is that of `estimator(frames)` on the whole movie, to the bit, for
-    the estimators of this package. (In a function that is compiled with the estimator as
-    an argument, the last digit may differ.)
+    Memory is bounded by the chunks that are worked on. A result has its name only when it
+    is complete. Until then it lies beside it as `NAME.part`, with `NAME.part.journal`; the
+    same call goes on from there, whatever has ended the one before. The result is that of
+    `estimator(frames)` on the whole movie, to the bit, for the estimators of this package.
+    (In a function that is compiled with the estimator as an argument, the last digit may
+    differ.)
 
     **Arguments:**
 
-    - `source`: a path, an array or memory map (frames, height, width), or an open movie;
-        see [`jaxbkgd.open_movie`][]. One with several channels is estimated as such. A
-        list or tuple of sources holds a channel each.
+    - `source`: a path, an array or memory map (frames, height, width) or (frames, channels,
+        height, width), an open movie or a channel; see [`jaxbkgd.open_movie`][]. A list or
+        tuple of sources holds a channel each.
     - `estimator`: any estimator; each chunk is read with its `halo_frames`.
     - `sink`: where to write, by the suffix of the name `.tif`, `.ome.tif`, `.zarr` or
-        `.ome.zarr`, or a NumPy array to fill; a list of these for a list of sources, or
-        for boxes. Several channels of one source are written to one sink.
+        `.ome.zarr`, or a NumPy array to fill; for a list of sources, or for boxes, a list
+        of these. Several channels of one source are written to one sink.
     - `quantity`: `"background"` or `"residual"`, in the unit of the frames, or `"snr"`, see
         [`jaxbkgd.snr`][].
     - `dtype`: `"float32"`, or `"uint16"` for a background that is rounded to the nearest
         number (to the even one of two) and clipped to 0 and 65535.
-    - `boxes`: parts (x0, y0, x1, y1) of the frames, in pixels, up to and without x1 and
+    - `boxes`: parts (x0, y0, x1, y1) of the frames of a channel, in pixels, without x1 and
         y1, which are estimated as channels.
-    - `offsets`: the camera's offset in ADU that is subtracted from the frames, a number
-        for all channels or one for each.
+    - `offsets`: the camera's offset in ADU, a number for all channels or one for each.
     - `gains`: electrons per ADU, a number for all channels or one for each; for `"snr"`.
     - `weights`: how much a pixel counts, zero or positive, or booleans that are False for
         pixels to leave out; for estimators that take weights, as [`jaxbkgd.LocalMean`][].
@@ -117,11 +121,10 @@ def estimate_movie(
     - `chunk_frames`: frames in a chunk, by default a megapixel, half of that between arrays
         on CPU, or less where memory is short; with `halo_frames`, at least four times
         these.
-    - `workers`: the number of threads, by default the cores of this process, or fewer
-        where memory is short.
+    - `workers`: the number of threads, by default the cores of this process, or fewer where
+        memory is short.
     - `progress`: whether to show a progress bar, where there is a terminal.
-    - `resume`: whether to go on with what an earlier call has left; otherwise it is begun
-        anew.
+    - `resume`: whether to go on with what an earlier call has left, or begin anew.
     - `overwrite`: whether a result that has the name already is replaced, in the end.
 
     **Returns:**
@@ -135,29 +138,26 @@ def estimate_movie(
     arguments that do not fit the estimator or each other. What is done by then is kept.
     """
     clock = time.perf_counter()
-    if not isinstance(estimator, AbstractEstimator):
-        raise TypeError(
-            f"An estimator is needed, as jaxbkgd.SpatialMean(7.0), but got {estimator!r}."
-        )
-    if weights is not None:
-        check_takes_weights(estimator)
-    gate = Gate()
     with contextlib.ExitStack() as files:
         channels = open_channels(source, boxes, files=files)
         is_list = is_split(source, boxes)
         output = make_output(
-            quantity,
-            dtype,
-            offsets,
-            gains,
+            *(estimator, quantity, dtype, offsets, gains),
             channel_count=len(channels),
             is_one_stack=len(channels) == 1 and not is_list,
+            has_weights=weights is not None,
         )
         masks = _open_weights(weights, channels, files)
         movies = list({c.movie: None for c in (*channels, *masks) if c is not None})
         targets = group_targets(sink, len(channels), is_list)
         check_targets(targets, movies)
-        fast, noise_corrections = run_interruptibly(_prepare, estimator, channels, output)
+        fast = run_interruptibly(estimator.for_inference)
+        # Raises now what would be raised in the middle of the work.
+        seen_frames = min(len(channels[0]), 2 * fast.halo_frames + 1)
+        shapes = [(seen_frames, *channel.shape[1:]) for channel in channels]
+        noise_corrections = run_interruptibly(
+            _noise_corrections, estimator, shapes, output.is_one_stack
+        )
         if chunk_frames is None and resume:
             chunk_frames = begun_chunk_frames(targets)
         is_to_arrays = not any(as_path(target) for target, _ in targets)
@@ -173,27 +173,32 @@ def estimate_movie(
         settings = ft.partial(
             settings_of, sources, channels, masks, estimator, output, chunk_frames
         )
-        results = files.enter_context(Results(gate))
-        results.open(
-            targets,
-            channels,
-            dtype,
-            chunk_frames,
-            ft.cache(settings),
-            resume=resume,
-            overwrite=overwrite,
+        results = files.enter_context(
+            open_results(
+                *(targets, channels, dtype, chunk_frames, ft.cache(settings)),
+                resume=resume,
+                overwrite=overwrite,
+            )
         )
-        has_strips = is_to_arrays and chunk_frames == 1
-        work = _Work(channels, masks, fast, output, results, gate, has_strips)
         frame_count = len(channels[0])
+        frame_megapixels = sum(math.prod(channel.shape[1:]) for channel in channels) / 1e6
         todo = results.missing(windows(frame_count, chunk_frames, fast.halo_frames))
         resumed_frames = frame_count - sum(w.stop - w.start for w in todo)
-        counts = _run(work, todo, workers, gate, progress, resumed_frames)
-        try:
-            sources.check()
-        except MovieError:
-            results.forbid_resuming()
-            raise
+        if is_to_arrays and chunk_frames == 1 and output.can_reuse(fast):
+            parts = strips(channels, fast.halo_lines)
+            todo = [window._replace(lines=lines) for window in todo for lines in parts]
+        nonfinite, clipped = set[int](), set[int]()
+        begun, done_frames = time.perf_counter(), resumed_frames
+        work = _worker(channels, masks, fast, output, results)
+        with progress_bar(frame_count, progress, done_frames) as report:
+            done = on_threads(work, todo, workers)
+            for number, (more_nonfinite, more_clipped) in enumerate(done, 1):
+                nonfinite.update(more_nonfinite.tolist())
+                clipped.update(more_clipped.tolist())
+                frames = (frame_count - resumed_frames) * number // len(todo)
+                rate = frames * frame_megapixels / (time.perf_counter() - begun)
+                report(resumed_frames + frames, f"{rate:.0f} Mpx/s")
+        sources.check()
         results.commit()
 
     seconds = time.perf_counter() - clock
@@ -201,25 +206,13 @@ def estimate_movie(
         frames=frame_count,
         resumed_frames=resumed_frames,
         seconds=seconds,
-        megapixels_per_second=(frame_count - resumed_frames) * work.megapixels / seconds,
-        noise_corrections=noise_corrections,
+        megapixels_per_second=(frame_count - resumed_frames) * frame_megapixels / seconds,
+        noise_corrections=tuple(map(float, noise_corrections)),
         chunk_frames=chunk_frames,
         workers=workers,
-        nonfinite_frames=counts.nonfinite_frames,
-        clipped_frames=counts.clipped_frames,
+        nonfinite_frames=len(nonfinite),
+        clipped_frames=len(clipped),
     )
-
-
-def _prepare(
-    estimator: AbstractEstimator, channels: Sequence[Channel], output: Output
-) -> tuple[AbstractEstimator, tuple[float, ...]]:
-    """The estimator for inference, and the noise corrections of the given one. Raises what
-    would else be raised in the middle of the work."""
-    fast = estimator.for_inference()
-    frames = min(len(channels[0]), 2 * fast.halo_frames + 1)
-    shapes = [(frames, *channel.shape[1:]) for channel in channels]
-    corrections = _noise_corrections(estimator, shapes, output.is_one_stack)
-    return fast, tuple(float(value) for value in corrections)
 
 
 @eqx.filter_jit
@@ -232,144 +225,73 @@ def _noise_corrections(
     return jax.tree.leaves(background.noise_corrections)
 
 
-class _Work:
-    """Reads, estimates and writes a window, in any number of threads.
+def _worker(
+    channels: Sequence[Channel],
+    weights: Sequence[Channel | None],
+    fast: AbstractEstimator,
+    output: Output,
+    results: Results,
+) -> Callable[[Window], tuple[np.ndarray, np.ndarray]]:
+    """A function that reads, estimates and writes a window, in any number of threads, and
+    gives the numbers of its frames that are not finite, and that are clipped."""
+    estimate = compile_estimate(fast, output)
+    devices = jax.local_devices()
+    is_on_cpu = devices[0].platform == "cpu"
+    # Buffers that no thread uses now.
+    unused = {device: SimpleQueue[Buffers | None]() for device in devices}
 
-    **Attributes:**
-
-    - `megapixels`: of a frame of all channels.
-    """
-
-    def __init__(
-        self,
-        channels: Sequence[Channel],
-        weights: Sequence[Channel | None],
-        fast: AbstractEstimator,
-        output: Output,
-        results: Results,
-        gate: Gate,
-        has_strips: bool,
-    ) -> None:
-        self.megapixels = sum(math.prod(channel.shape[1:]) for channel in channels) / 1e6
-        self._channels = channels
-        self._weights = weights
-        self._estimate = ft.partial(
-            run_window, channels[0].movie.name, compile_estimate(fast, output)
-        )
-        self._results = results
-        self._gate = gate
-        self._devices = jax.local_devices()
-        self._is_on_cpu = self._devices[0].platform == "cpu"
-        is_background = (output.quantity, output.dtype) == ("background", "float32")
-        self._can_reuse = self._is_on_cpu and is_background and fast.takes_donated
-        lines = (
-            strips(channels, fast.halo_lines) if has_strips and self._can_reuse else None
-        )
-        self._strips: Sequence[Window | None] = lines or [None]
-        # Those that no thread uses now, on each device.
-        self._buffers = {device: SimpleQueue[Buffers]() for device in self._devices}
-        # Threads have settings of their own.
-        self._is_64_bit = jax.config.read("jax_enable_x64")
-
-    def __call__(self, window: Window) -> tuple[Window, Counts]:
+    def work(window: Window) -> tuple[np.ndarray, np.ndarray]:
+        lines = slice(None) if window.lines is None else window.lines.seen
+        chunks = [channel[window.seen][:, lines] for channel in channels]
+        # One frame of weights stands for all.
+        masks = [
+            None if w is None else w[window.seen if len(w) > 1 else slice(1)][:, lines]
+            for w in weights
+        ]
         # Each device has windows of its own: none waits for another.
-        device = self._devices[window.number % len(self._devices)]
-        with jax.enable_x64(self._is_64_bit), jax.default_device(device):
-            try:
-                buffers = self._buffers[device].get_nowait()
-            except Empty:
-                buffers = Buffers(self._is_on_cpu, self._can_reuse)
-            counts = self._run(window, buffers)
-            self._buffers[device].put(buffers)
-        return window, counts
+        device = devices[window.number % len(devices)]
+        try:
+            buffers = unused[device].get_nowait()
+        except Empty:
+            buffers = Buffers(output.can_reuse(fast)) if is_on_cpu else None
+        name = channels[0].movie.name
+        with jax.default_device(device):
+            images, *flagged = run_window(name, estimate, chunks, window, masks, buffers)
+        results.write(window, images)
+        unused[device].put(buffers)
+        nonfinite, clipped = flagged
+        return nonfinite, clipped
 
-    def _run(self, window: Window, buffers: Buffers) -> Counts:
-        self._gate.check()
-        chunks = [channel[window.low : window.high] for channel in self._channels]
-        masks = [None if w is None else _read_weights(w, window) for w in self._weights]
-        counts = []
-        for strip in self._strips:
-            self._gate.check()
-            seen = slice(None) if strip is None else slice(strip.low, strip.high)
-            images, of_strip = self._estimate(
-                [chunk[:, seen] for chunk in chunks],
-                window,
-                [None if mask is None else mask[:, seen] for mask in masks],
-                buffers,
-            )
-            self._results.write(window, strip, buffers.as_numpy(images))
-            counts.append(of_strip)
-        self._results.note(window)
-        # Several strips are of one frame.
-        return Counts(*map(max, zip(*counts, strict=True)))
-
-
-def _run(
-    work: _Work,
-    todo: Sequence[Window],
-    workers: int,
-    gate: Gate,
-    progress: bool,
-    done_frames: int,
-) -> Counts:
-    """Works on windows and shows the progress."""
-    begun, megapixels, counts = time.perf_counter(), 0.0, Counts(0, 0)
-    total = done_frames + sum(window.stop - window.start for window in todo)
-    with progress_bar(total, progress, done_frames) as report:
-        for window, more in on_threads(work, todo, workers, gate):
-            counts = Counts(*map(sum, zip(counts, more, strict=True)))
-            done_frames += window.stop - window.start
-            megapixels += (window.stop - window.start) * work.megapixels
-            rate = megapixels / (time.perf_counter() - begun)
-            report(done_frames, f"{rate:.0f} Mpx/s")
-    return counts
+    return work
 
 
 def _open_weights(
     weights: Any, channels: Sequence[Channel], files: contextlib.ExitStack
 ) -> list[Channel | None]:
     """The weights of each channel, cut as the channel is."""
-    if isinstance(weights, list | tuple):
-        movies = [_open_mask(mask, files) for mask in weights]
-    else:
-        movies = [_open_mask(weights, files)] * len(channels)
-    if len(movies) != len(channels):
+    is_list = isinstance(weights, list | tuple)
+    listed = list(weights) if is_list else [weights] * len(channels)
+    if len(listed) != len(channels):
         raise ValueError(
-            f"There are {len(channels)} channels, but weights for {len(movies)}; give one "
+            f"There are {len(channels)} channels, but weights for {len(listed)}; give one "
             "for all, or a list with one for each."
         )
-    return [
-        None if movie is None else _fitting_weights(movie, channel)
-        for movie, channel in zip(movies, channels, strict=True)
-    ]
-
-
-def _open_mask(mask: Any, files: contextlib.ExitStack) -> Movie | None:
-    if mask is None or isinstance(mask, Movie):
-        return mask
-    if as_path(mask):
-        return files.enter_context(open_movie(mask))
-    frames = np.asarray(mask)[None] if np.ndim(mask) == 2 else mask
-    return movie_of_array(frames, "the weights")
-
-
-def _fitting_weights(movie: Movie, channel: Channel) -> Channel:
-    frames, count, *size = movie.shape
-    _, _, *frame_size = channel.movie.shape
-    if count > 1 or size != frame_size or frames not in (1, len(channel)):
-        height, width = frame_size
-        raise MovieError(
-            f"{movie.name}: has the shape (frames, channels, height, width) {movie.shape}; "
-            f"as weights of these frames it must have 1 or {len(channel)} frames, one "
-            f"channel, and {height} x {width} pixels"
-        )
-    return Channel(movie, 0, channel.box)
-
-
-def _read_weights(
-    weights: Channel, window: Window
-) -> Shaped[np.ndarray, "frames height width"]:
-    """The weights of a window's frames, or of one frame that stands for all."""
-    values = weights[window.low : window.high] if len(weights) > 1 else weights[:1]
-    check_weights(weights.movie.name, values)
-    return values
+    opened: list[Channel | None] = []
+    for mask, channel in zip(listed, channels, strict=True):
+        if mask is None:
+            opened.append(None)
+            continue
+        if as_path(mask):
+            mask = files.enter_context(open_movie(mask))
+        if not isinstance(mask, Movie):
+            frames = np.asarray(mask)[None] if np.ndim(mask) == 2 else mask
+            mask = movie_of_array(frames, "the weights")
+        height, width = channel.movie.shape[2:]
+        if mask.shape not in [(n, 1, height, width) for n in (1, len(channel))]:
+            raise MovieError(
+                f"{mask.name}: has the shape (frames, channels, height, width) "
+                f"{mask.shape}; as weights of these frames it must have 1 or "
+                f"{len(channel)} frames, one channel, and {height} x {width} pixels"
+            )
+        opened.append(Channel(mask, 0, channel.box))
+    return opened

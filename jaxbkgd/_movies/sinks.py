@@ -224,7 +224,7 @@ class Sink(Target, abc.ABC):
             self._write(start, np.ascontiguousarray(frames, self.layout.dtype))
 
     def note(self, chunk: int) -> None:
-        with self._one_line_errors():
+        with self._writing(), self._one_line_errors():
             super().note(chunk)
 
     def give_name(self) -> None:

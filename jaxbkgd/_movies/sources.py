@@ -9,37 +9,19 @@ from .open import open_movie
 
 
 def is_split(source: Any, boxes: Sequence[Box] | None = None) -> bool:
-    """Whether a source stands for a list of channels with one result each: a list or tuple
-    of sources, or boxes of one source."""
+    """Whether a source stands for a list of channels with one result each."""
     return isinstance(source, list | tuple) or boxes is not None
 
 
 def open_channels(
-    source: Any,
-    boxes: Sequence[Box] | None = None,
-    *,
-    files: contextlib.ExitStack,
+    source: Any, boxes: Sequence[Box] | None = None, *, files: contextlib.ExitStack
 ) -> list[Channel]:
-    """The channels of a source, all of one length.
-
-    **Arguments:**
-
-    - `source`: a path, an array (frames, height, width) or (frames, channels, height,
-        width), an open movie or a channel of one; or a list or tuple of these, each of
-        which has one channel.
-    - `boxes`: parts (x0, y0, x1, y1) of the frames of one source with one channel, each
-        of which becomes a channel.
-    - `files`: closes the movies that are opened here. Those that were open stay open.
-
-    **Raises:**
-
-    `MovieError` for what cannot be read or has no frames, and `ValueError` for sources or
-    boxes that do not fit each other.
-    """
+    """The channels of a source as that of [`jaxbkgd.estimate_movie`][], all of one length.
+    Movies that are opened here are closed by `files`."""
     sources = list(source) if isinstance(source, list | tuple) else [source]
     if not sources:
         raise ValueError("There is no source; give a path or an array, or a list of them.")
-    opened = [_open_source(one, files) for one in sources]
+    opened = [_open_source(entry, files) for entry in sources]
     if not is_split(source, boxes):
         return opened[0]
     for channels in opened:
