@@ -24,9 +24,6 @@ _POSITIONS |= {"tile", "roi", "point", "row", "col", "column", "series", "p", "s
 _CHANNELS = {"c", "ch", "chan", "channel", "w", "wave", "wavelength", "color", "colour"}
 _CHANNELS |= {"cy"}
 
-# Files of more channels than this differ in something else.
-_MAX_CHANNELS = 8
-
 # A number, and a number that is not a part of a word, as in Cy5.
 _NUMBERS = (r"(\d+)", r"(?<![a-z\d])(\d+)")
 
@@ -54,7 +51,7 @@ def open_series(path: Path) -> Movie:
     rows = _arrange_names(str(path), [file.name for file in paths])
     if movie.format == "OME-TIFF" and movie.shape[0] > 1:
         warnings.warn(
-            f"{path}: its files are movies by themselves, and are read one after the other; "
+            f"{path}: its files are movies by themselves, read one after another; "
             "if they are positions, open each alone",
             stacklevel=2,
         )
@@ -68,8 +65,7 @@ def open_series(path: Path) -> Movie:
         if part.said_frames > len(part) and part.said_frames != total:
             what = f"{part.said_frames} frames, but all files of {path} have {total}"
             raise MovieError(f"{part.path}: truncated: it says {what}; copy them again")
-    lengths = np.reshape([len(part) for part in parts], (len(rows), -1))
-    numbers = np.split(np.arange(total), np.cumsum(lengths)[:-1])
+    numbers = np.split(np.arange(total), np.cumsum(list(map(len, parts)))[:-1])
     columns = [np.concatenate(numbers[i :: len(rows[0])]) for i in range(len(rows[0]))]
     if len({len(column) for column in columns}) > 1:
         what = ", ".join(str(len(column)) for column in columns)
@@ -85,8 +81,6 @@ def open_series(path: Path) -> Movie:
 
 
 class _Series(Movie):
-    """All TIFF files of a folder, or those that a pattern matches."""
-
     def includes(self, path: Path) -> bool:
         folder, pattern = _split(Path(self.name))
         is_beside = folder.resolve() == path.parent and fnmatch.fnmatch(path.name, pattern)
@@ -94,7 +88,6 @@ class _Series(Movie):
 
 
 def _split(path: Path) -> tuple[Path, str]:
-    """The folder and the pattern of its files."""
     return (path, "*") if path.is_dir() else (path.parent, path.name)
 
 
@@ -117,8 +110,8 @@ def _find_files(path: Path) -> list[Path]:
 
 
 def _arrange_names(source: str, names: Sequence[str]) -> list[list[str]]:
-    """The names of the files of `source`, a folder or a pattern, in rows of a frame, or of
-    consecutive frames, with a file for each channel. `img_2` comes before `img_10`."""
+    """The names of the files of `source` in rows of a frame, or of consecutive frames, with
+    a file for each channel. `img_2` comes before `img_10`."""
     first = min(names, key=lambda name: (len(_stem(name)), name))
     others = [name for name in names if name != first]
     # As movie_X2, movie-1, movie (3), movie@0001 and movie_part2 behind movie.
@@ -139,8 +132,6 @@ def _stem(name: str) -> str:
 
 
 def _order(source: str, names: Sequence[str]) -> list[list[str]]:
-    if len(names) == 1:
-        return [list(names)]
     two = f"({names[0]}, {names[-1]})"
     for number in _NUMBERS:
         split = [re.split(number, _stem(name)) for name in names]
@@ -155,7 +146,7 @@ def _order(source: str, names: Sequence[str]) -> list[list[str]]:
         if label in _POSITIONS:
             count = len(set(columns[i]))
             raise ValueError(f"holds {count} positions ({label}), which are no frames")
-    if not labels:
+    if not labels and len(names) > 1:
         raise ValueError(f"its files differ in a word, not in a number {two}")
     times = [i for i in labels if labels[i] not in _CHANNELS]
     channels = [i for i in varying if i not in times]
@@ -169,7 +160,7 @@ def _order(source: str, names: Sequence[str]) -> list[list[str]]:
     # Several numbers may count the same frames, as a time stamp does.
     if any(list(column) != sorted(column) for column in zip(*moments, strict=True)):
         raise ValueError(f"its files differ in more than one number {two}")
-    if len(colours) > _MAX_CHANNELS:
+    if len(colours) > 8:
         raise ValueError(f"its files differ in {len(colours)} channels {two}")
     missing = len(moments) * len(colours) - len(places)
     if missing:

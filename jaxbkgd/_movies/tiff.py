@@ -30,9 +30,6 @@ _MAX_PLAUSIBLE_PIXEL_UM = 10.0
 # Axes of tifffile: tile, mosaic and phase (for position).
 _POSITION_AXES = "RMP"
 
-# The calibration functions of ImageJ (ij.measure.Calibration): a straight line, and none.
-_STRAIGHT_LINE, _NO_FUNCTION = 0, 20
-
 _LENGTHS_UM = {
     "pm": 1e-6, "Å": 1e-4, "angstrom": 1e-4, "nm": 1e-3, "nanometer": 1e-3,
     "um": 1.0, "micron": 1.0, "microns": 1.0, "micrometer": 1.0, "micrometre": 1.0,
@@ -42,8 +39,6 @@ _TIMES_S = {
     "ns": 1e-9, "us": 1e-6, "ms": 1e-3, "msec": 1e-3,
     "s": 1.0, "sec": 1.0, "second": 1.0, "seconds": 1.0, "min": 60.0, "h": 3600.0,
 }  # fmt: skip
-
-_INDEX_NAME = "NDTiff.index"
 
 # No movie has more planes. A damaged description may say so, and would fill the memory.
 _MAX_PLANES = 10_000_000
@@ -70,9 +65,7 @@ def open_tiff(path: Path, *, is_part: bool = False) -> Movie:
         pages = find_pages(path)
         order = _arrange(pages, is_part)
         metadata, scale = read_metadata(tiff), (0.0, 1.0)
-        format = (
-            "MetaMorph STK" if tiff.is_stk else "BigTIFF" if tiff.is_bigtiff else "TIFF"
-        )
+        format = "BigTIFF" if tiff.is_bigtiff else "TIFF"
         if tiff.is_micromanager:
             # It writes the OME-XML when it finishes a file.
             summary = (tiff.micromanager_metadata or {}).get("Summary", {})
@@ -130,10 +123,11 @@ def _pixel_size(
 
 def _imagej_scale(pages: Pages, metadata: dict[str, Any]) -> tuple[float, float]:
     """Offset and slope from stored pixels, unless they are floats, to those of ImageJ."""
-    function, offset, slope = map(metadata.get, ("cf", "c0", "c1"), (_NO_FUNCTION, 0, 1))
-    if function == _NO_FUNCTION or pages.dtype.kind == "f":
+    # Of the functions of ij.measure.Calibration, 0 is a straight line and 20 none.
+    function, offset, slope = map(metadata.get, ("cf", "c0", "c1"), (20, 0, 1))
+    if function == 20 or pages.dtype.kind == "f":
         return 0.0, 1.0
-    if function == _STRAIGHT_LINE and math.isfinite(offset) and slope:
+    if function == 0 and math.isfinite(offset) and slope:
         return float(offset), float(slope)
     what = f"by a function (cf={function}, c0={offset}, c1={slope}) that is not read"
     raise MovieError(f"{pages.path}: ImageJ calibrates it {what}; convert it to 32-bit")
@@ -141,7 +135,7 @@ def _imagej_scale(pages: Pages, metadata: dict[str, Any]) -> tuple[float, float]
 
 def find_index(folder: Path) -> Path | None:
     """The index of NDTiff, which is in the folder or in its full resolution."""
-    places = (folder / _INDEX_NAME, folder / "Full resolution" / _INDEX_NAME)
+    places = (folder / "NDTiff.index", folder / "Full resolution" / "NDTiff.index")
     return next((place for place in places if place.is_file()), None)
 
 
@@ -268,14 +262,13 @@ def _arrange_series(
     order = order.reshape(*lengths.values())
     order = np.moveaxis(order, list(lengths).index("C"), -1).reshape(-1, channels)
     described, total = np.unique(order[order >= 0]).size, sum(map(len, files))
-    is_full: np.ndarray = (order >= 0).all(axis=1)
+    is_full = order.min(axis=1) >= 0
     count = int(is_full.sum())
     is_stopped = count and is_full[:count].all() and (order[count + 1 :] < 0).all()
     if names is not None and described < total:
         problem = f"describes {described} of its {total} pages"
     elif count < len(order) and (len(names or files) > 1 or not is_stopped):
-        missing = int((order < 0).sum())
-        problem = f"lacks {missing} pages, from frame {int(is_full.argmin())} on"
+        problem = f"lacks {np.sum(order < 0)} pages, from frame {np.argmin(is_full)} on"
     else:
         return order[:count], files
     raise MovieError(f"{describing}: {problem}; put all of its files in one folder")
@@ -284,7 +277,7 @@ def _arrange_series(
 def _positive_in(
     value: Any, unit: str | None, units: dict[str, float], default: str
 ) -> float | None:
-    """A positive value in micrometres or seconds, or None if it or its unit says nothing."""
+    """A positive number in micrometres or seconds, or None if it has no meaning."""
     # Unicode has two characters for the prefix, and ImageJ writes it as an escape.
     unit = str(unit or default).strip()
     for micro in ("\u00b5", "\u03bc", "\\u00B5"):

@@ -21,9 +21,6 @@ from .movie import check_pixels, MovieError, one_line
 # Tags that describe pixels. tifffile describes pages of equal tags once.
 _KIND_TAGS = (254, 256, 257, 258, 259, 266, 277, 284, 317, 322, 323, 339)
 
-# Directories have some 15 tags. More than this are damage.
-_MAX_TAGS = 4096
-
 # Tiles hold a part of a frame, and are not much larger than a frame.
 _MAX_TILE_PIXELS = 2**28
 
@@ -80,7 +77,7 @@ def find_pages(path: Path, like: Pages | None = None) -> Pages:
             try:
                 file.seek(directory)
                 (tags,) = struct.unpack(form.tagnoformat, file.read(form.tagnosize))
-                end = min(tags, _MAX_TAGS) * form.tagsize
+                end = tags * form.tagsize
                 content = file.read(end + form.offsetsize)
                 (following,) = struct.unpack(form.offsetformat, content[end:])
                 starts = range(0, end, form.tagsize)
@@ -105,11 +102,7 @@ def find_pages(path: Path, like: Pages | None = None) -> Pages:
             except Exception as error:
                 # tifffile raises errors of many types on damage.
                 is_cut = isinstance(error, struct.error)
-                reason = (
-                    "is truncated: the file ends; copy it again"
-                    if is_cut
-                    else one_line(error)
-                )
+                reason = "is truncated: the file ends" if is_cut else one_line(error)
                 raise MovieError(f"{path}: page {number} {reason}") from error
             if used > file.size:
                 raise MovieError(f"{path}: broken: its pages repeat")
@@ -189,7 +182,7 @@ class TiffPixels:
     ) -> None:
         if order.shape[0] == 1 and order.shape[1] > _MAX_CHANNELS_OF_ONE_FRAME:
             warnings.warn(
-                f"{name}: says 1 frame of {order.shape[1]} channels; they are read as frames",
+                f"{name}: its 1 frame of {order.shape[1]} channels is read as frames",
                 stacklevel=2,
             )
             order = order.reshape(-1, 1)

@@ -19,9 +19,8 @@ _TIFF_DIRECTORY_BYTES = 512
 class TiffSink(Sink):
     """A TIFF file whose frames follow one another, or a BigTIFF file above 4 GB.
 
-    A name that ends in .ome.tif makes it OME-TIFF. Else it has the metadata of ImageJ, or
-    those of tifffile as BigTIFF, which ImageJ does not write. The resolution is in pixels
-    per cm.
+    A name that ends in .ome.tif makes it OME-TIFF. Else it has metadata of ImageJ, or of
+    tifffile as BigTIFF. The resolution is in pixels per cm.
     """
 
     # That of the first frame in the draft, while it is open.
