@@ -180,13 +180,14 @@ def _open_ome(path: Path, xml: str) -> Movie:
     images = root.findall("{*}Image/{*}Pixels")
     if not images:
         raise MovieError(f"{describing}: its OME-XML describes no image")
-    named = [{f.get("FileName") for f in each.iterfind(".//{*}UUID")} for each in images]
-    pixels, names = max(zip(images, named, strict=True), key=lambda e: path.name in e[1])
+    named = [[f.get("FileName") for f in each.iterfind(".//{*}UUID")] for each in images]
+    pixels = images[max(range(len(images)), key=lambda i: path.name in named[i])]
+    uuids = {root.get("UUID"), *(f.text for f in pixels.iterfind(".//{*}UUID"))} - {None}
     xml = ElementTree.tostring(root, "unicode")
     with tifffile.TiffFile(opened, omexml=xml, is_ome=True, is_mmstack=False) as tiff:
         series = [each for each in tiff.series if each.kind == "ome"]
         is_joined = root.find(".//{*}StageLabel") is None
-        order, files = _arrange_series(describing, series, path, names, is_joined)
+        order, files = _arrange_series(describing, series, path, uuids, is_joined)
     size = [
         _positive_in(pixels.get(name), pixels.get(f"{name}Unit"), _LENGTHS_UM, "um")
         for name in ("PhysicalSizeY", "PhysicalSizeX")
@@ -220,11 +221,11 @@ def _arrange_series(
     describing: Path,
     series: list[tifffile.TiffPageSeries],
     asked: Path,
-    names: set[str | None] | None = None,
+    uuids: set[str | None] | None = None,
     is_joined: bool = False,
 ) -> tuple[Int[np.ndarray, "frames channels"], list[Pages]]:
     """The pages of frames and channels in the series that the file `asked` belongs to,
-    counted over its files, and the files. Series of a page each may be joined. `names` are
+    counted over its files, and the files. Series of a page each may be joined. `uuids` are
     those of files in OME-XML.
 
     An acquisition that was stopped lacks channels of its last frame, which is left out.
@@ -265,9 +266,9 @@ def _arrange_series(
     is_full = order.min(axis=1) >= 0
     count = int(is_full.sum())
     is_stopped = count and is_full[:count].all() and (order[count + 1 :] < 0).all()
-    if names is not None and described < total:
+    if uuids is not None and described < total:
         problem = f"describes {described} of its {total} pages"
-    elif count < len(order) and (len(names or files) > 1 or not is_stopped):
+    elif count < len(order) and (len(uuids or files) > 1 or not is_stopped):
         problem = f"lacks {np.sum(order < 0)} pages, from frame {np.argmin(is_full)} on"
     else:
         return order[:count], files
