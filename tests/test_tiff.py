@@ -2,14 +2,12 @@
 
 import contextlib
 import errno
-import importlib.util
 import io
 import json
 import os
 import struct
 import sys
 import tracemalloc
-import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -51,52 +49,33 @@ def _page(tiff: tifffile.TiffFile, index: int) -> tifffile.TiffPage:
     return page
 
 
-def _write_page_by_page(path: Path, frames: np.ndarray) -> None:
-    with tifffile.TiffWriter(path) as writer:
-        for frame in frames:
-            writer.write(frame, photometric="minisblack")
-
-
-def _write_ome_page_by_page(path: Path, frames: np.ndarray) -> None:
-    with tifffile.TiffWriter(path, ome=True) as writer:
-        for frame in frames:
-            writer.write(frame, photometric="minisblack")
-
-
-def _write_strips(path: Path, frames: np.ndarray) -> None:
-    # libtiff, and what uses it, likes small strips: here, of 4 rows.
-    _write(path, frames, rowsperstrip=4, metadata=None)
-
-
 def _write_with_pillow(path: Path, frames: np.ndarray) -> None:
     first, *others = map(Image.fromarray, frames)
     first.save(path, save_all=True, append_images=others)
 
 
-def _write_thumbnails(path: Path, frames: np.ndarray) -> None:
-    with tifffile.TiffWriter(path) as writer:
+def _write_page_by_page(path: Path, frames: np.ndarray, ome: bool = False) -> None:
+    with tifffile.TiffWriter(path, ome=ome) as writer:
         for frame in frames:
-            writer.write(frame, photometric="minisblack", metadata=None)
-            writer.write(frame[::2, ::2], subfiletype=1, metadata=None)
+            writer.write(frame, photometric="minisblack")
 
+
+IMAGEJ = {"imagej": True, "metadata": {"axes": "TYX"}}
 
 # Each way to store the same frames, and whether their pixels lie in the file as they are.
+# libtiff likes small strips: here, of 4 rows.
 WRITERS = {
     "pages": (_write, True),
     "page by page": (_write_page_by_page, True),
-    "strips": (_write_strips, True),
+    "strips": (lambda *to: _write(*to, rowsperstrip=4, metadata=None), True),
     "Pillow": (_write_with_pillow, True),
-    "thumbnails": (_write_thumbnails, True),
     "BigTIFF": (lambda *to: _write(*to, bigtiff=True), True),
     "big-endian": (lambda *to: _write(*to, byteorder=">"), True),
-    "ImageJ": (lambda *to: _write(*to, imagej=True, metadata={"axes": "TYX"}), True),
-    "ImageJ, one page": (
-        lambda *to: _write(*to, imagej=True, metadata={"axes": "TYX"}, truncate=True),
-        True,
-    ),
+    "ImageJ": (lambda *to: _write(*to, **IMAGEJ), True),
+    "ImageJ, one page": (lambda *to: _write(*to, **IMAGEJ, truncate=True), True),
     "one page": (lambda *to: _write(*to, truncate=True, byteorder=">"), True),
     "OME": (lambda *to: _write(*to, ome=True, metadata={"axes": "TYX"}), True),
-    "OME page by page": (_write_ome_page_by_page, True),
+    "OME page by page": (lambda *to: _write_page_by_page(*to, ome=True), True),
     "deflated": (lambda *to: _write(*to, compression="zlib", predictor=True), False),
     "LZW": (lambda *to: _write(*to, compression="lzw"), False),
     "zstd": (lambda *to: _write(*to, compression="zstd"), False),
@@ -133,7 +112,7 @@ def test_a_metamorph_stack_is_read_from_its_one_page(frames, tmp_path):
         file.write(frames.tobytes())
     np.testing.assert_array_equal(_read(path)[:, 0], frames)
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(MovieError, match=r"truncated: .* 7 frames, .* ends in frame 6"):
+    with pytest.raises(MovieError, match=r"truncated: it says 7 frames .* but has 6"):
         open_movie(path)
 
 
@@ -183,24 +162,13 @@ def test_channels_that_were_appended_in_blocks_are_told_apart(tmp_path):
     np.testing.assert_array_equal(_read(path), stack)
 
 
-def test_axes_that_do_not_fit_the_pages_are_refused(frames, tmp_path):
-    path = tmp_path / "movie.tif"
-    with tifffile.TiffWriter(path) as writer:
-        said = json.dumps({"shape": [2, 4, 12, 10], "axes": "CTYX"})
-        for frame in frames:
-            writer.write(frame, photometric="minisblack", description=said, metadata=None)
-            said = None
-    with pytest.raises(MovieError, match="says 2 C x 4 T, but has 7 pages"):
-        open_movie(path)
-
-
 @pytest.mark.parametrize("options", [{"imagej": True}, {"ome": True}])
 def test_frames_that_a_program_calls_channels_are_read_as_frames(options, tmp_path):
     # tifffile calls the first axis channels if it is told none.
     frames = np.arange(12 * 4 * 5).reshape(12, 4, 5).astype(np.uint16)
     path = tmp_path / "movie.tif"
     _write(path, frames, **options)
-    with pytest.warns(UserWarning, match="1 frame of 12 channels; they are read as frames"):
+    with pytest.warns(UserWarning, match="1 frame of 12 channels is read as frames"):
         np.testing.assert_array_equal(_read(path)[:, 0], frames)
 
 
@@ -234,7 +202,7 @@ def test_an_imagej_stack_above_4_gb_is_read_behind_its_one_page(tmp_path):
     [
         ("u2", "cf=0\nc0=-32768\nc1=1\n", "i2", [-32768, 0, 32767]),
         ("u2", "cf=0\nc0=-32768.0\nc1=1.0\nvunit=gray value\n", "i2", [-32768, 0, 32767]),
-        ("u2", "cf=0\nc0=-100\nc1=1\n", "i4", [-100, 32668, 65435]),
+        ("u2", "cf=0\nc0=-100\nc1=1\n", "f4", [-100, 32668, 65435]),
         ("u2", "cf=0\nc0=10\nc1=0.5\n", "f4", [10, 16394, 32777.5]),
         ("u1", "cf=0\nc0=0\nc1=2\n", "f4", [0, 256, 510]),
         ("u2", "cf=20\nc0=3\n", "u2", [0, 32768, 65535]),
@@ -262,7 +230,7 @@ def test_calibrations_of_imagej_that_are_no_straight_line_are_refused(
 ):
     path = tmp_path / "movie.tif"
     _write_described(path, frames, f"ImageJ=1.53t\nimages=7\nframes=7\n{calibration}")
-    with pytest.raises(MovieError, match="not read; convert it to 32-bit in ImageJ"):
+    with pytest.raises(MovieError, match="not read; convert it to 32-bit"):
         open_movie(path)
 
 
@@ -286,82 +254,50 @@ def test_an_unfinished_micromanager_file_of_several_channels_is_refused(frames, 
         if channels == 1:
             np.testing.assert_array_equal(_read(path)[:, 0], frames[:1])
         else:
-            with pytest.raises(MovieError, match="2 channels and 1 positions, but its OME"):
+            with pytest.raises(MovieError, match="2 channels and 1 positions without OME"):
                 open_movie(path)
 
 
-UM = 1e4 / 0.1  # a resolution per cm of 0.1 um
+def _resolution(y: float, x: float, unit: str) -> dict[str, Any]:
+    return {"resolution": (x, y), "resolutionunit": unit}
+
+
+SIZES = {"PhysicalSizeX": 100.0, "PhysicalSizeXUnit": "nm"}
+SIZES |= {"PhysicalSizeY": 2e-7, "PhysicalSizeYUnit": "m"}
+TIMES = {"TimeIncrement": 50.0, "TimeIncrementUnit": "ms"}
+NO_SIZES = {"PhysicalSizeX": 1.0, "PhysicalSizeXUnit": "pixel", "TimeIncrement": -1.0}
 CALIBRATIONS = [
-    ({"resolution": (UM, UM / 2), "resolutionunit": "CENTIMETER"}, (0.2, 0.1), None),
-    ({"resolution": (254000, 254000), "resolutionunit": "INCH"}, (0.1, 0.1), None),
+    (_resolution(5e4, 1e5, "CENTIMETER"), {}, (0.2, 0.1), None),
+    (_resolution(127000, 254000, "INCH"), {}, (0.2, 0.1), None),
     # Of a printer, of nothing, and of no unit.
-    ({"resolution": (72, 72), "resolutionunit": "INCH"}, None, None),
-    ({"resolution": (300, 300), "resolutionunit": "INCH"}, None, None),
-    ({"resolution": (10, 10), "resolutionunit": "NONE"}, None, None),
-    ({"resolution": (0, 0), "resolutionunit": "CENTIMETER"}, None, None),
+    *((_resolution(dpi, dpi, "INCH"), {}, None, None) for dpi in (72, 300)),
+    (_resolution(10, 10, "NONE"), {}, None, None),
+    (_resolution(0, 0, "CENTIMETER"), {}, None, None),
     *(
-        (
-            {"resolution": per_unit, "imagej": True, "metadata": {"unit": unit}},
-            (0.2, 0.1),
-            None,
+        ({"resolution": (x, x / 2), "imagej": True}, {"unit": unit}, (0.2, 0.1), None)
+        for unit, x in (
+            *(("um", 10), ("micron", 10), ("\\u00B5m", 10)),
+            *(("nm", 0.01), ("mm", 10000), ("inch", 254000)),
         )
-        for unit, per_unit in {
-            "um": (10, 5),
-            "micron": (10, 5),
-            "\\u00B5m": (10, 5),
-            "nm": (0.01, 0.005),
-            "mm": (10000, 5000),
-            "inch": (254000, 127000),
-        }.items()
     ),
-    ({"resolution": (10, 10), "imagej": True, "metadata": {"unit": "pixel"}}, None, None),
-    ({"imagej": True, "metadata": {"finterval": 0.05}}, None, 0.05),
-    ({"imagej": True, "metadata": {"finterval": 50.0, "tunit": "ms"}}, None, 0.05),
-    (
-        {"ome": True, "metadata": {"PhysicalSizeX": 0.1, "PhysicalSizeY": 0.2}},
-        (0.2, 0.1),
-        None,
-    ),
-    (
-        {
-            "ome": True,
-            "metadata": {
-                "PhysicalSizeX": 100.0,
-                "PhysicalSizeXUnit": "nm",
-                "PhysicalSizeY": 2e-7,
-                "PhysicalSizeYUnit": "m",
-                "TimeIncrement": 50.0,
-                "TimeIncrementUnit": "ms",
-            },
-        },
-        (0.2, 0.1),
-        0.05,
-    ),
-    (
-        {
-            "ome": True,
-            "metadata": {
-                "PhysicalSizeX": 1.0,
-                "PhysicalSizeXUnit": "pixel",
-                "TimeIncrement": -1.0,
-            },
-        },
-        None,
-        None,
-    ),
+    ({"resolution": (10, 10), "imagej": True}, {"unit": "pixel"}, None, None),
+    ({"imagej": True}, {"finterval": 0.05}, None, 0.05),
+    ({"imagej": True}, {"finterval": 50.0, "tunit": "ms"}, None, 0.05),
+    ({"ome": True}, {"PhysicalSizeX": 0.1, "PhysicalSizeY": 0.2}, (0.2, 0.1), None),
+    ({"ome": True}, SIZES | TIMES, (0.2, 0.1), 0.05),
+    ({"ome": True}, NO_SIZES, None, None),
 ]
 
 
-@pytest.mark.parametrize(("options", "pixel_size_um", "frame_interval_s"), CALIBRATIONS)
+@pytest.mark.parametrize(("options", "metadata", "size", "interval"), CALIBRATIONS)
 def test_pixel_size_and_frame_interval_are_what_the_file_says(
-    options, pixel_size_um, frame_interval_s, frames, tmp_path
+    options, metadata, size, interval, frames, tmp_path
 ):
     path = tmp_path / "movie.tif"
-    options = {**options, "metadata": {"axes": "TYX", **options.get("metadata", {})}}
-    _write(path, frames, **options)
+    _write(path, frames, **options, metadata={"axes": "TYX", **metadata})
     with open_movie(path) as movie:
-        assert movie.pixel_size_um == pixel_size_um
-        assert movie.frame_interval_s == frame_interval_s
+        assert movie.pixel_size_um == size
+        assert movie.frame_interval_s == interval
 
 
 # ---- OME-TIFF of several files ----
@@ -436,14 +372,6 @@ def test_of_several_positions_each_is_read_from_its_own_files(lengths, frames, t
             np.testing.assert_array_equal(read[:, 0], frames + position)
 
 
-def test_a_file_that_the_description_does_not_know_is_refused(frames, tmp_path):
-    _write_two_files(tmp_path, frames)
-    known, other = tmp_path / "m_MMStack_1.ome.tif", tmp_path / "other.ome.tif"
-    other.write_bytes(known.read_bytes())
-    with pytest.raises(MovieError, match=r"other\.ome\.tif: is not among the files"):
-        open_movie(other)
-
-
 def test_ome_xml_in_a_companion_file_is_read(frames, tmp_path):
     names = ("a.ome.tif", "b.ome.tif")
     refers = '<OME><BinaryOnly MetadataFile="m.companion.ome" UUID="urn:m"/></OME>'
@@ -463,26 +391,26 @@ def test_a_part_of_a_movie_is_never_taken_for_the_whole(frames, tmp_path):
         open_movie(second)
     # It is known by its UUID.
     np.testing.assert_array_equal(_read(renamed)[:, 0], frames)
-    second.unlink()
-    with pytest.raises(MovieError, match=r"MMStack_1\.ome\.tif, which.*one folder"):
+    _write_described(second, frames[4:6], None)
+    with pytest.raises(MovieError, match=r"lacks 1 pages, from frame 6 on.*one folder"):
         open_movie(renamed)
-
-
-def test_a_second_file_that_is_shorter_than_described_is_refused(frames, tmp_path):
-    _write_two_files(tmp_path, frames)
-    _write_described(tmp_path / "m_MMStack_1.ome.tif", frames[4:6], None)
-    with pytest.raises(MovieError, match="its 2 files lack 1 of the pages"):
-        open_movie(tmp_path / "m_MMStack.ome.tif")
+    other = tmp_path / "other.ome.tif"
+    _write_described(other, frames, '<OME><BinaryOnly MetadataFile="first.ome.tif"/></OME>')
+    with pytest.raises(MovieError, match=r"other\.ome\.tif: is not described by"):
+        open_movie(other)
+    second.unlink()
+    with pytest.raises(MovieError, match=r"lacks 3 pages, from frame 4 on.*one folder"):
+        open_movie(renamed)
 
 
 def test_an_aborted_acquisition_is_read_as_the_pages_it_has(frames, tmp_path):
     path = tmp_path / "renamed.ome.tif"
     planes = "".join(_tiff_data("urn:0", "was.ome.tif", t, t) for t in range(100))
-    for said in (planes, "<TiffData/>", ""):
+    for said in (planes, "<TiffData/>"):
         _write_described(path, frames, _ome_xml("urn:0", said, 100))
         np.testing.assert_array_equal(_read(path)[:, 0], frames)
     # The last of 7 pages is a frame that lacks its second channel.
-    _write_described(path, frames, _ome_xml("urn:0", "", 100, channels=2))
+    _write_described(path, frames, _ome_xml("urn:0", "<TiffData/>", 100, channels=2))
     np.testing.assert_array_equal(_read(path), frames[:6].reshape(3, 2, 12, 10))
 
 
@@ -490,14 +418,14 @@ def test_an_aborted_acquisition_is_read_as_the_pages_it_has(frames, tmp_path):
     ("planes", "message"),
     [
         ('<TiffData IFD="0" PlaneCount="5"/>', "describes 5 of its 7 pages"),
-        ("<TiffData/><TiffData/>", "7 more than once"),
-        ('<TiffData FirstT="1"/>', "7 pages"),
-        ('<TiffData PlaneCount="3"/><TiffData IFD="3" FirstT="9" PlaneCount="4"/>', "7 pa"),
+        ('<TiffData FirstT="1"/>', "lacks 93 pages, from frame 0"),
+        ('<TiffData PlaneCount="3"/><TiffData IFD="3" FirstT="9" PlaneCount="4"/>', "from"),
         ('<TiffData IFD="-1"/>', "describes"),
         ('<TiffData IFD="many"/>', "many"),
-        ('<TiffData PlaneCount="1099511627776" FirstT="-9"/>', "7 pages"),
+        ('<TiffData PlaneCount="1099511627776" FirstT="-9"/>', "broken"),
         ("<TiffData>", "broken"),
-        ('</Pixels><Pixels SizeC="1" SizeZ="1" SizeT="3">', "2 images"),
+        ("", "is not described"),
+        ('</Pixels><Pixels SizeC="1" SizeZ="1" SizeT="3">', "broken"),
     ],
 )
 def test_ome_xml_that_does_not_fit_the_pages_is_refused(planes, message, frames, tmp_path):
@@ -508,27 +436,53 @@ def test_ome_xml_that_does_not_fit_the_pages_is_refused(planes, message, frames,
     assert str(caught.value).startswith(f"{path}: ")
 
 
-def test_entities_in_ome_xml_are_not_expanded(frames, tmp_path):
-    path = tmp_path / "movie.ome.tif"
-    xml = _ome_xml("urn:0", "&b;", 7).replace(
-        "<OME", '<!DOCTYPE OME [<!ENTITY a "aaaa"><!ENTITY b "&a;&a;">]><OME', 1
-    )
-    _write_described(path, frames, xml)
-    with pytest.raises(MovieError, match="entities"):
-        open_movie(path)
-
-
 def test_names_in_ome_xml_lead_to_no_other_folder(frames, tmp_path):
     (tmp_path / "in").mkdir()
     _write_described(tmp_path / "other.tif", frames, None)
     path = tmp_path / "in" / "movie.ome.tif"
     planes = '<TiffData IFD="0"/>' + _tiff_data("urn:1", "../other.tif", 0, 1)
     _write_described(path, frames[:1], _ome_xml("urn:0", planes, 2))
-    with pytest.raises(MovieError, match=r" other\.tif, which"):
+    with pytest.raises(MovieError, match="lacks 1 pages"):
         open_movie(path)
 
 
 # ---- What cannot be read ----
+
+
+def test_colour_is_refused(tmp_path):
+    path = tmp_path / "movie.tif"
+    tifffile.imwrite(path, np.zeros((2, 12, 10, 3), np.uint8), photometric="rgb")
+    with pytest.raises(MovieError, match=r"3 samples a pixel \(colour\)"):
+        open_movie(path)
+
+
+def test_a_missing_package_is_named_with_the_extra_that_brings_it(tmp_path, monkeypatch):
+    path = tmp_path / "movie.tif"
+    path.write_bytes(b"II")
+    for name in [name for name in sys.modules if name.startswith("jaxbkgd._movies.tiff")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delattr("jaxbkgd._movies.tiff")
+    monkeypatch.setitem(sys.modules, "tifffile", None)
+    with pytest.raises(MovieError, match=r"tifffile.* pip install 'jaxbkgd\[movies\]'"):
+        open_movie(path)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "ImageJ=1.11a\nimages=1099511627776\n",
+        json.dumps({"shape": [2**40, 12, 10], "axes": "TYX"}),
+        json.dumps({"shape": [2, 4, 12, 10], "axes": "CTYX"}),
+    ],
+)
+def test_axes_that_do_not_fit_the_pages_are_refused(said, frames, tmp_path):
+    path = tmp_path / "movie.tif"
+    for count in (1, 7):
+        _write_described(path, frames[:count], said)
+        with pytest.raises(
+            MovieError, match=r"truncated: it says (1099511627776|8) frames"
+        ):
+            open_movie(path)
 
 
 def test_a_page_of_another_size_or_type_is_named(frames, tmp_path):
@@ -537,15 +491,8 @@ def test_a_page_of_another_size_or_type_is_named(frames, tmp_path):
         with tifffile.TiffWriter(path) as writer:
             for frame in (*frames[:4], other, *frames[5:]):
                 writer.write(frame, photometric="minisblack", metadata=None)
-        with pytest.raises(MovieError, match=r"page 4 is .*12 x 10 px of uint16"):
+        with pytest.raises(MovieError, match=r"page 4 is .*\(12, 10\) of uint16"):
             open_movie(path)
-
-
-def test_colour_is_refused(tmp_path):
-    path = tmp_path / "movie.tif"
-    tifffile.imwrite(path, np.zeros((2, 12, 10, 3), np.uint8), photometric="rgb")
-    with pytest.raises(MovieError, match=r"3 samples a pixel \(colour\)"):
-        open_movie(path)
 
 
 def test_a_corrupt_page_is_named(frames, tmp_path):
@@ -562,53 +509,10 @@ def test_a_corrupt_page_is_named(frames, tmp_path):
             movie.read(2, 7)
 
 
-def test_a_missing_codec_shows_when_the_movie_is_opened(frames, tmp_path):
-    path = tmp_path / "movie.tif"
-    _write(path, frames, metadata=None)
-    with tifffile.TiffFile(path, mode="r+") as tiff:
-        for index in range(7):
-            _page(tiff, index).tags["Compression"].overwrite(34712)
-    with pytest.raises(MovieError, match=r"frame [06] of 7 cannot be read"):
-        open_movie(path)
-
-
-def test_a_missing_package_is_named_with_the_extra_that_brings_it(
-    frames, tmp_path, monkeypatch
-):
-    path = tmp_path / "movie.tif"
-    _write(path, frames, compression="lzw")
-    message = r"needs .*{}.* pip install 'jaxbkgd\[movies\]'"
-    find = importlib.util.find_spec
-    with monkeypatch.context() as patch:
-        patch.setattr(
-            importlib.util, "find_spec", lambda n: None if n == "imagecodecs" else find(n)
-        )
-        patch.setattr(
-            tifffile.TiffPage,
-            "asarray",
-            lambda *_, **__: exec("raise ValueError('requires the imagecodecs package')"),
-        )
-        with pytest.raises(MovieError, match=message.format("imagecodecs")):
-            open_movie(path)
-    for name in [name for name in sys.modules if name.startswith("jaxbkgd._movies.")]:
-        if name.rpartition(".")[2] in (
-            "tiff",
-            "tiff_pages",
-            "tiff_pixels",
-            "ome",
-            "ndtiff",
-        ):
-            monkeypatch.delitem(sys.modules, name)
-            monkeypatch.delattr(name)
-    monkeypatch.setitem(sys.modules, "tifffile", None)
-    with pytest.raises(MovieError, match=message.format("tifffile")):
-        open_movie(path)
-
-
 def test_pixels_behind_the_end_are_named_when_the_movie_is_opened(frames, tmp_path):
     path = tmp_path / "movie.tif"
-    for write in (_write_page_by_page, _write_strips):
-        write(path, frames)
+    for way in ("page by page", "strips"):
+        WRITERS[way][0](path, frames)
         with tifffile.TiffFile(path, mode="r+") as tiff:
             tag = _page(tiff, 5).tags["StripOffsets"]
             tag.overwrite([offset + 10**6 for offset in tag.value])
@@ -674,70 +578,26 @@ def test_random_damage_gives_frames_or_one_clear_error(way, frames, tmp_path):
         assert _is_clear(result, path) or np.ndim(result) == 4
 
 
-def test_headers_that_lie_take_no_memory(frames, tmp_path):
-    path = tmp_path / "movie.tif"
-    lies = [
-        ("ImageWidth", 2**31),
-        ("ImageLength", 2**31),
-        ("StripByteCounts", 2**31),
-        ("StripOffsets", 2**31),
-        ("BitsPerSample", 60000),
-        ("SamplesPerPixel", 60000),
-        ("RowsPerStrip", 2**31),
-    ]
-    for compression in (None, "zlib"):
-        for name, value in lies:
-            _write(path, frames, metadata=None, compression=compression)
-            with tifffile.TiffFile(path, mode="r+") as tiff:
-                _page(tiff, 0).tags[name].overwrite(value)
-                for tag in ("ImageLength", "ImageWidth"):
-                    if name in ("ImageLength", "ImageWidth"):
-                        _page(tiff, 0).tags[tag].overwrite(2**20)
-            tracemalloc.start()
-            result = _read_or_error(path)
-            _, peak_bytes = tracemalloc.get_traced_memory()
-            tracemalloc.stop()
-            assert _is_clear(result, path) or name in ("RowsPerStrip", "StripByteCounts")
-            # The pages have 2 kB. tifffile allocates a megabyte for its own tables when
-            # it is first used, and a page of 2^40 pixels would have a terabyte.
-            assert peak_bytes < 20e6
+LIES = ("ImageWidth", "StripByteCounts", "StripOffsets", "BitsPerSample", "SamplesPerPixel")
 
 
-def test_pixels_that_would_decode_to_gigabytes_are_refused(frames, tmp_path):
+@pytest.mark.parametrize("compression", [None, "zlib"])
+@pytest.mark.parametrize("name", LIES)
+def test_headers_that_lie_take_no_memory(name, compression, frames, tmp_path):
     path = tmp_path / "movie.tif"
-    _write(path, frames, metadata=None, compression="zlib")
-    bomb = zlib.compress(bytes(2**24), 1)
+    _write(path, frames, metadata=None, compression=compression)
     with tifffile.TiffFile(path, mode="r+") as tiff:
-        _page(tiff, 0).tags["StripOffsets"].overwrite(path.stat().st_size)
-        _page(tiff, 0).tags["StripByteCounts"].overwrite(len(bomb))
-    with path.open("ab") as file:
-        file.write(bomb)
-    with pytest.raises(MovieError, match=f"frame 0 .*240 bytes take {len(bomb)} in the"):
-        open_movie(path)
-
-
-def test_stacks_that_are_said_to_be_long_are_refused_at_once(frames, tmp_path):
-    path = tmp_path / "movie.tif"
-    for said in (
-        "ImageJ=1.11a\nimages=1099511627776\n",
-        json.dumps({"shape": [2**40, 12, 10], "axes": "TYX"}),
-    ):
-        _write_described(path, frames[:1], said)
-        with pytest.raises(MovieError, match="truncated: its header says 1099511627776"):
-            open_movie(path)
-
-
-def test_a_movie_cut_while_it_is_read_names_the_frame(tmp_path):
-    frames = np.ones((7, 120, 100), np.uint16)
-    path = tmp_path / "movie.tif"
-    for way in ("pages", "page by page", "ImageJ, one page"):
-        WRITERS[way][0](path, frames)
-        with open_movie(path) as movie:
-            state = movie.state()
-            path.write_bytes(path.read_bytes()[: frames[:4].nbytes])
-            with pytest.raises(MovieError, match="frame 3 of 7"):
-                movie.read(2, 7)
-            assert movie.state() != state
+        for tag in ("ImageWidth", "ImageLength") if "Image" in name else (name,):
+            lie = 2**20 if "Image" in tag else 60000 if "Sample" in tag else 2**31
+            _page(tiff, 0).tags[tag].overwrite(lie)
+    tracemalloc.start()
+    result = _read_or_error(path)
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert _is_clear(result, path) or name == "StripByteCounts"
+    # The pages have 2 kB. tifffile allocates a megabyte for its own tables when it is first
+    # used, and a page of 2^40 pixels would have a terabyte.
+    assert peak_bytes < 20e6
 
 
 @pytest.mark.parametrize("way", ["page by page", "deflated"])
@@ -835,19 +695,6 @@ def test_a_resumed_movie_is_identical_to_an_uninterrupted_one(name, tmp_path):
     assert (tmp_path / name).read_bytes() == (tmp_path / "a" / name).read_bytes()
 
 
-def test_threads_write_one_movie(tmp_path):
-    layout = Layout((64, 1, 12, 10), np.dtype("f4"), 1)
-    frames = _stack(layout)
-    sink = TiffSink(tmp_path / "bkgd.tif", layout)
-    sink.begin()
-    with ThreadPoolExecutor(8) as pool:
-        list(
-            pool.map(lambda start: sink.write(start, frames[start : start + 1]), range(64))
-        )
-    sink.commit()
-    np.testing.assert_array_equal(_read(tmp_path / "bkgd.tif"), frames)
-
-
 def test_a_draft_of_another_movie_is_not_resumed(tmp_path):
     path = tmp_path / "bkgd.tif"
     sink = TiffSink(path, _layout())
@@ -886,18 +733,6 @@ def test_a_full_disk_is_one_line_and_the_draft_goes_on_later(tmp_path, monkeypat
     _fill(sink, (3, 6))
     sink.commit()
     np.testing.assert_array_equal(_read(path), _stack(_layout()))
-
-
-def test_a_sink_that_is_closed_refuses_frames(tmp_path):
-    sink = TiffSink(tmp_path / "bkgd.tif", _layout())
-    sink.begin()
-    _fill(sink, (0,))
-    sink.close()
-    before = sink.draft.read_bytes()
-    with pytest.raises(MovieError, match="closed"):
-        _fill(sink, (3,))
-    assert sink.draft.read_bytes() == before
-    sink.discard()
 
 
 @pytest.mark.skipif(not hasattr(os.stat_result, "st_blocks"), reason="no sparse files")

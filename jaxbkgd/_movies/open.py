@@ -84,7 +84,7 @@ def _open_path(path: Path) -> Movie:
     if path.stat().st_size == 0:
         raise MovieError(f"{path}: is empty")
     match path.suffix.lower():
-        case ".tif" | ".tiff" | ".btf" | ".tf8" | ".stk" | ".lsm":
+        case ".tif" | ".tiff" | ".btf" | ".tf8" | ".stk":
             from . import tiff
 
             return tiff.open_tiff(path)
@@ -93,9 +93,9 @@ def _open_path(path: Path) -> Movie:
 
             return zarr.open_zarr(path)
         case ".index":
-            from . import ndtiff
+            from . import tiff
 
-            return ndtiff.open_ndtiff(path)
+            return tiff.open_ndtiff(path)
         case ".dax" | ".inf":
             return open_dax(path)
         case ".raw" | ".yaml":

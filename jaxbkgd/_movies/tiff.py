@@ -1,21 +1,22 @@
-"""TIFF files: the channels and the order of frames, and the units of their pixels."""
+"""TIFF files: the channels and the order of their frames, and the units of their pixels.
 
-import dataclasses
-import json
+tifffile arranges the pages of OME-TIFF (docs.openmicroscopy.org/ome-model) and NDTiff
+(github.com/micro-manager/NDStorage), but reads missing files and pages as zeros, and
+positions as frames, so these are refused here.
+"""
+
 import logging
 import math
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import tifffile
 from jaxtyping import Int
 
-from .movie import Movie, MovieError, one_line
-from .ndtiff import find_index, open_ndtiff
-from .ome import LENGTHS_UM, open_ome, positive_in, TIMES_S
-from .tiff_pages import find_pages, Pages
-from .tiff_pixels import TiffPixels
+from .movie import Movie, MovieError
+from .tiff_pages import clear_errors, find_pages, Pages, read_metadata, TiffPixels
 
 
 # tifffile logs what it finds in a broken file, and a MovieError says it. Without a handler
@@ -26,232 +27,265 @@ logging.getLogger("tifffile").addHandler(logging.NullHandler())
 # No microscope has camera pixels larger than this in its sample.
 _MAX_PLAUSIBLE_PIXEL_UM = 10.0
 
-# Axes of tifffile: tile, mosaic and phase, which is how it reads a P for position.
+# Axes of tifffile: tile, mosaic and phase (for position).
 _POSITION_AXES = "RMP"
 
-# The calibration functions of ImageJ (ij.measure.Calibration): a straight line, and none.
-_STRAIGHT_LINE, _NO_FUNCTION = 0, 20
+_LENGTHS_UM = {
+    "pm": 1e-6, "Å": 1e-4, "angstrom": 1e-4, "nm": 1e-3, "nanometer": 1e-3,
+    "um": 1.0, "micron": 1.0, "microns": 1.0, "micrometer": 1.0, "micrometre": 1.0,
+    "mm": 1e3, "cm": 1e4, "m": 1e6, "in": 2.54e4, "inch": 2.54e4,
+}  # fmt: skip
+_TIMES_S = {
+    "ns": 1e-9, "us": 1e-6, "ms": 1e-3, "msec": 1e-3,
+    "s": 1.0, "sec": 1.0, "second": 1.0, "seconds": 1.0, "min": 60.0, "h": 3600.0,
+}  # fmt: skip
+
+# No movie has more planes. A damaged description may say so, and would fill the memory.
+_MAX_PLANES = 10_000_000
 
 
 def open_tiff(path: Path, *, is_part: bool = False) -> Movie:
-    """A TIFF, BigTIFF, OME-TIFF, NDTiff, ImageJ, MetaMorph, Zeiss LSM or ScanImage file.
+    """A TIFF, BigTIFF, OME-TIFF, NDTiff, ImageJ, MetaMorph or ScanImage file.
 
-    Every page is a frame of a channel. Channels are those that OME-XML, ImageJ,
-    Micro-Manager or tifffile say; times and depths become frames, in the order of the file.
-    The other files of an OME-TIFF are read from the same folder. Pixel sizes are those of
-    OME-XML, of ImageJ or else of the resolution tags if these are at most 10 um, as those
-    of a printer are not. A part of a movie may say how many frames the whole has.
+    Channels are those that OME-XML, ImageJ, Micro-Manager or tifffile say; times and depths
+    become frames, in the order of the file. Pixel sizes are those of OME-XML, of ImageJ or
+    else of the resolution tags if these are at most 10 um. A part of a movie may say how
+    many frames the whole has.
     """
-    try:
-        return _open(path, is_part)
-    except (MovieError, OSError, ModuleNotFoundError):
-        raise
-    except tifffile.TiffFileError as error:
-        raise MovieError(f"{path}: is not a TIFF file ({one_line(error)})") from error
-    except Exception as error:
-        # tifffile raises errors of many types on damage.
-        raise MovieError(
-            f"{path}: its description is broken ({one_line(error)})"
-        ) from error
-
-
-def _open(path: Path, is_part: bool) -> Movie:
-    with tifffile.TiffFile(path) as tiff:
+    with clear_errors(path), tifffile.TiffFile(path) as tiff:
         page = tiff.pages.first
-        dtype = _pixel_type(path, page)
-        index = find_index(path.parent) if tiff.is_micromanager else None
-        if index is not None and path.parent == index.parent and not tiff.is_ome:
-            return open_ndtiff(index)
+        size = _pixel_size(page)
         if tiff.is_ome:
-            movie = open_ome(path, page.description, dtype)
-            movie.pixel_size_um = movie.pixel_size_um or _plain_pixel_size(page)
+            movie = _open_ome(path, page.description)
+            movie.pixel_size_um = movie.pixel_size_um or size
             return movie
+        index = find_index(path.parent) if tiff.is_micromanager else None
+        if index is not None and path.parent == index.parent:
+            return open_ndtiff(index)
         pages = find_pages(path)
-        if tiff.is_lsm and path.stat().st_size >= 2**32:
-            raise MovieError(
-                f"{path}: is an LSM file above 4 GB, whose offsets are not read; save it "
-                "as OME-TIFF"
-            )
-        metadata, axes = read_axes(tiff)
-        if tiff.is_micromanager:
-            _refuse_unfinished(path, tiff)
-        pages = find_frames_behind_one_page(pages, axes, is_part=is_part)
-        order = _arrange(path, len(pages), axes, is_part)
+        order = _arrange(pages, is_part)
+        metadata, scale = read_metadata(tiff), (0.0, 1.0)
         format = "BigTIFF" if tiff.is_bigtiff else "TIFF"
-        size, scale = _plain_pixel_size(page), (0.0, 1.0)
-        if tiff.is_stk:
-            format = "MetaMorph STK"
+        if tiff.is_micromanager:
+            # It writes the OME-XML when it finishes a file.
+            summary = (tiff.micromanager_metadata or {}).get("Summary", {})
+            said = [int(summary.get(key) or 1) for key in ("Channels", "Positions")]
+            if max(said) > 1:
+                what = f"{said[0]} channels and {said[1]} positions without OME-XML"
+                raise MovieError(f"{path}: says {what}; save each position anew")
         if tiff.is_imagej:
             format = "ImageJ TIFF"
-            size = _imagej_pixel_size(page, metadata) or size
-            scale = _imagej_scale(path, metadata, dtype)
-    return Movie(
-        TiffPixels(str(path), [pages], order, dtype, scale),
-        name=str(path),
-        format=format,
-        paths=[path],
-        pixel_size_um=size,
-        frame_interval_s=positive_in(
-            metadata.get("finterval"), metadata.get("tunit"), TIMES_S, "s"
-        ),
-    )
-
-
-def _pixel_type(path: Path, page: tifffile.TiffPage) -> np.dtype:
-    if page.samplesperpixel > 1:
-        raise MovieError(
-            f"{path}: has {page.samplesperpixel} samples a pixel (colour); convert it to "
-            "a grey-scale movie for each channel"
-        )
-    if page.dtype is None or page.ndim != 2:
-        raise MovieError(
-            f"{path}: has pages of {page.ndim} dimensions and pixels of type {page.dtype}; "
-            "save every frame as a page of integers or floating-point numbers"
-        )
-    return np.dtype(page.dtype)
-
-
-def _refuse_unfinished(path: Path, tiff: tifffile.TiffFile) -> None:
-    """Micro-Manager writes the OME-XML when it finishes a file."""
-    summary = (tiff.micromanager_metadata or {}).get("Summary", {})
-    channels, positions = (int(summary.get(k) or 1) for k in ("Channels", "Positions"))
-    if max(channels, positions) > 1:
-        raise MovieError(
-            f"{path}: Micro-Manager says {channels} channels and {positions} positions, "
-            "but its OME-XML or index is missing; open it in Micro-Manager, and save each "
-            "position anew"
+            size = _pixel_size(page, str(metadata.get("unit", "pixel"))) or size
+            scale = _imagej_scale(pages, metadata)
+        interval = metadata.get("finterval")
+        return Movie(
+            TiffPixels(str(path), [pages], order, scale),
+            name=str(path),
+            format=format,
+            paths=[path],
+            pixel_size_um=size,
+            frame_interval_s=_positive_in(interval, metadata.get("tunit"), _TIMES_S, "s"),
         )
 
 
-# ---- Channels, and the order of frames ----
-
-Axes = list[tuple[str, int]]
-
-
-def read_axes(tiff: tifffile.TiffFile) -> tuple[dict[str, Any], Axes]:
-    """The metadata of ImageJ or tifffile, and the axes of the pages, slowest first."""
-    metadata: dict[str, Any] = {}
-    description = tiff.pages.first.description
-    if tiff.is_imagej:
-        metadata = tiff.imagej_metadata or {}
-        keys = (("T", "frames"), ("Z", "slices"), ("C", "channels"))
-        axes = [(axis, int(metadata.get(key, 1))) for axis, key in keys]
-        images = int(metadata.get("images", 1))
-        is_whole = math.prod(length for _, length in axes) >= images
-        return metadata, axes if is_whole else [("T", images)]
-    if description.startswith('{"shape":'):
-        metadata = json.loads(description)
-        shape = metadata["shape"]
-        names = metadata.get("axes", "T" * (len(shape) - 2) + "YX")
-        if names.endswith("YX") and len(names) == len(shape):
-            return metadata, list(zip(names[:-2], map(int, shape[:-2]), strict=True))
-    if tiff.is_stk or tiff.is_scanimage or tiff.is_fluoview or tiff.is_lsm:
-        series = tiff.series[0]
-        if series.axes.endswith("YX"):
-            return metadata, list(zip(series.axes[:-2], series.shape[:-2], strict=True))
-    return metadata, []
-
-
-def find_frames_behind_one_page(pages: Pages, axes: Axes, *, is_part: bool) -> Pages:
-    """ImageJ (above 4 GB) and MetaMorph describe a whole stack in its first page."""
-    frames = math.prod(length for _, length in axes)
-    if len(pages) > 1 or frames == 1:
-        return pages
-    place, size = int(pages.places[0]), pages.kind.frame_bytes
-    whole = (pages.file_bytes - place) // size if place > 0 else 1
-    if is_part:
-        frames = min(frames, whole)
-    if whole < frames:
-        raise MovieError(
-            f"{pages.path}: truncated: its header says {frames} frames, but the file "
-            f"ends in frame {whole}; copy it again, or, if it is a part of a movie, open "
-            "the folder"
-        )
-    return dataclasses.replace(
-        pages,
-        directories=np.repeat(pages.directories, frames),
-        places=place + size * np.arange(frames),
-    )
-
-
-def _arrange(
-    path: Path, pages: int, axes: Axes, is_part: bool
-) -> Int[np.ndarray, "frames channels"]:
-    names, lengths = [axis for axis, _ in axes], [length for _, length in axes]
-    numbers = np.arange(pages)
-    for axis, length in axes:
-        if axis in _POSITION_AXES and length > 1:
-            raise MovieError(
-                f"{path}: has {length} positions or tiles (axis {axis}), which are no "
-                "frames; save each as a movie of its own"
-            )
-    if dict(axes).get("C", 1) == 1:
-        if pages < math.prod(lengths) and not is_part:
-            raise MovieError(
-                f"{path}: truncated: it says {math.prod(lengths)} frames, but has {pages}; "
-                "copy it again, or, if it is a part of a movie, open the folder"
-            )
-        return numbers[:, None]
-    channels = dict(axes)["C"]
-    if pages % math.prod(lengths) and names[-1] == "C":
-        names, lengths = ["C"], [channels]
-    if min(lengths) < 1 or pages % math.prod(lengths):
-        raise MovieError(
-            f"{path}: broken: it says {' x '.join(f'{n} {a}' for a, n in axes)}, but has "
-            f"{pages} pages; save it anew, so that both agree"
-        )
+def _arrange(pages: Pages, is_part: bool) -> Int[np.ndarray, "frames channels"]:
+    """The pages of frames and channels, by the axes that the file says."""
+    axes, frames, count = dict(pages.axes), pages.said_frames, len(pages)
+    said = " x ".join(f"{length} {axis}" for axis, length in axes.items())
+    if any(axis in _POSITION_AXES and length > 1 for axis, length in axes.items()):
+        raise MovieError(f"{pages.path}: holds positions ({said}); save each as a movie")
+    channels = axes.get("C", 1)
+    if channels == 1 and (count >= frames or is_part):
+        return np.arange(count)[:, None]
+    if channels > 1 and count % frames and list(axes)[-1] == "C":
+        # The acquisition was stopped before its times and depths were full.
+        axes, frames = {"C": channels}, channels
+    if channels == 1 or frames < 1 or count % frames:
+        what = f"truncated: it says {frames} frames ({said}), but has {count}"
+        raise MovieError(f"{pages.path}: {what}; copy it again, or open its folder")
     # Where more was appended, the axes come again.
-    numbers = numbers.reshape(-1, *lengths)
-    return np.moveaxis(numbers, 1 + names.index("C"), -1).reshape(-1, channels)
+    numbers = np.arange(count).reshape(-1, *axes.values())
+    return np.moveaxis(numbers, 1 + list(axes).index("C"), -1).reshape(-1, channels)
 
 
-# ---- Units ----
-
-
-def _resolution(page: tifffile.TiffPage) -> tuple[list[float], int]:
-    """Pixels per unit, (y, x), and the unit: 2 is an inch, 3 a centimetre."""
-    unit = page.tags.valueof(296, 2)
-    rationals = [page.tags.valueof(code, (0, 1)) for code in (283, 282)]
-    return [n / d if n and d else math.inf for n, d in rationals], int(unit)
-
-
-def _plain_pixel_size(page: tifffile.TiffPage) -> tuple[float, float] | None:
-    resolution, unit = _resolution(page)
-    name = {2: "inch", 3: "cm"}.get(unit)
-    y, x = (positive_in(1 / per_unit, name, LENGTHS_UM, "none") for per_unit in resolution)
-    return (y, x) if y and x and max(y, x) <= _MAX_PLAUSIBLE_PIXEL_UM else None
-
-
-def _imagej_pixel_size(
-    page: tifffile.TiffPage, metadata: dict[str, Any]
+def _pixel_size(
+    page: tifffile.TiffPage, imagej_unit: str = ""
 ) -> tuple[float, float] | None:
-    resolution, unit = _resolution(page)
+    """The size (y, x) by the resolution tags, whose unit ImageJ says elsewhere."""
     # With "um", ImageJ itself takes a resolution per cm as that.
-    name = "cm" if unit == 3 else metadata.get("unit", "pixel")
-    y, x = (positive_in(1 / per_unit, str(name), LENGTHS_UM, "") for per_unit in resolution)
-    return (y, x) if y and x else None
+    units = {2: imagej_unit or "inch", 3: "cm"}
+    unit = units.get(int(page.tags.valueof(296, 2)), imagej_unit)
+    rationals = [page.tags.valueof(code, (0, 1)) for code in (283, 282)]
+    y, x = (_positive_in(d / n if n else 0, unit, _LENGTHS_UM, "") for n, d in rationals)
+    is_plausible = y and x and (imagej_unit or max(y, x) <= _MAX_PLAUSIBLE_PIXEL_UM)
+    return (y, x) if y and x and is_plausible else None
 
 
-def _imagej_scale(
-    path: Path, metadata: dict[str, Any], dtype: np.dtype
-) -> tuple[float, float]:
-    """Offset and slope from the stored pixels to the values that ImageJ shows.
-
-    ImageJ stores signed 16-bit pixels with 32768 added, and calibrates no floats.
-    """
-    function = metadata.get("cf", _NO_FUNCTION)
-    if function == _NO_FUNCTION or dtype.kind == "f":
+def _imagej_scale(pages: Pages, metadata: dict[str, Any]) -> tuple[float, float]:
+    """Offset and slope from stored pixels, unless they are floats, to those of ImageJ."""
+    # Of the functions of ij.measure.Calibration, 0 is a straight line and 20 none.
+    function, offset, slope = map(metadata.get, ("cf", "c0", "c1"), (20, 0, 1))
+    if function == 20 or pages.dtype.kind == "f":
         return 0.0, 1.0
-    offset, slope = (metadata.get(key, default) for key, default in (("c0", 0), ("c1", 1)))
-    is_number = all(isinstance(number, int | float) for number in (offset, slope))
-    if (
-        function != _STRAIGHT_LINE
-        or not is_number
-        or not math.isfinite(offset)
-        or not slope
-    ):
-        raise MovieError(
-            f"{path}: ImageJ calibrates its pixels by a function (cf={function}, "
-            f"c0={offset}, c1={slope}) that is not read; convert it to 32-bit in ImageJ"
-        )
-    return float(offset), float(slope)
+    if function == 0 and math.isfinite(offset) and slope:
+        return float(offset), float(slope)
+    what = f"by a function (cf={function}, c0={offset}, c1={slope}) that is not read"
+    raise MovieError(f"{pages.path}: ImageJ calibrates it {what}; convert it to 32-bit")
+
+
+def find_index(folder: Path) -> Path | None:
+    """The index of NDTiff, which is in the folder or in its full resolution."""
+    places = (folder / "NDTiff.index", folder / "Full resolution" / "NDTiff.index")
+    return next((place for place in places if place.is_file()), None)
+
+
+def open_ndtiff(index: Path) -> Movie:
+    """The movie that an index of NDTiff describes. Times and depths are frames."""
+    names = sorted({Path(name).name for _, name, *_ in tifffile.read_ndtiff_index(index)})
+    missing = [name for name in names if not (index.parent / name).is_file()]
+    if missing or not names:
+        what = f"{', '.join(missing)}, which is not beside it" if missing else "no frame"
+        raise MovieError(f"{index}: names {what}; put all files of the movie in one folder")
+    first = index.parent / names[0]
+    with clear_errors(index), tifffile.TiffFile(first, is_ndtiff=True) as tiff:
+        order, files = _arrange_series(index, tiff.series, first)
+        summary = (tiff.micromanager_metadata or {}).get("Summary", {})
+    size = _positive_in(summary.get("PixelSize_um"), "um", _LENGTHS_UM, "um")
+    return Movie(
+        TiffPixels(str(index.parent), files, order),
+        name=str(index.parent),
+        format="NDTiff",
+        paths=[index, *(pages.path for pages in files)],
+        pixel_size_um=None if size is None else (size, size),
+        frame_interval_s=_positive_in(summary.get("Interval_ms"), "ms", _TIMES_S, "ms"),
+    )
+
+
+def _open_ome(path: Path, xml: str) -> Movie:
+    """The movie that a file with this OME-XML is a part of."""
+    describing, opened, root = path, path, _parse(path, xml)
+    refers = root.find("{*}BinaryOnly")
+    if refers is not None:
+        describing = path.parent / PureWindowsPath(refers.get("MetadataFile", "")).name
+        if not describing.is_file():
+            what = f"a part of a movie that {describing.name} describes"
+            raise MovieError(f"{path}: is {what}; put all of its files in one folder")
+        if describing.suffix.lower() in (".ome", ".xml"):
+            root = _parse(describing, describing.read_text("utf-8"))
+        else:
+            opened, root = (
+                describing,
+                _parse(describing, str(tifffile.tiffcomment(describing))),
+            )
+    images = root.findall("{*}Image/{*}Pixels")
+    if not images:
+        raise MovieError(f"{describing}: its OME-XML describes no image")
+    named = [[f.get("FileName") for f in each.iterfind(".//{*}UUID")] for each in images]
+    pixels = images[max(range(len(images)), key=lambda i: path.name in named[i])]
+    uuids = {root.get("UUID"), *(f.text for f in pixels.iterfind(".//{*}UUID"))} - {None}
+    xml = ElementTree.tostring(root, "unicode")
+    with tifffile.TiffFile(opened, omexml=xml, is_ome=True, is_mmstack=False) as tiff:
+        series = [each for each in tiff.series if each.kind == "ome"]
+        is_joined = root.find(".//{*}StageLabel") is None
+        order, files = _arrange_series(describing, series, path, uuids, is_joined)
+    size = [
+        _positive_in(pixels.get(name), pixels.get(f"{name}Unit"), _LENGTHS_UM, "um")
+        for name in ("PhysicalSizeY", "PhysicalSizeX")
+    ]
+    interval, unit = (pixels.get(name) for name in ("TimeIncrement", "TimeIncrementUnit"))
+    return Movie(
+        TiffPixels(str(describing), files, order),
+        name=str(describing),
+        format="OME-TIFF",
+        paths=[pages.path for pages in files],
+        pixel_size_um=(size[0], size[1]) if size[0] and size[1] else None,
+        frame_interval_s=_positive_in(interval, unit, _TIMES_S, "s"),
+    )
+
+
+def _parse(path: Path, xml: str) -> ElementTree.Element:
+    """OME-XML with files that are beside `path`, as tifffile reads it."""
+    root = ElementTree.fromstring(xml.encode())
+    for file in root.iterfind(".//{*}UUID"):
+        # Folders are those of the computer that wrote the file.
+        file.set("FileName", PureWindowsPath(file.get("FileName", "")).name)
+    for pixels in root.iterfind(".//{*}Pixels"):
+        planes = math.prod(int(pixels.get(f"Size{axis}", 1)) for axis in "CZT")
+        counts = [int(d.get("PlaneCount", 1)) for d in pixels.iterfind("{*}TiffData")]
+        if not 0 < planes <= _MAX_PLANES or max(counts, default=0) > _MAX_PLANES:
+            raise MovieError(f"{path}: its OME-XML is broken: it says {planes} planes")
+    return root
+
+
+def _arrange_series(
+    describing: Path,
+    series: list[tifffile.TiffPageSeries],
+    asked: Path,
+    uuids: set[str | None] | None = None,
+    is_joined: bool = False,
+) -> tuple[Int[np.ndarray, "frames channels"], list[Pages]]:
+    """The pages of frames and channels in the series that the file `asked` belongs to,
+    counted over its files, and the files. Series of a page each may be joined. `uuids` are
+    those of files in OME-XML.
+
+    An acquisition that was stopped lacks channels of its last frame, which is left out.
+    """
+    there = asked.resolve().name
+    found = [
+        each
+        for each in series
+        if any(page and page.parent.filehandle.name == there for page in each.pages)
+    ]
+    if not found:
+        raise MovieError(f"{asked}: is not described by {describing}; save it anew")
+    axes, shape = found[0].get_axes(squeeze=False), found[0].get_shape(squeeze=False)
+    lengths = dict(zip(axes[: axes.index("Y")], shape, strict=False))
+    others = math.prod(length for axis, length in lengths.items() if axis not in "TZC")
+    if len(found) > 1 and is_joined and all(len(each.pages) == 1 for each in found):
+        lengths = {"T": len(found)}
+    elif others * len(found) > 1:
+        what = f"{others * len(found)} images or positions"
+        raise MovieError(f"{describing}: holds {what}; save each as a movie of its own")
+    planes = [
+        page and (page.parent.filehandle.path, page.offset or page.dataoffsets[0])
+        for each in found
+        for page in each.pages
+    ]
+    files: list[Pages] = []
+    numbers: dict[Any, int] = {}
+    for path in dict.fromkeys(plane[0] for plane in planes if plane):
+        start = sum(map(len, files))
+        files.append(find_pages(Path(path), files[0] if files else None))
+        for offsets in (files[-1].places.tolist(), files[-1].directories.tolist()):
+            numbers |= {(path, offset): start + i for i, offset in enumerate(offsets)}
+    order = np.array([numbers.get(plane, -1) for plane in planes])
+    channels = lengths.setdefault("C", 1)
+    order = order.reshape(*lengths.values())
+    order = np.moveaxis(order, list(lengths).index("C"), -1).reshape(-1, channels)
+    described, total = np.unique(order[order >= 0]).size, sum(map(len, files))
+    is_full = order.min(axis=1) >= 0
+    count = int(is_full.sum())
+    is_stopped = count and is_full[:count].all() and (order[count + 1 :] < 0).all()
+    if uuids is not None and described < total:
+        problem = f"describes {described} of its {total} pages"
+    elif count < len(order) and (len(uuids or files) > 1 or not is_stopped):
+        problem = f"lacks {np.sum(order < 0)} pages, from frame {np.argmin(is_full)} on"
+    else:
+        return order[:count], files
+    raise MovieError(f"{describing}: {problem}; put all of its files in one folder")
+
+
+def _positive_in(
+    value: Any, unit: str | None, units: dict[str, float], default: str
+) -> float | None:
+    """A positive number in micrometres or seconds, or None if it has no meaning."""
+    # Unicode has two characters for the prefix, and ImageJ writes it as an escape.
+    unit = str(unit or default).strip()
+    for micro in ("\u00b5", "\u03bc", "\\u00B5"):
+        unit = unit.replace(micro, "u")
+    try:
+        number = float(value) * units[unit]
+    except (TypeError, ValueError, KeyError):
+        return None
+    # Resolutions are fractions, and add digits to a decimal number.
+    return float(f"{number:.9g}") if 0 < number < math.inf else None

@@ -1,217 +1,254 @@
-"""The pages of a TIFF file: what they hold, and where their pixels are.
+"""The pages of TIFF files, and frames that are read from them as they are sliced."""
 
-tifffile needs minutes for 10^5 pages that were written one by one, ends at a broken
-directory without an error, and does not notice a page of another height. So the chain of
-directories is followed here, and tifffile says what the different kinds of pages are.
-"""
-
+import contextlib
+import itertools
+import json
+import math
 import struct
-from array import array
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Literal, NamedTuple
+from typing import Any
 
 import numpy as np
 import tifffile
-from jaxtyping import Int
+from jaxtyping import Int, Shaped
 
-from .movie import MovieError, one_line
+from .movie import check_pixels, MovieError, one_line
 
 
-# Tags that say what the pixels are. Pages of equal tags are described once.
+# Tags that describe pixels. tifffile describes pages of equal tags once.
 _KIND_TAGS = (254, 256, 257, 258, 259, 266, 277, 284, 317, 322, 323, 339)
-_STRIP_OFFSETS, _STRIP_BYTES = 273, 279
 
-# Letters of the module struct.
-_INTEGERS = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}
-
-# A directory has some 15 tags. A larger number than this is damage.
-_MAX_TAGS = 4096
-
-# Directories are read in blocks, since the next is often near.
-_BLOCK_BYTES = 4096
+# Tiles hold a part of a frame, and are not much larger than a frame.
+_MAX_TILE_PIXELS = 2**28
 
 
-class Kind(NamedTuple):
-    """The pixels of a page. They are plain if the file holds them as an array does."""
-
-    shape: tuple[int, ...]
-    dtype: np.dtype | None
-    frame_bytes: int
-    is_plain: bool
-    is_small_copy: bool
-
-    def __str__(self) -> str:
-        return f"{' x '.join(map(str, self.shape))} px of {self.dtype}"
-
-
-# The kinds of pages that were met, by their tags. The first is that of the movie.
-Kinds = dict[tuple, Kind]
+# More channels in a movie of one frame are frames: programs that know no axes call them so.
+_MAX_CHANNELS_OF_ONE_FRAME = 8
 
 
 @dataclass(frozen=True)
 class Pages:
-    """The pages of a file, in the order of its chain of directories.
+    """The pages of a file, of this shape and type (in the byte order of the file).
 
-    **Attributes:**
-
-    - `path`: the file.
-    - `kind`: of the movie's frames.
-    - `byteorder`: `"<"` or `">"`.
-    - `directories`: offsets of the directories in the file.
-    - `places`: offsets of the pixels, or -1 where they have to be decoded.
-    - `file_bytes`: the size of the file.
+    Of each page, `directories` has the offset of its directory in the file, and `places`
+    that of its pixels, or -1 where they have to be decoded. `axes` are the lengths of the
+    axes that the file says, the slowest first, of `said_frames` together.
     """
 
     path: Path
-    kind: Kind
-    byteorder: Literal["<", ">"]
+    shape: tuple[int, ...]
+    dtype: np.dtype
     directories: Int[np.ndarray, " pages"]
     places: Int[np.ndarray, " pages"]
-    file_bytes: int
+    axes: dict[str, int]
 
     def __len__(self) -> int:
         return len(self.directories)
 
-
-class _Reader:
-    """Reads the directories of an open file."""
-
-    def __init__(self, path: Path, file: BinaryIO, kinds: Kinds) -> None:
-        self._path = path
-        self._file = file
-        self._kinds = kinds
-        self.file_bytes = file.seek(0, 2)
-        magic = self._read(0, 8) if self.file_bytes >= 8 else bytes(8)
-        self.byteorder: Literal["<", ">"] = "<" if magic[:2] == b"II" else ">"
-        version = struct.unpack_from(f"{self.byteorder}H", magic, 2)[0]
-        if magic[:2] not in (b"II", b"MM") or version not in (42, 43):
-            raise MovieError(f"{path}: is not a TIFF file")
-        self._is_big = version == 43
-        head, tag = ("Q", "HHQ8s") if self._is_big else ("H", "HHI4s")
-        self._head = struct.Struct(self.byteorder + head)
-        self._offset = struct.Struct(self.byteorder + ("Q" if self._is_big else "I"))
-        self._tag = struct.Struct(self.byteorder + tag)
-
-    def _read(self, offset: int, count: int) -> bytes:
-        if offset + count > self.file_bytes:
-            raise EOFError
-        self._file.seek(offset)
-        return self._file.read(count)
-
-    def directories(self) -> Iterator[tuple[int, bytes]]:
-        """The offset and the tags of each directory."""
-        count, milestone = 0, -1
-        try:
-            place = 8 if self._is_big else 4
-            (offset,) = self._offset.unpack(self._read(place, self._offset.size))
-            while offset:
-                (tags,) = self._head.unpack(self._read(offset, self._head.size))
-                if not 0 < tags <= _MAX_TAGS:
-                    raise MovieError(f"{self._path}: broken: page {count} has {tags} tags")
-                size = tags * self._tag.size
-                content = self._read(offset + self._head.size, size + self._offset.size)
-                # A cycle meets a milestone again, wherever it starts (Brent, 1980).
-                if offset == milestone:
-                    raise MovieError(f"{self._path}: broken: its pages repeat")
-                yield offset, content[:size]
-                count += 1
-                if count & (count - 1) == 0:
-                    milestone = offset
-                (offset,) = self._offset.unpack_from(content, size)
-        except (EOFError, OverflowError, struct.error) as error:
-            raise MovieError(
-                f"{self._path}: truncated: the file ends before frame {count}; copy it "
-                "again"
-            ) from error
-
-    def describe(self, directory: int, tags: bytes) -> tuple[Kind, int]:
-        """The kind of a page, and the offset of its pixels or -1."""
-        entries = {entry[0]: entry for entry in self._tag.iter_unpack(tags)}
-        key = (self.byteorder, *map(entries.get, _KIND_TAGS))
-        kind = self._kinds.get(key)
-        if kind is None:
-            kind = self._kinds[key] = self._ask_tifffile(directory)
-        if not kind.is_plain or _STRIP_OFFSETS not in entries:
-            return kind, -1
-        starts = self._integers(entries[_STRIP_OFFSETS])
-        sizes: Sequence[int] = (kind.frame_bytes,)
-        if _STRIP_BYTES in entries:
-            sizes = self._integers(entries[_STRIP_BYTES])
-        if len(starts) > 1:
-            ends = map(int.__add__, starts[:-1], sizes)
-            if len(starts) != len(sizes) or any(map(int.__ne__, starts[1:], ends)):
-                return kind, -1
-        end = starts[0] + kind.frame_bytes
-        if sum(sizes) < kind.frame_bytes or starts[0] < 8 or end > self.file_bytes:
-            raise EOFError
-        return kind, starts[0]
-
-    def _ask_tifffile(self, directory: int) -> Kind:
-        with tifffile.TiffFile(self._path) as tiff:
-            tiff.filehandle.seek(directory)
-            page = tifffile.TiffPage(tiff, 0)
-            is_plain = (
-                page.compression == page.predictor == page.fillorder == 1
-                and page.ndim == 2
-                and page.dtype is not None
-                and page.dtype.itemsize * 8 == page.bitspersample
-                and not page.is_tiled
-            )
-            return Kind(
-                page.shape, page.dtype, page.nbytes, is_plain, bool(page.subfiletype & 1)
-            )
-
-    def _integers(self, entry: tuple[int, int, int, bytes]) -> Sequence[int]:
-        """The values of a tag, which are elsewhere if they are longer than its entry."""
-        code, type_, count, value = entry
-        letter = _INTEGERS.get(type_)
-        if letter is None or count == 0:
-            raise ValueError(f"tag {code} has {count} values of type {type_}")
-        size = count * struct.calcsize(f"={letter}")
-        if size > len(value):
-            value = self._read(self._offset.unpack(value)[0], size)
-        return struct.unpack_from(f"{self.byteorder}{count}{letter}", value)
+    @property
+    def said_frames(self) -> int:
+        return math.prod(self.axes.values())
 
 
-def find_pages(path: Path, kinds: Kinds | None = None) -> Pages:
-    """The pages of a file that belong to a movie of the first of these kinds, by default
-    that of the file's first page. Small copies of pages, for viewers, are left out.
+def find_pages(path: Path, like: Pages | None = None) -> Pages:
+    """The pages of a file, which have to be like others, by default the first.
 
-    **Raises:**
-
-    [`jaxbkgd.MovieError`][] for a page that cannot be a frame.
+    tifffile stops at a broken directory without an error, and takes all pages to be like
+    the first, so the chain of directories is followed here. A page that is not like the
+    first, or not all in the file, is a MovieError.
     """
-    kinds = {} if kinds is None else kinds
-    directories, places, first = array("q"), array("q"), None
-    with path.open("rb", buffering=_BLOCK_BYTES) as file:
-        reader = _Reader(path, file, kinds)
-        for directory, tags in reader.directories():
-            place, reason = -1, ""
+    directories, places = [], []
+    kinds: dict[tuple[bytes, ...], bool] = {}
+    with tifffile.TiffFile(path) as tiff:
+        file, form, first = tiff.filehandle, tiff.tiff, tiff.pages.first
+        if first.samplesperpixel > 1 or first.dtype is None or first.ndim != 2:
+            what = f"{first.samplesperpixel} samples a pixel (colour) of {first.dtype}"
+            raise MovieError(f"{path}: has {what}; convert it to grey-scale movies")
+        dtype = np.dtype(first.dtype).newbyteorder(tiff.byteorder)
+        shape, size, used = first.shape, first.nbytes, 0
+        alike = (like.shape, like.dtype.newbyteorder("=")) if like else (shape, first.dtype)
+        codes = {struct.pack(f"{tiff.byteorder}H", code) for code in _KIND_TAGS}
+        following = first.offset
+        while following:
+            directory, number = following, len(places)
             try:
-                kind, place = reader.describe(directory, tags)
-                first = next(iter(kinds.values()))
-                if kind[:2] != first[:2]:
-                    if kind.is_small_copy:
-                        continue
-                    reason = f"is {kind}, the first is {first}; split the movie"
-            except EOFError:
-                reason = "is truncated: its pixels are not all in the file; copy it again"
+                file.seek(directory)
+                (tags,) = struct.unpack(form.tagnoformat, file.read(form.tagnosize))
+                end = tags * form.tagsize
+                content = file.read(end + form.offsetsize)
+                (following,) = struct.unpack(form.offsetformat, content[end:])
+                starts = range(0, end, form.tagsize)
+                split = (content[start : start + form.tagsize] for start in starts)
+                key = tuple(tag for tag in split if tag[:2] in codes)
+                if key not in kinds:
+                    file.seek(directory)
+                    kinds[key] = _is_plain(tifffile.TiffPage(tiff, number), alike)
+                frame = tifffile.TiffFrame(tiff, number, offset=directory)
+                offsets, counts = frame.dataoffsets, frame.databytecounts or (size,)
+                if kinds[key] and len(counts) == 1:
+                    counts = (min(counts[0], size),)
+                ends = list(map(int.__add__, offsets, counts))
+                used += sum(counts)
+                if (
+                    not 0 < len(offsets) == len(counts)
+                    or min(*offsets, *counts) < 1
+                    or max(ends) > file.size
+                    or (kinds[key] and sum(counts) < size)
+                ):
+                    raise ValueError("is truncated: its pixels are not all in the file")
             except Exception as error:
                 # tifffile raises errors of many types on damage.
-                reason = f"has a broken description ({one_line(error)})"
-            if reason:
-                raise MovieError(f"{path}: page {len(places)} {reason}")
+                is_cut = isinstance(error, struct.error)
+                reason = "is truncated: the file ends" if is_cut else one_line(error)
+                raise MovieError(f"{path}: page {number} {reason}") from error
+            if used > file.size:
+                raise MovieError(f"{path}: broken: its pages repeat")
+            is_array = kinds[key] and all(map(int.__eq__, ends, offsets[1:]))
             directories.append(directory)
-            places.append(place)
-    if first is None:
-        raise MovieError(f"{path}: broken: it has no pages")
-    return Pages(
-        path,
-        first,
-        reader.byteorder,
-        np.array(directories, np.int64),
-        np.array(places, np.int64),
-        reader.file_bytes,
-    )
+            places.append(offsets[0] if is_array else -1)
+        axes = {} if tiff.is_ome else _read_axes(tiff)
+        if len(places) == 1 and places[0] > 0:
+            # ImageJ (above 4 GB) and MetaMorph describe a whole stack in its first page.
+            frames = min(math.prod(axes.values()), (file.size - places[0]) // size)
+            places = [places[0] + size * i for i in range(frames)]
+            directories *= frames
+        return Pages(path, shape, dtype, np.array(directories), np.array(places), axes)
+
+
+def _is_plain(page: tifffile.TiffPage, alike: tuple[tuple[int, ...], np.dtype]) -> bool:
+    """Whether a page, which must have this shape and type, holds its pixels as an array."""
+    shape, dtype = alike
+    if (page.shape, page.dtype) != alike:
+        raise ValueError(f"is {page.shape} of {page.dtype}, the first {shape} of {dtype}")
+    if page.tilewidth * page.tilelength > _MAX_TILE_PIXELS:
+        raise ValueError(f"has tiles of {page.tilewidth} x {page.tilelength} px")
+    is_raw = page.compression == page.predictor == page.fillorder == 1
+    return is_raw and dtype.itemsize * 8 == page.bitspersample and not page.is_tiled
+
+
+def read_metadata(tiff: tifffile.TiffFile) -> dict[str, Any]:
+    """What ImageJ or tifffile say in the first page."""
+    if tiff.is_imagej:
+        return tiff.imagej_metadata or {}
+    text = tiff.pages.first.description
+    return json.loads(text) if text.startswith('{"shape":') else {}
+
+
+def _read_axes(tiff: tifffile.TiffFile) -> dict[str, int]:
+    metadata = read_metadata(tiff)
+    names, shape = "", metadata.get("shape", ())
+    if tiff.is_imagej:
+        counts = [metadata.get(key, 1) for key in ("frames", "slices", "channels")]
+        is_whole = math.prod(counts) >= metadata.get("images", 1)
+        counts = counts if is_whole else [metadata["images"], 1, 1]
+        names, shape = "TZCYX", [*counts, 1, 1]
+    elif shape:
+        names = metadata.get("axes", "T" * (len(shape) - 2) + "YX")
+    elif tiff.is_stk or tiff.is_scanimage or tiff.is_fluoview:
+        names, shape = tiff.series[0].axes, tiff.series[0].shape
+    is_paged = names.endswith("YX") and len(names) == len(shape)
+    return dict(zip(names[:-2], map(int, shape), strict=False)) if is_paged else {}
+
+
+@contextlib.contextmanager
+def clear_errors(path: Path) -> Iterator[None]:
+    """Raises errors of tifffile, which are of many types on damage, as MovieError."""
+    try:
+        yield
+    except (MovieError, OSError, ModuleNotFoundError):
+        raise
+    except Exception as error:
+        reason = f"is not a TIFF file, or broken ({one_line(error)})"
+        raise MovieError(f"{path}: {reason}") from error
+
+
+class TiffPixels:
+    """Frames (frames, channels, height, width) from the pages of TIFF files.
+
+    Files are open only while they are read, so threads share nothing. `order` has the page
+    of each frame and channel, counted over all files. The value of a pixel is `scale[0] +
+    scale[1] * stored`. A MovieError is raised if the first or last frame cannot be read.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        files: Sequence[Pages],
+        order: Int[np.ndarray, "frames channels"],
+        scale: tuple[float, float] = (0.0, 1.0),
+    ) -> None:
+        if order.shape[0] == 1 and order.shape[1] > _MAX_CHANNELS_OF_ONE_FRAME:
+            warnings.warn(
+                f"{name}: its 1 frame of {order.shape[1]} channels is read as frames",
+                stacklevel=2,
+            )
+            order = order.reshape(-1, 1)
+        self.scale = scale
+        self.dtype = stored = files[0].dtype.newbyteorder("=")
+        if scale == (-32768, 1) and stored == np.uint16:
+            self.dtype = np.dtype(np.int16)  # ImageJ stores signed pixels so.
+        elif scale != (0, 1):
+            self.dtype = np.dtype(np.float32 if stored.itemsize < 4 else np.float64)
+        self.shape = check_pixels(name, (*order.shape, *files[0].shape), self.dtype)
+        self._order = order
+        self._paths = [file.path for file in files]
+        self._stored = [file.dtype for file in files]
+        self._files = [i for i, file in enumerate(files) for _ in range(len(file))]
+        self._directories = np.concatenate([file.directories for file in files]).tolist()
+        self._places = np.concatenate([file.places for file in files]).tolist()
+        for frame in {0, len(order) - 1}:
+            for channel in range(order.shape[1]):
+                self[frame : frame + 1, channel]
+
+    def __getitem__(
+        self, index: tuple[slice, int]
+    ) -> Shaped[np.ndarray, "frames height width"]:
+        frames, channel = index
+        pages = self._order[frames, channel]
+        start = frames.indices(len(self._order))[0]
+        read = np.empty((len(pages), *self.shape[2:]), self.dtype)
+        numbered = enumerate(pages.tolist(), start)
+        for file, group in itertools.groupby(numbered, lambda item: self._files[item[1]]):
+            self._fill(file, read, dict(group), start)
+        if self.scale != (0, 1):
+            read *= self.dtype.type(self.scale[1])
+            read += self.dtype.type(self.scale[0])
+        return read
+
+    def _fill(
+        self,
+        number: int,
+        read: Shaped[np.ndarray, "frames height width"],
+        pages: dict[int, int],
+        start: int,
+    ) -> None:
+        """Reads frames from pages of one file. The first of `read` is frame `start`."""
+        path, dtype, tiff, frame = self._paths[number], self._stored[number], None, start
+        try:
+            with path.open("rb") as file:
+                for frame, page in pages.items():
+                    stored = read[frame - start]
+                    if dtype != read.dtype:
+                        stored = np.empty(stored.shape, dtype)
+                    if self._places[page] >= 0:
+                        file.seek(self._places[page])
+                        if file.readinto(stored.view(np.uint8).data) < stored.nbytes:
+                            raise ValueError("truncated: the file ends in it")
+                    else:
+                        tiff = tiff or tifffile.TiffFile(file)
+                        tiff.filehandle.seek(self._directories[page])
+                        stored = tifffile.TiffPage(tiff, 0).asarray(maxworkers=1)
+                        if stored.shape != read.shape[1:]:
+                            raise ValueError(f"it has become {stored.shape} px")
+                    if stored.base is not read:
+                        read[frame - start] = stored
+        except Exception as error:
+            # tifffile and its codecs raise errors of many types on damage.
+            reason = error.strerror if isinstance(error, OSError) else None
+            reason = reason or one_line(error)
+            raise MovieError(
+                f"{path}: frame {frame} of {self.shape[0]} cannot be read ({reason})"
+            ) from error

@@ -19,9 +19,8 @@ _TIFF_DIRECTORY_BYTES = 512
 class TiffSink(Sink):
     """A TIFF file whose frames follow one another, or a BigTIFF file above 4 GB.
 
-    A name that ends in .ome.tif makes it OME-TIFF. Else it has the metadata of ImageJ, or
-    those of tifffile as BigTIFF, which ImageJ does not write. The resolution is in pixels
-    per cm.
+    A name that ends in .ome.tif makes it OME-TIFF. Else it has metadata of ImageJ, or of
+    tifffile as BigTIFF. The resolution is in pixels per cm.
     """
 
     # That of the first frame in the draft, while it is open.
@@ -34,7 +33,7 @@ class TiffSink(Sink):
         is_big = size > _CLASSIC_TIFF_MAX_BYTES
         is_ome = self._destination.name.lower().endswith((".ome.tif", ".ome.tiff"))
         is_imagej = not (is_ome or is_big) and layout.dtype.str[1:] in ("u1", "u2", "f4")
-        metadata = self._ome_metadata() if is_ome else self._imagej_metadata()
+        metadata = self._metadata(is_ome)
         resolution = {}
         if layout.pixel_size_um is not None:
             y, x = layout.pixel_size_um
@@ -54,45 +53,37 @@ class TiffSink(Sink):
             )
         self._resume()
 
-    def _ome_metadata(self) -> dict[str, Any]:
-        layout = self.layout
-        about = repr((layout.shape, layout.dtype.str, layout.pixel_size_um))
-        # The same movie has the same UUID wherever and whenever it is written.
-        metadata: dict[str, Any] = {
-            "UUID": str(uuid.uuid5(uuid.NAMESPACE_OID, about)),
-            "Creator": "jaxbkgd",
-        }
+    def _metadata(self, is_ome: bool) -> dict[str, Any]:
+        layout, metadata = self.layout, {}
+        if is_ome:
+            # The same movie has the same UUID wherever and whenever it is written.
+            about = repr((layout.shape, layout.dtype.str, layout.pixel_size_um))
+            metadata["UUID"] = str(uuid.uuid5(uuid.NAMESPACE_OID, about))
+            metadata["Creator"] = "jaxbkgd"
         if layout.pixel_size_um is not None:
-            y, x = layout.pixel_size_um
-            metadata |= {"PhysicalSizeX": x, "PhysicalSizeXUnit": "\u00b5m"}
-            metadata |= {"PhysicalSizeY": y, "PhysicalSizeYUnit": "\u00b5m"}
+            # With a resolution per cm, ImageJ takes this unit to be micrometres.
+            metadata |= {} if is_ome else {"unit": "um"}
+            for axis, size in zip(
+                "YX", layout.pixel_size_um if is_ome else (), strict=False
+            ):
+                metadata[f"PhysicalSize{axis}"] = size
+                metadata[f"PhysicalSize{axis}Unit"] = "\u00b5m"
         if layout.frame_interval_s is not None:
-            metadata |= {"TimeIncrement": layout.frame_interval_s}
-            metadata |= {"TimeIncrementUnit": "s"}
-        return metadata
-
-    def _imagej_metadata(self) -> dict[str, Any]:
-        metadata: dict[str, Any] = {}
-        if self.layout.pixel_size_um is not None:
-            # With a resolution per cm, ImageJ takes this to be in micrometres.
-            metadata["unit"] = "um"
-        if self.layout.frame_interval_s is not None:
-            metadata["finterval"] = self.layout.frame_interval_s
+            metadata["TimeIncrement" if is_ome else "finterval"] = layout.frame_interval_s
+            metadata |= {"TimeIncrementUnit": "s"} if is_ome else {}
         return metadata
 
     def _resume(self) -> None:
         """Opens the draft if it is complete but for its pixels."""
         frames, channels, *shape = self.layout.shape
-        pages = find_pages(self.draft)
-        kind, places = pages.kind, pages.places
-        follow = places[0] + kind.frame_bytes * np.arange(frames * channels)
-        is_alike = kind[:2] == (tuple(shape), self.layout.dtype) and places[0] > 0
-        if not is_alike or not np.array_equal(places, follow):
-            raise MovieError(
-                f"{self.draft}: is truncated, or not the beginning of this movie; remove "
-                "it, and start anew"
-            )
-        self._offset = int(places[0])
+        pages, dtype = find_pages(self.draft), self.layout.dtype
+        place, size = pages.places[0], self.layout.frame_bytes // channels
+        is_alike = (pages.shape, pages.dtype) == (tuple(shape), dtype) and place > 0
+        follow = place + size * np.arange(frames * channels)
+        if not is_alike or not np.array_equal(pages.places, follow):
+            what = "is truncated, or not the beginning of this movie"
+            raise MovieError(f"{self.draft}: {what}; remove it, and start anew")
+        self._offset = int(place)
 
     def _write(self, start: int, frames: np.ndarray) -> None:
         if self._offset is None:
