@@ -246,8 +246,6 @@ def _filter_pieces(
     use_strips: _UseStrips,
 ) -> tuple[list[Array], list[Array]]:
     """Writes to the images, and adds to the sums, what is made of the filtered strips."""
-    if 0 in pieces.stack.shape:
-        return images, sums
     filter_block = ft.partial(_filter_block, pieces, use_strips)
     blocks = jnp.arange(pieces.stack.shape[0] * pieces.block_count)
     carry, _ = lax.scan(filter_block, (images, sums), blocks)
