@@ -78,7 +78,8 @@ def filter_in_pieces(
 ) -> list[Float[Array, "*shape"]]:
     """As `filter_at_once`."""
     pieces = _pieces(frames, radii, images, images[0], settings)
-    results = [_empty(pieces.stack, radii[0].dtype) for _ in images]
+    dtype, numbers = radii[0].dtype, range(len(images))
+    results = [_empty(pieces.stack, dtype, number) for number in numbers]
     results, _ = _filter_pieces(pieces, results, [], lambda strips, sums, _: (strips, sums))
     return [result.reshape(frames.shape) for result in results]
 
@@ -226,11 +227,16 @@ def _pieces(
 
 
 def _empty(
-    stack: Shaped[Array, "count height width"], dtype: jnp.dtype
+    stack: Shaped[Array, "count height width"], dtype: jnp.dtype, number: int = 0
 ) -> Float[Array, "count height width"]:
-    """An image for a loop to write to. A zero of the stack makes it vary from device to
-    device under `shard_map`, as the stack does. Compiled, nothing is added."""
-    return lax.empty(stack.shape, dtype) + jnp.zeros_like(stack, dtype, ())
+    """An image for a loop to write to.
+
+    On CPU `lax.empty` is filled with zeros, and XLA would make one image of all that are
+    equal, and copy it. A pixel and a number of its own make each image another one. Under
+    `shard_map`, the pixel also makes it vary from device to device, as the stack does.
+    """
+    own = 0 * stack[0, 0, 0].astype(dtype) + number
+    return lax.empty(stack.shape, dtype) + own
 
 
 def _filter_pieces(
@@ -240,8 +246,6 @@ def _filter_pieces(
     use_strips: _UseStrips,
 ) -> tuple[list[Array], list[Array]]:
     """Writes to the images, and adds to the sums, what is made of the filtered strips."""
-    if 0 in pieces.stack.shape:
-        return images, sums
     filter_block = ft.partial(_filter_block, pieces, use_strips)
     blocks = jnp.arange(pieces.stack.shape[0] * pieces.block_count)
     carry, _ = lax.scan(filter_block, (images, sums), blocks)
@@ -411,7 +415,7 @@ def _correlate_strip(
             padded = jnp.where(is_inside[:, None], padded, 0)
         # Else XLA would read and convert anew for each tap.
         padded = lax.optimization_barrier(padded)
-        return [correlate(padded, row, pieces.lines, -2, on_cpu=on_cpu) for row in rows]
+        return correlate(padded, rows, pieces.lines, -2, on_cpu=on_cpu)
 
     is_banded = rows[0].bands is not None
     columns = min(_BANDED_COLUMNS if is_banded else _COLUMNS, width)
