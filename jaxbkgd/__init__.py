@@ -1,5 +1,7 @@
 """The background layer for single-molecule localization microscopy in JAX."""
 
+import importlib.metadata
+
 from . import smlmlp as smlmlp
 from ._batch.dask import estimate_dask as estimate_dask
 from ._batch.run import estimate_movie as estimate_movie, MovieSummary as MovieSummary
@@ -7,12 +9,13 @@ from ._calibration.calibrate import (
     calibrate as calibrate,
     CalibrationHistory as CalibrationHistory,
 )
-from ._calibration.objectives import FramePairLoss as FramePairLoss, TruthLoss as TruthLoss
-from ._estimators.base import (
-    AbstractEstimator as AbstractEstimator,
-    Background as Background,
-    snr as snr,
+from ._calibration.objectives import (
+    FramePairLoss as FramePairLoss,
+    Objective as Objective,
+    TruthLoss as TruthLoss,
 )
+from ._estimators.background import Background as Background, snr as snr
+from ._estimators.base import AbstractEstimator as AbstractEstimator
 from ._estimators.chained import Chained as Chained
 from ._estimators.local_mean import LocalMean as LocalMean
 from ._estimators.soft_clip import SoftClip as SoftClip
@@ -23,6 +26,13 @@ from ._estimators.spatial_mean import (
 )
 from ._estimators.spatial_opening import SpatialOpening as SpatialOpening
 from ._estimators.temporal_median import TemporalMedian as TemporalMedian
-from ._movies.movie import Movie as Movie, MovieError as MovieError
+from ._movies.movie import Channel as Channel, Movie as Movie, MovieError as MovieError
 from ._movies.open import open_movie as open_movie
 from ._simulation import simulate_movie as simulate_movie, SimulatedTruth as SimulatedTruth
+from ._workers import one_thread_a_call as one_thread_a_call
+
+
+try:
+    __version__ = importlib.metadata.version("jaxbkgd")
+except importlib.metadata.PackageNotFoundError:
+    __version__ = "(not installed)"

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Shaped
 
-from ._estimators.base import as_frames
+from ._estimators.channels import as_frames
 from ._estimators.checks import is_traced
 from ._estimators.radii import channel_radii
 from ._estimators.spatial_mean import filter_frames, KernelPair

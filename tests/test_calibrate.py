@@ -22,7 +22,7 @@ from jaxbkgd import (
 )
 from jaxbkgd._calibration import calibrate as _calibrate
 from jaxbkgd._calibration.calibrate import secant_descent
-from jaxbkgd._estimators.base import map_channels
+from jaxbkgd._estimators.channels import map_channels
 
 
 FRAME_COUNT, SIZE_PIX, BOUND_PIX = 40, 64, 30.0

@@ -11,7 +11,7 @@ from scipy.ndimage import gaussian_filter
 
 from jaxbkgd import AbstractEstimator, Background, FramePairLoss, SpatialMean, TruthLoss
 from jaxbkgd._calibration.objectives import _SECOND_OF_FOUR_VARIANCE
-from jaxbkgd._estimators.base import map_channels
+from jaxbkgd._estimators.channels import map_channels
 
 
 # One size and one bound for most tests, which so share what was compiled.

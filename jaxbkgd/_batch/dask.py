@@ -10,7 +10,8 @@ import equinox as eqx
 import jax
 import numpy as np
 
-from .._estimators.base import AbstractEstimator, as_frames
+from .._estimators.base import AbstractEstimator
+from .._estimators.channels import as_frames
 from .._movies.movie import ArrayMovie
 from .run import (
     check_takes_weights,

@@ -16,7 +16,8 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from .._estimators.base import AbstractEstimator, map_channels
+from .._estimators.base import AbstractEstimator
+from .._estimators.channels import map_channels
 from .._workers import core_count, on_threads, progress_bar
 from .objectives import FramePairLoss, Objective, read_frames, TruthLoss
 

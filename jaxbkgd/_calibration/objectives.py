@@ -13,12 +13,8 @@ from jax import lax
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int, Shaped
 
-from .._estimators.base import (
-    AbstractEstimator,
-    as_frames,
-    Channels,
-    map_channels,
-)
+from .._estimators.base import AbstractEstimator
+from .._estimators.channels import as_frames, Channels, map_channels
 from .._estimators.soft_clip import SoftClip, squared_noise
 from .._estimators.spatial_mean import spatial_mean
 

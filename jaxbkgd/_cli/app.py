@@ -21,7 +21,8 @@ from jaxtyping import Array, Float, Key
 from .._batch.run import Dtype, estimate_movie, installed_version, MovieSummary, Quantity
 from .._calibration import calibrate as _calibrate
 from .._calibration.objectives import FramePairLoss
-from .._estimators.base import Background, estimator_from_json
+from .._estimators.background import Background
+from .._estimators.base import estimator_from_json
 from .._estimators.local_mean import LocalMean
 from .._estimators.soft_clip import SoftClip
 from .._estimators.spatial_mean import noise_correction, SpatialMean

@@ -13,17 +13,10 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Shaped
 
 from .._filter.kernels import half_width
-from .base import (
-    as_frames,
-    Background,
-    Channels,
-    is_sequence,
-    joined,
-    map_channels,
-    Prediction,
-    working_dtype,
-)
-from .checks import check_choice, is_known, is_traced
+from .background import Background, joined
+from .base import Prediction
+from .channels import as_frames, Channels, is_sequence, map_channels, working_dtype
+from .checks import check_choice, is_traced
 from .radii import bound_of, channel_radii, check_below, frozen_mask, unbounded_radii
 from .radii_estimator import RadiiEstimator
 from .saved import require_names, rounded, with_fields
@@ -463,7 +456,7 @@ def _noise_variance(
 ) -> Float[Array, "*batch frames half_height half_width"]:
     """The variance of the noise of a pixel, measured in the frames, in frames of half the
     size; NaN where none can be measured."""
-    if any(is_known(size) and size < 3 for size in frames.shape[-2:]):
+    if any(size < 3 for size in frames.shape[-2:]):
         raise ValueError(
             "Noise is measured in frames of 3 x 3 pixels or more, but these have the shape "
             f"{frames.shape}; give `gains`, as in clip=SoftClip(gains=1.0), or clip=None."

@@ -11,7 +11,9 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int, Shaped
 
-from .base import AbstractEstimator, Background, working_dtype
+from .background import Background
+from .base import AbstractEstimator
+from .channels import working_dtype
 from .checks import check_choice, is_known, is_traced
 from .radii import channel_radii, check_channel_count
 

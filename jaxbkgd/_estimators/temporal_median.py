@@ -12,7 +12,9 @@ from jax import lax
 from jax.scipy.special import log_ndtr
 from jaxtyping import Array, Float, Shaped
 
-from .base import AbstractEstimator, Background, working_dtype
+from .background import Background
+from .base import AbstractEstimator
+from .channels import working_dtype
 from .checks import check_choice, checked_count, is_known
 
 
