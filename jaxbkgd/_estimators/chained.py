@@ -6,7 +6,9 @@ from typing import Any
 
 import jax
 
-from .base import AbstractEstimator, Background, Channels
+from .background import Background
+from .base import AbstractEstimator
+from .channels import Channels
 from .local_mean import LocalMean
 
 

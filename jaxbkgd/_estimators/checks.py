@@ -14,6 +14,11 @@ def is_traced(value: Any) -> bool:
     return isinstance(value, Tracer)
 
 
+def is_known(size: Any) -> bool:
+    """Whether a size is a number, rather than a symbol of a program that is exported."""
+    return isinstance(size, int)
+
+
 def is_real_dtype(dtype: np.dtype, *, allows_bool: bool = False) -> bool:
     """Whether numbers of `dtype` are real, those of JAX's own dtypes included."""
     kinds = [jnp.integer, jnp.floating, *[jnp.bool_] * allows_bool]

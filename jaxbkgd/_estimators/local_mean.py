@@ -13,16 +13,9 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Shaped
 
 from .._filter.kernels import half_width
-from .base import (
-    as_frames,
-    Background,
-    Channels,
-    is_sequence,
-    joined,
-    map_channels,
-    Prediction,
-    working_dtype,
-)
+from .background import Background, joined
+from .base import Prediction
+from .channels import as_frames, Channels, is_sequence, map_channels, working_dtype
 from .checks import check_choice, is_traced
 from .radii import bound_of, channel_radii, check_below, frozen_mask, unbounded_radii
 from .radii_estimator import RadiiEstimator
@@ -349,8 +342,8 @@ def _weighted_means(
             noise = _noise_variance(smoothing.halved(), frames, weights)
             if weights is not None:
                 # Without a known noise, pixels cannot be clipped, and are left out.
-                is_known = jnp.isfinite(doubled(noise, frames.shape))
-                weights = jnp.where(is_known, weights, 0)
+                is_measured = jnp.isfinite(doubled(noise, frames.shape))
+                weights = jnp.where(is_measured, weights, 0)
                 noise = jnp.where(jnp.isfinite(noise), noise, 1)
         bkgds = _clipped_means(smoothing, clip, noise, gaps, frames, weights)
     if weights is not None:
@@ -422,7 +415,9 @@ def _clipped_means(
         (bkgd,) = small_round(small, clip, *small_images, bkgd, noise)
         return bkgd, None
 
-    bkgd, _ = lax.scan(next_bkgd, bkgd, length=clip.rounds - 1)
+    if clip.rounds > 1:
+        # A scan of no turn would not work under `jax.disable_jit`.
+        bkgd, _ = lax.scan(next_bkgd, bkgd, length=clip.rounds - 1)
     bkgd = doubled(bkgd, frames.shape)
     if not isinstance(noise, tuple):
         noise = doubled(noise, frames.shape)
@@ -461,7 +456,7 @@ def _noise_variance(
 ) -> Float[Array, "*batch frames half_height half_width"]:
     """The variance of the noise of a pixel, measured in the frames, in frames of half the
     size; NaN where none can be measured."""
-    if min(frames.shape[-2:]) < 3:
+    if any(size < 3 for size in frames.shape[-2:]):
         raise ValueError(
             "Noise is measured in frames of 3 x 3 pixels or more, but these have the shape "
             f"{frames.shape}; give `gains`, as in clip=SoftClip(gains=1.0), or clip=None."
@@ -479,8 +474,8 @@ def _noise_variance(
     # Where there is none nearby, that of the whole frames.
     all_sums, all_totals = small.over_time(jnp.mean(both, (-2, -1), keepdims=True))
     overall = jnp.where(all_totals > 0, ratio(all_sums, all_totals), jnp.nan)
-    is_known = totals > _LEAST_TOTAL_WEIGHT
-    return jnp.where(is_known, ratio(sums, jnp.where(is_known, totals, 1)), overall)
+    is_measured = totals > _LEAST_TOTAL_WEIGHT
+    return jnp.where(is_measured, ratio(sums, jnp.where(is_measured, totals, 1)), overall)
 
 
 def _column(radius_frames: Any) -> Any:

@@ -12,7 +12,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-from .base import AbstractEstimator, Background
+from .background import Background
+from .base import AbstractEstimator
 from .checks import is_traced
 from .radii import bounded_radii, check_bound, check_channel_count
 from .saved import with_fields

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from .._filter.kernels import GaussianKernel, half_width
 from .._filter.primitive import separable_filter
-from .checks import checked_count, checked_number, checked_numbers, is_traced
+from .checks import checked_count, checked_number, checked_numbers, is_known, is_traced
 
 
 # No pixel weighs less, so that a mean always has something to be the mean of.
@@ -168,8 +168,7 @@ class SoftClip(eqx.Module):
         taps = taps[abs(lags)]
         correlations, deviations = [], []
         for size in (height, width):
-            # Exported programs may have sizes that are not known yet.
-            xp = np if isinstance(size, int) else jnp
+            xp = np if is_known(size) else jnp
             pixels = xp.arange(size)
             read = pixels[:, None] + lags
             inside = xp.where((read > 0) & (read < size - 1), taps, 0)

@@ -19,7 +19,8 @@ from .._filter.kernels import (
     Truncation,
 )
 from .._filter.primitive import separable_filter
-from .base import as_frames, Background, working_dtype
+from .background import Background
+from .channels import as_frames, working_dtype
 from .checks import check_choice
 from .radii import (
     bound_of,

@@ -1,0 +1,195 @@
+"""The background of channels, and the ratio of a signal to the noise expected on it."""
+
+import functools as ft
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import auto_axes, AxisType, NamedSharding, PartitionSpec
+from jaxtyping import Array, ArrayLike, Float, Real, Shaped
+
+from .channels import as_frames, Channels, is_sequence, map_channels
+from .checks import checked_number, is_traced
+
+
+class Background(eqx.Module):
+    """The background of each channel, and the noise of what is left without it.
+
+    Both attributes have the structure of the channels they were estimated from: one
+    stack gives one array each, a list or tuple of stacks a list or tuple of arrays.
+
+    **Attributes:**
+
+    - `bkgds`: the background, `(..., height, width)`, in the unit of the frames.
+    - `noise_corrections`: the standard deviation of `frames - bkgd` over that of the
+        frames, for noise that is independent from pixel to pixel.
+    """
+
+    bkgds: Any
+    noise_corrections: Any
+
+    def residuals(self, channels: Channels) -> Any:
+        """The frames less their background.
+
+        **Arguments:**
+
+        - `channels`: the frames that were estimated.
+
+        **Returns:**
+
+        Residuals `(..., height, width)` in the unit of the frames, in the structure of
+        `channels`.
+
+        **Raises:**
+
+        `ValueError` for channels of another structure or shape than the backgrounds, and
+        `TypeError` for frames that are not real.
+        """
+        return map_channels(_residual, channels, self.bkgds)
+
+    def snr(self, channels: Channels, gains: Any) -> Any:
+        """The signal-to-noise ratio of each pixel; see [`jaxbkgd.snr`][].
+
+        **Arguments:**
+
+        - `channels`: the frames that were estimated, above the camera's offset, in ADU.
+        - `gains`: the gain in electrons per ADU, a number for all or one a channel.
+
+        **Returns:**
+
+        Maps `(..., height, width)` without unit, in the structure of `channels`.
+
+        **Raises:**
+
+        `ValueError` for a gain that is not positive and finite, and for gains that do not
+        fit the channels; else as `residuals` does.
+        """
+        if not is_sequence(gains):
+            is_shared = not is_sequence(channels) or np.ndim(gains) == 0
+            gains = map_channels(lambda _: gains, channels) if is_shared else list(gains)
+
+        def ratio(signal, bkgd, noise_correction, gain):
+            return snr(signal, bkgd, noise_correction=noise_correction, gain=gain)
+
+        signals = self.residuals(channels)
+        return map_channels(ratio, signals, self.bkgds, self.noise_corrections, gains)
+
+
+def joined(backgrounds: Any) -> Background:
+    """One background of all channels, in their structure."""
+    return Background(
+        map_channels(operator.attrgetter("bkgds"), backgrounds),
+        map_channels(operator.attrgetter("noise_corrections"), backgrounds),
+    )
+
+
+def snr(
+    signal: Real[ArrayLike, "..."],
+    bkgd: Real[ArrayLike, "..."],
+    *,
+    noise_correction: Real[ArrayLike, "..."],
+    gain: Real[ArrayLike, "..."],
+) -> Float[Array, "..."]:
+    """The signal in units of the photon noise expected where there is no molecule:
+    `signal / (noise_correction * sqrt(bkgd / gain))`, in which `bkgd / gain` is the
+    variance in ADU² of `bkgd * gain` photo-electrons. The camera's read noise is not in it:
+    1.5 e- beside a background of 60 e- make the ratio's deviation 1.02 where there is no
+    molecule, beside 20 e- 1.05. It is derived in
+    [How it works](how-it-works.md#the-noise-factor).
+
+    **Arguments:** (broadcast against each other)
+
+    - `signal`: frames less their background, in ADU.
+    - `bkgd`: the background above the camera's offset, in ADU. Where it is not positive
+        no photon noise is expected, and the ratio is not finite and has no gradient.
+    - `noise_correction`: see [`jaxbkgd.noise_correction`][].
+    - `gain`: electrons per ADU, a positive number, or a map, which may have dead pixels.
+
+    **Returns:**
+
+    The ratio without unit, of the shape that the arguments have together.
+
+    **Raises:**
+
+    `TypeError` for what is no number or array, or does not broadcast, and `ValueError` for
+    a gain that is not positive and finite.
+
+    !!! example
+
+        ```python
+        >>> import jaxbkgd
+        >>> float(jaxbkgd.snr(30.0, 100.0, noise_correction=0.5, gain=4.0))
+        12.0
+
+        ```
+    """
+    if not is_traced(gain) and np.ndim(gain) == 0:
+        checked_number("gain", gain, unit="electrons per ADU")
+    arguments = [jnp.asarray(a) for a in (signal, bkgd, noise_correction, gain)]
+    rank = max(a.ndim for a in arguments)
+    # Scalars stay scalars.
+    arguments = [
+        a.reshape(*[1] * (rank - a.ndim), *a.shape) if a.ndim else a for a in arguments
+    ]
+    with jax.transfer_guard("allow"):
+        are_usable = [jnp.isfinite(a) & (a > 0) for a in arguments]
+        are_usable[0] = jnp.isfinite(arguments[0])
+        # Derivatives that are not finite would pass a `where` of the caller, as NaN.
+        usable = [jnp.where(i, a, 1) for i, a in zip(are_usable, arguments, strict=True)]
+        unusable = _ratio_to_noise(*map(lax.stop_gradient, arguments))
+        is_usable = ft.reduce(jnp.logical_and, are_usable)
+        return jnp.where(is_usable, _ratio_to_noise(*usable), unusable)
+
+
+def _ratio_to_noise(
+    signal: Real[Array, "..."],
+    bkgd: Real[Array, "..."],
+    noise_correction: Real[Array, "..."],
+    gain: Real[Array, "..."],
+) -> Float[Array, "..."]:
+    expected = jnp.sqrt(jnp.divide(bkgd, gain))
+    return jnp.divide(signal, jnp.multiply(noise_correction, expected))
+
+
+def _residual(channel: ArrayLike, bkgd: Array) -> Array:
+    frames = as_frames(channel)
+    if frames.shape != bkgd.shape:
+        raise ValueError(
+            f"The frames have shape {frames.shape}, but their background has "
+            f"{bkgd.shape}; give the frames that it was estimated from."
+        )
+    return (frames if frames.dtype == jnp.float64 else frames.astype(bkgd.dtype)) - bkgd
+
+
+def sharded_as_frames(
+    function: Callable[..., Background], frames: Shaped[Array, "..."], *values: Any
+) -> Background:
+    """`function` of frames on any mesh, whose background is sharded as the frames are."""
+
+    def replicated(mesh):
+        return NamedSharding(mesh, PartitionSpec())
+
+    sharding = jax.typeof(frames).sharding
+    if AxisType.Explicit in sharding.mesh.axis_types:
+
+        def on_mesh(frames, *values):
+            background = function(frames, *values)
+            factor = background.noise_corrections
+            if not is_traced(frames):
+                # A constant is on one device only.
+                factor = jax.device_put(factor, replicated(frames.sharding.mesh))
+            return background.bkgds, factor
+
+        out_sharding = (sharding, replicated(sharding.mesh))
+        on_auto_mesh: Any = auto_axes(on_mesh, out_sharding=out_sharding)
+        return Background(*on_auto_mesh(frames, *values))
+    background = function(frames, *values)
+    if is_traced(frames) or len(frames.sharding.device_set) == 1:
+        return background
+    bkgds = jax.device_put(background.bkgds, frames.sharding)
+    return Background(bkgds, background.noise_corrections)
