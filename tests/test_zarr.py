@@ -102,45 +102,41 @@ def _assert_reads(path: Path, expected: np.ndarray) -> None:
             np.testing.assert_array_equal(channel[3:6], expected[3:6, index])
 
 
-V2_PACKINGS = {
-    "nothing": {},
-    "blosc": {"compressors": numcodecs.Blosc("lz4")},
-    "columns-first": {"compressors": numcodecs.Zstd(), "order": "F"},
-    "gzip": {"compressors": numcodecs.GZip()},
-    "zlib": {"compressors": numcodecs.Zlib()},
-    "lz4": {"compressors": numcodecs.LZ4()},
-    "bz2": {"compressors": numcodecs.BZ2()},
-    "lzma": {"compressors": numcodecs.LZMA()},
-    "delta": {"filters": [numcodecs.Delta("<u2", "<i4"), numcodecs.Shuffle(4)]},
-    "scaled": {"filters": [numcodecs.FixedScaleOffset(2, 1, "<u2", "<i4")]},
-    "folders": {"chunk_key_encoding": {"name": "v2", "separator": "/"}},
-}
-V3_PACKINGS = {
-    "nothing": {},
-    "big-endian": {"serializer": BytesCodec(endian="big")},
-    "blosc": {"compressors": BloscCodec(cname="zstd", shuffle="bitshuffle")},
-    "gzip": {"compressors": GzipCodec()},
-    "checksum": {"compressors": [ZstdCodec(), Crc32cCodec()]},
-    "transposed": {"filters": TransposeCodec(order=(2, 0, 1))},
-    "shards": {"compressors": ZstdCodec(), "shards": (8, 16, 10)},
-    "shards-index-first": {
-        "chunks": (8, 16, 10),
-        "serializer": ShardingCodec(
-            chunk_shape=CHUNKS, index_location="start", index_codecs=[BytesCodec()]
-        ),
-    },
-    "v2-names": {"chunk_key_encoding": {"name": "v2", "separator": "."}},
-}
+V2_PACKINGS: list[dict[str, Any]] = [
+    {"compressors": numcodecs.Zstd(), "order": "F"},
+    {"filters": [numcodecs.Delta("<u2", "<i4"), numcodecs.Shuffle(4)]},
+    {"filters": [numcodecs.FixedScaleOffset(2, 1, "<u2", "<i4")]},
+    {"chunk_key_encoding": {"name": "v2", "separator": "/"}},
+] + [
+    {"compressors": codec}
+    for codec in (
+        None, numcodecs.Blosc("lz4"), numcodecs.GZip(), numcodecs.Zlib(), numcodecs.LZ4(),
+        numcodecs.BZ2(), numcodecs.LZMA(),
+    )
+]  # fmt: skip
+INNER = ShardingCodec(
+    chunk_shape=CHUNKS, index_location="start", index_codecs=[BytesCodec()]
+)
+V3_PACKINGS: list[dict[str, Any]] = [
+    {},
+    {"serializer": BytesCodec(endian="big")},
+    {"compressors": BloscCodec(cname="zstd", shuffle="bitshuffle")},
+    {"compressors": GzipCodec()},
+    {"compressors": [ZstdCodec(), Crc32cCodec()]},
+    {"filters": TransposeCodec(order=(2, 0, 1))},
+    {"compressors": ZstdCodec(), "shards": (8, 16, 10)},
+    {"chunks": (8, 16, 10), "serializer": INNER},
+    {"chunk_key_encoding": {"name": "v2", "separator": "."}},
+]
 
 
 @pytest.mark.parametrize("zarr_format", [2, 3])
 def test_zarr_is_read_however_it_is_packed(zarr_format, frames, tmp_path):
     packings = V2_PACKINGS if zarr_format == 2 else V3_PACKINGS
-    for name, packing in packings.items():
-        path = tmp_path / f"{name}.zarr"
-        _assert_reads(
-            _write(path, frames, zarr_format=zarr_format, **packing), frames[:, None]
-        )
+    for number, packing in enumerate(packings):
+        path = tmp_path / f"{number}.zarr"
+        _write(path, frames, zarr_format=zarr_format, **packing)
+        _assert_reads(path, frames[:, None])
 
 
 @pytest.mark.parametrize("dtype", ["|b1", "|u1", ">i2", "<i8", "<f2", ">f4", "<f8"])
@@ -152,8 +148,10 @@ def test_pixels_of_all_types_are_read(dtype, frames, tmp_path):
 
 @pytest.mark.parametrize(
     ("axes", "version"),
-    [("yx", "0.4"), ("tyx", "0.5"), ("cyx", "0.4"), ("zyx", "0.5"), ("ctyx", "0.4")]
-    + [("czyx", "0.5"), ("tczyx", "0.4"), ("tczyx", "0.5")],
+    [
+        *[("yx", "0.4"), ("tyx", "0.5"), ("cyx", "0.4"), ("zyx", "0.5"), ("ctyx", "0.4")],
+        *[("czyx", "0.5"), ("tczyx", "0.4"), ("tczyx", "0.5")],
+    ],
 )
 def test_the_axes_of_ome_zarr_are_frames_and_channels(axes, version, tmp_path):
     lengths = {"t": 3, "c": 2, "z": 4, "y": 6, "x": 5}
@@ -268,7 +266,7 @@ def test_missing_chunks_are_filled_and_warned_of_once_or_refused(frames, tmp_pat
     _edit(path / ".zarray", fill_value=None)
     with (
         open_movie(path) as movie,
-        pytest.raises(MovieError, match="4 to 7 .*no fill value"),
+        pytest.raises(MovieError, match=r"4 to 7 .*no fill value"),
     ):
         movie.read(4, 8)
     _edit(path / ".zarray", fill_value=0)
@@ -321,31 +319,26 @@ def test_a_pickle_is_not_opened(frames, tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
-LIES = {
-    "frames-of-2^40-pixels": {"shape": [1, 2**20, 2**20]},
-    "a-length-beyond-integers": {"shape": [2**80, 12, 10]},
-    "a-negative-length": {"shape": [-1, 12, 10]},
-    "no-frames": {"shape": [0, 12, 10]},
-    "a-fraction": {"shape": [11.0, 12, 10]},
-    "too-few-axes": {"shape": [11, 12]},
-    "chunks-of-one-pixel": {"shape": [11, 2**12, 2**12], "chunks": [11, 1, 1]},
-    "a-structure": {"dtype": [["a", "<u2"], ["b", "<u2"]]},
-    "complex-pixels": {"dtype": "<c8"},
-    "times": {"dtype": "<M8[s]"},
-    "an-order": {"order": "Z"},
-    "a-fill-value-out-of-range": {"fill_value": 2**70},
-    "another-version": {"zarr_format": 4},
-    "a-separator": {"dimension_separator": "/../"},
-    "a-number-for-codecs": {"filters": 7},
-    "no-shape": {"shape": None},
-}
+LIES: list[dict[str, Any]] = [
+    {"shape": [1, 2**20, 2**20]}, {"shape": [2**80, 12, 10]}, {"shape": [-1, 12, 10]},
+    {"shape": [0, 12, 10]}, {"shape": [11.0, 12, 10]}, {"shape": [11, 12]}, {"shape": None},
+    {"shape": [11, 2**12, 2**12], "chunks": [11, 1, 1]}, {"dtype": "<c8"},
+    {"dtype": [["a", "<u2"], ["b", "<u2"]]}, {"dtype": "<M8[s]"}, {"order": "Z"},
+    {"fill_value": 2**70}, {"zarr_format": 4}, {"dimension_separator": "/../"},
+    {"filters": 7},
+]  # fmt: skip
 
 
-@pytest.mark.parametrize("lie", LIES)
-def test_metadata_that_lie_are_refused_at_the_door(lie, frames, tmp_path):
+def test_metadata_that_lie_are_refused_at_the_door(frames, tmp_path):
     path = _write(tmp_path / "m.zarr", frames, zarr_format=2)
-    _edit(path / ".zarray", **LIES[lie])
-    with pytest.raises(MovieError, match=r"m\.zarr: (cannot be read|broken|has )"):
+    whole = (path / ".zarray").read_text()
+    for lie in LIES:
+        _edit(path / ".zarray", **lie)
+        with pytest.raises(MovieError, match=r"m\.zarr: (cannot be read|broken|has )"):
+            open_movie(path)
+        (path / ".zarray").write_text(whole)
+    (path / ".zarray").write_text("[" * 1_000_000)
+    with pytest.raises(MovieError, match=r"m\.zarr: cannot be read"):
         open_movie(path)
 
 
@@ -370,7 +363,7 @@ def test_damaged_metadata_give_an_error_or_frames(frames, tmp_path):
         (_write_ome(tmp_path / "b.zarr", frames, "tyx"), "zarr.json"),
         (_write(tmp_path / "c.zarr", frames, **sharded), "zarr.json"),
         (
-            _write(tmp_path / "d.zarr", frames, zarr_format=2, **V2_PACKINGS["delta"]),
+            _write(tmp_path / "d.zarr", frames, zarr_format=2, **V2_PACKINGS[1]),
             ".zarray",
         ),
     ]
@@ -419,16 +412,9 @@ def test_a_zipped_zarr_is_read(zarr_format, root, frames, tmp_path):
     with open_movie(path) as movie:
         assert movie.paths == (path,)
         assert movie.state() == movie.opened_state is not None
-
-
-def test_a_zip_of_something_else_is_refused_in_one_line(tmp_path):
-    (tmp_path / "a").mkdir()
-    (tmp_path / "a/text").write_text("no pixels")
-    path = Path(shutil.make_archive(str(tmp_path / "m"), "zip", tmp_path / "a"))
-    (tmp_path / "b.zip").write_bytes(path.read_bytes()[:-9])
-    for refused in (path, tmp_path / "b.zip"):
-        with pytest.raises(MovieError, match=rf"{refused.name}: cannot be read \(.*\)$"):
-            open_movie(refused)
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(MovieError, match=r"m\.zarr\.zip: cannot be read \(.*\)$"):
+        open_movie(path)
 
 
 def test_a_zarr_is_read_by_its_address(frames, tmp_path):

@@ -45,7 +45,7 @@ class Movie(contextlib.AbstractContextManager["Movie"]):
     """Frames of one or several channels that are read as they are sliced.
 
     [`jaxbkgd.open_movie`][] makes one of a file or an array. A reader of another format
-    gives its `pixels` to this class. Any number of threads may read a movie. It is a context
+    gives its `pixels` to this class. Any number of threads may read it. It is a context
     manager that closes its file. `numpy.asarray(movie)` reads all of it, (frames, channels,
     height, width).
 

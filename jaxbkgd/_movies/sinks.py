@@ -169,7 +169,8 @@ class Sink(Target, abc.ABC):
         is_of_format = is_zarr(self._destination) or self._destination.is_file()
         wants_zarr = self._destination.suffix.lower() == ".zarr"
         if has_name and (not is_of_format or wants_zarr != self._destination.is_dir()):
-            raise MovieError(f"{self.path}: is no movie of this format; give another name")
+            fault = "is no movie of this format, so it is not overwritten"
+            raise MovieError(f"{self.path}: {fault}; choose another name")
 
     def begin(self, settings: Mapping[str, Any] | None = None) -> None:
         """Starts anew. `settings`, in terms of JSON, are what the result depends on."""

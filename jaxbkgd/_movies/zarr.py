@@ -189,7 +189,7 @@ class _ZarrPixels:
     def __getitem__(self, index: tuple[slice, int]) -> np.ndarray:
         frames, channel = index
         start, stop, _ = frames.indices(self.shape[0])
-        parts = [np.empty((0, *self.shape[2:]), self.dtype)]
+        parts = []
         while start < stop:
             first = start - start % self.chunk_frames
             end = min(first + self.chunk_frames, self.shape[0])
@@ -200,9 +200,11 @@ class _ZarrPixels:
             else:
                 with self._lock:
                     block = self._decode_block(first, end, channel)
-                parts.append(block[start - first : stop - first])
+                parts.append(block[start - first : stop - first].copy())
             start = end
-        return np.concatenate(parts)
+        if len(parts) == 1:
+            return parts[0]
+        return np.concatenate(parts or [np.empty((0, *self.shape[2:]), self.dtype)])
 
     def _decode(self, start: int, stop: int, channel: int) -> np.ndarray:
         """Whole chunks, or all that there are of the last ones."""
