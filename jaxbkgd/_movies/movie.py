@@ -225,10 +225,12 @@ class Channel:
             chosen = [self[frame] for frame in range(start, stop, step)]
             return np.array(chosen, self.dtype).reshape(-1, *self.shape[1:])
         frame = operator.index(frames)
-        # Also what ends a loop over the frames.
         if not -len(self) <= frame < len(self):
             raise IndexError(f"there is no frame {frame}; the channel has {len(self)}")
         return self[frame % len(self) : frame % len(self) + 1][0]
+
+    def __iter__(self) -> Iterator[Shaped[np.ndarray, "height width"]]:
+        return (self[frame] for frame in range(len(self)))
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         if copy is False:
