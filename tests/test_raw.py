@@ -3,8 +3,6 @@
 import os
 import re
 import tracemalloc
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -82,38 +80,31 @@ def test_frames_are_read_as_they_were_written(write, read, tmp_path):
             np.testing.assert_array_equal(movie.channels[0][part], FRAMES[part])
 
 
-@every_format
-def test_threads_read_the_same_movie_at_once(write, read, tmp_path):
-    with read(write(tmp_path)) as movie, ThreadPoolExecutor(4) as threads:
-        parts = threads.map(lambda index: movie.read(index % 7, index % 7 + 1), range(70))
-        np.testing.assert_array_equal(
-            np.concatenate(list(parts)), np.tile(FRAMES, (10, 1, 1))
-        )
-
-
-def test_a_dax_may_be_little_endian_and_named_by_either_file(tmp_path):
-    little = INF | {"data type": "16 bit integers (binary, little endian)"}
-    path = _write_dax(tmp_path, little)
-    for name in (path, path.with_suffix(".inf")):
+def test_a_dax_may_be_little_endian_in_capitals_and_named_by_either_file(tmp_path):
+    path = _write_dax(
+        tmp_path, INF | {"data type": "16 bit integers (binary, little endian)"}
+    )
+    inf = path.with_suffix(".inf").rename(tmp_path / "movie.INF")
+    for name in (path, inf):
         with _raw.open_dax(name) as movie:
-            assert movie.name == str(path)
-            assert movie.frame_interval_s == 0.05
+            assert (movie.name, movie.frame_interval_s) == (str(path), 0.05)
             np.testing.assert_array_equal(movie.read(0, 7), FRAMES)
 
 
-def test_a_picasso_movie_may_be_named_by_either_file(tmp_path):
-    path = _write_picasso(tmp_path)
+def test_of_a_yaml_the_first_document_is_read_and_nothing_constructed(tmp_path):
+    made = tmp_path / "made"
+    fields = {
+        "ROI": "!!python/tuple [1, 2]",
+        "Micro-Manager Metadata": f"!!python/object/apply:os.mkdir ['{made}']",
+        "Frames": "7",
+    }
+    path = _write_picasso(tmp_path, YAML | fields)
+    with path.with_suffix(".yaml").open("a") as file:
+        file.write("---\nFrames: 99\n--- !!python/object/apply:os.abort []\n")
     with _raw.open_picasso(path.with_suffix(".yaml")) as movie:
-        assert movie.name == str(path)
-        assert movie.pixel_size_um == (0.16, 0.16)
-
-
-def test_suffixes_may_be_in_capitals(tmp_path):
-    path = _write_dax(tmp_path)
-    capitals = path.rename(tmp_path / "movie.DAX")
-    (tmp_path / "movie.inf").rename(tmp_path / "movie.INF")
-    with _raw.open_dax(capitals) as movie:
+        assert (movie.name, movie.pixel_size_um) == (str(path), (0.16, 0.16))
         np.testing.assert_array_equal(movie.read(0, 7), FRAMES)
+    assert not made.exists()
 
 
 @pytest.mark.parametrize("order", ["<", ">"])
@@ -127,143 +118,53 @@ def test_picasso_pixels_of_every_type_and_order(pixels, order, tmp_path):
         np.testing.assert_array_equal(movie.read(0, 7), FRAMES)
 
 
-def test_only_the_first_document_of_a_yaml_is_read(tmp_path):
-    path = _write_picasso(tmp_path)
-    with path.with_suffix(".yaml").open("a") as file:
-        file.write("---\nBox Size: 7\nFrames: 99\n--- !!python/object/apply:os.abort []\n")
-    with _raw.open_picasso(path) as movie:
-        assert movie.shape[0] == 7
-
-
-def test_nothing_in_a_yaml_is_constructed(tmp_path):
-    made = tmp_path / "made"
-    fields = {
-        "ROI": "!!python/tuple [1, 2]",
-        "Micro-Manager Metadata": f"!!python/object/apply:os.mkdir ['{made}']",
-        "Frames": "7",
-    }
-    with _raw.open_picasso(_write_picasso(tmp_path, YAML | fields)) as movie:
-        np.testing.assert_array_equal(movie.read(0, 7), FRAMES)
-    assert not made.exists()
-
-
-def test_a_yaml_is_read_the_same_without_libyaml(tmp_path, monkeypatch):
-    monkeypatch.setattr("yaml.__with_libyaml__", False)
-    with _raw.open_picasso(_write_picasso(tmp_path)) as movie:
-        np.testing.assert_array_equal(movie.read(0, 7), FRAMES)
-
-
-def test_an_array_of_several_channels_is_read_by_channel(tmp_path):
-    frames = np.arange(5 * 3 * 4 * 6, dtype=">f4").reshape(5, 3, 4, 6)
-    with _raw.open_npy(_write_npy(tmp_path, frames)) as movie:
-        assert movie.shape == frames.shape
-        assert movie.dtype.isnative
-        for index, channel in enumerate(movie.channels):
-            np.testing.assert_array_equal(channel[:], frames[:, index])
-            np.testing.assert_array_equal(channel[2:4], frames[2:4, index])
-            assert channel[3:3].shape == (0, 4, 6)
-
-
 @pytest.mark.parametrize(
     ("frames", "message"),
     [
-        (np.zeros((12, 10)), "has 2 axes; save frames"),
+        (np.zeros((12, 10)), "has shape .12, 10.; give"),
         (np.asfortranarray(np.zeros((7, 12, 10))), "is in Fortran order"),
         (np.zeros((0, 12, 10)), "has no frames"),
         (np.zeros((7, 12, 10), complex), "has pixels of complex128"),
-        (np.zeros((7, 12, 10), [("x", "f4"), ("λ", "f4")]), "version .* is not for plain"),
         (np.zeros((7, 12, 10), [("x", "f4")]), "has pixels of void32"),
         (np.zeros((7, 12, 10), object), "has pixels of object"),
     ],
 )
-@pytest.mark.filterwarnings("ignore:Stored array in format:UserWarning")
 def test_arrays_that_are_no_frames_are_refused(frames, message, tmp_path):
     path = _write_npy(tmp_path, frames)
     with pytest.raises(MovieError, match=rf"movie\.npy: .*{message}"):
         _raw.open_npy(path)
 
 
-def _without(fields: dict[str, str], name: str) -> dict[str, str]:
-    return {field: value for field, value in fields.items() if field != name}
-
-
-@pytest.mark.parametrize("name", ["data type", "frame dimensions", "number of frames"])
-def test_a_field_that_an_inf_lacks_is_named(name, tmp_path):
-    path = _write_dax(tmp_path, _without(INF, name))
-    with pytest.raises(
-        MovieError, match=rf"movie\.dax: its movie\.inf lacks '{name}'; write"
-    ):
-        _raw.open_dax(path)
-
-
-@pytest.mark.parametrize("name", ["Byte Order", "Data Type", "Frames", "Height", "Width"])
-def test_a_field_that_a_yaml_lacks_is_named(name, tmp_path):
-    path = _write_picasso(tmp_path, _without(YAML, name))
-    with pytest.raises(
-        MovieError, match=rf"movie\.raw: its movie\.yaml lacks '{name}'; write"
-    ):
-        _raw.open_picasso(path)
-
-
 @pytest.mark.parametrize(
-    ("name", "value"),
+    ("name", "values"),
     [
-        ("number of frames", "0"),
-        ("number of frames", "-3"),
-        ("number of frames", "7.0"),
-        ("number of frames", "many"),
-        ("number of frames", ""),
-        ("number of frames", "9" * 5000),
-        ("frame dimensions", "10"),
-        ("frame dimensions", "10 x 12 x 3"),
-        ("frame dimensions", "-10 x -12"),
-        ("frame dimensions", "0 x 12"),
-        ("data type", "32 bit integers (binary, big endian)"),
+        ("number of frames", [None, "0", "-3", "7.0", "many", "", "9" * 5000]),
+        ("frame dimensions", [None, "10", "10 x 12 x 3", "-10 x -12", "0 x 12"]),
+        ("data type", [None, "32 bit integers (binary, big endian)"]),
+        ("Frames", [None, "-7", "null", "[7]", "'*frames'", "true"]),
+        ("Height", [None, "1e3"]),
+        ("Width", [None, "0"]),
+        ("Data Type", [None, "object", "(10000,10000)f4"]),
+        ("Byte Order", [None, "''", "'<>'"]),
     ],
 )
-def test_a_wrong_value_in_an_inf_is_named(name, value, tmp_path):
-    path = _write_dax(tmp_path, INF | {name: value})
-    with pytest.raises(
-        MovieError, match=f"says '{name}' is '{re.escape(value[:40])}.*; write"
-    ) as caught:
-        _raw.open_dax(path)
-    assert len(str(caught.value)) < len(str(path)) + 200
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("Frames", "-7"),
-        ("Frames", "null"),
-        ("Frames", "[7]"),
-        ("Frames", "'*frames'"),
-        ("Height", "1e3"),
-        ("Width", "0x10"),
-        ("Data Type", "object"),
-        ("Data Type", "(10000,10000)f4"),
-        ("Byte Order", "''"),
-        ("Byte Order", "'<>'"),
-    ],
-)
-def test_a_wrong_value_in_a_yaml_is_named(name, value, tmp_path):
-    path = _write_picasso(tmp_path)
-    lines = "".join(f"{n}: {v}\n" for n, v in (YAML | {name: value}).items())
-    path.with_suffix(".yaml").write_text(lines)
-    with pytest.raises(MovieError, match=f"its movie.yaml says '{name}' is .*; write"):
-        _raw.open_picasso(path)
-
-
-def test_a_field_that_is_repeated_with_another_value_is_refused(tmp_path):
-    path = _write_dax(tmp_path)
-    with path.with_suffix(".inf").open("a") as file:
-        file.write("number of frames = 7\nnumber of frames = 5\n")
-    with pytest.raises(MovieError, match="says 'number of frames' is '7' and '5'; delete"):
-        _raw.open_dax(path)
-    path = _write_picasso(tmp_path)
-    with path.with_suffix(".yaml").open("a") as file:
-        file.write("Width: 5\n")
-    with pytest.raises(MovieError, match="says 'Width' is '10' and '5'; delete"):
-        _raw.open_picasso(path)
+def test_a_field_that_is_missing_or_wrong_is_named(name, values, tmp_path):
+    write, read, fields = (
+        (_write_dax, _raw.open_dax, INF)
+        if name in INF
+        else (_write_picasso, _raw.open_picasso, YAML)
+    )
+    for value in values:
+        path = write(tmp_path)
+        header = path.with_suffix(".inf" if name in INF else ".yaml")
+        changed = {n: v for n, v in (fields | {name: value}).items() if v is not None}
+        mark = " = " if name in INF else ": "
+        header.write_text("".join(f"{n}{mark}{v}\n" for n, v in changed.items()))
+        fault = f"lacks '{name}'" if value is None else f"says '{name}' is "
+        message = rf"{path.name}: its {header.name} {re.escape(fault)}.*; write"
+        with pytest.raises(MovieError, match=message) as caught:
+            read(path)
+        assert len(str(caught.value)) < len(str(path)) + 300
 
 
 @pytest.mark.parametrize("value", ["NA", "nan", "-1", "1e300", "[1, 2]"])
@@ -290,13 +191,15 @@ def test_a_file_of_another_size_than_its_header_says_is_refused(write, read, tmp
     path = write(tmp_path)
     content = path.read_bytes()
     # The header of a .npy ends before byte 128 + 1.
-    for length in range(len(content) - FRAMES.nbytes + 1, len(content), 53):
+    for length in range(len(content) - FRAMES.nbytes + 1, len(content), 253):
         path.write_bytes(content[:length])
         frame = (length - (len(content) - FRAMES.nbytes)) // FRAMES[0].nbytes
         with pytest.raises(MovieError, match=rf"truncated: .* ends in frame {frame} of 7"):
             read(path)
     path.write_bytes(content + FRAMES[0].tobytes())
-    with pytest.raises(MovieError, match=r"has 240 bytes more than its .* says \(7 frames"):
+    with pytest.raises(
+        MovieError, match=r"has 240 bytes more than its .* says \(7 frames\)"
+    ):
         read(path)
 
 
@@ -312,7 +215,7 @@ def test_a_movie_cut_while_it_is_read_names_the_frame(tmp_path):
             movie.read(0, 5, 1)
 
 
-@pytest.mark.parametrize("size", [2**20, 2**40, 2**62])
+@pytest.mark.parametrize("size", [2**20, 2**62])
 @pytest.mark.parametrize("axis", range(3))
 def test_sizes_that_lie_ask_for_no_memory(axis, size, tmp_path):
     shape = [7, 12, 10]
@@ -339,19 +242,6 @@ def test_sizes_that_lie_ask_for_no_memory(axis, size, tmp_path):
         assert peak < 2**23
 
 
-def test_a_numpy_header_that_is_gigabytes_long_is_not_read(tmp_path):
-    path = tmp_path / "movie.npy"
-    path.write_bytes(b"\x93NUMPY\x02\x00\xff\xff\xff\xff")
-    # Sparse: it takes no space on disk.
-    os.truncate(path, 2**25)
-    tracemalloc.start()
-    with pytest.raises(MovieError, match=r"movie\.npy: broken NumPy header"):
-        _raw.open_npy(path)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < 2**23
-
-
 MIB = 2**20
 
 
@@ -359,21 +249,13 @@ MIB = 2**20
     "content",
     [
         b"[" * MIB,
-        b"{" * MIB,
         b"- " * MIB,
-        b"? " * MIB,
         b"- a\n" * 2**12,
-        b"[" + b"a," * 2**12,
         b"".join(b"a%d: &a%d [*a%d, *a%d]\n" % (i + 1, i + 1, i, i) for i in range(60_000)),
-        b'a: "' + b"\\n" * 2**14,
-        b"Frames: " + b"1 " * 2**14,
+        b"Frames: 0x" + b"f" * 2**14,
         b"#" * (5 * MIB),
-        b"\n" * 2**12,
         b"\0" * MIB,
-        b"\xff\xfe" * MIB,
         b"",
-        b"7",
-        b"- Frames: 7",
         b"a: b: c",
         b"!!python/object/apply:os.abort []",
     ],
@@ -410,13 +292,6 @@ def _assert_frames_end(movie: Movie, content: bytes) -> None:
     assert content.endswith((frames.tobytes(), frames.byteswap().tobytes()))
 
 
-def _open_damaged(read: Callable[[Path], Movie], path: Path) -> Movie | str:
-    try:
-        return read(path)
-    except MovieError as error:
-        return str(error)
-
-
 @pytest.mark.parametrize(
     ("write", "read", "damaged_name", "header_bytes"),
     [
@@ -433,17 +308,16 @@ def test_random_damage_to_a_header_gives_frames_or_one_clear_error(
     random = np.random.default_rng(2)
     path, damaged = write(tmp_path), tmp_path / damaged_name
     content = damaged.read_bytes()
-    opened = 0
-    for _ in range(150):
+    opened, messages = 0, []
+    for _ in range(100):
         header = _damage(content[:header_bytes], random)
         damaged.write_bytes(header + (content[header_bytes:] if header_bytes else b""))
-        movie = _open_damaged(read, path)
-        if isinstance(movie, str):
-            assert movie.startswith(f"{path}: ")
-            assert "\n" not in movie
-        else:
-            opened += 1
-            with movie:
+        try:
+            with read(path) as movie:
+                opened += 1
                 _assert_frames_end(movie, path.read_bytes())
+        except MovieError as error:
+            messages.append(str(error))
+    assert all(m.startswith(f"{path}: ") and "\n" not in m for m in messages)
     # Some damage is in what is not needed: that both happen shows the test at work.
-    assert 0 < opened < 150
+    assert 0 < opened < 100

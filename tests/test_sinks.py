@@ -16,18 +16,25 @@ import jaxbkgd
 from jaxbkgd import estimate_movie, MovieError, open_movie, SpatialMean
 from jaxbkgd._movies.journal import Journal
 from jaxbkgd._movies.open import open_sink
-from jaxbkgd._movies.sinks import ArraySink, Layout
+from jaxbkgd._movies.sinks import ArraySink, Layout, Sink
 
 
 FRAMES = np.random.default_rng(0).normal(100, 9, (8, 1, 12, 10)).astype(np.float32)
 LAYOUT = Layout(FRAMES.shape, FRAMES.dtype, 4)
+
+
+def _open(path: Path) -> Sink:
+    sink = open_sink(path, LAYOUT)
+    assert isinstance(sink, Sink)
+    return sink
+
 
 every_file = pytest.mark.parametrize("name", ["m.tif", "m.ome.tif", "m.zarr", "m.ome.zarr"])
 
 
 @every_file
 def test_a_sink_that_was_sent_elsewhere_writes_to_the_same_draft(name, tmp_path):
-    sink = open_sink(tmp_path / name, LAYOUT)
+    sink = _open(tmp_path / name)
     sink.begin({"a": 1})
     elsewhere = pickle.loads(pickle.dumps(sink))
     elsewhere.write(4, FRAMES[4:])
@@ -40,7 +47,7 @@ def test_a_sink_that_was_sent_elsewhere_writes_to_the_same_draft(name, tmp_path)
 @every_file
 def test_frames_after_the_end_of_a_sink_are_refused(name, tmp_path):
     for end in ("commit", "close", "discard"):
-        sink = open_sink(tmp_path / end / name, LAYOUT)
+        sink = _open(tmp_path / end / name)
         (tmp_path / end).mkdir()
         sink.begin()
         sink.write(0, FRAMES)
@@ -134,7 +141,7 @@ def test_where_there_are_no_locks_that_is_a_warning(code, tmp_path, monkeypatch)
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(fcntl, "flock", refuse)
-    sink = open_sink(tmp_path / "m.zarr", LAYOUT)
+    sink = _open(tmp_path / "m.zarr")
     with pytest.warns(
         UserWarning, match=r"journal: cannot be locked there \(.*\); start no"
     ):

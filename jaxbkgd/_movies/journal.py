@@ -23,11 +23,8 @@ class Journal:
 
     A line is added in one write when a chunk is done, so the process may be killed at any
     instant. One process at a time holds a journal, by a lock on a file beside it that the
-    system gives back when the process ends. A journal without a path is kept in memory.
-
-    **Raises:**
-
-    `MovieError` when another process holds the journal.
+    system gives back when the process ends; `MovieError` is raised for others. A journal
+    without a path is kept in memory.
     """
 
     def __init__(self, path: Path | None) -> None:
@@ -36,38 +33,34 @@ class Journal:
         self.done: set[int] = set()
         self.is_committing = False
         self._file: BinaryIO | None = None
-        self._lock = None if path is None else _Lock(path)
+        self._lock: Any = None
         self._adding = threading.Lock()
-        if path is None or not path.exists():
-            return
-        file = self._open()
+        if path is not None and path.exists():
+            self._read(self._open(path))
+
+    def _read(self, file: BinaryIO) -> None:
         content = file.read()
+        # The process may have ended as it wrote a line.
         whole = content[: content.rfind(b"\n") + 1]
-        # The process ended as it wrote a line without an end.
         file.truncate(len(whole))
         # A journal that cannot be read counts as none: the job begins anew.
         with contextlib.suppress(ValueError, TypeError):
             settings, *lines = map(json.loads, whole.splitlines())
-            is_committing = _COMMITTING in lines
             done = {int(line) for line in lines if line != _COMMITTING}
-            self.settings = dict(settings)
-            self.done, self.is_committing = done, is_committing
+            self.settings, self.done = dict(settings), done
+            self.is_committing = _COMMITTING in lines
 
     def clear(self) -> None:
         """Deletes all entries."""
-        if self._file is None and self._lock is not None:
-            self._open()
-        if self._file is not None:
-            self._file.truncate(0)
+        if self.path is not None:
+            (self._file or self._open(self.path)).truncate(0)
         self.settings, self.done, self.is_committing = None, set(), False
 
     def begin(self, settings: dict[str, Any]) -> None:
-        """Notes the settings of a new draft."""
         self.settings = settings
         self._add_line(settings)
 
     def add(self, chunk: int) -> None:
-        """Notes that a chunk is done."""
         self._add_line(chunk)
         self.done.add(chunk)
 
@@ -77,35 +70,52 @@ class Journal:
 
     def remove(self) -> None:
         """Removes the journal. Where its file cannot be removed, an empty one is left."""
-        with contextlib.suppress(OSError):
-            if self._file is not None:
+        if self.path is not None and self._file is not None:
+            with contextlib.suppress(OSError):
                 self._file.truncate(0)
-        self._close_file()
-        if self._lock is not None and self._lock.is_held and self.path is not None:
+            # Windows refuses to remove open files.
+            self._file.close()
             with contextlib.suppress(OSError):
                 self.path.unlink()
         self.close()
 
     def close(self) -> None:
         """Leaves the journal for a later run."""
-        self._close_file()
-        if self._lock is not None:
-            self._lock.release()
+        file, lock, self._file, self._lock = self._file, self._lock, None, None
+        if file is not None:
+            file.close()
+        if lock is not None:
+            # Where open files are not removed, filelock removes it.
+            with contextlib.suppress(OSError):
+                os.unlink(lock.lock_file)
+            lock.release()
 
-    def _open(self) -> BinaryIO:
-        assert self.path is not None
-        assert self._lock is not None
-        self._lock.acquire()
+    def _open(self, path: Path) -> BinaryIO:
+        import filelock
+
+        # A fallback takes the file itself for a lock, which a killed run leaves.
+        lock = filelock.FileLock(
+            path.with_name(path.name + LOCK_SUFFIX),
+            timeout=0,
+            thread_local=False,
+            fallback_to_soft=False,
+        )
+        try:
+            lock.acquire()
+        except filelock.Timeout as error:
+            raise MovieError(
+                f"{path}: is in use; wait for the other run to end, or write elsewhere"
+            ) from error
+        except (OSError, NotImplementedError) as error:
+            warnings.warn(
+                f"{path}: cannot be locked there ({one_line(error)}); start no other run "
+                "that writes to the same name",
+                stacklevel=2,
+            )
         # Unbuffered, so that a line is one write; all writes go to the end.
-        self._file = self.path.open("a+b", buffering=0)
-        self._file.seek(0, os.SEEK_SET)
+        self._lock, self._file = lock, path.open("a+b", buffering=0)
+        self._file.seek(0)
         return self._file
-
-    def _close_file(self) -> None:
-        # Before the file is removed, which Windows refuses for open files.
-        if self._file is not None:
-            self._file.close()
-            self._file = None
 
     def _add_line(self, content: Any) -> None:
         if self._file is None:
@@ -117,46 +127,3 @@ class Journal:
                 # Else the next line would continue this part.
                 self._file.truncate(end)
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
-class _Lock:
-    """The lock of a journal. Where the file system has none, that is only warned of."""
-
-    def __init__(self, journal: Path) -> None:
-        import filelock
-
-        self._journal = journal
-        self._path = journal.with_name(journal.name + LOCK_SUFFIX)
-        self.is_held = False
-        options: dict[str, Any] = {"timeout": 0, "thread_local": False}
-        try:
-            # A fallback takes the file itself for a lock, which a killed run leaves.
-            self._lock = filelock.FileLock(self._path, **options, fallback_to_soft=False)
-        except TypeError:
-            # Before filelock 4 there was no such fallback.
-            self._lock = filelock.FileLock(self._path, **options)
-        self._held_elsewhere = filelock.Timeout
-
-    def acquire(self) -> None:
-        try:
-            self._lock.acquire()
-        except self._held_elsewhere as error:
-            raise MovieError(
-                f"{self._journal}: is in use; wait for the other run to end, or write "
-                "elsewhere"
-            ) from error
-        except (OSError, NotImplementedError) as error:
-            warnings.warn(
-                f"{self._journal}: cannot be locked there ({one_line(error)}); start no "
-                "other run that writes to the same name",
-                stacklevel=2,
-            )
-        self.is_held = True
-
-    def release(self) -> None:
-        if self.is_held:
-            # Windows refuses to remove an open file; filelock removes it there.
-            with contextlib.suppress(OSError):
-                self._path.unlink()
-            self._lock.release()
-            self.is_held = False

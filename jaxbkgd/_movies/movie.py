@@ -1,11 +1,9 @@
 """Movies: frames of one or several channels that are read as they are sliced."""
 
-import concurrent.futures
 import contextlib
 import hashlib
 import operator
 import os
-import types
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable, SupportsIndex
@@ -16,14 +14,10 @@ from jaxtyping import Shaped
 
 # No camera has frames of 2^28 pixels (16384 x 16384). A damaged header may say so, and
 # would cost gigabytes before the first pixel is read.
-_MAX_FRAME_PIXELS = 2**28
-_MAX_PIXELS = 2**60
+_MAX_FRAME_PIXELS, _MAX_PIXELS = 2**28, 2**60
 
-# Frames, evenly spaced over the movie, that tell one movie from another.
+# Frames, evenly spaced over a movie on disk, that tell it from another.
 _FINGERPRINT_FRAMES = 8
-
-# Arrays in memory are hashed in blocks, on several cores.
-_HASHED_BYTES = 2**26
 
 # A part of the camera's frame in pixels, (x0, y0, x1, y1), as smlmlp gives it: the corner
 # (x1, y1) is outside.
@@ -31,20 +25,14 @@ Box = tuple[int, int, int, int]
 
 
 class MovieError(ValueError):
-    """A movie that cannot be read or written.
-
-    The message is one line: the movie's name, what is wrong and, where there is one, the
-    remedy.
-    """
+    """A movie that cannot be read or written. The message is one line: the movie's name,
+    what is wrong and, where there is one, the remedy."""
 
 
 @runtime_checkable
 class Pixels(Protocol):
-    """An array (frames, channels, height, width) that is sliced by frame, in one channel.
-
-    `pixels[start:stop, channel]` gives frames (stop - start, height, width). `chunk_frames`
-    is the number of frames that are decoded together, 1 where there is no such attribute.
-    """
+    """What `Movie` slices. It may have `chunk_frames`, the number of frames that are
+    decoded together."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...
@@ -57,29 +45,19 @@ class Movie(contextlib.AbstractContextManager["Movie"]):
     """Frames of one or several channels that are read as they are sliced.
 
     [`jaxbkgd.open_movie`][] makes one of a file or an array. A reader of another format
-    gives `pixels` to this class, or is a subclass that sets `shape` and `dtype` and
-    overrides `read`. Any number of threads may read a movie. It is a context manager that
-    closes its file. `numpy.asarray(movie)` reads all of it into an array (frames, channels,
+    gives its `pixels` to this class. Any number of threads may read it. It is a context
+    manager that closes its file. `numpy.asarray(movie)` reads all of it, (frames, channels,
     height, width).
 
-    **Arguments:**
+    **Arguments**, which are attributes too:
 
     - `pixels`: anything with a `shape` (frames, channels, height, width), a `dtype` of
-        booleans, integers or floats of at most 64 bits, and `pixels[start:stop, channel]`.
-    - `name`: the name in messages; a path where there is one.
-    - `format`: the name of the format, for people.
+        booleans, integers or floats of at most 64 bits, and `pixels[start:stop, channel]`
+        that gives frames (stop - start, height, width).
+    - `name`, `format`: for messages; the name is a path where there is one.
     - `paths`: the files and folders that the movie is read from.
-    - `pixel_size_um`: (y, x), where the movie says so.
-    - `frame_interval_s`: from one frame to the next, where the movie says so.
+    - `pixel_size_um`: (y, x), and `frame_interval_s`, where they are known.
     - `close`: called when the movie is closed.
-
-    **Attributes:**
-
-    `pixels`, `name`, `format`, `paths`, `pixel_size_um` and `frame_interval_s` as above,
-    and
-
-    - `shape`: (frames, channels, height, width).
-    - `dtype`: of the pixels, in native byte order.
 
     **Raises:**
 
@@ -98,19 +76,7 @@ class Movie(contextlib.AbstractContextManager["Movie"]):
         ```
     """
 
-    # Also the values of a subclass that does not set them.
-    name: str = "the movie"
-    format: str = "movie"
-    paths: Sequence[Path] = ()
-    shape: tuple[int, int, int, int]
-    dtype: np.dtype
-    pixels: Any = None
-    pixel_size_um: tuple[float, float] | None = None
-    frame_interval_s: float | None = None
-    chunk_frames: int = 1
-    opened_state: Any = None
-    _close: Callable[[], object] | None = None
-    # Beyond the pixels, what tells this movie from another.
+    # Of an array that is computed as it is read: from what.
     _identity: str = ""
 
     def __init__(
@@ -132,27 +98,19 @@ class Movie(contextlib.AbstractContextManager["Movie"]):
         self.dtype = np.dtype(pixels.dtype).newbyteorder("=")
         self.shape = check_pixels(name, pixels.shape, self.dtype)
         self.chunk_frames = getattr(pixels, "chunk_frames", 1)
-        self.pixels = pixels
+        self.pixels: Any = pixels
         self._close = close
         self.opened_state = self.state()
 
     def __repr__(self) -> str:
-        size = self.pixel_size_um
-        about = f", pixel_size_um={size}" if size is not None else ""
-        return (
-            f"{type(self).__name__}({self.name!r}, format={self.format!r}, "
-            f"shape={self.shape}, dtype={self.dtype}{about})"
-        )
+        about = f"{self.name!r}, format={self.format!r}, shape={self.shape}"
+        return f"{type(self).__name__}({about}, dtype={self.dtype})"
 
     def read(
         self, start: int, stop: int, channel: int = 0
     ) -> Shaped[np.ndarray, "frames height width"]:
-        """Reads frames `start` up to, but not including, `stop` of a channel, all counted
-        from 0.
-
-        **Returns:**
-
-        An array (stop - start, height, width) of the movie's `dtype`.
+        """Reads frames `start` up to, but not including, `stop` of a channel, counted from
+        0, as an array (stop - start, height, width) of the movie's `dtype`.
 
         **Raises:**
 
@@ -161,19 +119,12 @@ class Movie(contextlib.AbstractContextManager["Movie"]):
         pixels = self.pixels
         if pixels is None:
             raise MovieError(f"{self.name}: is closed; open it again to read it")
-        try:
+        with named_errors(f"{self.name}: cannot be read"):
             return np.asarray(pixels[start:stop, channel], self.dtype)
-        except OSError as error:
-            reason = error.strerror or one_line(error)
-            raise MovieError(f"{self.name}: cannot be read ({reason})") from error
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        """All frames, (frames, channels, height, width)."""
-        _refuse_no_copy(self.name, copy)
-        frames = np.empty(self.shape, self.dtype if dtype is None else dtype)
-        for index, channel in enumerate(self.channels):
-            frames[:, index] = channel[:]
-        return frames
+        frames = np.stack([np.asarray(c, copy=copy) for c in self.channels], axis=1)
+        return frames if dtype is None else frames.astype(dtype, copy=False)
 
     def close(self) -> None:
         """Closes the file. What is read later is an error."""
@@ -181,12 +132,7 @@ class Movie(contextlib.AbstractContextManager["Movie"]):
         if close is not None:
             close()
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: types.TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     @property
@@ -198,71 +144,51 @@ class Movie(contextlib.AbstractContextManager["Movie"]):
     def state(self) -> Any:
         """The sizes and times of the files, in terms of JSON. It changes when the movie is
         written to."""
-        return _state(self.paths) if self.paths else None
+        return _hash_of_sizes_and_times(self.paths) if self.paths else None
 
     def fingerprint(self) -> str:
-        """A hash that tells this movie from another.
-
-        Arrays in memory are hashed whole, on all cores, about a second for a gigabyte and
-        core. Files, memory maps and all else are hashed by shape, type and
-        eight frames.
-        """
+        """A hash that tells this movie from another: of shape, type and, of an array in
+        memory, all frames (about a second for a gigabyte); else of eight frames."""
         about = (self.shape, self.dtype.str, self._identity)
-        digest = hashlib.sha256(repr(about).encode())
-        if isinstance(self.pixels, np.ndarray) and not self.paths:
-            step = max(1, _HASHED_BYTES // max(1, self.pixels[0].nbytes))
-            blocks = (self.pixels[i : i + step] for i in range(0, self.shape[0], step))
-            with concurrent.futures.ThreadPoolExecutor() as threads:
-                for block in threads.map(_hash, blocks):
-                    digest.update(block)
-            return digest.hexdigest()
-        last = self.shape[0] - 1
-        for index in sorted({round(x) for x in np.linspace(0, last, _FINGERPRINT_FRAMES)}):
+        digest = hashlib.blake2b(repr(about).encode(), digest_size=32)
+        is_in_memory = isinstance(self.pixels, np.ndarray) and not self.paths
+        count = self.shape[0] if is_in_memory else _FINGERPRINT_FRAMES
+        for index in sorted({round(x) for x in np.linspace(0, self.shape[0] - 1, count)}):
             for channel in range(self.shape[1]):
-                digest.update(_hash(self.read(index, index + 1, channel)))
+                frame = self.read(index, index + 1, channel)
+                digest.update(np.ascontiguousarray(frame).data)
         return digest.hexdigest()
 
     def includes(self, path: Path) -> bool:
         """Whether a file at this real path is, or would be, a part of the movie, or holds
         it."""
         sources = [source.resolve() for source in self.paths]
-        return any(
-            source == path or source in path.parents or path in source.parents
-            for source in sources
-        )
+        return any(s == path or s in path.parents or path in s.parents for s in sources)
 
     def shares_memory(self, array: np.ndarray) -> bool:
         """Whether writing to `array` might change the movie."""
-        return isinstance(self.pixels, np.ndarray) and np.may_share_memory(
-            self.pixels, array
-        )
+        is_array = isinstance(self.pixels, np.ndarray)
+        return is_array and np.may_share_memory(self.pixels, array)
 
 
 class Channel:
     """One channel of a movie, or a box of it, that is read as it is sliced.
 
-    `channel[10:20]` reads an array (10, height, width), `channel[10:20:2]` every second of
-    these frames, `channel[10]` one frame (height, width), and `numpy.asarray(channel)` all.
-    No frames are kept in memory. `movie.channels` gives the channels of a movie.
+    `channel[10:20]` reads an array (10, height, width), `channel[10]` one frame (height,
+    width), and `numpy.asarray(channel)` all. No frames are kept in memory.
 
-    **Arguments:**
+    **Arguments**, which are attributes too, as are `shape`, (frames, height, width), and
+    `dtype`:
 
-    - `movie`: a [`jaxbkgd.Movie`][].
+    - `movie`: a [`jaxbkgd.Movie`][], whose `channels` are such objects.
     - `index`: the number of the channel, from 0.
-    - `box`: (x0, y0, x1, y1) in pixels, to read a part of the frames; x1 and y1 are not
-        included. By default the whole frame.
-
-    **Attributes:**
-
-    - `movie`, `index`, `box`: as above.
-    - `shape`: (frames, height, width) of the channel, or of its box.
-    - `dtype`: of the pixels.
+    - `box`: (x0, y0, x1, y1) in pixels, to read a part of the frames, without x1 and y1. By
+        default the whole frame.
 
     **Raises:**
 
-    [`jaxbkgd.MovieError`][] for a box that is not inside the frames. When sliced,
-    `TypeError` for an index that is no integer and no slice, `IndexError` for a frame
-    beyond the last one, and `MovieError` if the movie cannot be read.
+    [`jaxbkgd.MovieError`][] for a box outside the frames, and if the movie cannot be read;
+    `TypeError` and `IndexError` for what is no number of a frame.
     """
 
     ndim = 3
@@ -271,10 +197,11 @@ class Channel:
         frames, _, height, width = movie.shape
         x0, y0, x1, y1 = (0, 0, width, height) if box is None else box
         if not (0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height):
-            raise MovieError(
-                f"{movie.name}: the box {box} is not inside its frames; give x0, y0, x1, "
-                f"y1 with 0 <= x0 < x1 <= {width} and 0 <= y0 < y1 <= {height}"
+            rule = f"0 <= x0 < x1 <= {width} and 0 <= y0 < y1 <= {height}"
+            fault = (
+                f"the box {box} is not inside its frames; give x0, y0, x1, y1 with {rule}"
             )
+            raise MovieError(f"{movie.name}: {fault}")
         self.movie = movie
         self.index = index
         self.box = x0, y0, x1, y1
@@ -282,10 +209,8 @@ class Channel:
         self.dtype = movie.dtype
 
     def __repr__(self) -> str:
-        return (
-            f"Channel({self.movie.name!r}, index={self.index}, box={self.box}, "
-            f"shape={self.shape}, dtype={self.dtype})"
-        )
+        about = f"index={self.index}, box={self.box}, shape={self.shape}"
+        return f"Channel({self.movie.name!r}, {about}, dtype={self.dtype})"
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -294,34 +219,22 @@ class Channel:
         if isinstance(frames, slice):
             start, stop, step = frames.indices(len(self))
             if step == 1:
-                return self._read(start, max(start, stop))
-            chosen = range(start, stop, step)
-            read = np.empty((len(chosen), *self.shape[1:]), self.dtype)
-            for place, frame in enumerate(chosen):
-                read[place] = self._read(frame, frame + 1)[0]
-            return read
-        try:
-            frame = operator.index(frames)
-        except TypeError as error:
-            raise TypeError(
-                f"a channel is indexed by frame, as channel[10] or channel[10:20], not by "
-                f"{frames!r}; index the array that this gives"
-            ) from error
+                x0, y0, x1, y1 = self.box
+                read = self.movie.read(start, max(start, stop), self.index)
+                return np.ascontiguousarray(read[:, y0:y1, x0:x1])
+            chosen = [self[frame] for frame in range(start, stop, step)]
+            return np.array(chosen, self.dtype).reshape(-1, *self.shape[1:])
+        frame = operator.index(frames)
         if not -len(self) <= frame < len(self):
             raise IndexError(f"there is no frame {frame}; the channel has {len(self)}")
-        return self._read(frame % len(self), frame % len(self) + 1)[0]
+        return self[frame % len(self) : frame % len(self) + 1][0]
 
     def __iter__(self) -> Iterator[Shaped[np.ndarray, "height width"]]:
         return (self[frame] for frame in range(len(self)))
 
-    def _read(self, start: int, stop: int) -> np.ndarray:
-        x0, y0, x1, y1 = self.box
-        read = self.movie.read(start, stop, self.index)
-        return np.ascontiguousarray(read[:, y0:y1, x0:x1])
-
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        """All frames, (frames, height, width)."""
-        _refuse_no_copy(self.movie.name, copy)
+        if copy is False:
+            raise ValueError(f"{self.movie.name}: is no array without a copy")
         return self[:] if dtype is None else self[:].astype(dtype, copy=False)
 
 
@@ -342,51 +255,26 @@ def movie_of_array(array: Any, name: str = "the array") -> Movie:
     """An array (frames, height, width) or (frames, channels, height, width) of NumPy, JAX,
     dask, Zarr or the like as a movie. Of a memory map, the file is its path."""
     if not (hasattr(array, "shape") and hasattr(array, "dtype")):
-        raise MovieError(
-            f"{name}: is a {type(array).__name__}; give a path, or an array of NumPy, "
-            "JAX, dask or Zarr"
-        )
+        kind = type(array).__name__
+        raise MovieError(f"{name}: is a {kind}; give a path, or an array such as NumPy's")
     if isinstance(array, np.ma.MaskedArray):
-        raise MovieError(
-            f"{name}: is masked, and its mask would be lost; fill it, or give the mask as "
-            "weights"
-        )
-    if len(array.shape) not in (3, 4):
-        raise MovieError(
-            f"{name}: has shape {tuple(array.shape)}; give frames of shape (frames, "
-            "height, width) or (frames, channels, height, width)"
-        )
+        raise MovieError(f"{name}: is masked; fill it, and give its mask as weights")
     library = type(array).__module__.partition(".")[0]
-    pixels = array if len(array.shape) == 4 else _OneChannel(array)
-    paths: list[Path] = []
-    identity = ""
+    pixels, paths, identity = array if len(array.shape) != 3 else _OneChannel(array), [], ""
     if isinstance(array, np.ndarray):
-        pixels = array if array.ndim == 4 else array[:, None]
-        mapped = _memory_map_behind(array)
-        if mapped is not None:
+        pixels = base = array if array.ndim != 3 else array[:, None]
+        while isinstance(base, np.ndarray) and not isinstance(base, np.memmap):
+            base = base.base
+        if isinstance(base, np.memmap) and base.filename and os.path.isfile(base.filename):
             # Else the file's time might change when the system writes to it later.
-            mapped.flush()
-            paths = [Path(str(mapped.filename))]
-            offset = mapped.offset + array.ctypes.data - mapped.ctypes.data
-            identity = repr((offset, array.strides))
+            base.flush()
+            paths = [Path(str(base.filename))]
     elif library == "dask":
-        # The name says from what the array is computed.
+        # The name says from what it is computed.
         identity = array.name
     movie = Movie(pixels, name=name, format=f"{library} array", paths=paths)
     movie._identity = identity
     return movie
-
-
-def _memory_map_behind(array: np.ndarray) -> np.memmap | None:
-    """The memory map of a file that still exists and that `array` is a view of."""
-    mapped = None
-    base: Any = array
-    while isinstance(base, np.ndarray):
-        mapped = base if isinstance(base, np.memmap) else mapped
-        base = base.base
-    if mapped is None or mapped.filename is None or not os.path.isfile(mapped.filename):
-        return None
-    return mapped
 
 
 def check_pixels(
@@ -394,57 +282,48 @@ def check_pixels(
 ) -> tuple[int, int, int, int]:
     """Refuses pixels that have no background, and shapes that no movie has."""
     if dtype.kind not in "buif" or dtype.itemsize > 8:
-        raise MovieError(
-            f"{name}: has pixels of {dtype.name}; convert them to integers or "
-            "floating-point numbers of at most 64 bits"
-        )
+        rule = "convert them to integers or floats of at most 64 bits"
+        raise MovieError(f"{name}: has pixels of {dtype.name}; {rule}")
     if len(shape) != 4:
-        raise MovieError(
-            f"{name}: has pixels of shape {tuple(shape)}; give (frames, channels, height, "
-            "width)"
-        )
+        rule = "give (frames, height, width) or (frames, channels, height, width)"
+        raise MovieError(f"{name}: has shape {tuple(shape)}; {rule}")
     frames, channels, height, width = map(int, shape)
     if frames == 0:
         raise MovieError(f"{name}: has no frames")
-    if (
-        min(frames, channels, height, width) < 1
-        or height * width > _MAX_FRAME_PIXELS
-        or frames * channels * height * width > _MAX_PIXELS
-    ):
-        raise MovieError(
-            f"{name}: broken: it says {frames} frames of {channels} channels of "
-            f"{height} x {width} px"
-        )
+    pixels = height * width
+    is_broken = min(frames, channels, height, width) < 1 or pixels > _MAX_FRAME_PIXELS
+    if is_broken or frames * channels * pixels > _MAX_PIXELS:
+        says = f"{frames} frames of {channels} channels of {height} x {width} px"
+        raise MovieError(f"{name}: broken: it says {says}")
     return frames, channels, height, width
 
 
 def one_line(error: BaseException) -> str:
     """The message of an error in one line of at most 200 characters."""
-    text = " ".join(str(error).split()) or type(error).__name__
+    message = (isinstance(error, OSError) and error.strerror) or str(error)
+    text = " ".join(message.split()) or type(error).__name__
     return text if len(text) <= 200 else f"{text[:199]}…"
 
 
-def _refuse_no_copy(name: str, copy: bool | None) -> None:
-    if copy is False:
-        raise ValueError(f"{name}: cannot be an array without a copy; leave out copy=False")
+@contextlib.contextmanager
+def named_errors(says: str, kind: type[Exception] = OSError) -> Iterator[None]:
+    """Errors of this kind become a `MovieError` that `says` what could not be done."""
+    try:
+        yield
+    except (MovieError, ImportError):
+        raise
+    except kind as error:
+        raise MovieError(f"{says} ({one_line(error)})") from error
 
 
-def _hash(frames: np.ndarray) -> bytes:
-    return hashlib.sha256(np.ascontiguousarray(frames).data).digest()
-
-
-def _state(paths: Sequence[Path]) -> str:
-    """A hash of the sizes and times of files, and of all files in folders."""
+def _hash_of_sizes_and_times(paths: Sequence[Path]) -> str:
+    """Of files, and of all files in folders."""
     digest = hashlib.sha256()
-    for path in paths:
-        files = [path]
-        if path.is_dir():
-            walk = sorted(os.walk(path))
-            files = [
-                Path(folder, name) for folder, _, names in walk for name in sorted(names)
-            ]
-        for file in files:
+    for path in map(str, paths):
+        walk = sorted(os.walk(path))
+        files = [os.path.join(at, name) for at, _, names in walk for name in sorted(names)]
+        for file in files or [path]:
             status = os.stat(file)
-            about = (str(file.relative_to(path)), status.st_size, status.st_mtime_ns)
+            about = file.removeprefix(path), status.st_size, status.st_mtime_ns
             digest.update(repr(about).encode())
     return digest.hexdigest()

@@ -9,15 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from .movie import Movie, movie_of_array, MovieError, one_line
+from .movie import Movie, movie_of_array, MovieError, named_errors, one_line
 from .raw import open_dax, open_npy, open_picasso
-from .sinks import ArraySink, Layout, Sink
+from .sinks import ArraySink, is_zarr, Layout, Sink
 
 
 FORMATS = (
-    "TIFF, BigTIFF, OME-TIFF and ImageJ stacks (.tif, .tiff), a folder or pattern of them "
-    "(movie_*.tif), Zarr and OME-Zarr (.zarr, a .zip of it, or a URL), DAX (.dax with "
-    ".inf), Picasso (.raw with .yaml) and NumPy (.npy)"
+    "TIFF (.tif, .tiff), a folder or pattern of them (movie_*.tif), Zarr (.zarr, a .zip of "
+    "it, or a URL), DAX (.dax with .inf), Picasso (.raw with .yaml) and NumPy (.npy)"
 )
 
 
@@ -33,8 +32,7 @@ def open_movie(source: Any) -> Movie:
 
     **Returns:**
 
-    A [`jaxbkgd.Movie`][], whose `channels` are sliced by frame, as
-    `movie.channels[0][10:20]`. It is a context manager.
+    A [`jaxbkgd.Movie`][], a context manager whose `channels` are sliced by frame.
 
     **Raises:**
 
@@ -56,52 +54,36 @@ def open_movie(source: Any) -> Movie:
         return source
     if not isinstance(source, str | os.PathLike):
         return movie_of_array(source)
-    with _named_errors(source, "read"):
-        if isinstance(source, str) and re.match("[A-Za-z][A-Za-z0-9+.-]+://", source):
-            from . import zarr
+    path = Path(source)
+    with _named_packages(source), named_errors(f"{source}: cannot be read"):
+        is_url = re.match("[A-Za-z][A-Za-z0-9+.-]+://", str(source)) is not None
+        if is_url or is_zarr(path) or (path.suffix.lower() == ".zip" and path.is_file()):
+            from .zarr import open_zarr
 
-            return zarr.open_zarr(source)
-        return _open_path(Path(source))
+            return open_zarr(str(source) if is_url else path)
+        if path.is_dir() or (re.search(r"[*?[]", path.name) and not path.exists()):
+            from .series import open_series
 
+            return open_series(path)
+        if not path.exists():
+            raise MovieError(f"{path}: no such file")
+        if not path.is_file() or path.stat().st_size == 0:
+            raise MovieError(f"{path}: is empty, or not a regular file")
+        match path.suffix.lower():
+            case ".tif" | ".tiff" | ".btf" | ".tf8" | ".stk":
+                from .tiff import open_tiff
 
-def _open_path(path: Path) -> Movie:
-    if path.is_dir():
-        if any((path / file).is_file() for file in ("zarr.json", ".zarray", ".zgroup")):
-            from . import zarr
+                return open_tiff(path)
+            case ".index":
+                from .tiff import open_ndtiff
 
-            return zarr.open_zarr(path)
-        from . import series
-
-        return series.open_series(path)
-    if not path.exists():
-        if any(sign in path.name for sign in "*?["):
-            from . import series
-
-            return series.open_series(path)
-        raise MovieError(f"{path}: no such file")
-    if not path.is_file():
-        raise MovieError(f"{path}: is not a regular file; copy the movie to one")
-    if path.stat().st_size == 0:
-        raise MovieError(f"{path}: is empty")
-    match path.suffix.lower():
-        case ".tif" | ".tiff" | ".btf" | ".tf8" | ".stk":
-            from . import tiff
-
-            return tiff.open_tiff(path)
-        case ".zip":
-            from . import zarr
-
-            return zarr.open_zarr(path)
-        case ".index":
-            from . import tiff
-
-            return tiff.open_ndtiff(path)
-        case ".dax" | ".inf":
-            return open_dax(path)
-        case ".raw" | ".yaml":
-            return open_picasso(path)
-        case ".npy":
-            return open_npy(path)
+                return open_ndtiff(path)
+            case ".dax" | ".inf":
+                return open_dax(path)
+            case ".raw" | ".yaml":
+                return open_picasso(path)
+            case ".npy":
+                return open_npy(path)
     raise MovieError(f"{path}: is of no format that is read; those are {FORMATS}")
 
 
@@ -110,38 +92,31 @@ def open_sink(sink: Any, layout: Layout, *, overwrite: bool = False) -> Sink | A
     if isinstance(sink, np.ndarray):
         return ArraySink(sink, layout)
     if not isinstance(sink, str | os.PathLike):
-        raise MovieError(
-            f"{type(sink).__name__} cannot be written to; give a path or a NumPy array"
-        )
+        kind = type(sink).__name__
+        raise MovieError(f"{kind} cannot be written to; give a path or a NumPy array")
     path = Path(sink)
-    with _named_errors(path, "written"):
+    with _named_packages(path), named_errors(f"{path}: cannot be written"):
         match path.suffix.lower():
             case ".tif" | ".tiff":
-                from . import tiff_sink
+                from .tiff_sink import TiffSink
 
-                return tiff_sink.TiffSink(path, layout, overwrite=overwrite)
+                return TiffSink(path, layout, overwrite=overwrite)
             case ".zarr":
-                from . import zarr
+                from .zarr import ZarrSink
 
-                return zarr.ZarrSink(path, layout, overwrite=overwrite)
-    raise MovieError(
-        f"{path}: is written as TIFF or Zarr; give a name that ends in .tif, .ome.tif, "
-        ".zarr or .ome.zarr"
-    )
+                return ZarrSink(path, layout, overwrite=overwrite)
+    rule = "give a name that ends in .tif, .ome.tif, .zarr or .ome.zarr"
+    raise MovieError(f"{path}: is written as TIFF or Zarr; {rule}")
 
 
 @contextlib.contextmanager
-def _named_errors(path: str | os.PathLike[str], verb: str) -> Iterator[None]:
+def _named_packages(path: str | os.PathLike[str]) -> Iterator[None]:
     try:
         yield
-    except OSError as error:
-        reason = error.strerror or type(error).__name__
-        raise MovieError(f"{path}: cannot be {verb} ({reason})") from error
     except ImportError as error:
-        packages = (
-            "'zarr[remote]' aiohttp s3fs" if "://" in str(path) else "'jaxbkgd[movies]'"
+        is_url = "://" in str(path)
+        remedy = "pip install " + (
+            "'zarr[remote]' aiohttp s3fs" if is_url else "'jaxbkgd[movies]'"
         )
-        raise MovieError(
-            f"{path}: needs a Python package ({one_line(error)}); install it with: "
-            f"pip install {packages}"
-        ) from error
+        fault = f"needs a Python package ({one_line(error)})"
+        raise MovieError(f"{path}: {fault}; install it with: {remedy}") from error

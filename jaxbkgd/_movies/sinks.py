@@ -2,6 +2,7 @@
 
 import abc
 import contextlib
+import math
 import os
 import shutil
 import threading
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from .journal import Journal, LOCK_SUFFIX
-from .movie import MovieError, one_line
+from .movie import MovieError, named_errors
 
 
 JOURNAL_SUFFIX = ".part.journal"
@@ -24,17 +25,9 @@ DRAFT_SUFFIXES = (".part", JOURNAL_SUFFIX, JOURNAL_SUFFIX + LOCK_SUFFIX, _ASIDE_
 
 @dataclass(frozen=True)
 class Layout:
-    """The frames to be written.
-
-    **Attributes:**
-
-    - `shape`: (frames, channels, height, width).
-    - `dtype`: of the pixels.
-    - `chunk_frames`: frames come in chunks of this length, each at a multiple of it; the
-        last chunk may be shorter.
-    - `pixel_size_um`: (y, x), or None.
-    - `frame_interval_s`: from one frame to the next, or None.
-    """
+    """The frames to be written: their `shape` (frames, channels, height, width), and the
+    length of the chunks that they come in, each at a multiple of it. The last chunk may be
+    shorter. `pixel_size_um` is (y, x)."""
 
     shape: tuple[int, int, int, int]
     dtype: np.dtype
@@ -44,22 +37,19 @@ class Layout:
 
     @property
     def frame_bytes(self) -> int:
-        """The bytes of a frame of all channels."""
-        _, channels, height, width = self.shape
-        return self.dtype.itemsize * channels * height * width
+        """Of all channels."""
+        return self.dtype.itemsize * math.prod(self.shape[1:])
 
 
 class Target:
-    """A movie to be written.
+    """What any number of threads write to, by chunks in any order, until it is closed.
 
-    `begin` starts it, or `resume` goes on with what an earlier run has left. Any number of
-    threads may `write` chunks, in any order. `commit`, or `give_name` and then `finish`,
-    completes it; `close` leaves it for a later `resume`; `discard` removes it. None of
-    these returns before the writes that are under way, and later writes are refused.
+    `begin` starts it, or `resume` goes on with what an earlier run has left. `give_name`
+    and then `finish` complete it, `close` leaves it for a later run, and `discard` removes
+    it. These return when no thread is writing any more, and refuse later writes.
     """
 
-    is_begun = False
-    is_committed = False
+    is_begun = is_committed = False
 
     def __init__(self, name: str, layout: Layout, journal: Journal) -> None:
         self.layout = layout
@@ -72,41 +62,25 @@ class Target:
     def check(self) -> None:
         """Refuses now what could not be written in the end."""
 
-    def begin(self, settings: Mapping[str, Any] | None = None) -> None:
-        """`settings` are what the result depends on, in terms of JSON."""
-        self._is_closed = False
-
     def resume(self) -> None:
         """Goes on with the draft of an earlier run."""
-        self._is_closed = False
-
-    def write(self, start: int, frames: np.ndarray) -> None:
-        """Writes frames (any, channels, height, width) from frame `start` on."""
-        raise NotImplementedError
 
     def note(self, chunk: int) -> None:
         """Notes that the chunk of this number has been written."""
-        self.journal.add(chunk)
-
-    def commit(self) -> None:
-        """Completes a movie that is written alone."""
-        self.give_name()
-        self.finish()
-
-    def give_name(self) -> None:
-        """Completes the movie. Until `finish`, a later run knows it for its own."""
-        self._refuse_writes()
-
-    def finish(self) -> None:
-        """Removes what is left beside a complete movie."""
+        with self._writing():
+            self.journal.add(chunk)
 
     def close(self) -> None:
         """Leaves the draft for a later run."""
-        self._refuse_writes()
+        with self._changed:
+            self._is_closed = True
+            self._changed.wait_for(lambda: not self._writers)
 
-    def discard(self) -> None:
-        """Removes the draft."""
-        self._refuse_writes()
+    def give_name(self) -> None:
+        """Completes the movie. Until `finish`, a later run knows it for its own."""
+        self.close()
+
+    finish = discard = close
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
@@ -121,16 +95,37 @@ class Target:
                 self._writers -= 1
                 self._changed.notify_all()
 
-    def _refuse_writes(self) -> None:
-        with self._changed:
-            self._is_closed = True
-            self._changed.wait_for(lambda: not self._writers)
+
+class ArraySink(Target):
+    """An array (frames, height, width) or (frames, channels, height, width) to fill."""
+
+    def __init__(self, array: np.ndarray, layout: Layout) -> None:
+        frames, channels, *frame = layout.shape
+        shapes = [layout.shape] + ([(frames, *frame)] if channels == 1 else [])
+        if (array.shape, array.dtype) not in [(shape, layout.dtype) for shape in shapes]:
+            rule = f"shape {' or '.join(map(str, shapes))} and dtype {layout.dtype}"
+            fault = f"has shape {array.shape} and dtype {array.dtype}; give one of {rule}"
+            raise MovieError(f"the array to fill {fault}")
+        if not array.flags.writeable:
+            raise MovieError("the array to fill can't be written to; give a copy of it")
+        super().__init__("the array to fill", layout, Journal(None))
+        self._array = array
+
+    def write(self, start: int, frames: np.ndarray, first_line: int = 0) -> None:
+        """Writes frames (any, channels, height, width), or lines of them from `first_line`
+        on."""
+        lines = slice(first_line, first_line + frames.shape[-2])
+        with self._writing():
+            part = self._array[start : start + len(frames), ..., lines, :]
+            part[...] = frames.reshape(part.shape)
 
 
 class Sink(Target, abc.ABC):
     """A file or folder that is written as a draft, `NAME.part`, and renamed when complete.
 
-    The journal, `NAME.part.journal`, describes the draft, and is locked meanwhile.
+    The journal, `NAME.part.journal`, describes the draft, and is locked meanwhile. A format
+    makes the draft in `_begin`, or opens it in `_resume`; `_write` gets contiguous frames
+    (any, channels, height, width) of the layout's dtype; `_complete` checks the draft.
     """
 
     def __init__(self, path: Path, layout: Layout, *, overwrite: bool = False) -> None:
@@ -138,42 +133,24 @@ class Sink(Target, abc.ABC):
         self._overwrite = overwrite
         # A symbolic link stays; the file that it points to is written.
         self._destination = Path(os.path.realpath(path))
-        self.draft = draft_of(self._destination)
-        journal = Journal(draft_of(self._destination, JOURNAL_SUFFIX))
-        super().__init__(str(path), layout, journal)
+        self.draft = draft_of(path)
+        super().__init__(str(path), layout, Journal(draft_of(path, JOURNAL_SUFFIX)))
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy in another process writes, and leaves notes and lock to this process.
-        return vars(self) | {"journal": None, "_changed": None}
+        return vars(self) | {"journal": None, "_changed": None, "_writers": 0}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(
-            state, journal=Journal(None), _changed=threading.Condition(), _writers=0
-        )
+        vars(self).update(state, journal=Journal(None), _changed=threading.Condition())
 
     @abc.abstractmethod
-    def _begin(self) -> None:
-        """Makes the draft, where there is none."""
-
+    def _begin(self) -> None: ...
     @abc.abstractmethod
-    def _resume(self) -> None:
-        """Opens the draft that is there."""
-
+    def _resume(self) -> None: ...
     @abc.abstractmethod
-    def _write(self, start: int, frames: np.ndarray) -> None:
-        """Writes contiguous frames (any, channels, height, width) of the layout's dtype."""
-
+    def _write(self, start: int, frames: np.ndarray) -> None: ...
     @abc.abstractmethod
-    def _complete(self) -> None:
-        """Writes what the format wants at the end, and closes the draft."""
-
-    @abc.abstractmethod
-    def _close(self) -> None:
-        """Closes the draft and leaves it where it is."""
-
-    @abc.abstractmethod
-    def _is_replaceable(self) -> bool:
-        """Whether the file or folder that has the name now is of this sink's format."""
+    def _complete(self) -> None: ...
 
     @property
     def is_begun(self) -> bool:
@@ -188,140 +165,114 @@ class Sink(Target, abc.ABC):
 
     def check(self) -> None:
         check_destination(self.path, overwrite=self._overwrite)
-        if os.path.lexists(self._destination) and not self._is_replaceable():
-            raise MovieError(
-                f"{self.path}: is no movie of this format, so it is not overwritten; "
-                "choose another name"
-            )
+        has_name = os.path.lexists(self._destination)
+        # A folder that is no Zarr may hold anything.
+        is_of_format = is_zarr(self._destination) or self._destination.is_file()
+        wants_zarr = self._destination.suffix.lower() == ".zarr"
+        if has_name and (not is_of_format or wants_zarr != self._destination.is_dir()):
+            fault = "is no movie of this format, so it is not overwritten"
+            raise MovieError(f"{self.path}: {fault}; choose another name")
 
     def begin(self, settings: Mapping[str, Any] | None = None) -> None:
+        """Starts anew. `settings`, in terms of JSON, are what the result depends on."""
         self.check()
-        super().begin(settings)
-        with self._one_line_errors():
+        with self._named_errors():
             # First the old journal, which must not describe the new draft.
             self.journal.clear()
             _remove(self.draft)
-            self._check_space()
+            needed = self.layout.shape[0] * self.layout.frame_bytes
+            free = shutil.disk_usage(self.draft.parent).free
+            if needed > free:
+                fault = f"needs {needed / 1e9:.2f} GB, but {free / 1e9:.2f} GB are free"
+                raise MovieError(f"{self.path}: {fault}; choose another place")
             self._begin()
             self.journal.begin(dict(settings or {}))
+        self._is_closed = False
 
     def resume(self) -> None:
         self.check()
-        super().resume()
         try:
-            with self._one_line_errors():
+            with self._named_errors():
                 self._resume()
         except MovieError as error:
-            raise MovieError(
-                f"{self.path}: the draft of an earlier run is broken; begin anew "
-                f"(resume=False, in the command line --fresh) ({error})"
-            ) from error
+            remedy = "begin anew (resume=False, in the command line --fresh)"
+            fault = f"the draft of an earlier run is broken; {remedy} ({error})"
+            raise MovieError(f"{self.path}: {fault}") from error
+        self._is_closed = False
 
     def write(self, start: int, frames: np.ndarray) -> None:
-        with self._writing(), self._one_line_errors():
+        """Writes frames (any, channels, height, width) from frame `start` on."""
+        with self._writing(), self._named_errors():
             # A file that was removed while it is open takes frames, and loses them.
             os.stat(self.draft)
             self._write(start, np.ascontiguousarray(frames, self.layout.dtype))
 
     def note(self, chunk: int) -> None:
-        with self._writing(), self._one_line_errors():
+        with self._named_errors():
             super().note(chunk)
 
+    def commit(self) -> None:
+        """Completes a movie that is written alone."""
+        self.give_name()
+        self.finish()
+
     def give_name(self) -> None:
-        super().give_name()
-        with self._one_line_errors():
+        super().close()
+        with self._named_errors():
             self._complete()
             self.check()
             self.journal.commit()
             if self._destination.is_dir():
                 # A folder can't be replaced in one step.
-                aside = draft_of(self._destination, _ASIDE_SUFFIX)
+                aside = draft_of(self.path, _ASIDE_SUFFIX)
                 _remove(aside)
                 self._destination.rename(aside)
             self.draft.replace(self._destination)
 
     def finish(self) -> None:
-        with self._one_line_errors():
-            _remove(draft_of(self._destination, _ASIDE_SUFFIX))
+        with self._named_errors():
+            _remove(draft_of(self.path, _ASIDE_SUFFIX))
         self.journal.remove()
 
     def close(self) -> None:
         super().close()
-        self._close()
         self.journal.close()
 
     def discard(self) -> None:
-        super().discard()
-        self._close()
+        super().close()
         with contextlib.suppress(OSError):
             _remove(self.draft)
         self.journal.remove()
 
-    def _check_space(self) -> None:
-        needed = self.layout.shape[0] * self.layout.frame_bytes
-        free = shutil.disk_usage(self._destination.parent).free
-        if needed > free:
-            raise MovieError(
-                f"{self.path}: needs {needed / 1e9:.2f} GB, but {free / 1e9:.2f} GB are "
-                "free there; make room, or choose another place"
-            )
-
     @contextlib.contextmanager
-    def _one_line_errors(self) -> Iterator[None]:
-        try:
-            yield
-        except FileNotFoundError as error:
-            raise MovieError(
-                f"{self.path}: cannot be written, because {self.draft} has been removed"
-            ) from error
-        except OSError as error:
-            reason = error.strerror or one_line(error)
-            raise MovieError(f"{self.path}: cannot be written ({reason})") from error
+    def _named_errors(self) -> Iterator[None]:
+        with named_errors(f"{self.path}: cannot be written"):
+            try:
+                yield
+            except FileNotFoundError as error:
+                fault = f"cannot be written, because {self.draft} has been removed"
+                raise MovieError(f"{self.path}: {fault}") from error
 
 
-class ArraySink(Target):
-    """An array (frames, height, width) or (frames, channels, height, width) to fill.
-
-    It ends with its process, so nothing is left to resume.
-    """
-
-    def __init__(self, array: np.ndarray, layout: Layout) -> None:
-        frames, channels, height, width = layout.shape
-        shapes = [layout.shape] + ([(frames, height, width)] if channels == 1 else [])
-        if array.shape not in shapes or array.dtype != layout.dtype:
-            raise MovieError(
-                f"the array to fill has shape {array.shape} and dtype {array.dtype}; give "
-                f"one of shape {' or '.join(map(str, shapes))} and dtype {layout.dtype}"
-            )
-        if not array.flags.writeable:
-            raise MovieError("the array to fill can't be written to; give a copy of it")
-        super().__init__("the array to fill", layout, Journal(None))
-        self._array = array
-
-    def write(self, start: int, frames: np.ndarray, first_line: int = 0) -> None:
-        """Writes frames, or lines of them from `first_line` on."""
-        lines = slice(first_line, first_line + frames.shape[-2])
-        with self._writing():
-            part = self._array[start : start + len(frames), ..., lines, :]
-            part[...] = frames.reshape(part.shape)
+def is_zarr(path: Path) -> bool:
+    """Whether a folder holds an array or a group of Zarr v2 or v3."""
+    return any((path / name).is_file() for name in ("zarr.json", ".zarray", ".zgroup"))
 
 
 def check_destination(path: Path, *, overwrite: bool) -> None:
     """Refuses now what could not be written in the end."""
     destination = Path(os.path.realpath(path))
     folder = destination.parent if path.is_symlink() else path.parent
-    if not folder.is_dir():
-        raise MovieError(
-            f"{path}: cannot be written, because there is no folder {folder}; make it "
-            "first, or choose another place"
-        )
     if not os.access(folder, os.W_OK):
-        raise MovieError(f"{path}: cannot be written, because {folder} refuses files")
-    if os.path.lexists(destination) and not overwrite:
-        raise MovieError(
-            f"{path}: exists already; choose another name, or overwrite it "
-            "(overwrite=True, in the command line --overwrite)"
+        fault = (
+            f"{folder} refuses files" if folder.is_dir() else f"there is no folder {folder}"
         )
+        raise MovieError(
+            f"{path}: cannot be written, because {fault}; choose another place"
+        )
+    if os.path.lexists(destination) and not overwrite:
+        remedy = "overwrite it (overwrite=True, in the command line --overwrite)"
+        raise MovieError(f"{path}: exists already; choose another name, or {remedy}")
 
 
 def draft_of(path: Path, suffix: str = ".part") -> Path:

@@ -4,396 +4,234 @@ Formats: Zarr v2 and v3 (zarr-specs.readthedocs.io), OME-Zarr 0.4 and 0.5
 (ngff.openmicroscopy.org).
 """
 
-import collections
-import concurrent.futures
-import contextlib
-import itertools
+import functools as ft
 import math
 import os
 import threading
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 import numcodecs
 import numpy as np
 import zarr
-from zarr.abc.store import RangeByteRequest
 from zarr.codecs import BloscCodec
-from zarr.core.metadata import ArrayV3Metadata
-from zarr.core.sync import sync
-from zarr.storage import LocalStore, ZipStore
+from zarr.storage import WrapperStore, ZipStore
 
-from .movie import check_pixels, Movie, MovieError, one_line
+from .movie import check_pixels, Movie, MovieError, named_errors
 from .sinks import Layout, Sink
 
 
-# A frame in more chunks would take minutes to read.
-_MAX_CHUNKS_IN_FRAME = 2**16
-
-# Decoded frames are kept, since the next frames to be read are often in the same chunks.
+# Chunks that were read in part are kept, since the next frames are in them too.
 _CACHE_BYTES = 2**27
-
-# Small chunks are read together: a call of zarr-python takes about a millisecond, and a
-# remote store many more.
-_RUN_BYTES = 2**24
-
-_METADATA_FILES = "zarr.json", ".zarray", ".zgroup"
-
-_AXES = {
-    "t": "t", "time": "t", "frame": "t", "frames": "t",
-    "c": "c", "channel": "c", "channels": "c",
-    "z": "z", "depth": "z",
-    "y": "y", "height": "y", "x": "x", "width": "x",
-}  # fmt: skip
-_UNNAMED_AXES = {2: "yx", 3: "tyx", 4: "tcyx"}
-
-# OME-Zarr names units as UDUNITS-2 does.
-_LENGTHS_UM = {
-    "picometer": 1e-6, "angstrom": 1e-4, "nanometer": 1e-3, "micrometer": 1.0,
-    "millimeter": 1e3, "centimeter": 1e4, "meter": 1e6,
-}  # fmt: skip
-_TIMES_S = {
-    "nanosecond": 1e-9, "microsecond": 1e-6, "millisecond": 1e-3, "second": 1.0,
-    "minute": 60.0, "hour": 3600.0,
-}  # fmt: skip
 
 # Large enough for a disk to be fast, small enough to be read in part.
 _TARGET_CHUNK_BYTES = 2**22
 
-# Frames of one channel that are decoded together.
-_Block = tuple[range, concurrent.futures.Future[np.ndarray]]
+_AXES = {
+    "t": "t", "time": "t", "frame": "t", "frames": "t", "c": "c", "channel": "c", "z": "z",
+    "channels": "c", "depth": "z", "y": "y", "height": "y", "x": "x", "width": "x",
+}  # fmt: skip
 
-
-def is_zarr(path: Path) -> bool:
-    """Whether a folder holds an array or a group of Zarr v2 or v3."""
-    return any((path / file).is_file() for file in _METADATA_FILES)
+# In micrometres and seconds. OME-Zarr names units as UDUNITS-2 does.
+_UNITS = {
+    "picometer": 1e-6, "angstrom": 1e-4, "nanometer": 1e-3, "micrometer": 1.0,
+    "millimeter": 1e3, "centimeter": 1e4, "meter": 1e6, "nanosecond": 1e-9,
+    "microsecond": 1e-6, "millisecond": 1e-3, "second": 1.0, "minute": 60.0, "hour": 3600.0,
+}  # fmt: skip
 
 
 def open_zarr(source: Path | str) -> Movie:
     """Opens a Zarr v2 or v3 array, or the image of an OME-Zarr, in full resolution.
 
     `source` is a folder, a .zip of it, or a URL. Frames are the times; depths are frames
-    too, all those of the first time before those of the second.
-
-    A chunk that was never written holds the fill value, as the format has it. The first
-    such chunk that is read is warned of, since a lost chunk looks the same.
+    too, all those of the first time before those of the second. A chunk that was never
+    written holds the fill value; the first that is read is warned of, since a lost chunk
+    looks the same.
 
     **Raises:**
 
     `MovieError` if the metadata are broken or describe several images and, when frames are
     read, if a chunk is damaged.
     """
-    name = str(source)
-    with _one_line_errors(f"{name}: cannot be read"), contextlib.ExitStack() as files:
-        store: Any = source
-        top = None
+    # Broken files raise errors of any type in zarr-python and its codecs.
+    with named_errors(f"{source}: cannot be read", Exception):
+        store, root = source, None
         if isinstance(source, Path) and source.is_file():
             with zipfile.ZipFile(source) as archive:
-                tops = {file.partition("/")[0] for file in archive.namelist()}
-            if len(tops) == 1:
-                top = tops.pop()
-            store = files.enter_context(ZipStore(source, mode="r"))
-        node = zarr.open(store, mode="r", path=top)
-        array, multiscale = (
-            (node, None) if isinstance(node, zarr.Array) else _image(name, node)
-        )
-        format = f"Zarr v{array.metadata.zarr_format}"
-        if multiscale is None:
-            axes, scales = _plain_axes(array), _plain_scales(node.attrs.asdict())
-        else:
-            format = f"OME-{format}"
-            axes = _ome_axes(multiscale)
-            scales = _ome_scales(multiscale, axes)
-        pixels = _ZarrPixels(name, array, axes)
-        movie = Movie(
+                roots = {file.partition("/")[0] for file in archive.namelist()}
+            root = roots.pop() if len(roots) == 1 else None
+            store = ZipStore(source, mode="r")
+        node = zarr.open(store, mode="r", path=root)
+        array, multiscale = _find_image(str(source), node)
+        axes, scales = _read_axes(array, multiscale)
+        pixels = _ZarrPixels(str(source), array, axes)
+        return Movie(
             pixels,
-            name=name,
-            format=format,
+            name=str(source),
+            format=f"{'OME-' if multiscale else ''}Zarr v{array.metadata.zarr_format}",
             paths=[source] if isinstance(source, Path) else (),
-            close=files.pop_all().close,
+            pixel_size_um=(scales["y"], scales["x"]) if {"x", "y"} <= {*scales} else None,
+            frame_interval_s=scales.get("t") if pixels.depths == 1 else None,
+            close=array.store.close,
         )
-    if "y" in scales and "x" in scales:
-        movie.pixel_size_um = scales["y"], scales["x"]
-    if pixels.depths == 1:
-        movie.frame_interval_s = scales.get("t")
-    return movie
 
 
-def _image(name: str, group: zarr.Group) -> tuple[zarr.Array, Mapping[str, Any] | None]:
+def _find_image(name: str, node: Any) -> tuple[zarr.Array, Mapping[str, Any] | None]:
     """The array of a group, and what OME-Zarr says of it."""
-    attributes = group.attrs.asdict()
-    about: Any = attributes.get("ome", attributes)
-    multiscale = None
-    if "plate" in about or "well" in about:
-        raise MovieError(
-            f"{name}: is a plate of several images; open one, such as {name}/A/1/0"
-        )
+    if isinstance(node, zarr.Array):
+        return node, None
+    about: Any = node.attrs.asdict()
+    about = about.get("ome", about)
     if "multiscales" in about:
         multiscale = about["multiscales"][0]
-        path = multiscale["datasets"][0]["path"]
-    elif "bioformats2raw.layout" in about:
-        if "1" in group:
-            raise MovieError(f"{name}: holds several images; open one, such as {name}/0")
-        path = "0"
+        return node[multiscale["datasets"][0]["path"]], multiscale
+    is_positions = "bioformats2raw.layout" in about
+    if "plate" in about or "well" in about or (is_positions and "1" in node):
+        image = "0" if is_positions else "A/1/0"
+        raise MovieError(f"{name}: holds several images; open one, such as {name}/{image}")
+    names = ["0"] if is_positions else sorted(node.array_keys())
+    if len(names) != 1:
+        raise MovieError(
+            f"{name}: is a group of {len(names)} arrays ({', '.join(names[:20])}) and no "
+            f"image of OME-Zarr; open one array: {name}/{[*names, 'NAME'][0]}"
+        )
+    return _find_image(name, node[names[0]])
+
+
+def _read_axes(
+    array: zarr.Array, multiscale: Mapping[str, Any] | None
+) -> tuple[str, dict[str, float]]:
+    """The axes of an array, as letters, and the size of a pixel in micrometres and of a
+    frame in seconds along those that have units."""
+    attributes: Any = array.attrs.asdict()
+    about: Any = array.metadata.to_dict()
+    if multiscale is None:
+        names = about.get("dimension_names") or attributes.get("_ARRAY_DIMENSIONS") or [""]
+        if not all(str(name).lower() in _AXES for name in names):
+            names = {2: "yx", 3: "tyx", 4: "tcyx"}.get(array.ndim, "")
+        # As `ZarrSink` notes them.
+        y, x = attributes.get("pixel_size_um") or (None, None)
+        scales = {"t": attributes.get("frame_interval_s"), "y": y, "x": x}
     else:
-        names = sorted(group.array_keys())
-        if len(names) != 1:
-            held = f"the arrays {', '.join(names[:20])}" if names else "no array"
-            raise MovieError(
-                f"{name}: is a Zarr group that holds {held} and no image of OME-Zarr; open "
-                f"one array: {name}/{names[0] if names else 'NAME'}"
-            )
-        (path,) = names
-    node = group[path]
-    return (node, multiscale) if isinstance(node, zarr.Array) else _image(name, node)
+        # Before OME-Zarr 0.4 axes had no types, and before 0.3 no names.
+        entries: Any = multiscale.get("axes", "tczyx")
+        entries = [{"name": e} if isinstance(e, str) else e for e in entries]
+        names = [entry["name"] for entry in entries]
+        units = [_UNITS.get(str(entry.get("unit")), math.nan) for entry in entries]
+        for level in (multiscale["datasets"][0], multiscale):
+            for transformation in level.get("coordinateTransformations") or ():
+                if transformation["type"] == "scale":
+                    units = [
+                        a * b for a, b in zip(units, transformation["scale"], strict=True)
+                    ]
+        scales = {
+            _AXES.get(name.lower()): unit for name, unit in zip(names, units, strict=True)
+        }
+    axes = "".join(_AXES.get(str(name).lower(), "?") for name in names)
+    _require(
+        len(axes) == len(set(axes) - {"?"}) == array.ndim and axes.endswith("yx"),
+        f"axes {', '.join(names)!r:.60} of shape {array.shape}; they must be of t, c, z, "
+        "and then y, x",
+    )
+    numbers = {a: s for a, s in scales.items() if a and isinstance(s, int | float)}
+    return axes, {a: float(s) for a, s in numbers.items() if 0 < s < math.inf}
+
+
+class _CheckedStore(WrapperStore[Any]):
+    """A store that notes a missing chunk and refuses truncated chunks of Blosc, whose
+    decoder reads beyond their end."""
+
+    is_blosc = False
+    missing: str | None = None
+
+    async def get(self, key: str, prototype: Any, byte_range: Any = None) -> Any:
+        value = await super().get(key, prototype, byte_range)
+        if value is None:
+            self.missing = key
+        elif self.is_blosc and byte_range is None:
+            byte_count = int.from_bytes(value.as_numpy_array()[12:16].tobytes(), "little")
+            _require(16 <= byte_count == len(value), f"{key} is truncated")
+        return value
 
 
 class _ZarrPixels:
-    """The frames of an array, (frames, channels, height, width), with a cache.
-
-    A block is all chunks that hold the same times, or the same depths of one time.
-    """
+    """The frames of an array, (frames, channels, height, width)."""
 
     def __init__(self, name: str, array: zarr.Array, axes: str) -> None:
-        _require(len(axes) == array.ndim, f"axes {axes} of an array of {array.shape}")
         # To unpickle is to run code.
         codecs = *array.filters, *array.compressors
         is_pickled = any(isinstance(codec, numcodecs.Pickle) for codec in codecs)
         _require(not is_pickled, "its pixels are pickled")
+        sides = zip(array.shape[-2:], array.chunks[-2:], strict=True)
+        tiles = math.prod(-(-length // step) for length, step in sides)
+        _require(tiles <= 2**16, f"its frames are in {tiles} chunks, which takes too long")
         self._name = name
-        self._array = array
         self._axes = axes
-        self._length = dict.fromkeys("tzcyx", 1)
-        self._chunk = self._length | dict(zip(axes, array.chunks, strict=True))
-        self._length |= dict(zip(axes, array.shape, strict=True))
-        times, self.depths, channels, height, width = self._length.values()
-        shape = times * self.depths, channels, height, width
-        self.dtype = array.dtype
-        self.shape = check_pixels(name, shape, self.dtype)
-        tiles = math.prod(-(-self._length[axis] // self._chunk[axis]) for axis in "yx")
-        _require(tiles <= _MAX_CHUNKS_IN_FRAME, f"its frames are in {tiles} chunks")
-        # Frames that are decoded together, and after which the blocks begin anew.
-        is_split_in_depth = self._chunk["t"] == 1 and self._chunk["z"] < self.depths
-        self.chunk_frames = self._chunk["z" if is_split_in_depth else "t"]
-        self._period = self.depths
-        if not is_split_in_depth:
-            self.chunk_frames = min(self.chunk_frames, times) * self.depths
-            self._period = self.shape[0]
-        self._block_bytes = self.chunk_frames * height * width * self.dtype.itemsize
-        # Blosc reads beyond the end of a truncated chunk.
-        self._is_blosc = array.shards is None and any(
-            isinstance(codec, numcodecs.Blosc | BloscCodec)
-            for codec in array.compressors[-1:]
-        )
         self._is_warned = False
+        lengths = dict.fromkeys("tzcyx", 1) | dict(zip(axes, array.shape, strict=True))
+        times, self.depths, *frame = lengths.values()
+        self.dtype = array.dtype
+        self.shape = check_pixels(name, (times * self.depths, *frame), self.dtype)
+        step = dict(zip(axes, array.chunks, strict=True)).get("t", 1)
+        self.chunk_frames = min(step, times) * self.depths
+        block_bytes = self.chunk_frames * frame[1] * frame[2] * self.dtype.itemsize
+        self._decode_block = ft.lru_cache(max(1, _CACHE_BYTES // block_bytes))(self._decode)
         self._lock = threading.Lock()
-        self._kept = collections.OrderedDict[tuple[int, int], Any]()
+        self._store = _CheckedStore(array.store)
+        self._array = zarr.open_array(self._store, path=array.path, mode="r")
+        self._store.missing = None
+        is_blosc = any(isinstance(c, numcodecs.Blosc | BloscCodec) for c in codecs[-1:])
+        self._store.is_blosc = is_blosc and array.shards is None
 
     def __getitem__(self, index: tuple[slice, int]) -> np.ndarray:
         frames, channel = index
-        begin, end, _ = frames.indices(self.shape[0])
-        blocks = list(self._blocks(begin, end))
-        if not blocks:
-            return np.empty((0, *self.shape[2:]), self.dtype)
-        runs: list[list[_Block]] = []
-        with self._lock:
-            for block in blocks:
-                key = block.start, channel
-                if key not in self._kept:
-                    self._kept[key] = concurrent.futures.Future()
-                    if not runs or not self._is_continued(runs[-1], block):
-                        runs.append([])
-                    runs[-1].append((block, self._kept[key]))
-                self._kept.move_to_end(key)
-            futures = [self._kept[block.start, channel] for block in blocks]
-            while len(self._kept) > max(1, _CACHE_BYTES // self._block_bytes):
-                self._kept.popitem(last=False)
-        for run in runs:
-            self._decode_run(run, channel)
-        # Another thread may be decoding some of them.
-        return np.concatenate(
-            [
-                future.result()[max(0, begin - block.start) : end - block.start]
-                for block, future in zip(blocks, futures, strict=True)
-            ]
-        )
-
-    def _blocks(self, start: int, stop: int) -> Iterator[range]:
-        """The frames of each block that holds some of frames `start` to `stop`."""
+        start, stop, _ = frames.indices(self.shape[0])
+        parts = []
         while start < stop:
-            periods, frame = divmod(start, self._period)
-            first = start - frame % self.chunk_frames
-            start = min(first + self.chunk_frames, (periods + 1) * self._period)
-            yield range(first, start)
-
-    def _is_continued(self, run: list[_Block], block: range) -> bool:
-        """Whether a block can be read together with those before it."""
-        return (
-            self._period == self.shape[0]
-            and run[-1][0].stop == block.start
-            and (len(run) + 1) * self._block_bytes <= _RUN_BYTES
-        )
-
-    def _decode_run(self, run: list[_Block], channel: int) -> None:
-        first, last = run[0][0], run[-1][0]
-        try:
-            frames = self._decode(range(first.start, last.stop), channel)
-            for block, future in run:
-                future.set_result(frames[block.start - first.start :][: len(block)])
-        except BaseException as error:
-            if len(run) > 1 and isinstance(error, Exception):
-                # Some of the blocks may be whole.
-                for block in run:
-                    self._decode_run([block], channel)
-                return
-            for block, future in run:
+            first = start - start % self.chunk_frames
+            end = min(first + self.chunk_frames, self.shape[0])
+            if first == start and end <= stop:
+                # All whole chunks at once: zarr-python reads them concurrently.
+                end = stop if stop == self.shape[0] else stop - stop % self.chunk_frames
+                parts.append(self._decode(start, end, channel))
+            else:
                 with self._lock:
-                    self._kept.pop((block.start, channel), None)
-                future.set_exception(error)
+                    block = self._decode_block(first, end, channel)
+                parts.append(block[start - first : stop - first].copy())
+            start = end
+        if len(parts) == 1:
+            return parts[0]
+        return np.concatenate(parts or [np.empty((0, *self.shape[2:]), self.dtype)])
 
-    def _decode(self, frames: range, channel: int) -> np.ndarray:
-        t, z = divmod(frames[0], self.depths)
-        last_t, last_z = divmod(frames[-1], self.depths)
-        window = {axis: range(self._length[axis]) for axis in self._axes}
-        window |= {"t": range(t, last_t + 1), "z": range(z, last_z + 1)}
-        window |= {"c": range(channel, channel + 1)}
-        where = (
-            f"frames {frames[0]} to {frames[-1]}"
-            if len(frames) > 1
-            else f"frame {frames[0]}"
-        )
-        says = f"{self._name}: {where} cannot be read; copy the movie again"
-        with _one_line_errors(says):
-            if self._is_blosc:
-                for index, _ in self._chunks_in(window):
-                    self._refuse_truncated(index)
-            selection = tuple(slice(w.start, w.stop) for w in self._in_order(window))
+    def _decode(self, start: int, stop: int, channel: int) -> np.ndarray:
+        """Whole chunks, or all that there are of the last ones."""
+        chosen = {"t": slice(start // self.depths, stop // self.depths)}
+        chosen["c"] = slice(channel, channel + 1)
+        selection = tuple(chosen.get(axis, slice(None)) for axis in self._axes)
+        says = f"{self._name}: frames {start} to {stop - 1} cannot be read; copy it again"
+        with named_errors(says, Exception):
             read = np.asarray(self._array[selection])
-            for index, inside in self._chunks_in(window):
-                if self._is_missing(index, read[inside]):
-                    self._warn_of_missing(index, where)
+            if self._store.missing is not None and not self._is_warned:
+                self._warn_of_missing(self._store.missing)
         order = [self._axes.index(axis) for axis in "tzcyx" if axis in self._axes]
-        return read.transpose(order).reshape(len(frames), *self.shape[2:])
+        return read.transpose(order).reshape(stop - start, *self.shape[2:])
 
-    def _in_order(self, window: Mapping[str, range]) -> list[range]:
-        return [window[axis] for axis in self._axes]
-
-    def _chunks_in(
-        self, window: Mapping[str, range]
-    ) -> Iterator[tuple[tuple[int, ...], tuple[slice, ...]]]:
-        """The index of each chunk, and its place in the array that is read."""
-        along = []
-        for axis, w in zip(self._axes, self._in_order(window), strict=True):
-            step = self._chunk[axis]
-            indices = range(w.start // step, (w.stop - 1) // step + 1)
-            edges = [(i, max(i * step - w.start, 0), (i + 1) * step) for i in indices]
-            along.append([(i, slice(low, high - w.start)) for i, low, high in edges])
-        for places in itertools.product(*along):
-            yield tuple(i for i, _ in places), tuple(inside for _, inside in places)
-
-    def _stored(self, index: Sequence[int]) -> Any:
-        """Where the store has the file of a chunk, or of its shard."""
-        array = self._array
-        chunks, files = array.chunks, array.shards or array.chunks
-        key = [i * c // f for i, c, f in zip(index, chunks, files, strict=True)]
-        return array.store_path / array.metadata.encode_chunk_key(tuple(key))
-
-    def _refuse_truncated(self, index: Sequence[int]) -> None:
-        stored = self._stored(index)
-        header = sync(stored.get(byte_range=RangeByteRequest(0, 16)))
-        if header is not None:
-            byte_count = sync(stored.store.getsize(stored.path))
-            named = int.from_bytes(header.to_bytes()[12:], "little")
-            _require(named == byte_count, f"a chunk has {byte_count} of {named} bytes")
-
-    def _is_missing(self, index: Sequence[int], pixels: np.ndarray) -> bool:
-        # zarr-python takes no fill value for 0.
-        fill = self.dtype.type(self._array.fill_value or 0)
-        for part in (pixels.flat[:1], pixels):
-            if not (np.isnan(part) if fill != fill else part == fill).all():
-                return False
-        # Within a shard, writers leave out the chunks that they have not written.
-        return self._array.shards is not None or not sync(self._stored(index).exists())
-
-    def _warn_of_missing(self, index: Sequence[int], where: str) -> None:
-        fill = self._array.fill_value
-        missing = f"{where}: chunk {self._stored(index).path} is missing"
-        if fill is None:
-            raise ValueError(f"{missing}, and the array has no fill value")
-        if self._is_warned:
-            return
+    def _warn_of_missing(self, key: str) -> None:
+        fill, count = self._array.fill_value, self._array.nchunks
+        _require(fill is not None, f"chunk {key} is missing, and there is no fill value")
         # Not all servers list what they have.
-        can_list = isinstance(self._array.store, LocalStore | ZipStore)
-        if can_list and not self._array.nchunks_initialized:
-            raise ValueError("not one chunk was written")
+        missing = count - self._array.nchunks_initialized
+        is_folder = self._store.supports_listing and "://" not in self._name
+        _require(missing < count or not is_folder, "not one chunk was written")
         self._is_warned = True
         warnings.warn(
-            f"{self._name}: {missing}, which in Zarr means that all its pixels are {fill}; "
-            "if they should not be, copy the movie again",
+            f"{self._name}: {missing} of {count} chunks are missing, such as {key}, which "
+            f"means that all their pixels are {fill}; if they should not be, copy it again",
             stacklevel=6,
         )
-
-
-def _plain_axes(array: zarr.Array) -> str:
-    names: Any = array.attrs.get("_ARRAY_DIMENSIONS")
-    if isinstance(array.metadata, ArrayV3Metadata):
-        names = array.metadata.dimension_names
-    axes = [_AXES.get(str(name).lower(), "?") for name in names or "?"]
-    if "?" not in axes:
-        return _checked_axes(axes)
-    _require(
-        array.ndim in _UNNAMED_AXES,
-        f"an array of shape {array.shape} whose axes have no names; give (frames, height, "
-        "width) or (frames, channels, height, width)",
-    )
-    return _UNNAMED_AXES[array.ndim]
-
-
-def _ome_axes(multiscale: Mapping[str, Any]) -> str:
-    # Before OME-Zarr 0.4 axes had no types, and before 0.3 no names.
-    _require("coordinateSystems" not in multiscale, "OME-Zarr 0.6 or later is not read")
-    axes = multiscale.get("axes", list("tczyx"))
-    names = [axis if isinstance(axis, str) else axis["name"] for axis in axes]
-    return _checked_axes([_AXES.get(name.lower(), "?") for name in names], names)
-
-
-def _checked_axes(axes: Sequence[str], names: Sequence[str] | None = None) -> str:
-    _require(
-        len(set(axes)) == len(axes) and "?" not in axes and list(axes[-2:]) == ["y", "x"],
-        f"axes {', '.join(names or axes)!r:.60}; they must be of t, c, z, and then y, x",
-    )
-    return "".join(axes)
-
-
-def _plain_scales(attributes: Mapping[str, Any]) -> dict[str, float]:
-    """The scales that `ZarrSink` notes."""
-    size: Any = attributes.get("pixel_size_um")
-    y, x = size or (None, None)
-    scales = {"y": y, "x": x, "t": attributes.get("frame_interval_s")}
-    return {axis: float(scale) for axis, scale in scales.items() if _is_length(scale)}
-
-
-def _ome_scales(multiscale: Mapping[str, Any], axes: str) -> dict[str, float]:
-    """The size of a pixel in um, and of a frame in s, along the axes that have units."""
-    scales = {}
-    for place, axis in enumerate(axes):
-        entry = multiscale.get("axes", axes)[place]
-        unit = entry.get("unit", "") if isinstance(entry, dict) else ""
-        scale = (_TIMES_S if axis == "t" else _LENGTHS_UM).get(unit)
-        for level in (multiscale["datasets"][0], multiscale):
-            for transformation in level.get("coordinateTransformations") or ():
-                if transformation["type"] == "scale" and scale is not None:
-                    scale *= transformation["scale"][place]
-        if _is_length(scale):
-            scales[axis] = scale
-    return scales
-
-
-def _is_length(value: Any) -> TypeGuard[float]:
-    return isinstance(value, int | float) and math.isfinite(value) and value > 0
 
 
 def _require(holds: bool, otherwise: str) -> None:
@@ -401,21 +239,11 @@ def _require(holds: bool, otherwise: str) -> None:
         raise ValueError(otherwise)
 
 
-@contextlib.contextmanager
-def _one_line_errors(says: str) -> Iterator[None]:
-    # Broken files raise errors of any type in zarr-python and its codecs.
-    try:
-        yield
-    except (MovieError, ImportError):
-        raise
-    except Exception as error:
-        kind = f"{type(error).__name__}: " if isinstance(error, KeyError) else ""
-        raise MovieError(f"{says} ({kind}{one_line(error)})") from error
-
-
 class ZarrSink(Sink):
     """An array (time, channel, y, x), or (time, y, x) of one channel, of Zarr v3; under the
     name `.ome.zarr` in an OME-Zarr 0.5 image of one resolution."""
+
+    _array: Any = None
 
     def __init__(self, path: Path, layout: Layout, *, overwrite: bool = False) -> None:
         super().__init__(path, layout, overwrite=overwrite)
@@ -423,18 +251,23 @@ class ZarrSink(Sink):
         self._is_ome = self._destination.name.lower().endswith(".ome.zarr")
         self._axes = "tcyx" if channels > 1 else "tyx"
         self._shape = (frames, *([channels] if channels > 1 else []), *frame)
-        self._array: Any = None
 
     def _begin(self) -> None:
-        about = self._ome_attributes() if self._is_ome else self._plain_attributes()
+        layout = self.layout
+        about = {
+            "pixel_size_um": layout.pixel_size_um,
+            "frame_interval_s": layout.frame_interval_s,
+        }
+        about: Any = {key: value for key, value in about.items() if value is not None}
         if self._is_ome:
-            zarr.create_group(self.draft, zarr_format=3, attributes={"ome": about})
+            attributes = {"ome": self._ome_attributes()}
+            zarr.create_group(self.draft, zarr_format=3, attributes=attributes)
         zarr.create_array(
             self.draft,
             name="0" if self._is_ome else None,
             shape=self._shape,
             chunks=(self._chunk_frames(), *[1] * (len(self._axes) - 3), *self._shape[-2:]),
-            dtype=self.layout.dtype,
+            dtype=layout.dtype,
             filters=None,
             compressors=None,
             fill_value=0,
@@ -463,38 +296,25 @@ class ZarrSink(Sink):
     def _complete(self) -> None:
         os.stat(self.draft / "zarr.json")
 
-    def _close(self) -> None:
-        self._array = None
-
-    def _is_replaceable(self) -> bool:
-        return is_zarr(self._destination)
-
     def _chunk_frames(self) -> int:
         """The divisor of the layout's chunk that is nearest to 4 MiB: no two threads then
         write to the same chunk."""
-        _, _, height, width = self.layout.shape
-        target = _TARGET_CHUNK_BYTES / (height * width * self.layout.dtype.itemsize)
-        most = min(self.layout.chunk_frames, self.layout.shape[0])
+        target = _TARGET_CHUNK_BYTES / (
+            math.prod(self._shape[-2:]) * self.layout.dtype.itemsize
+        )
+        most = min(self.layout.chunk_frames, self._shape[0])
         divisors = [x for x in range(1, most + 1) if most % x == 0]
         return min(divisors, key=lambda x: abs(math.log(x / target)))
-
-    def _plain_attributes(self) -> dict[str, Any]:
-        about = {
-            "pixel_size_um": self.layout.pixel_size_um,
-            "frame_interval_s": self.layout.frame_interval_s,
-        }
-        return {name: value for name, value in about.items() if value is not None}
 
     def _ome_attributes(self) -> dict[str, Any]:
         y, x = self.layout.pixel_size_um or (None, None)
         scales = {"t": self.layout.frame_interval_s, "c": None, "y": y, "x": x}
-        kinds = {"t": "time", "c": "channel", "y": "space", "x": "space"}
-        units = {"time": "second", "space": "micrometer"}
+        kinds = {"t": ("time", "second"), "c": ("channel", "")}
         axes: list[dict[str, str]] = []
         for axis in self._axes:
-            axes.append({"name": axis, "type": kinds[axis]})
-            if scales[axis] is not None:
-                axes[-1]["unit"] = units[kinds[axis]]
+            kind, unit = kinds.get(axis, ("space", "micrometer"))
+            axes.append({"name": axis, "type": kind})
+            axes[-1] |= {} if scales[axis] is None else {"unit": unit}
         scale = {"type": "scale", "scale": [scales[axis] or 1.0 for axis in self._axes]}
         dataset = {"path": "0", "coordinateTransformations": [scale]}
         return {"version": "0.5", "multiscales": [{"axes": axes, "datasets": [dataset]}]}
