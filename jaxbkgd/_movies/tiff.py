@@ -148,7 +148,7 @@ def open_ndtiff(index: Path) -> Movie:
         raise MovieError(f"{index}: names {what}; put all files of the movie in one folder")
     first = index.parent / names[0]
     with clear_errors(index), tifffile.TiffFile(first, is_ndtiff=True) as tiff:
-        order, files = _arrange_series(index, tiff.series, first)
+        order, files = _arrange_series(index, list(tiff.series), first)
         summary = (tiff.micromanager_metadata or {}).get("Summary", {})
     size = _positive_in(summary.get("PixelSize_um"), "um", _LENGTHS_UM, "um")
     return Movie(
@@ -238,8 +238,8 @@ def _arrange_series(
     ]
     if not found:
         raise MovieError(f"{asked}: is not described by {describing}; save it anew")
-    axes, shape = found[0].get_axes(squeeze=False), found[0].get_shape(squeeze=False)
-    lengths = dict(zip(axes[: axes.index("Y")], shape, strict=False))
+    axes = found[0].axes
+    lengths = dict(zip(axes[: axes.index("Y")], found[0].shape, strict=False))
     others = math.prod(length for axis, length in lengths.items() if axis not in "TZC")
     if len(found) > 1 and is_joined and all(len(each.pages) == 1 for each in found):
         lengths = {"T": len(found)}

@@ -122,7 +122,7 @@ def _is_plain(page: tifffile.TiffPage, alike: tuple[tuple[int, ...], np.dtype]) 
     """Whether a page, which must have this shape and type, holds its pixels as an array."""
     shape, dtype = alike
     if (page.shape, page.dtype) != alike:
-        raise ValueError(f"is {page.shape} of {page.dtype}, the first {shape} of {dtype}")
+        raise ValueError(f"is {page.shape} px of {page.dtype}, not {shape} px of {dtype}")
     if page.tilewidth * page.tilelength > _MAX_TILE_PIXELS:
         raise ValueError(f"has tiles of {page.tilewidth} x {page.tilelength} px")
     is_raw = page.compression == page.predictor == page.fillorder == 1
@@ -134,7 +134,7 @@ def read_metadata(tiff: tifffile.TiffFile) -> dict[str, Any]:
     if tiff.is_imagej:
         return tiff.imagej_metadata or {}
     text = tiff.pages.first.description
-    return json.loads(text) if text.startswith('{"shape":') else {}
+    return json.loads(text) if text.startswith("{") and '"shape":' in text else {}
 
 
 def _read_axes(tiff: tifffile.TiffFile) -> dict[str, int]:
