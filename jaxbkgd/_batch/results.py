@@ -150,7 +150,7 @@ class Sources:
     frames from all of them. Their times of modification do not count."""
 
     def __init__(self, movies: Iterable[Movie]) -> None:
-        self.states = {movie: movie.opened_state for movie in movies if movie.paths}
+        self.states = {m: m.opened_state or m.state() for m in movies if m.paths}
         # Memory is hashed only where settings are needed.
         self.content = ft.cache(_content)
         for movie in self.states:
