@@ -278,21 +278,6 @@ def test_a_pixel_that_nothing_counts_for_is_not_finite_and_counted():
         _written(FRAMES, estimator, weights=weights, dtype="uint16")
 
 
-def test_other_weights_are_other_settings(movie_path, tmp_path, monkeypatch):
-    sink = tmp_path / "bkgd.tif"
-    with monkeypatch.context() as failing:
-        _fail_at(12, failing)
-        with pytest.raises(MovieError, match="frame 12"):
-            estimate_movie(movie_path, Weighted(1), sink, weights=MASK[0], **OPTIONS)
-    for other in (None, MASK[1], MASK):
-        with pytest.raises(MovieError, match=r"begun with other settings \(weights\)"):
-            estimate_movie(movie_path, Weighted(1), sink, weights=other, **OPTIONS)
-    estimate_movie(movie_path, Weighted(1), sink, weights=MASK[0], **OPTIONS)
-    with open_movie(sink) as written:
-        expected = Weighted(1)(FRAMES, MASK[0]).bkgds
-        np.testing.assert_array_equal(written.channels[0][:], expected)
-
-
 @pytest.mark.parametrize(
     ("weights", "message"),
     [
@@ -458,6 +443,7 @@ def test_what_an_error_leaves_is_gone_on_with(name, movie_path, tmp_path, monkey
         ({"dtype": "uint16"}, "dtype"),
         ({"estimator": SpatialMean((1.0, 2.1))}, "estimator"),
         ({"source": FRAMES + 1}, "source"),
+        ({"estimator": Weighted(0), "weights": MASK[0]}, "weights"),
     ],
 )
 def test_what_was_begun_otherwise_is_not_gone_on_with(
@@ -726,7 +712,7 @@ def test_a_full_disk_is_said_in_one_line_and_what_is_done_is_kept(
     movie_path, tmp_path, monkeypatch
 ):
     sink = tmp_path / "bkgd.tif"
-    kind = type(open_sink(sink, Layout((1, 1, 1, 1), np.dtype("f4"), 1)))
+    kind: Any = type(open_sink(sink, Layout((1, 1, 1, 1), np.dtype("f4"), 1)))
     write = kind._write
 
     def writing(self, start, frames):
@@ -870,7 +856,11 @@ def test_an_estimator_of_a_user_is_known_again_in_another_process(movie_path, tm
 
     def run(kill_at, factor):
         command = [sys.executable, "-c", _OF_A_USER, movie_path, sink, kill_at, factor]
-        return subprocess.run(command, capture_output=True, text=True, check=False)
+        # With one device, where there are two in the process of these tests.
+        environment = os.environ | {"XLA_FLAGS": ""}
+        return subprocess.run(
+            command, env=environment, capture_output=True, text=True, check=False
+        )
 
     killed = run("12", "1")
     assert killed.returncode == -signal.SIGKILL, killed.stderr
@@ -927,44 +917,3 @@ def test_a_reader_of_a_user_with_several_channels_is_a_source():
 def test_a_movie_without_frames_is_refused_in_one_line():
     with pytest.raises(MovieError, match=r"the array: has no frames$"):
         _written(FRAMES[:0])
-
-
-# The environment of these tests has two devices; here there are four, and one.
-_ON_DEVICES = """
-import sys
-import jax
-import numpy as np
-from jaxbkgd import estimate_movie, SpatialMean
-
-frames = np.load(sys.argv[1])
-written = np.empty(frames.shape, np.float32)
-used = []
-
-class Watched:
-    value = None
-    put = staticmethod(jax.default_device)
-
-    def __call__(self, device):
-        used.append(device)
-        return self.put(device)
-
-jax.default_device = Watched()
-estimate_movie(frames, SpatialMean((1.0, 2.0)), written, chunk_frames=2)
-np.save(sys.argv[2], written)
-print(jax.local_device_count(), len(set(used) - {None}))
-"""
-
-
-@pytest.mark.slow
-def test_any_number_of_devices_gives_the_same(movie_path, tmp_path):
-    for count in (1, 4):
-        flags = f"--xla_force_host_platform_device_count={count}"
-        run = subprocess.run(
-            [sys.executable, "-c", _ON_DEVICES, movie_path, tmp_path / "bkgd.npy"],
-            env=os.environ | {"XLA_FLAGS": flags},
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        assert run.stdout.split() == [str(count)] * 2
-        np.testing.assert_array_equal(np.load(tmp_path / "bkgd.npy"), BKGDS)

@@ -96,14 +96,11 @@ def open_results(
 
     try:
         for target, indices in targets:
-            first = channels[indices[0]]
-            frames, height, width = first.shape
+            frames, height, width = channels[indices[0]].shape
+            movie = channels[indices[0]].movie
+            shape, scale = (frames, len(indices), height, width), movie.pixel_size_um
             layout = Layout(
-                (frames, len(indices), height, width),
-                np.dtype(dtype),
-                chunk_frames,
-                first.movie.pixel_size_um,
-                first.movie.frame_interval_s,
+                shape, np.dtype(dtype), chunk_frames, scale, movie.frame_interval_s
             )
             sink = open_sink(target, layout, overwrite=overwrite)
             is_named = resume and sink.is_committed
