@@ -123,7 +123,7 @@ def _as_stack(index: int, channel: Any) -> Shaped[Array, "frames height width"]:
 
 def _pairs(radii_pix: Any, count: int) -> list[tuple[float, float]]:
     radii = channel_radii(radii_pix)
-    is_number = np.ndim(radii_pix) == 0
+    is_number = not isinstance(radii_pix, list | tuple) and np.ndim(radii_pix) == 0
     is_pair = not is_number and radii.shape == (1, 2) and len(radii_pix) == 2
     if not (is_number or is_pair or radii.shape[0] == count):
         raise ValueError(

@@ -63,7 +63,7 @@ def dense_mean(
 
 def dense_mean_over_time(
     frames: np.ndarray,
-    radius_frames: float,
+    radius_frames: float | np.ndarray,
     truncation: str = "smooth",
     edges: str = "repeated",
 ) -> np.ndarray:

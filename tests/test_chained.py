@@ -4,12 +4,18 @@ import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import reference_mean
+from reference import dense_mean
 
-from jaxbkgd import AbstractEstimator, estimate_movie, LocalMean, SoftClip, SpatialMean
-from jaxbkgd._estimators.chained import Chained
-from jaxbkgd._estimators.spatial_opening import SpatialOpening
-from jaxbkgd._estimators.temporal_median import TemporalMedian
+from jaxbkgd import (
+    AbstractEstimator,
+    Chained,
+    estimate_movie,
+    LocalMean,
+    SoftClip,
+    SpatialMean,
+    SpatialOpening,
+    TemporalMedian,
+)
 
 
 RNG = np.random.default_rng(9)
@@ -28,7 +34,7 @@ def test_each_sees_what_those_before_it_have_left():
         background.bkgds, background.noise_corrections, channels, strict=True
     ):
         median = np.asarray(MEDIAN(frames).bkgds)
-        expected = median + reference_mean(frames - median, 3.0, "smooth")
+        expected = median + dense_mean(frames - median, 3.0, "smooth")
         # float32: a few roundings of the frames.
         np.testing.assert_allclose(bkgd, expected, rtol=0, atol=1e-6 * frames.max())
         factors = MEDIAN(frames).noise_corrections * MEAN(frames).noise_corrections

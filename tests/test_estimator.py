@@ -1,3 +1,6 @@
+import contextlib
+import functools as ft
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -5,9 +8,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import reference_mean
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+from reference import dense_mean
 
-from jaxbkgd import AbstractEstimator, Background, snr, SpatialMean
+from jaxbkgd import (
+    AbstractEstimator,
+    Background,
+    Chained,
+    LocalMean,
+    snr,
+    SoftClip,
+    SpatialMean,
+    SpatialOpening,
+    TemporalMedian,
+)
 
 
 RNG = np.random.default_rng(5)
@@ -58,7 +72,7 @@ class TestResiduals:
         background = SpatialMean(2.0)(channels)
         for residual, channel in zip(background.residuals(channels), channels, strict=True):
             assert residual.dtype == jnp.float32
-            expected = channel - reference_mean(channel, 2.0, "smooth")
+            expected = channel - dense_mean(channel, 2.0, "smooth")
             # float32: of the frames, from which the residuals are small.
             rounding = 1e-6 * channel.max()
             np.testing.assert_allclose(residual, expected, rtol=0, atol=rounding)
@@ -66,22 +80,60 @@ class TestResiduals:
         assert background.residuals(channels)[1].min() < -1000
 
 
+def ratio_of(signal, bkgd, noise_correction, gain):
+    return snr(signal, bkgd, noise_correction=noise_correction, gain=gain)
+
+
 class TestSnr:
     def test_it_is_the_signal_over_the_noise_expected(self):
         # 100 ADU at 4 e-/ADU are 400 e-, whose noise is 20 e- or 5 ADU.
-        np.testing.assert_allclose(snr(30.0, 100.0, 0.5, 4.0), 30 / (0.5 * 5), rtol=1e-6)
+        np.testing.assert_allclose(ratio_of(30.0, 100.0, 0.5, 4.0), 12, rtol=1e-6)
+        gains = np.array([1.0, 4.0, 16.0])
         np.testing.assert_allclose(
-            snr(np.ones((2, 3)), np.full((2, 1), 16.0), 1.0, np.array([1.0, 4.0, 16.0])),
+            ratio_of(np.ones((2, 3)), np.full((2, 1), 16.0), 1.0, gains),
             np.tile([0.25, 0.5, 1.0], (2, 1)),
             rtol=1e-6,
         )
-        assert snr(30, 100, 1, 4) == 6.0
+        assert ratio_of(30, 100, 1, 4) == 6.0
 
     def test_its_gradient_is_that_of_the_formula(self):
-        gradient = jax.grad(snr, (0, 1, 2, 3))(30.0, 100.0, 0.5, 4.0)
+        gradient = jax.grad(ratio_of, (0, 1, 2, 3))(30.0, 100.0, 0.5, 4.0)
         ratio = 12.0
         expected = (ratio / 30, -ratio / 200, -ratio / 0.5, ratio / 8)
         np.testing.assert_allclose(gradient, expected, rtol=1e-6)
+
+    def test_pixels_that_a_loss_leaves_out_leave_its_gradient_finite(self):
+        """No light, a dead pixel, light below the offset, an unknown pixel."""
+        signal = jnp.array([1.0, 1.0, 1.0, jnp.nan, 30.0])
+        bkgd, gain = jnp.array([0.0, 9.0, -4.0, 9.0, 100.0]), jnp.array([4.0, 0, 4, 4, 4])
+        is_good = np.arange(5) == 4
+
+        def loss(*arguments):
+            return jnp.sum(jnp.where(is_good, ratio_of(*arguments), 0))
+
+        slopes = jax.grad(loss, (0, 1, 2, 3))(signal, bkgd, 0.5, gain)
+        expected = jax.grad(ratio_of, (0, 1, 2, 3))(30.0, 100.0, 0.5, 4.0)
+        for slope, alone in zip(slopes, expected, strict=True):
+            entries = np.where(is_good, alone, 0) if slope.ndim else alone
+            np.testing.assert_allclose(slope, entries, rtol=1e-6)
+        ratios = ratio_of(signal, bkgd, 0.5, gain)
+        np.testing.assert_array_equal(ratios, [np.inf, 0, np.nan, np.nan, 12])
+
+    @pytest.mark.parametrize(
+        "estimator", [SpatialMean(2.0), LocalMean(2.0, 1.0)], ids=["spatial", "local"]
+    )
+    def test_frames_that_are_padded_with_zeros_leave_gradients_finite(self, estimator):
+        padded = np.concatenate([STACK, np.zeros((3, 8, 9), np.float32)])
+
+        @eqx.filter_jit
+        @eqx.filter_grad
+        def gradient(estimator):
+            ratios = estimator(padded).snr(padded, 0.5)
+            return jnp.mean(jnp.where(padded > 0, ratios, 0) ** 2)
+
+        slopes = gradient(estimator).unbounded_radii
+        assert np.all(np.isfinite(slopes))
+        assert np.all(slopes != 0)
 
     @pytest.mark.parametrize("gain", [0.5, 2.2])
     def test_a_movie_without_molecules_has_unit_noise(self, gain):
@@ -122,10 +174,24 @@ class MeanOverTime(AbstractEstimator):
     def halo_frames(self) -> int:
         return 2
 
-    def __call__(self, channels):
-        stack = jnp.asarray(channels)
-        bkgd = self.factor * jnp.broadcast_to(stack.mean(0), stack.shape)
-        return Background(bkgd, jnp.sqrt(1 - 1 / len(stack)))
+    def estimate_stack(self, frames):
+        bkgd = self.factor * jnp.broadcast_to(frames.mean(0), frames.shape)
+        return Background(bkgd, jnp.sqrt(1 - 1 / len(frames)))
+
+
+class WeightedLevel(AbstractEstimator):
+    """The weighted mean of each stack."""
+
+    takes_weights = True
+
+    @property
+    def halo_frames(self) -> int:
+        return 0
+
+    def estimate_stack(self, frames, weights=1.0):
+        weights = jnp.broadcast_to(weights, frames.shape)
+        level = jnp.sum(frames * weights) / jnp.sum(weights)
+        return Background(jnp.full(frames.shape, level), jnp.ones(()))
 
 
 class TestAbstractEstimator:
@@ -145,24 +211,192 @@ class TestAbstractEstimator:
             gradient(estimator).factor, -STACK.sum(dtype=float), rtol=1e-6
         )
 
+    def test_it_then_takes_lists_of_channels(self):
+        estimator = MeanOverTime(jnp.array(1.0))
+        background = estimator((STACK, OTHER))
+        assert isinstance(background.bkgds, tuple)
+        for bkgd, stack in zip(background.bkgds, (STACK, OTHER), strict=True):
+            np.testing.assert_allclose(bkgd - stack.mean(0), 0, atol=1e-2)
+
+    def test_it_then_takes_weights_if_it_says_so(self):
+        weights = [STACK > 80, np.array([True, False])[:, None, None]]
+        background = WeightedLevel()([STACK, OTHER], weights)
+        for bkgd, stack, wanted in zip(
+            background.bkgds, [STACK, OTHER], weights, strict=True
+        ):
+            wanted = np.broadcast_to(wanted, stack.shape)
+            np.testing.assert_allclose(bkgd, stack[wanted].mean(dtype=float), rtol=1e-5)
+        with pytest.raises(ValueError, match="zero or positive, and finite"):
+            WeightedLevel()(STACK, -STACK)
+
     def test_one_without_its_parts_cannot_be_made(self):
-        class WithoutCall(AbstractEstimator):
+        class WithoutEstimate(AbstractEstimator):
             @property
             def halo_frames(self) -> int:
                 return 0
 
         class WithoutHalo(AbstractEstimator):
-            def __call__(self, channels):
-                return Background(channels, 1.0)
+            def estimate_stack(self, frames):
+                return Background(frames, 1.0)
 
-        kinds: list[Any] = [AbstractEstimator, WithoutCall, WithoutHalo]
+        kinds: list[Any] = [AbstractEstimator, WithoutEstimate, WithoutHalo]
         for incomplete in kinds:
             with pytest.raises(TypeError, match="abstract"):
                 incomplete()
 
+    def test_what_it_gives_is_checked(self):
+        class Wrong(WeightedLevel):
+            def estimate_stack(self, frames, weights=1.0):
+                return Background(frames[0], 1.0)
+
+        with pytest.raises(ValueError, match=r"Wrong\.estimate_stack must .*\(3, 8, 9\)"):
+            Wrong()(STACK)
+
+    def test_what_it_cannot_do_is_said(self):
+        estimator = MeanOverTime(jnp.array(1.0))
+        with pytest.raises(
+            TypeError, match="MeanOverTime takes no weights; LocalMean does"
+        ):
+            estimator(STACK, weights=STACK)
+        with pytest.raises(TypeError, match="MeanOverTime takes no donated backgrounds"):
+            estimator(STACK, donated=STACK)
+        with pytest.raises(ValueError, match="MeanOverTime has no predict"):
+            estimator.predict(STACK, 1)
+        assert estimator.halo_lines is estimator.molecule_radius_pix is None
+
+
+ALL: dict[str, Any] = {
+    "spatial": SpatialMean(2.0),
+    "local": LocalMean(2.0, 1.0),
+    "median": TemporalMedian(1),
+    "opening": SpatialOpening(1.0),
+    "chained": Chained(TemporalMedian(1), SpatialMean(2.0)),
+    "of a user": MeanOverTime(jnp.array(1.0)),
+}
+GAIN_KNOWN = LocalMean(2.0, 1.0, clip=SoftClip(gains=0.5, rounds=1))
+MOVIE = np.random.default_rng(6).poisson(60, (6, 8, 10)).astype(np.float32)
+
+
+@pytest.fixture(params=list(ALL))
+def estimator(request):
+    return ALL[request.param]
+
+
+class TestTransformations:
+    def test_it_may_be_given_to_jit_and_vmap(self, estimator):
+        expected = estimator(MOVIE).bkgds
+        # Sums in another order, in float32.
+        close = ft.partial(np.testing.assert_allclose, rtol=1e-5)
+        close(jax.jit(estimator)(MOVIE).bkgds, expected)
+        close(jax.vmap(estimator)(np.stack([MOVIE, MOVIE])).bkgds[1], expected)
+
+    def test_equal_ones_have_one_hash(self, estimator):
+        same = jax.tree.map(lambda leaf: leaf + 0, estimator)
+        assert same == estimator
+        assert hash(same) == hash(estimator)
+
+    @pytest.mark.parametrize("name", ["spatial", "local"])
+    def test_its_form_for_inference_is_of_its_class_and_gives_the_same(self, name):
+        estimator = ALL[name]
+        fast = estimator.for_inference()
+        assert type(fast) is type(estimator)
+        assert (fast.is_for_inference, estimator.is_for_inference) == (True, False)
+        np.testing.assert_array_equal(fast.radii, estimator.radii)
+        for got, expected in zip(
+            jax.tree.leaves(eqx.filter_jit(fast)(MOVIE)),
+            jax.tree.leaves(estimator(MOVIE)),
+            strict=True,
+        ):
+            np.testing.assert_array_equal(got, expected)
+
+    @pytest.mark.parametrize("name", ["spatial", "local"])
+    def test_its_form_for_inference_has_fixed_radii(self, name):
+        fast = ALL[name].for_inference()
+        slopes = eqx.filter_grad(lambda e: jnp.sum(e(MOVIE).bkgds ** 2))(fast)
+        assert np.all(slopes.unbounded_radii == 0)
+        assert jax.jit(lambda e: e.for_inference().radii)(fast).shape == fast.radii.shape
+        with pytest.raises(
+            ValueError, match=r"for_inference\(\) needs known radii.*outside"
+        ):
+            jax.jit(lambda e: e.for_inference().radii)(ALL[name])
+
+
+# Several at once, since each is compiled for anew.
+MODES: dict[str, Callable[[], list[Any]]] = {
+    "without jit": lambda: [jax.disable_jit()],
+    "in 64 bits": lambda: [jax.enable_x64(True), jax.numpy_dtype_promotion("strict")],
+    "strict": lambda: [
+        jax.debug_nans(True),
+        jax.debug_infs(True),
+        jax.checking_leaks(),
+        jax.enable_checks(True),
+        jax.numpy_dtype_promotion("strict"),
+        jax.numpy_rank_promotion("raise"),
+        jax.transfer_guard("disallow"),
+    ],
+}
+
+
+@pytest.mark.parametrize("mode", list(MODES))
+@pytest.mark.parametrize("name", [name for name in ALL if name != "of a user"])
+def test_it_works_in_the_strict_modes_of_jax(name, mode):
+    estimator = ALL[name]
+    if name == "local" and mode != "strict":
+        estimator = GAIN_KNOWN
+    frames, gain = jnp.asarray(MOVIE), jnp.asarray(2.0)
+    expected = estimator(frames).snr(frames, gain)
+    with contextlib.ExitStack() as modes:
+        for context in MODES[mode]():
+            modes.enter_context(context)
+        ratios = jax.block_until_ready(estimator(frames).snr(frames, gain))
+    # Sums in another order, in float32, of ratios of order one.
+    np.testing.assert_allclose(ratios, expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "uint8", "bool"])
+@pytest.mark.parametrize("name", [name for name in ALL if name != "of a user"])
+def test_frames_of_any_real_dtype_are_float32_ones(name, dtype):
+    frames = jnp.asarray(MOVIE, dtype)
+    background = ALL[name](frames)
+    assert background.bkgds.dtype == jnp.float32
+    assert background.residuals(frames).dtype == jnp.float32
+    expected = ALL[name](frames.astype(jnp.float32)).bkgds
+    # Sums in another order, in float32.
+    np.testing.assert_allclose(background.bkgds, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("axis_type", "spec"),
+    [
+        (AxisType.Explicit, P("devices")),
+        (AxisType.Explicit, P(None, "devices")),
+        (AxisType.Auto, P("devices")),
+    ],
+    ids=str,
+)
+def test_sharded_frames_come_back_as_they_were_sharded(estimator, axis_type, spec):
+    mesh = jax.make_mesh((2,), ("devices",), axis_types=(axis_type,))
+    frames = jax.device_put(MOVIE, NamedSharding(mesh, spec))
+    expected = estimator(MOVIE)
+    background = estimator(frames)
+    assert background.bkgds.sharding.is_equivalent_to(frames.sharding, 3)
+    # Sums in another order, in float32.
+    np.testing.assert_allclose(background.bkgds, expected.bkgds, rtol=1e-5)
+    np.testing.assert_allclose(
+        background.snr(frames, 2.0), expected.snr(MOVIE, 2.0), rtol=0, atol=1e-4
+    )
+
 
 @pytest.mark.usefixtures("as_installed")
 class TestBadInput:
+    def test_a_list_of_frames_is_no_list_of_channels(self):
+        with pytest.raises(ValueError, match=r"3 images would be 3 channels.*numpy\.stack"):
+            SpatialMean(2.0)(list(STACK))
+        with pytest.raises(ValueError, match="2 images would be 2 channels"):
+            Chained(SpatialMean(2.0))((STACK[0], OTHER[0]))
+        single = SpatialMean(2.0)([STACK[:1], OTHER[:1]])
+        assert [bkgd.shape[0] for bkgd in single.bkgds] == [1, 1]
+
     def test_no_channels(self):
         for empty in ([], ()):
             with pytest.raises(ValueError, match="empty"):
@@ -210,7 +444,7 @@ class TestBadInput:
                 background.snr(channels, 1.0)
         with pytest.raises(ValueError, match="channels"):
             SpatialMean(2.0)(STACK).residuals([STACK])
-        with pytest.raises((TypeError, ValueError)):
+        with pytest.raises(ValueError, match="one stack of frames, but a list of channels"):
             background.residuals(STACK)
 
     def test_frames_of_another_shape_than_the_background(self):
@@ -222,13 +456,20 @@ class TestBadInput:
     def test_gains_that_are_none(self):
         background = SpatialMean(2.0)([STACK, OTHER])
         for gains in (0.0, -1.0, [1.0, np.nan], np.float64(0)):
-            with pytest.raises(ValueError, match="gains must be positive and finite"):
+            with pytest.raises(
+                ValueError, match="gain must be positive and finite, in elec"
+            ):
                 background.snr([STACK, OTHER], gains)
+        for gain in (0, -1.0, np.nan, np.inf, jnp.zeros(())):
+            with pytest.raises(
+                ValueError, match="gain must be positive and finite, in elec"
+            ):
+                snr(STACK, STACK, noise_correction=1.0, gain=gain)
 
     def test_gains_that_are_not_as_many_as_the_channels(self):
         background = SpatialMean(2.0)([STACK, OTHER])
         for gains in ([1.0], [1.0, 2.0, 3.0], []):
             with pytest.raises(ValueError, match=rf"2 channels.*{len(gains)}"):
                 background.snr([STACK, OTHER], gains)
-        with pytest.raises((TypeError, ValueError)):
+        with pytest.raises(ValueError, match="one stack of frames, but a list of channels"):
             SpatialMean(2.0)(STACK).snr(STACK, [1.0, 2.0])

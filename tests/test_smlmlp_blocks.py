@@ -10,10 +10,7 @@ import pytest
 from golden.block_cases import BLOCKS, CHANNELS
 from golden.cases import Case
 
-from jaxbkgd import Background, SpatialMean
-from jaxbkgd._estimators.chained import Chained
-from jaxbkgd._estimators.spatial_opening import SpatialOpening
-from jaxbkgd._estimators.temporal_median import TemporalMedian
+from jaxbkgd import Background, Chained, SpatialMean, SpatialOpening, TemporalMedian
 
 
 # Of the largest absolute input: a few roundings of 2^-24 in float32, at other places.

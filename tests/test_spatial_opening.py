@@ -7,7 +7,7 @@ import pytest
 from jax.test_util import check_grads
 from scipy.ndimage import grey_opening
 
-from jaxbkgd._estimators.spatial_opening import SpatialOpening
+from jaxbkgd import SpatialOpening
 
 
 RNG = np.random.default_rng(8)
@@ -48,6 +48,7 @@ def test_channels_have_their_own_radii_or_share_one():
     for bkgd in shared.bkgds:
         np.testing.assert_array_equal(bkgd, _by_definition(FRAMES, 1, 3))
     assert shared.noise_corrections == [1, 1]
+    np.testing.assert_array_equal(alone.radii_pix, [(2, 2), (1, 3), (1.5, 1.5)])
 
 
 def test_a_stack_without_frames_has_a_bkgd_without_frames():

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from jaxbkgd import estimate_movie, SpatialMean
-from jaxbkgd._estimators.temporal_median import TemporalMedian
+from jaxbkgd import estimate_movie, SpatialMean, TemporalMedian
 
 
 RNG = np.random.default_rng(7)

@@ -1,6 +1,7 @@
 """What every estimator takes and gives: channels in, their background out."""
 
 import abc
+import functools as ft
 import operator
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, NamedTuple, TypeVar
@@ -10,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.sharding import auto_axes, AxisType, NamedSharding, PartitionSpec
 from jaxtyping import Array, ArrayLike, Float, Real, Shaped
 
 from .checks import checked_number, is_real_dtype, is_traced
@@ -108,7 +110,9 @@ class AbstractEstimator(SavedModule):
         >>> import jaxbkgd
         >>> class FrameLevel(jaxbkgd.AbstractEstimator):
         ...     scale: jax.Array
-        ...     halo_frames = 0
+        ...     @property
+        ...     def halo_frames(self):
+        ...         return 0
         ...     def estimate_stack(self, frames):
         ...         level = jnp.mean(frames, axis=(-2, -1), keepdims=True)
         ...         bkgds = self.scale * jnp.broadcast_to(level, frames.shape)
@@ -221,8 +225,11 @@ class AbstractEstimator(SavedModule):
             options["donated"] = donated
 
         def estimate(frames, estimate_stack, *values):
-            background = estimate_stack(frames, **dict(zip(options, values, strict=True)))
-            return _checked_background(self, background, frames)
+            def function(frames, *values):
+                given = dict(zip(options, values, strict=True))
+                return _checked_background(self, estimate_stack(frames, **given), frames)
+
+            return _sharded_as_frames(function, frames, *values)
 
         count = len(frames) if is_sequence(frames) else 1
         # A transfer guard is to watch the frames, not the constants of the estimator.
@@ -313,18 +320,29 @@ def snr(
         ```
     """
     if not is_traced(gain) and np.ndim(gain) == 0:
-        checked_number("gain", gain, unit=", in electrons per ADU")
-    arguments = jnp.broadcast_arrays(signal, bkgd, noise_correction, gain)
-    # A derivative that is not finite would pass through a `where` of the caller, as NaN.
-    is_usable = jnp.isfinite(arguments[0])
-    for argument in arguments[1:]:
-        is_usable &= (argument > 0) & (argument < jnp.inf)
-    usable = [jnp.where(is_usable, argument, 1) for argument in arguments]
-    unusable = _ratio_to_noise(*map(lax.stop_gradient, arguments))
-    return jnp.where(is_usable, _ratio_to_noise(*usable), unusable)
+        checked_number("gain", gain, unit="electrons per ADU")
+    arguments = [jnp.asarray(a) for a in (signal, bkgd, noise_correction, gain)]
+    rank = max(a.ndim for a in arguments)
+    # Scalars stay scalars.
+    arguments = [
+        a.reshape(*[1] * (rank - a.ndim), *a.shape) if a.ndim else a for a in arguments
+    ]
+    with jax.transfer_guard("allow"):
+        are_usable = [jnp.isfinite(a) & (a > 0) for a in arguments]
+        are_usable[0] = jnp.isfinite(arguments[0])
+        # Derivatives that are not finite would pass a `where` of the caller, as NaN.
+        usable = [jnp.where(i, a, 1) for i, a in zip(are_usable, arguments, strict=True)]
+        unusable = _ratio_to_noise(*map(lax.stop_gradient, arguments))
+        is_usable = ft.reduce(jnp.logical_and, are_usable)
+        return jnp.where(is_usable, _ratio_to_noise(*usable), unusable)
 
 
-def _ratio_to_noise(signal, bkgd, noise_correction, gain):
+def _ratio_to_noise(
+    signal: Real[Array, "..."],
+    bkgd: Real[Array, "..."],
+    noise_correction: Real[Array, "..."],
+    gain: Real[Array, "..."],
+) -> Float[Array, "..."]:
     expected = jnp.sqrt(jnp.divide(bkgd, gain))
     return jnp.divide(signal, jnp.multiply(noise_correction, expected))
 
@@ -454,6 +472,35 @@ def _checked_background(
             f"of the shape of its frames, {frames.shape}, but there are {found}."
         )
     return background
+
+
+def _sharded_as_frames(
+    function: Callable[..., Background], frames: Shaped[Array, "..."], *values: Any
+) -> Background:
+    """`function` of frames on any mesh, whose background is sharded as the frames are."""
+
+    def replicated(mesh):
+        return NamedSharding(mesh, PartitionSpec())
+
+    sharding = jax.typeof(frames).sharding
+    if AxisType.Explicit in sharding.mesh.axis_types:
+
+        def on_mesh(frames, *values):
+            background = function(frames, *values)
+            factor = background.noise_corrections
+            if not is_traced(frames):
+                # A constant is on one device only.
+                factor = jax.device_put(factor, replicated(frames.sharding.mesh))
+            return background.bkgds, factor
+
+        out_sharding = (sharding, replicated(sharding.mesh))
+        on_auto_mesh: Any = auto_axes(on_mesh, out_sharding=out_sharding)
+        return Background(*on_auto_mesh(frames, *values))
+    background = function(frames, *values)
+    if is_traced(frames) or len(frames.sharding.device_set) == 1:
+        return background
+    bkgds = jax.device_put(background.bkgds, frames.sharding)
+    return Background(bkgds, background.noise_corrections)
 
 
 def _residual(channel: ArrayLike, bkgd: Array) -> Array:

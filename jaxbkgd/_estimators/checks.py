@@ -14,6 +14,11 @@ def is_traced(value: Any) -> bool:
     return isinstance(value, Tracer)
 
 
+def is_known(size: Any) -> bool:
+    """Whether a size is a number, rather than a symbol of a program that is exported."""
+    return isinstance(size, int)
+
+
 def is_real_dtype(dtype: np.dtype, *, allows_bool: bool = False) -> bool:
     """Whether numbers of `dtype` are real, those of JAX's own dtypes included."""
     kinds = [jnp.integer, jnp.floating, *[jnp.bool_] * allows_bool]
@@ -52,15 +57,19 @@ def real_array(
         # A ragged list.
         numbers = np.asarray(None)
     if not is_real_dtype(numbers.dtype) or isinstance(value, np.ma.MaskedArray):
-        raise TypeError(f"{name} must be a number{unit}, but is {value!r}.")
+        raise TypeError(
+            f"{name} must be a number{unit and ' of ' + unit}, but is {value!r}."
+        )
     numbers = numbers.astype(np.float64)
     is_above = (numbers >= minimum) if includes_minimum else (numbers > minimum)
     if not np.all(is_above & np.isfinite(numbers) & (numbers <= maximum)):
         lower = "positive" if minimum == 0 else f"above {minimum:g}"
         if includes_minimum:
             lower = "zero or positive" if minimum == 0 else f"at least {minimum:g}"
-        upper = "finite" if maximum == math.inf else f"at most {maximum:g}"
-        raise ValueError(f"{name} must be {lower} and {upper}{unit}, but is {value!r}.")
+        upper = f"at most {maximum:g} {unit}".strip()
+        if maximum == math.inf:
+            upper = f"finite{unit and ', in ' + unit}"
+        raise ValueError(f"{name} must be {lower} and {upper}, but is {value!r}.")
     return numbers
 
 

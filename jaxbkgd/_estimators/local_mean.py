@@ -23,7 +23,7 @@ from .base import (
     Prediction,
     working_dtype,
 )
-from .checks import check_choice, is_traced
+from .checks import check_choice, is_known, is_traced
 from .radii import bound_of, channel_radii, check_below, frozen_mask, unbounded_radii
 from .radii_estimator import RadiiEstimator
 from .saved import require_names, rounded, with_fields
@@ -306,7 +306,7 @@ def _estimate(
     smoothing = eqx.tree_at(lambda s: s.radii, smoothing, smoothing.radii.astype(dtype))
     clip = jax.tree.map(lambda parameters: parameters.astype(dtype), clip)
     is_floating = jnp.issubdtype(frames.dtype, jnp.floating)
-    if clip is not None or is_floating:
+    if clip is not None or not jnp.issubdtype(frames.dtype, jnp.integer):
         # The filter converts other integers, a frame at a time.
         frames = frames.astype(dtype)
     if weights is not None:
@@ -349,8 +349,8 @@ def _weighted_means(
             noise = _noise_variance(smoothing.halved(), frames, weights)
             if weights is not None:
                 # Without a known noise, pixels cannot be clipped, and are left out.
-                is_known = jnp.isfinite(doubled(noise, frames.shape))
-                weights = jnp.where(is_known, weights, 0)
+                is_measured = jnp.isfinite(doubled(noise, frames.shape))
+                weights = jnp.where(is_measured, weights, 0)
                 noise = jnp.where(jnp.isfinite(noise), noise, 1)
         bkgds = _clipped_means(smoothing, clip, noise, gaps, frames, weights)
     if weights is not None:
@@ -422,7 +422,9 @@ def _clipped_means(
         (bkgd,) = small_round(small, clip, *small_images, bkgd, noise)
         return bkgd, None
 
-    bkgd, _ = lax.scan(next_bkgd, bkgd, length=clip.rounds - 1)
+    if clip.rounds > 1:
+        # A scan of no turn would not work under `jax.disable_jit`.
+        bkgd, _ = lax.scan(next_bkgd, bkgd, length=clip.rounds - 1)
     bkgd = doubled(bkgd, frames.shape)
     if not isinstance(noise, tuple):
         noise = doubled(noise, frames.shape)
@@ -461,7 +463,7 @@ def _noise_variance(
 ) -> Float[Array, "*batch frames half_height half_width"]:
     """The variance of the noise of a pixel, measured in the frames, in frames of half the
     size; NaN where none can be measured."""
-    if min(frames.shape[-2:]) < 3:
+    if any(is_known(size) and size < 3 for size in frames.shape[-2:]):
         raise ValueError(
             "Noise is measured in frames of 3 x 3 pixels or more, but these have the shape "
             f"{frames.shape}; give `gains`, as in clip=SoftClip(gains=1.0), or clip=None."
@@ -479,8 +481,8 @@ def _noise_variance(
     # Where there is none nearby, that of the whole frames.
     all_sums, all_totals = small.over_time(jnp.mean(both, (-2, -1), keepdims=True))
     overall = jnp.where(all_totals > 0, ratio(all_sums, all_totals), jnp.nan)
-    is_known = totals > _LEAST_TOTAL_WEIGHT
-    return jnp.where(is_known, ratio(sums, jnp.where(is_known, totals, 1)), overall)
+    is_measured = totals > _LEAST_TOTAL_WEIGHT
+    return jnp.where(is_measured, ratio(sums, jnp.where(is_measured, totals, 1)), overall)
 
 
 def _column(radius_frames: Any) -> Any:

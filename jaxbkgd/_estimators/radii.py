@@ -54,7 +54,6 @@ def _stacked(radii_pix: Any, unit: str) -> Any:
 def _checked_radii(radii_pix: Any, unit: str) -> Any:
     if is_traced(radii_pix) and is_real_dtype(radii_pix.dtype):
         return radii_pix
-    unit = f" of {unit}" if is_traced(radii_pix) else f" {unit}"
     radii = real_array("A radius", radii_pix, maximum=LARGEST_RADIUS_PIX, unit=unit)
     # All kernels so small have one tap; in float32 the radius would round to zero.
     return np.maximum(radii, 1e-30)

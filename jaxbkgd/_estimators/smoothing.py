@@ -6,10 +6,12 @@ from typing import Any, Literal, NamedTuple
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jaxtyping import Array, Float, Shaped
 
 from .._filter.kernels import GapKernel, GaussianKernel, half_width, noise_factor
 from .._filter.primitive import separable_filter, temporal_filter
+from .checks import is_known
 
 
 EdgeFrames = Literal["renormalised", "repeated"]
@@ -118,12 +120,20 @@ def halved(
     images: Float[Array, "*batch height width"],
 ) -> Float[Array, "*batch half_height half_width"]:
     """The means of blocks of 2 x 2 pixels. An odd last line or column counts twice."""
-    *batch, height, width = images.shape
-    padding = [*[(0, 0)] * len(batch), (0, height % 2), (0, width % 2)]
-    images = jnp.pad(images, padding, mode="edge")
     # Not a mean over axes, whose order XLA chooses by the number of frames.
-    lines = images[..., ::2, :] + images[..., 1::2, :]
-    return (lines[..., ::2] + lines[..., 1::2]) / 4
+    for axis in (-2, -1):
+        size = images.shape[axis]
+        first = lax.slice_in_dim(images, 0, size, 2, axis)
+        if is_known(size):
+            second = lax.slice_in_dim(images, 1, size, 2, axis)
+            if size % 2:
+                last = lax.slice_in_dim(images, size - 1, size, 1, axis)
+                second = jnp.concatenate([second, last], axis)
+        else:
+            places = jnp.minimum(2 * jnp.arange(first.shape[axis]) + 1, size - 1)
+            second = jnp.take(images, places, axis)
+        images = first + second
+    return images / 4
 
 
 def doubled(

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from .._filter.kernels import GaussianKernel, half_width
 from .._filter.primitive import separable_filter
-from .checks import checked_count, checked_number, checked_numbers, is_traced
+from .checks import checked_count, checked_number, checked_numbers, is_known, is_traced
 
 
 # No pixel weighs less, so that a mean always has something to be the mean of.
@@ -95,7 +95,7 @@ class SoftClip(eqx.Module):
             "rounds", rounds, remedy="to clip nothing, give LocalMean clip=None"
         )
         limits = {"minimum": _SMALLEST, "includes_minimum": True, "maximum": _LARGEST}
-        unit = " deviations of the noise"
+        unit = "deviations of the noise"
         for name, value in (("threshold", threshold), ("softness", softness)):
             if not is_traced(value):
                 checked_number(name, value, unit=unit, **limits)
@@ -168,8 +168,7 @@ class SoftClip(eqx.Module):
         taps = taps[abs(lags)]
         correlations, deviations = [], []
         for size in (height, width):
-            # Exported programs may have sizes that are not known yet.
-            xp = np if isinstance(size, int) else jnp
+            xp = np if is_known(size) else jnp
             pixels = xp.arange(size)
             read = pixels[:, None] + lags
             inside = xp.where((read > 0) & (read < size - 1), taps, 0)
@@ -189,7 +188,7 @@ class SoftClip(eqx.Module):
         average: Float[Array, "*batch height width"],
         bkgd: Float[Array, "*batch height width"],
         variance: Float[Array, "*#batch #height #width"],
-        deviations: Float[Array | np.ndarray, "height width"],
+        deviations: Float[Array | np.ndarray, "*#batch height width"],
     ) -> Float[Array, "*batch height width"]:
         """The weights of pixels, from 0 to 1.
 

@@ -262,7 +262,7 @@ def filter_frames(
 ) -> Float[Array, "*batch height width"]:
     """The frames filtered with the kernels (y, x) at the radii (y, x)."""
     dtype = working_dtype(frames)
-    if jnp.issubdtype(frames.dtype, jnp.floating):
+    if not jnp.issubdtype(frames.dtype, jnp.integer):
         # Integers are converted in the filter, a frame at a time.
         frames = frames.astype(dtype)
     if donated is not None and donated.dtype != dtype:

@@ -12,7 +12,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int, Shaped
 
 from .base import AbstractEstimator, Background, working_dtype
-from .checks import check_choice, is_traced
+from .checks import check_choice, is_known, is_traced
 from .radii import channel_radii, check_channel_count
 
 
@@ -99,7 +99,8 @@ class SpatialOpening(AbstractEstimator):
         self, radii: Radii, frames: Shaped[Array, "*batch height width"]
     ) -> Background:
         noise = 1.0 if self.noise == "unit" else _simulated_noise(*radii)
-        return Background(_opened(frames, radii), jnp.asarray(noise, float))
+        bkgds = _opened(frames, radii)
+        return Background(bkgds, jnp.asarray(noise, bkgds.dtype))
 
 
 @ft.partial(jax.jit, static_argnames="radii")
@@ -139,7 +140,10 @@ def _ellipse(
 ) -> Int[np.ndarray, "offsets 2"]:
     """The offsets (y, x) of the pixels in an ellipse, as far as frames of a shape go:
     beyond, edges are repeated."""
-    reach = np.minimum(radii.astype(int), np.array(shape) - 1)
+    reach = [
+        min(int(radius), size - 1) if is_known(size) else int(radius)
+        for radius, size in zip(radii, shape, strict=True)
+    ]
     y, x = np.ogrid[-reach[0] : reach[0] + 1, -reach[1] : reach[1] + 1]
     # In diameters, as smlmlp has it, so that the same pixels on the ellipse are inside.
     diameters = 2 * radii

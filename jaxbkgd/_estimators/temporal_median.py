@@ -13,7 +13,7 @@ from jax.scipy.special import log_ndtr
 from jaxtyping import Array, Float, Shaped
 
 from .base import AbstractEstimator, Background, working_dtype
-from .checks import check_choice, checked_count
+from .checks import check_choice, checked_count, is_known
 
 
 MedianNoise = Literal["exact", "unit"]
@@ -81,9 +81,10 @@ class TemporalMedian(AbstractEstimator):
         frames = frames.astype(working_dtype(frames))
         bkgds = frames
         if frames.ndim > 2 and frames.size:
-            # No window reaches farther than the movie.
-            bkgds = _medians(frames, min(self.half_window_frames, frames.shape[-3] - 1))
-        return Background(bkgds, jnp.asarray(noise, float))
+            reach, count = self.half_window_frames, frames.shape[-3]
+            # No window reaches farther than a movie whose length is known.
+            bkgds = _medians(frames, min(reach, count - 1) if is_known(count) else reach)
+        return Background(bkgds, jnp.asarray(noise, bkgds.dtype))
 
 
 @ft.partial(jax.jit, static_argnames="reach")
@@ -138,7 +139,7 @@ def _of_middles(
     that enters opens one, in all pixels at once. Beyond the movie's ends, and for NaN,
     there is infinity, which sorts behind everything.
     """
-    length = len(frames)
+    length = frames.shape[0]
     window = 2 * reach + 1
 
     def frame_at(time):

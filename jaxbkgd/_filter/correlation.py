@@ -4,9 +4,10 @@ There are two engines: sums of shifted slices for few taps, and products with ba
 matrices for many.
 """
 
+import dataclasses
 import functools as ft
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax.numpy as jnp
 from jax import export, lax
@@ -18,6 +19,9 @@ from .kernels import Kernel, Kernels, Radii
 # What lies beyond an edge: the edge pixel repeated, or zeros. "folded" is the adjoint of
 # "repeated": zeros lie beyond, and what the filter would write there is added to the edge.
 Edges = Literal["repeated", "folded", "empty"]
+
+# A number of pixels, or a symbolic one of `jax.export`, which has no public type.
+Size = Any
 
 # The most taps, the centre and one side, for which shifted slices are faster, as found
 # with jax 0.12 on a Zen 5 machine. Along long axes the products are slower.
@@ -31,6 +35,28 @@ _MOST_SHIFTS, _SHIFT_GROUP = _MOST_TAPS_OF_LONG_AXES - 1, 16
 _BAND_PIXELS = 64
 # On CPU more products than these go through a loop: written out, they compile slowly.
 _MOST_PRODUCTS = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What all images of a call share.
+
+    **Arguments:**
+
+    - `dimension`: "space" for kernels (y, x) along the last two axes of the frames, "time"
+        for one kernel along the last axis but two.
+    - `edges`: what lies beyond the edges.
+    - `is_finite`: whether the frames are known to be finite, so that less is compiled.
+    """
+
+    dimension: Literal["space", "time"]
+    edges: Edges
+    is_finite: bool
+
+    def adjoint(self) -> "Settings":
+        """The settings of the adjoint filter."""
+        adjoints: dict[Edges, Edges] = {"repeated": "folded", "folded": "repeated"}
+        return dataclasses.replace(self, edges=adjoints.get(self.edges, self.edges))
 
 
 class Row(NamedTuple):
@@ -52,12 +78,7 @@ def halo_lines(half_width: int) -> int | None:
 
 
 def rows_of(
-    images: Sequence[Kernels],
-    radii: Radii,
-    sizes: Sequence[int],
-    *,
-    is_temporal: bool,
-    edges: Edges,
+    images: Sequence[Kernels], radii: Radii, sizes: Sequence[Size], settings: Settings
 ) -> Rows:
     """The rows of all kernels of some images, for axes of these sizes."""
     # A dict, since the order of a set differs from process to process.
@@ -65,20 +86,18 @@ def rows_of(
         (axis, kernel) for kernels in images for axis, kernel in enumerate(kernels)
     )
     return {
-        (axis, kernel): _row(kernel.taps(radii[axis]), sizes[axis], is_temporal, edges)
+        (axis, kernel): _row(kernel.taps(radii[axis]), sizes[axis], settings)
         for axis, kernel in pairs
     }
 
 
-def _row(
-    all_taps: Float[Array, " all_taps"], size: int, is_temporal: bool, edges: Edges
-) -> Row:
+def _row(all_taps: Float[Array, " all_taps"], size: Size, settings: Settings) -> Row:
     if export.is_symbolic_dim(size):
         return Row(all_taps, all_taps, None)
     # A tap that reaches across the whole axis reads the edge pixel, whatever its distance.
     reach = min(all_taps.size, size) - 1
     taps = all_taps[: reach + 1]
-    if edges != "empty":
+    if settings.edges != "empty":
         beyond = jnp.sum(all_taps[reach + 1 :])
         # There is one centre, and two of every other tap.
         taps = taps.at[reach].add(beyond if reach else 2 * beyond)
@@ -86,7 +105,7 @@ def _row(
     most_taps = _MOST_TAPS_OF_LONG_AXES if is_long else _MOST_TAPS
     # The order of a product's sum depends on the place along the axis, and in time the
     # bits must not.
-    is_banded = taps.size > most_taps and not is_temporal
+    is_banded = taps.size > most_taps and settings.dimension == "space"
     return Row(all_taps, taps, _bands(taps) if is_banded else None)
 
 
@@ -111,7 +130,7 @@ def correlate_axis(
         padded = jnp.concatenate([beyond, image, beyond], axis)
     # Else XLA would pad anew for each tap.
     padded = lax.optimization_barrier(padded)
-    images = correlate(padded, rows, size, axis, on_cpu=on_cpu)
+    images = [correlate(padded, row, size, axis, on_cpu=on_cpu) for row in rows]
     if edges != "folded":
         return images
     # Of an image smaller than the taps, these have zeros from beyond the other edge.
@@ -125,7 +144,7 @@ def correlate_axis(
 
 def pad(
     image: Shaped[Array, "*batch height width"],
-    widths: tuple[int, int],
+    widths: tuple[Size, Size],
     axis: int,
     mode: str = "constant",
 ) -> Shaped[Array, "*batch padded_height padded_width"]:
@@ -141,7 +160,7 @@ def fold_edges(
     taps: Float[Array, " taps"],
     axis: int,
     start: int | Shaped[Array, ""],
-    size: int,
+    size: Size,
 ) -> Float[Array, "*batch height width"]:
     """Adds to the edge pixels what pixels beyond them would have received.
 
@@ -165,68 +184,50 @@ def fold_edges(
 
 def correlate(
     padded: Float[Array, "*batch padded_height padded_width"],
-    rows: Sequence[Row],
-    count: int,
+    row: Row,
+    count: Size,
     axis: int,
     *,
     on_cpu: bool,
-) -> list[Float[Array, "*batch height width"]]:
-    """The `count` pixels along the axis that the padding surrounds, for each row. The rows
-    have equally many taps."""
-    bands = [row.bands for row in rows if row.bands is not None]
-    if bands:
-        return [_banded_products(padded, b, count, axis, on_cpu=on_cpu) for b in bands]
-    images = []
-    rows_at_once = 2 if on_cpu else 1
-    for first in range(0, len(rows), rows_at_once):
-        taps = [row.taps for row in rows[first : first + rows_at_once]]
-        total = _sum_of_shifts(padded, taps, count, axis)
-        if axis == -2 or len(taps) == 2:
-            # Else XLA would sum anew for each tap along x, or for both parts.
-            total = lax.optimization_barrier(total)
-        images += [jnp.real(total), jnp.imag(total)] if len(taps) == 2 else [total]
-    return images
+) -> Float[Array, "*batch height width"]:
+    """The `count` pixels along the axis that the padding surrounds."""
+    if row.bands is not None:
+        return _banded_products(padded, row.bands, count, axis, on_cpu=on_cpu)
+    total = _sum_of_shifts(padded, row.taps, count, axis)
+    # Else XLA would sum along y anew for each tap along x.
+    return lax.optimization_barrier(total) if axis == -2 else total
 
 
 def _sum_of_shifts(
     padded: Float[Array, "*batch padded_height padded_width"],
-    rows: Sequence[Float[Array, " taps"]],
-    count: int,
+    taps: Float[Array, " taps"],
+    count: Size,
     axis: int,
-) -> Shaped[Array, "*batch height width"]:
-    """The sum of shifted slices with the weights of one row of taps. With two rows, the two
-    sums are real and imaginary part: XLA's loops on CPU have one result, and so the two
-    share what is read."""
-    centre = rows[0].size - 1
+) -> Float[Array, "*batch height width"]:
+    """As `correlate`, by shifted slices."""
+    centre = taps.size - 1
     grouped = centre // _SHIFT_GROUP * _SHIFT_GROUP if centre > _MOST_SHIFTS else 0
 
-    def joined(sums):
-        return lax.complex(*sums) if len(sums) == 2 else sums[0]
-
-    def sum_of_pairs(left, right, rows):
+    def sum_of_pairs(left, right, taps):
         # From the outside in, small terms first. A tap serves both of its sides.
-        totals: list = [0] * len(rows)
-        for start in range(rows[0].size - 1, -1, -1):
-            index = rows[0].size - 1 - start
+        terms = []
+        for start in range(taps.size - 1, -1, -1):
+            index = taps.size - 1 - start
             outer = lax.slice_in_dim(left, index, index + count, axis=axis)
             inner = lax.slice_in_dim(right, start, start + count, axis=axis)
-            both = outer + inner
-            totals = [
-                total + taps[start] * both for total, taps in zip(totals, rows, strict=True)
-            ]
-        return joined(totals)
+            terms.append(taps[start] * (outer + inner))
+        return ft.reduce(jnp.add, terms)
 
     def add_group(group, total):
         first, size = group * _SHIFT_GROUP, count + _SHIFT_GROUP - 1
         nearest = centre - first - _SHIFT_GROUP + 1
         left = lax.dynamic_slice_in_dim(padded, first, size, axis)
         right = lax.dynamic_slice_in_dim(padded, centre + nearest, size, axis)
-        near = [lax.dynamic_slice_in_dim(taps, nearest, _SHIFT_GROUP) for taps in rows]
+        near = lax.dynamic_slice_in_dim(taps, nearest, _SHIFT_GROUP)
         return total + sum_of_pairs(left, right, near)
 
     sums = []
-    middle = lax.slice_in_dim(padded, centre, centre + count, axis=axis)
-    middle = joined([taps[0] * middle for taps in rows])
+    middle = taps[0] * lax.slice_in_dim(padded, centre, centre + count, axis=axis)
     if grouped:
         zeros = jnp.zeros_like(middle)
         sums.append(lax.fori_loop(0, grouped // _SHIFT_GROUP, add_group, zeros))
@@ -234,8 +235,7 @@ def _sum_of_shifts(
         left = lax.slice_in_dim(padded, grouped, centre - 1 + count, axis=axis)
         stop = 2 * centre - grouped + count
         right = lax.slice_in_dim(padded, centre + 1, stop, axis=axis)
-        near = [taps[1 : centre - grouped + 1] for taps in rows]
-        sums.append(sum_of_pairs(left, right, near))
+        sums.append(sum_of_pairs(left, right, taps[1 : centre - grouped + 1]))
     return ft.reduce(jnp.add, [*sums, middle])
 
 
@@ -258,7 +258,7 @@ def _bands(taps: Float[Array, " taps"]) -> Float[Array, "2 band reach"]:
 def _banded_products(
     padded: Float[Array, "*batch padded_height padded_width"],
     bands: Float[Array, "2 band reach"],
-    count: int,
+    count: Size,
     axis: int,
     *,
     on_cpu: bool,

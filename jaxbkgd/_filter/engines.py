@@ -6,19 +6,27 @@ be added up, or multiplied with a stack and summed, and are not kept. In time, a
 an image frames high and as wide as a frame has pixels, filtered along its height alone.
 """
 
-import dataclasses
 import functools as ft
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from .correlation import correlate, correlate_axis, Edges, fold_edges, Row, Rows, rows_of
-from .kernels import Kernel, Kernels, Radii
+from .correlation import (
+    correlate,
+    correlate_axis,
+    Edges,
+    fold_edges,
+    Row,
+    Rows,
+    rows_of,
+    Settings,
+)
+from .kernels import differentiated, Kernel, Kernels, Radii
 from .nonfinite import must_spread, spread_nonfinite, zeros_for_nonfinite, zeros_of_lines
 
 
@@ -36,28 +44,6 @@ _BANDED_COLUMNS = 256
 _L1_BYTES, _L1_WAYS = 2**15, 8
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """What all images of a call share.
-
-    **Arguments:**
-
-    - `dimension`: "space" for kernels (y, x) along the last two axes of the frames, "time"
-        for one kernel along the last axis but two.
-    - `edges`: what lies beyond the edges.
-    - `is_finite`: whether the frames are known to be finite, so that less is compiled.
-    """
-
-    dimension: Literal["space", "time"]
-    edges: Edges
-    is_finite: bool
-
-    def adjoint(self) -> "Settings":
-        """The settings of the adjoint filter."""
-        adjoints: dict[Edges, Edges] = {"repeated": "folded", "folded": "repeated"}
-        return dataclasses.replace(self, edges=adjoints.get(self.edges, self.edges))
-
-
 def filter_at_once(
     frames: Shaped[Array, "*shape"],
     *radii: Float[Array, ""],
@@ -66,7 +52,7 @@ def filter_at_once(
 ) -> list[Float[Array, "*shape"]]:
     """The frames filtered with the kernels of each image."""
     stack = _as_images(frames, settings)
-    rows = _rows(images, radii, stack, settings)
+    rows = rows_of(images, radii, stack.shape[-2:], settings)
 
     def filter_finite(stack):
         filter_y = ft.partial(correlate_axis, stack, edges=settings.edges, axis=-2)
@@ -111,21 +97,21 @@ def filter_onto(
     return onto[0].reshape(frames.shape)
 
 
-def sum_in_pieces(
+def slope_in_pieces(
     frames: Shaped[Array, "*shape"],
     radii: Radii,
-    weights: Sequence[Float[Array, ""]],
-    *,
-    images: Sequence[Kernels],
+    tangents: Sequence[Float[Array, ""]],
+    axes: Sequence[int],
     kernels: Kernels,
     settings: Settings,
 ) -> Float[Array, "*shape"]:
-    """The sum of the images with these weights, of which no other image is kept. They are
-    derivatives of the image of `kernels`."""
+    """The derivative of an image along tangents of the radii of `axes`: the weighted sum of
+    images, none of which is kept."""
+    images = [differentiated(kernels, axis) for axis in axes]
     pieces = _pieces(frames, radii, images, kernels, settings)
 
     def add(strips, sums, _):
-        return [weighted_sum(weights, strips)], sums
+        return [weighted_sum(tangents, strips)], sums
 
     total = [_empty(pieces.stack, radii[0].dtype)]
     (total,), _ = _filter_pieces(pieces, total, [], add)
@@ -142,15 +128,16 @@ def weighted_sum(
 def products_in_pieces(
     frames: Float[Array, "*shape"],
     factor: Shaped[Array, "*shape"],
-    radii: Radii,
-    *,
-    images: Sequence[Kernels],
-    kept: Sequence[Kernels],
+    *radii: Float[Array, ""],
     kernels: Kernels,
+    axes: Sequence[int],
+    is_image_kept: bool,
     settings: Settings,
 ) -> list[Float[Array, "..."]]:
-    """The sum of each image's products with the factor, then the images that are kept. All
-    are derivatives of the image of `kernels`, or this itself."""
+    """For each of `axes` the sum of products of the factor and an image's derivative in
+    that radius, none of which is kept; then the image itself, if it is to be kept."""
+    images = [differentiated(kernels, axis) for axis in axes]
+    kept = [kernels] if is_image_kept else []
     pieces = _pieces(frames, radii, [*images, *kept], kernels, settings)
     factors, dtype = factor.reshape(pieces.stack.shape), radii[0].dtype
 
@@ -215,17 +202,6 @@ def _as_images(
     return frames.reshape((*batch, count, height * width))
 
 
-def _rows(
-    images: Sequence[Kernels],
-    radii: Radii,
-    stack: Shaped[Array, "*batch height width"],
-    settings: Settings,
-) -> Rows:
-    is_temporal = settings.dimension == "time"
-    sizes, edges = stack.shape[-2:], settings.edges
-    return rows_of(images, radii, sizes, is_temporal=is_temporal, edges=edges)
-
-
 def _pieces(
     frames: Shaped[Array, "*batch height width"],
     radii: Radii,
@@ -236,7 +212,7 @@ def _pieces(
     stack = _as_images(frames, settings)
     *batch, height, width = stack.shape
     stack = stack.reshape((math.prod(batch), height, width))
-    rows = _rows([kernels, *images], radii, stack, settings)
+    rows = rows_of([kernels, *images], radii, (height, width), settings)
     if settings.dimension == "time":
         lines, columns = height, min(_TEMPORAL_COLUMNS, width)
     else:
@@ -435,7 +411,7 @@ def _correlate_strip(
             padded = jnp.where(is_inside[:, None], padded, 0)
         # Else XLA would read and convert anew for each tap.
         padded = lax.optimization_barrier(padded)
-        return correlate(padded, rows, pieces.lines, -2, on_cpu=on_cpu)
+        return [correlate(padded, row, pieces.lines, -2, on_cpu=on_cpu) for row in rows]
 
     is_banded = rows[0].bands is not None
     columns = min(_BANDED_COLUMNS if is_banded else _COLUMNS, width)

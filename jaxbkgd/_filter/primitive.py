@@ -23,12 +23,12 @@ from jax import export, lax
 from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import mlir
-from jax.sharding import auto_axes, NamedSharding, PartitionSpec
+from jax.sharding import auto_axes, AxisType, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Shaped
 
 from . import engines
-from .correlation import Edges
-from .engines import Settings, weighted_sum
+from .correlation import Edges, Settings
+from .engines import weighted_sum
 from .kernels import differentiated, Kernel, Kernels, Radii
 
 
@@ -111,27 +111,31 @@ def pushforward(
     images = tuple(differentiated(kernels, axis) for axis in axes)
     slopes = filter_p.bind(frames, *radii, images=images, settings=settings)
     total = weighted_sum(tangents, slopes)
-    for tangent in frames_tangents:
-        (moved,) = filter_p.bind(tangent, *radii, images=(kernels,), settings=settings)
-        total += moved
-    return total
+    return _with_moved(total, frames_tangents, radii, kernels, settings)
 
 
 def _pushforward_in_pieces(
-    frames: Shaped[Array, "*shape"],
-    *radii_and_tangents: Float[Array, "..."],
+    frames: Array,
+    *radii_and_tangents: Array,
     kernels: Kernels,
     axes: tuple[int, ...],
     settings: Settings,
-) -> Float[Array, "*shape"]:
+) -> Array:
     radii, tangents, frames_tangents = split_tangents(radii_and_tangents, kernels, axes)
-    images = [differentiated(kernels, axis) for axis in axes]
-    options: dict[str, Any] = {"kernels": kernels, "settings": settings}
-    total = engines.sum_in_pieces(frames, radii, tangents, images=images, **options)
+    total = engines.slope_in_pieces(frames, radii, tangents, axes, kernels, settings)
+    return _with_moved(total, frames_tangents, radii, kernels, settings)
+
+
+def _with_moved(
+    total: Array,
+    frames_tangents: Sequence[Array],
+    radii: Radii,
+    kernels: Kernels,
+    settings: Settings,
+) -> Array:
+    """With the images of what tangents of the frames there are."""
     for tangent in frames_tangents:
-        (moved,) = engines.filter_in_pieces(
-            tangent, *radii, images=[kernels], settings=settings
-        )
+        (moved,) = filter_p.bind(tangent, *radii, images=(kernels,), settings=settings)
         total += moved
     return total
 
@@ -154,21 +158,6 @@ def pullback(
     factor = frames.astype(cotangent.dtype)
     sums = [jnp.sum(image * factor) for image in filtered[: len(axes)]]
     return [*sums, *filtered[len(axes) :]]
-
-
-def _pullback_in_pieces(
-    cotangent: Float[Array, "*shape"],
-    frames: Shaped[Array, "*shape"],
-    *radii: Float[Array, ""],
-    kernels: Kernels,
-    axes: tuple[int, ...],
-    is_image_kept: bool,
-    settings: Settings,
-) -> list[Float[Array, "..."]]:
-    images = [differentiated(kernels, axis) for axis in axes]
-    kept = [kernels] if is_image_kept else []
-    options: dict[str, Any] = {"kept": kept, "kernels": kernels, "settings": settings}
-    return engines.products_in_pieces(cotangent, frames, radii, images=images, **options)
 
 
 def split_tangents(
@@ -214,14 +203,14 @@ def _pullback_types(
 
 def _define(
     primitive: Primitive,
+    parameter_names: str,
     in_pieces: Callable,
     at_once: Callable,
     abstract_eval: Callable,
-    *parameter_names: str,
 ) -> None:
     """Makes a primitive of a function for CPU and one for other platforms. The latter also
     serves symbolic sizes, since loops over pieces need numbers. Images are sharded as the
-    first argument is."""
+    first argument is. Axes of a mesh that are explicit are automatic within."""
 
     def compute(*arguments, **parameters):
         is_in_space = parameters["settings"].dimension == "space"
@@ -248,11 +237,16 @@ def _define(
 
     def compute_on_any_mesh(*arguments, **parameters):
         types = abstract_eval(*map(jax.typeof, arguments), **parameters)
-        shardings = jax.tree.map(lambda each: each.sharding, types)
-        # On a mesh with explicit axes, these are automatic within.
-        return auto_axes(compute, out_sharding=shardings)(*arguments, **parameters)
+        mesh = jax.typeof(arguments[0]).sharding.mesh
+        kinds = zip(mesh.axis_names, mesh.axis_types, strict=True)
+        explicit = tuple(name for name, kind in kinds if kind == AxisType.Explicit)
+        if not explicit:
+            return compute(*arguments, **parameters)
+        shardings = jax.tree.map(lambda result: result.sharding, types)
+        automatic = auto_axes(compute, axes=explicit, out_sharding=shardings)
+        return automatic(*arguments, **parameters)
 
-    compiled = jax.jit(compute_on_any_mesh, static_argnames=parameter_names)
+    compiled = jax.jit(compute_on_any_mesh, static_argnames=parameter_names.split())
 
     @primitive.def_impl
     def call(*arguments, **parameters):
@@ -266,38 +260,29 @@ def _define(
     mlir.register_lowering(primitive, lowering)
 
 
+def _onto_type(_: ShapedArray, *arguments: ShapedArray, **__: Any) -> ShapedArray:
+    return _image_type(*arguments)
+
+
 _define(
     filter_p,
+    "images settings",
     engines.filter_in_pieces,
     engines.filter_at_once,
     _image_types,
-    "images",
-    "settings",
 )
-_define(
-    filter_onto_p,
-    engines.filter_onto,
-    _onto_at_once,
-    lambda _, *arguments, **__: _image_type(*arguments),
-    "kernels",
-    "settings",
-)
+_define(filter_onto_p, "kernels settings", engines.filter_onto, _onto_at_once, _onto_type)
 _define(
     pushforward_p,
+    "kernels axes settings",
     _pushforward_in_pieces,
     pushforward,
     _image_type,
-    "kernels",
-    "axes",
-    "settings",
 )
 _define(
     pullback_p,
-    _pullback_in_pieces,
+    "kernels axes is_image_kept settings",
+    engines.products_in_pieces,
     pullback,
     _pullback_types,
-    "kernels",
-    "axes",
-    "is_image_kept",
-    "settings",
 )

@@ -21,7 +21,7 @@ from jax import lax
 from jax.interpreters import ad, batching
 from jaxtyping import Array, Float, Shaped
 
-from .engines import Settings
+from .correlation import Settings
 from .kernels import Kernels
 from .primitive import (
     filter_p,
