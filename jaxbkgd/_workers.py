@@ -5,7 +5,7 @@ import os
 import sys
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from typing import Any, TypeVar
 
@@ -61,7 +61,7 @@ def one_thread_a_call() -> None:
 
 def on_threads(
     run: Callable[[_Item], _Result], items: Iterable[_Item], workers: int
-) -> Iterator[_Result]:
+) -> Generator[_Result, None, None]:
     """Yields `run(item)` for each item, in the order in which they are done. Threads have
     the caller's 64-bit mode and default device, and do not wait for the consumer.
 

@@ -30,10 +30,10 @@ from jaxbkgd import (
     open_movie,
     SpatialMean,
 )
-from jaxbkgd._batch.plan import free_bytes, plan_chunks, windows
+from jaxbkgd._batch.plan import free_bytes, plan_chunks
 from jaxbkgd._movies.journal import Journal
-from jaxbkgd._movies.tiff_sink import TiffSink
-from jaxbkgd._movies.zarr import ZarrSink
+from jaxbkgd._movies.open import open_sink
+from jaxbkgd._movies.sinks import Layout, Sink
 
 
 FRAMES = np.random.default_rng(0).integers(0, 65536, (23, 20, 31)).astype(np.uint16)
@@ -77,29 +77,61 @@ def test_a_movie_is_estimated_as_a_whole_to_the_bit(chunk_frames, workers):
     options = {"chunk_frames": chunk_frames, "workers": workers}
     np.testing.assert_array_equal(_written(FRAMES, **options), BKGDS)
     # Border frames differ from those inside, so that a missing halo would show.
-    estimator = MovingSum(2)
-    expected = jax.jit(lambda frames: estimator(frames).bkgds)(FRAMES)
-    np.testing.assert_array_equal(_written(FRAMES, estimator, **options), expected)
+    for reach in (2, 30):
+        expected = [FRAMES[max(0, t - reach) : t + reach + 1].sum(0) for t in range(23)]
+        written = _written(FRAMES, MovingSum(reach), **options)
+        np.testing.assert_array_equal(written, expected)
 
 
-@pytest.mark.parametrize("dtype", [">u2", ">f4", np.int64, np.float64, bool])
+@pytest.mark.parametrize("dtype", [">u2", np.int64, bool])
 def test_frames_of_any_real_dtype_are_converted(dtype):
     frames = (FRAMES % 2 if dtype is bool else FRAMES).astype(dtype)
     np.testing.assert_array_equal(_written(frames), ESTIMATOR(frames).bkgds)
 
 
-@pytest.mark.parametrize("halo_frames", [0, 1, 7])
-def test_windows_are_of_one_length_and_hold_what_must_be_seen(halo_frames):
-    for frame_count in (1, 2, 5, 23):
-        for chunk_frames in (1, 4, 23):
-            plan = list(windows(frame_count, chunk_frames, halo_frames))
-            kept = [frame for w in plan for frame in range(w.start, w.stop)]
-            assert kept == list(range(frame_count))
-            assert len({window.high - window.low for window in plan}) == 1
-            for window in plan:
-                assert 0 <= window.low <= max(0, window.start - halo_frames)
-                assert min(window.stop + halo_frames, frame_count) <= window.high
-                assert window.high <= frame_count
+# Frames of more pixels than stay in cache, which go in strips.
+LARGE = np.random.default_rng(2).normal(100, 10, (3, 1100, 1000)).astype(np.float32)
+WITH_NAN = LARGE.copy()
+WITH_NAN[1, [10, 549, 551, 1090], 20] = np.nan, np.nan, np.inf, np.nan
+
+
+@pytest.mark.parametrize(
+    ("radius_pix", "source", "boxes"),
+    [
+        (1.0, WITH_NAN, None),
+        (1.0, LARGE, [(0, 0, 500, 1100), (500, 0, 1000, 1100)]),
+        # The strips of these would not be the same.
+        (1.0, [LARGE, WITH_NAN[:, :1080]], None),
+        # The halo of a strip would be larger than it.
+        (300.0, WITH_NAN, None),
+    ],
+)
+def test_large_frames_between_arrays_are_estimated_as_a_whole_to_the_bit(
+    radius_pix, source, boxes
+):
+    estimator = SpatialMean(radius_pix)
+    frames = source if isinstance(source, list) else [source]
+    if boxes is not None:
+        frames = [LARGE[:, y0:y1, x0:x1] for x0, y0, x1, y1 in boxes]
+    out = [np.empty(channel.shape, np.float32) for channel in frames]
+    sink = out if len(out) > 1 else out[0]
+    options = {"boxes": boxes, "offsets": 5.0, "progress": False}
+    summary = estimate_movie(source, estimator, sink, **options)
+    assert summary.nonfinite_frames == sum(
+        any(not np.isfinite(channel[frame]).all() for channel in out) for frame in range(3)
+    )
+    for written, channel in zip(out, frames, strict=True):
+        expected = estimator(channel - np.float32(5.0)).bkgds
+        np.testing.assert_array_equal(written, expected)
+
+
+def test_chunks_of_any_alignment_give_the_same():
+    memory = np.empty(FRAMES.nbytes + 64, np.uint8)
+    for offset in (0, 2, 16, 62):
+        frames = memory[offset : offset + FRAMES.nbytes].view(np.uint16)
+        frames = frames.reshape(FRAMES.shape)
+        frames[...] = FRAMES
+        np.testing.assert_array_equal(_written(frames, chunk_frames=4), BKGDS)
 
 
 def test_only_halos_are_read_twice():
@@ -112,33 +144,16 @@ def test_only_halos_are_read_twice():
     assert (movie.counts == 1).all()
 
 
-@pytest.mark.parametrize(
-    ("clip", "dtype", "is_masked"),
-    [
-        (None, np.uint16, True),
-        (None, np.float32, False),
-        (3.0, np.uint16, True),
-    ],
-)
-def test_a_mean_over_time_is_that_of_the_whole_movie_to_the_bit(clip, dtype, is_masked):
+@pytest.mark.parametrize(("clip", "dtype"), [(None, np.float32), (3.0, np.uint16)])
+def test_a_mean_over_time_is_that_of_the_whole_movie_to_the_bit(clip, dtype):
     frames = np.random.default_rng(1).poisson(100, (23, 24, 28)).astype(dtype)
     frames[7:12, 5, 6] += 200
-    weights = np.ones(frames.shape[1:], bool) if is_masked else None
-    if weights is not None:
-        weights[3, 4] = weights[:, 27] = False
+    weights = np.ones(frames.shape[1:], bool)
+    weights[3, 4] = weights[:, 27] = False
     estimator = LocalMean(1.3, 1.0, clip=clip, max_radius_frames=20)
     expected = estimator(frames, weights).bkgds
     options = {"chunk_frames": 3, "workers": 2, "weights": weights}
     np.testing.assert_array_equal(_written(frames, estimator, **options), expected)
-
-
-def test_a_movie_that_is_shorter_than_the_halo_is_estimated_as_it_is():
-    estimator = LocalMean(1.3, 8.0, clip=None)
-    assert estimator.for_inference().halo_frames > 5
-    expected = estimator(FRAMES[:5]).bkgds
-    for chunk_frames in (None, 2):
-        written = _written(FRAMES[:5], estimator, chunk_frames=chunk_frames)
-        np.testing.assert_array_equal(written, expected)
 
 
 def test_the_halo_is_that_of_the_radii_and_not_of_their_bound():
@@ -152,18 +167,6 @@ def test_the_halo_is_that_of_the_radii_and_not_of_their_bound():
     assert movie.counts.max() == 2
     factor = estimator(FRAMES).noise_corrections
     np.testing.assert_allclose(summary.noise_corrections, factor, rtol=1e-6)
-
-
-def test_a_mean_over_time_is_gone_on_with_to_the_bit(movie_path, tmp_path, monkeypatch):
-    sink = tmp_path / "bkgd.tif"
-    estimator = LocalMean(1.0, 1.0, clip=None, max_radius_frames=60)
-    with monkeypatch.context() as failing:
-        _fail_at(20, failing)
-        with pytest.raises(MovieError, match="frame 20"):
-            estimate_movie(movie_path, estimator, sink, **OPTIONS)
-    assert estimate_movie(movie_path, estimator, sink, **OPTIONS).resumed_frames >= 6
-    with open_movie(sink) as written:
-        np.testing.assert_array_equal(written.channels[0][:], estimator(FRAMES).bkgds)
 
 
 @pytest.mark.parametrize(
@@ -225,11 +228,6 @@ def test_memory_ends_at_the_limit_of_a_control_group_around_the_process(version,
     assert free_bytes(tmp_path) == 1000 + 96
 
 
-def test_without_control_groups_memory_is_that_of_the_machine(tmp_path, monkeypatch):
-    _let_memory_hold(7, monkeypatch)
-    assert free_bytes(tmp_path) == 7 * 128 * FRAMES[0].size
-
-
 def test_windows_fit_in_the_memory_of_a_gpu():
     stats = {"bytes_limit": 600 * 10**6, "bytes_in_use": 88 * 10**6}
     gpu = SimpleNamespace(platform="gpu", memory_stats=lambda: stats)
@@ -278,21 +276,6 @@ def test_a_pixel_that_nothing_counts_for_is_not_finite_and_counted():
     assert np.isfinite(out[:, :, :5]).all()
     with pytest.raises(MovieError, match="frame 0 is not finite"):
         _written(FRAMES, estimator, weights=weights, dtype="uint16")
-
-
-def test_other_weights_are_other_settings(movie_path, tmp_path, monkeypatch):
-    sink = tmp_path / "bkgd.tif"
-    with monkeypatch.context() as failing:
-        _fail_at(12, failing)
-        with pytest.raises(MovieError, match="frame 12"):
-            estimate_movie(movie_path, Weighted(1), sink, weights=MASK[0], **OPTIONS)
-    for other in (None, MASK[1], MASK):
-        with pytest.raises(MovieError, match=r"begun with other settings \(weights\)"):
-            estimate_movie(movie_path, Weighted(1), sink, weights=other, **OPTIONS)
-    estimate_movie(movie_path, Weighted(1), sink, weights=MASK[0], **OPTIONS)
-    with open_movie(sink) as written:
-        expected = Weighted(1)(FRAMES, MASK[0]).bkgds
-        np.testing.assert_array_equal(written.channels[0][:], expected)
 
 
 @pytest.mark.parametrize(
@@ -452,13 +435,6 @@ def test_what_an_error_leaves_is_gone_on_with(name, movie_path, tmp_path, monkey
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([name, "movie.npy"])
 
 
-def test_an_error_before_the_first_chunk_leaves_nothing(movie_path, tmp_path, monkeypatch):
-    _fail_at(1, monkeypatch)
-    with pytest.raises(MovieError, match="frame 1"):
-        estimate_movie(movie_path, ESTIMATOR, tmp_path / "bkgd.tif")
-    assert list(tmp_path.iterdir()) == [movie_path]
-
-
 @pytest.mark.parametrize(
     ("change", "name"),
     [
@@ -467,6 +443,7 @@ def test_an_error_before_the_first_chunk_leaves_nothing(movie_path, tmp_path, mo
         ({"dtype": "uint16"}, "dtype"),
         ({"estimator": SpatialMean((1.0, 2.1))}, "estimator"),
         ({"source": FRAMES + 1}, "source"),
+        ({"estimator": Weighted(0), "weights": MASK[0]}, "weights"),
     ],
 )
 def test_what_was_begun_otherwise_is_not_gone_on_with(
@@ -521,21 +498,16 @@ def test_ctrl_c_waits_for_no_thread_and_nothing_is_written_after_it(
         np.testing.assert_array_equal(written.channels[0][:], BKGDS)
 
 
-@pytest.mark.parametrize("when", ["meanwhile", "between"])
-def test_a_source_whose_time_alone_changes_is_warned_of(
-    when, movie_path, tmp_path, monkeypatch
-):
+def test_a_source_whose_time_alone_changes_is_the_same(movie_path, tmp_path, monkeypatch):
     sink = tmp_path / "bkgd.tif"
-    if when == "between":
-        _leave_unfinished(movie_path, sink, monkeypatch)
-        os.utime(movie_path, (1, 1))
-    else:
-        _before_frame(12, monkeypatch, lambda: os.utime(movie_path, (1, 1)))
+    _leave_unfinished(movie_path, sink, monkeypatch)
+    os.utime(movie_path, (1, 1))
+    _before_frame(12, monkeypatch, lambda: os.utime(movie_path, (2, 2)))
     with pytest.warns(
         UserWarning, match=r"movie\.npy: its time of modification has changed"
     ):
         summary = estimate_movie(movie_path, ESTIMATOR, sink, **OPTIONS)
-    assert summary.resumed_frames == (12 if when == "between" else 0)
+    assert summary.resumed_frames == 12
     with open_movie(sink) as written:
         np.testing.assert_array_equal(written.channels[0][:], BKGDS)
 
@@ -661,12 +633,17 @@ def test_a_result_that_was_given_its_name_is_believed_if_it_is_there(
 def test_a_job_that_ends_between_two_names_is_gone_on_with(
     movie_path, tmp_path, monkeypatch
 ):
-    sinks = [tmp_path / "a.tif", tmp_path / "b.zarr"]
+    sinks, give_name = [tmp_path / "a.tif", tmp_path / "b.zarr"], Sink.give_name
+
+    def fail_at_zarr(self):
+        assert self.path.suffix != ".zarr"
+        give_name(self)
+
     with monkeypatch.context() as killed:
-        killed.setattr(ZarrSink, "give_name", lambda self: 1 / 0)
+        killed.setattr(Sink, "give_name", fail_at_zarr)
         # The second run finds the first result with its name, and ends there, too.
         for _ in range(2):
-            with pytest.raises(ZeroDivisionError):
+            with pytest.raises(AssertionError):
                 estimate_movie([movie_path, movie_path], ESTIMATOR, sinks, **OPTIONS)
             assert [sink.exists() for sink in sinks] == [True, False]
     estimate_movie([movie_path, movie_path], ESTIMATOR, sinks, **OPTIONS)
@@ -735,7 +712,8 @@ def test_a_full_disk_is_said_in_one_line_and_what_is_done_is_kept(
     movie_path, tmp_path, monkeypatch
 ):
     sink = tmp_path / "bkgd.tif"
-    write = TiffSink._write
+    kind: Any = type(open_sink(sink, Layout((1, 1, 1, 1), np.dtype("f4"), 1)))
+    write = kind._write
 
     def writing(self, start, frames):
         if start >= 12:
@@ -743,7 +721,7 @@ def test_a_full_disk_is_said_in_one_line_and_what_is_done_is_kept(
         write(self, start, frames)
 
     with monkeypatch.context() as full:
-        full.setattr(TiffSink, "_write", writing)
+        full.setattr(kind, "_write", writing)
         with pytest.raises(MovieError, match=r"bkgd\.tif: .*No space left on device"):
             estimate_movie(movie_path, ESTIMATOR, sink, **OPTIONS)
     assert estimate_movie(movie_path, ESTIMATOR, sink, **OPTIONS).resumed_frames >= 12
@@ -878,7 +856,11 @@ def test_an_estimator_of_a_user_is_known_again_in_another_process(movie_path, tm
 
     def run(kill_at, factor):
         command = [sys.executable, "-c", _OF_A_USER, movie_path, sink, kill_at, factor]
-        return subprocess.run(command, capture_output=True, text=True, check=False)
+        # With one device, where there are two in the process of these tests.
+        environment = os.environ | {"XLA_FLAGS": ""}
+        return subprocess.run(
+            command, env=environment, capture_output=True, text=True, check=False
+        )
 
     killed = run("12", "1")
     assert killed.returncode == -signal.SIGKILL, killed.stderr
@@ -932,53 +914,6 @@ def test_a_reader_of_a_user_with_several_channels_is_a_source():
     np.testing.assert_array_equal(_written(second), BKGDS[::-1])
 
 
-def test_a_gain_in_a_list_is_that_of_the_only_channel():
-    options = {"quantity": "snr", "offsets": [100]}
-    listed = _written(FRAMES, gains=[2.0], **options)
-    np.testing.assert_array_equal(listed, _written(FRAMES, gains=2.0, **options))
-
-
 def test_a_movie_without_frames_is_refused_in_one_line():
     with pytest.raises(MovieError, match=r"the array: has no frames$"):
         _written(FRAMES[:0])
-
-
-# The environment of these tests has two devices; here there are four, and one.
-_ON_DEVICES = """
-import sys
-import jax
-import numpy as np
-from jaxbkgd import estimate_movie, SpatialMean
-
-frames = np.load(sys.argv[1])
-written = np.empty(frames.shape, np.float32)
-used = []
-
-class Watched:
-    value = None
-    put = staticmethod(jax.default_device)
-
-    def __call__(self, device):
-        used.append(device)
-        return self.put(device)
-
-jax.default_device = Watched()
-estimate_movie(frames, SpatialMean((1.0, 2.0)), written, chunk_frames=2)
-np.save(sys.argv[2], written)
-print(jax.local_device_count(), len(set(used) - {None}))
-"""
-
-
-@pytest.mark.slow
-def test_any_number_of_devices_gives_the_same(movie_path, tmp_path):
-    for count in (1, 4):
-        flags = f"--xla_force_host_platform_device_count={count}"
-        run = subprocess.run(
-            [sys.executable, "-c", _ON_DEVICES, movie_path, tmp_path / "bkgd.npy"],
-            env=os.environ | {"XLA_FLAGS": flags},
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        assert run.stdout.split() == [str(count)] * 2
-        np.testing.assert_array_equal(np.load(tmp_path / "bkgd.npy"), BKGDS)

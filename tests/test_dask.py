@@ -182,13 +182,13 @@ def test_weights_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="broadcast"):
         estimate_dask(array, Weighted(0), weights=np.ones((10, 10)))
     result = estimate_dask(array, Weighted(0), weights=-np.ones((10, 11)))
-    with pytest.raises(MovieError, match=r"the weights: .*negative"):
+    with pytest.raises(MovieError, match="weights are negative"):
         result.compute(scheduler="synchronous")
 
 
 def test_chunks_that_cut_a_frame_are_joined_with_a_warning():
     array = da.from_array(TWO_CHANNELS).rechunk((5, 1, 10, 4))
-    with pytest.warns(UserWarning, match=r"\(5, 1, 10, 4\).*\(23, 2, 10, 11\)"):
+    with pytest.warns(UserWarning, match=r"\(5, 1, 10, 4\) cut a frame"):
         result = estimate_dask(array, MEAN)
     with pytest.warns(UserWarning, match="cut a frame"):
         result = estimate_dask(array[:, 0], Half())
@@ -237,7 +237,9 @@ def test_it_is_unpickled_and_compiled_once_for_many_threads(tmp_path):
     log.unlink()
     result.compute(scheduler="threads", num_workers=8)
     events = log.read_text().splitlines()
-    assert sorted(event.split()[0] for event in events) == ["compiled", "unpickled"]
+    # Once for each length of chunks.
+    names = sorted(event.split()[0] for event in events)
+    assert names == ["compiled", "compiled", "unpickled"]
 
 
 def test_uint16_is_rounded_to_even_and_clipped():

@@ -1,6 +1,5 @@
 """Work on threads: results, errors, Ctrl-C, and the mode of one thread a call."""
 
-import itertools as it
 import os
 import signal
 import subprocess
@@ -11,7 +10,7 @@ import time
 import jax
 import pytest
 
-from jaxbkgd._workers import core_count, Gate, on_threads, run_interruptibly, Stopped
+from jaxbkgd._workers import core_count, on_threads, run_interruptibly
 
 
 ITEMS = range(3)
@@ -40,15 +39,6 @@ def test_an_error_ends_it_once_what_has_begun_has_ended():
     assert len(begun) < 100
 
 
-def test_an_error_of_the_items_ends_it_too():
-    def items():
-        yield from ITEMS
-        raise ValueError("no more")
-
-    with pytest.raises(ValueError, match="no more"):
-        list(on_threads(str, items(), 2))
-
-
 def test_results_come_before_all_is_done():
     has_come = threading.Event()
 
@@ -64,66 +54,28 @@ def test_results_come_before_all_is_done():
     assert list(results) == [1, 2]
 
 
-def test_there_are_no_more_threads_than_items():
-    before = threading.active_count()
-
-    def run(_):
-        return threading.active_count() - before
-
-    assert max(on_threads(run, ITEMS, 64)) <= len(ITEMS)
-
-
 def test_it_ends_when_the_consumer_does():
     begun = []
-    results = on_threads(begun.append, it.count(), 2)
+    results = on_threads(begun.append, range(10**6), 2)
     next(results)
     results.close()
-    assert threading.active_count() == len(threading.enumerate())
     count = len(begun)
     time.sleep(0.01)
-    assert len(begun) == count
+    assert len(begun) == count < 10**6
 
 
-def test_ctrl_c_waits_for_no_thread_and_closes_the_gate():
-    gate, may_end, outcomes, threads = Gate(), threading.Event(), [], []
+def test_ctrl_c_waits_for_no_thread():
+    may_end, threads = threading.Event(), []
 
     def run(_):
         threads.append(threading.current_thread())
         signal.raise_signal(signal.SIGINT)
         may_end.wait()
-        try:
-            with gate:
-                outcomes.append("written")
-        except Stopped:
-            outcomes.append("stopped")
 
     with pytest.raises(KeyboardInterrupt):
-        list(on_threads(run, [None], 1, gate))
+        list(on_threads(run, [None], 1))
     may_end.set()
     threads[0].join()
-    assert outcomes == ["stopped"]
-    with pytest.raises(Stopped):
-        gate.check()
-
-
-def test_a_gate_closes_when_the_last_thread_has_left_it_whatever_is_pressed():
-    gate, is_inside, events = Gate(), threading.Event(), []
-
-    def write():
-        with gate:
-            is_inside.set()
-            time.sleep(0.02)
-            signal.raise_signal(signal.SIGINT)
-            time.sleep(0.02)
-            events.append("written")
-
-    thread = threading.Thread(target=write)
-    thread.start()
-    is_inside.wait()
-    with pytest.raises(KeyboardInterrupt):
-        gate.close()
-    assert events == ["written"]
-    thread.join()
 
 
 def test_a_call_in_another_thread_has_the_callers_settings():

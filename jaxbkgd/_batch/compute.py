@@ -54,17 +54,16 @@ def make_output(
     dtype: Dtype,
     offsets: Any,
     gains: Any,
-    *,
+    weights: Any,
     channel_count: int,
     is_one_stack: bool,
-    has_weights: bool,
 ) -> Output:
     """Checks what a user has given."""
     if not isinstance(estimator, AbstractEstimator):
         raise TypeError(
             f"An estimator is needed, as jaxbkgd.SpatialMean(7.0), but got {estimator!r}."
         )
-    if has_weights and not estimator.takes_weights:
+    if weights is not None and not estimator.takes_weights:
         raise TypeError(
             f"{type(estimator).__name__} takes no weights; leave them out, or use an "
             "estimator that does, as LocalMean."
@@ -118,12 +117,13 @@ def estimate_window(
     def as_called(of_each: Sequence[Any]) -> Any:
         return of_each[0] if output.is_one_stack else list(of_each)
 
-    is_weighted = any(mask is not None for mask in weights)
-    options = {"weights": as_called(weights)} if is_weighted else {}
-    if donated is not None:
-        options["donated"] = as_called(donated)
     frames = as_called(stacks)
-    background = estimator(frames, **options)
+    is_weighted = any(mask is not None for mask in weights)
+    background = estimator(
+        frames,
+        as_called(weights) if is_weighted else None,
+        donated=None if donated is None else as_called(donated),
+    )
     images = background.bkgds
     if output.quantity == "residual":
         images = background.residuals(frames)
@@ -131,12 +131,9 @@ def estimate_window(
         images = background.snr(frames, as_called(output.gains))
     images = [images] if output.is_one_stack else list(images)
     is_nonfinite = is_clipped = None
+    has_floats = any(jnp.issubdtype(stack.dtype, jnp.floating) for stack in stacks)
     # Where no pixel counts, there is no background.
-    if (
-        is_weighted
-        or output.quantity == "snr"
-        or any(jnp.issubdtype(stack.dtype, jnp.floating) for stack in stacks)
-    ):
+    if is_weighted or has_floats or output.quantity == "snr":
         is_nonfinite = _in_any([~jnp.isfinite(zeros_of(image)) for image in images])
     if output.dtype == "uint16":
         rounded = [jnp.round(image) for image in images]

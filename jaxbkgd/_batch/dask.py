@@ -101,10 +101,7 @@ def estimate_dask(
         )
     count = movie_of_array(array).shape[1]
     output = make_output(
-        *(estimator, quantity, dtype, offsets, gains),
-        channel_count=count,
-        is_one_stack=count == 1,
-        has_weights=weights is not None,
+        estimator, quantity, dtype, offsets, gains, weights, count, count == 1
     )
     estimator = estimator.for_inference()
     halo_frames = min(estimator.halo_frames, len(array))

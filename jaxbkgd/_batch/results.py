@@ -96,14 +96,11 @@ def open_results(
 
     try:
         for target, indices in targets:
-            first = channels[indices[0]]
-            frames, height, width = first.shape
+            frames, height, width = channels[indices[0]].shape
+            movie = channels[indices[0]].movie
+            shape, scale = (frames, len(indices), height, width), movie.pixel_size_um
             layout = Layout(
-                (frames, len(indices), height, width),
-                np.dtype(dtype),
-                chunk_frames,
-                first.movie.pixel_size_um,
-                first.movie.frame_interval_s,
+                shape, np.dtype(dtype), chunk_frames, scale, movie.frame_interval_s
             )
             sink = open_sink(target, layout, overwrite=overwrite)
             is_named = resume and sink.is_committed
@@ -150,7 +147,7 @@ class Sources:
     frames from all of them. Their times of modification do not count."""
 
     def __init__(self, movies: Iterable[Movie]) -> None:
-        self.states = {movie: movie.opened_state for movie in movies if movie.paths}
+        self.states = {m: m.opened_state or m.state() for m in movies if m.paths}
         # Memory is hashed only where settings are needed.
         self.content = ft.cache(_content)
         for movie in self.states:

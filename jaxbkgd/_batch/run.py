@@ -141,23 +141,19 @@ def estimate_movie(
     with contextlib.ExitStack() as files:
         channels = open_channels(source, boxes, files=files)
         is_list = is_split(source, boxes)
+        count, is_stack = len(channels), len(channels) == 1 and not is_list
         output = make_output(
-            *(estimator, quantity, dtype, offsets, gains),
-            channel_count=len(channels),
-            is_one_stack=len(channels) == 1 and not is_list,
-            has_weights=weights is not None,
+            estimator, quantity, dtype, offsets, gains, weights, count, is_stack
         )
         masks = _open_weights(weights, channels, files)
         movies = list({c.movie: None for c in (*channels, *masks) if c is not None})
-        targets = group_targets(sink, len(channels), is_list)
+        targets = group_targets(sink, count, is_list)
         check_targets(targets, movies)
         fast = run_interruptibly(estimator.for_inference)
         # Raises now what would be raised in the middle of the work.
         seen_frames = min(len(channels[0]), 2 * fast.halo_frames + 1)
         shapes = [(seen_frames, *channel.shape[1:]) for channel in channels]
-        noise_corrections = run_interruptibly(
-            _noise_corrections, estimator, shapes, output.is_one_stack
-        )
+        corrections = run_interruptibly(_noise_corrections, estimator, shapes, is_stack)
         if chunk_frames is None and resume:
             chunk_frames = begun_chunk_frames(targets)
         is_to_arrays = not any(as_path(target) for target, _ in targets)
@@ -173,13 +169,9 @@ def estimate_movie(
         settings = ft.partial(
             settings_of, sources, channels, masks, estimator, output, chunk_frames
         )
-        results = files.enter_context(
-            open_results(
-                *(targets, channels, dtype, chunk_frames, ft.cache(settings)),
-                resume=resume,
-                overwrite=overwrite,
-            )
-        )
+        plan = targets, channels, dtype, chunk_frames, ft.cache(settings)
+        opened = open_results(*plan, resume=resume, overwrite=overwrite)
+        results = files.enter_context(opened)
         frame_count = len(channels[0])
         frame_megapixels = sum(math.prod(channel.shape[1:]) for channel in channels) / 1e6
         todo = results.missing(windows(frame_count, chunk_frames, fast.halo_frames))
@@ -187,14 +179,13 @@ def estimate_movie(
         if is_to_arrays and chunk_frames == 1 and output.can_reuse(fast):
             parts = strips(channels, fast.halo_lines)
             todo = [window._replace(lines=lines) for window in todo for lines in parts]
-        nonfinite, clipped = set[int](), set[int]()
-        begun, done_frames = time.perf_counter(), resumed_frames
+        nonfinite, clipped, begun = set[int](), set[int](), time.perf_counter()
         work = _worker(channels, masks, fast, output, results)
-        with progress_bar(frame_count, progress, done_frames) as report:
+        with progress_bar(frame_count, progress, resumed_frames) as report:
             done = on_threads(work, todo, workers)
-            for number, (more_nonfinite, more_clipped) in enumerate(done, 1):
-                nonfinite.update(more_nonfinite.tolist())
-                clipped.update(more_clipped.tolist())
+            for number, (nonfinite_numbers, clipped_numbers) in enumerate(done, 1):
+                nonfinite.update(nonfinite_numbers)
+                clipped.update(clipped_numbers)
                 frames = (frame_count - resumed_frames) * number // len(todo)
                 rate = frames * frame_megapixels / (time.perf_counter() - begun)
                 report(resumed_frames + frames, f"{rate:.0f} Mpx/s")
@@ -207,7 +198,7 @@ def estimate_movie(
         resumed_frames=resumed_frames,
         seconds=seconds,
         megapixels_per_second=(frame_count - resumed_frames) * frame_megapixels / seconds,
-        noise_corrections=tuple(map(float, noise_corrections)),
+        noise_corrections=tuple(map(float, corrections)),
         chunk_frames=chunk_frames,
         workers=workers,
         nonfinite_frames=len(nonfinite),
@@ -231,7 +222,7 @@ def _worker(
     fast: AbstractEstimator,
     output: Output,
     results: Results,
-) -> Callable[[Window], tuple[np.ndarray, np.ndarray]]:
+) -> Callable[[Window], tuple[list[int], list[int]]]:
     """A function that reads, estimates and writes a window, in any number of threads, and
     gives the numbers of its frames that are not finite, and that are clipped."""
     estimate = compile_estimate(fast, output)
@@ -240,7 +231,7 @@ def _worker(
     # Buffers that no thread uses now.
     unused = {device: SimpleQueue[Buffers | None]() for device in devices}
 
-    def work(window: Window) -> tuple[np.ndarray, np.ndarray]:
+    def work(window: Window) -> tuple[list[int], list[int]]:
         lines = slice(None) if window.lines is None else window.lines.seen
         chunks = [channel[window.seen][:, lines] for channel in channels]
         # One frame of weights stands for all.
@@ -256,11 +247,10 @@ def _worker(
             buffers = Buffers(output.can_reuse(fast)) if is_on_cpu else None
         name = channels[0].movie.name
         with jax.default_device(device):
-            images, *flagged = run_window(name, estimate, chunks, window, masks, buffers)
+            images, *numbers = run_window(name, estimate, chunks, window, masks, buffers)
         results.write(window, images)
         unused[device].put(buffers)
-        nonfinite, clipped = flagged
-        return nonfinite, clipped
+        return numbers[0].tolist(), numbers[1].tolist()
 
     return work
 
