@@ -1,6 +1,7 @@
 """Calibration: an estimator's radii are learned from the movie that it is for."""
 
 import contextlib
+import math
 import os
 import warnings
 from collections.abc import Sequence
@@ -8,19 +9,18 @@ from typing import Any, TypeVar
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Bool, Float
+from jaxtyping import Array, Bool, Float
 
-from .._estimators.base import AbstractEstimator
-from .._estimators.radii_estimator import RadiiEstimator
+from .._estimators.base import AbstractEstimator, map_channels
 from .._movies.movie import Channel, Movie, Pixels
 from .._movies.sources import is_split, open_channels
 from .._workers import progress_bar
-from .descent import descend, secant_descent
+from .descent import descend, Problem, secant_descent, Window
+from .lag import read_frames
 from .objectives import FramePairLoss, Objective, objective_for
-from .problem import Problem, standard_deviations
-from .windows import draw_windows
 
 
 Estimator = TypeVar("Estimator", bound=AbstractEstimator)
@@ -30,6 +30,10 @@ Source = str | os.PathLike[str] | Movie | Channel | Pixels
 
 # One object, so that a later calibration finds its compiled steps.
 _SECANT_DESCENT = secant_descent()
+# Pixels of all windows and channels together, unless the fewest windows need more.
+_SAMPLE_PIXELS, _MOST_WINDOWS, _FEWEST_WINDOWS = 2**25, 16, 8
+# Size of a window for an estimator that sees several frames at a time.
+_RUN_PIXELS, _SHORTEST_RUN_FRAMES = 2**24, 64
 
 
 class CalibrationHistory(eqx.Module):
@@ -66,7 +70,7 @@ class CalibrationHistory(eqx.Module):
 
     @property
     def lag(self) -> int | None:
-        return _lag_of(self.objective)
+        return self.objective.lag if isinstance(self.objective, FramePairLoss) else None
 
 
 def calibrate(
@@ -80,19 +84,17 @@ def calibrate(
 ) -> tuple[Estimator, CalibrationHistory]:
     """Learns an estimator's radii from a movie.
 
-    The loss is averaged over up to 16 windows of frames, spread evenly over the movie. They
-    hold about 32 megapixels in all, or 16 frames if these are more; a short movie is used
-    whole. For an estimator that sees many frames at a time, windows are one or two runs of
-    about 16 megapixels, or 64 frames if these are more, whose ends count as the movie's.
-    Every step sees all windows, so that losses can be compared between steps.
+    The loss is averaged over up to 16 windows of frames, spread evenly over the movie, of
+    about 32 megapixels in all, or 16 frames if these are more; a short movie is used whole.
+    For an estimator that sees many frames at a time, windows are one or two runs of about
+    16 megapixels, or 64 frames if these are more, whose ends count as the movie's. Every
+    step sees all windows.
 
     The calibration ends when the radii of 4 successive steps are within a thousandth (at
     once, therefore, with a very small learning rate), when the steps are used up, or on
-    Ctrl-C. The radii with the lowest loss are kept. Ctrl-C before the end of the first step
-    raises `KeyboardInterrupt`; a step that is being computed ends in the background.
-
-    Another calibration with the same shapes, static settings and objective is not compiled
-    again.
+    Ctrl-C, which before the end of the first step raises `KeyboardInterrupt`. The radii
+    with the lowest loss are kept. Another calibration with the same shapes, static settings
+    and objective is not compiled again.
 
     **Arguments:**
 
@@ -143,32 +145,33 @@ def calibrate(
         raise ValueError(f"steps must be at least 1, but is {steps}.")
     problem = _pose_problem(channels, estimator, objective or FramePairLoss())
     with progress_bar(steps, progress) as report:
-        path = descend(problem, optimizer or _SECANT_DESCENT, steps, report)
-    best = min(path.visits, key=lambda visit: visit.loss)
-    calibrated: Estimator = problem.estimator_at(best.point)
+        visits, is_converged, stop_reason = descend(
+            problem, optimizer or _SECANT_DESCENT, steps, report
+        )
+    best = min(visits, key=lambda visit: visit.loss)
     try:
-        radii_std = standard_deviations(problem, best.point)
+        radii_std = problem.standard_deviations(best.point)
     except KeyboardInterrupt:
         radii_std = np.full_like(best.radii, np.nan)
-    radii = np.stack([visit.radii for visit in path.visits])
+    radii = np.stack([visit.radii for visit in visits])
     # What has not moved is frozen there.
     is_at_bound = problem.is_at_bound(best.point) & (np.ptp(radii, axis=0) > 0)
-    if isinstance(calibrated, RadiiEstimator) and is_at_bound.any():
+    if is_at_bound.any():
+        bounds = dict(zip(problem.units, problem.bounds, strict=True))
         names = {"px": "max_radius_pix", "frames": "max_radius_frames"}
-        bounds = dict(zip(problem.units, calibrated.max_radii, strict=True))
         described = [f"{names[unit]} is {bounds[unit]:g} {unit}" for unit in bounds]
         warnings.warn(
             f"{is_at_bound.sum()} of {is_at_bound.size} radii went to their bound: the "
             f"background is even, or the bound too small ({', '.join(described)}).",
             stacklevel=2,
         )
-    return calibrated, CalibrationHistory(
-        losses=np.array([visit.loss for visit in path.visits]),
+    return problem.estimator_at(best.point), CalibrationHistory(
+        losses=np.array([visit.loss for visit in visits]),
         radii=radii,
         radii_std=np.where(is_at_bound, np.inf, radii_std),
         is_at_bound=is_at_bound,
-        is_converged=path.is_converged,
-        stop_reason=path.stop_reason,
+        is_converged=is_converged,
+        stop_reason=stop_reason,
         objective=problem.objective,
     )
 
@@ -178,18 +181,11 @@ def losses_at(
     channels: Source | Sequence[Source],
     objective: Objective,
 ) -> Float[np.ndarray, " estimators"]:
-    """The loss of each estimator on the windows that `calibrate` draws of these channels.
-
-    The estimators differ in their inexact arrays alone. Ctrl-C raises `KeyboardInterrupt`
-    without waiting for a step.
-    """
+    """The loss of each estimator on the windows that `calibrate` draws of these channels;
+    they differ in their inexact arrays alone. Ctrl-C interrupts it within a step."""
     problem = _pose_problem(channels, estimators[0], objective)
     points = [eqx.filter(estimator, eqx.is_inexact_array) for estimator in estimators]
     return np.array([problem.losses_and_gradients(point)[0].mean() for point in points])
-
-
-def _lag_of(objective: Objective) -> int | None:
-    return objective.lag if isinstance(objective, FramePairLoss) else None
 
 
 def _pose_problem(
@@ -215,6 +211,54 @@ def _pose_problem(
         channels: Any = tuple(opened) if isinstance(source, tuple) else opened
         if len(opened) == 1 and not is_split(source):
             (channels,) = opened
-        lag = _lag_of(objective) or 0
-        windows = draw_windows(channels, lag, is_halo_seen=estimator.halo_frames > 0)
+        lag = objective.lag or 0 if isinstance(objective, FramePairLoss) else 0
+        frame_pixels = sum(math.prod(channel.shape[1:]) for channel in opened)
+        has_halo = estimator.halo_frames > 0
+        windows = [
+            _window(channels, runs)
+            for runs in _window_runs(len(opened[0]), frame_pixels, lag, has_halo)
+        ]
     return Problem(estimator, objective, windows)
+
+
+def _window_runs(
+    frame_count: int, frame_pixels: int, lag: int, has_halo: bool
+) -> list[list[tuple[int, int]]]:
+    """The runs of frames that make each window: spread evenly, and all of one length."""
+    # With a halo, a frame in the middle needs frames beyond the lag on one side.
+    fewest = 2 * lag + 2 if lag and has_halo else lag + 1
+    if frame_count < fewest:
+        raise ValueError(
+            f"The movie has {frame_count} frames, but at least {fewest} are needed for a "
+            f"lag of {lag} frames; give a longer movie, or a shorter lag."
+        )
+    most_frames = _SAMPLE_PIXELS // frame_pixels
+    if has_halo:
+        # Few windows of one long run, since frames near its ends lack their neighbours.
+        length = max(_RUN_PIXELS // frame_pixels, _SHORTEST_RUN_FRAMES, 4 * lag)
+        length = min(length, frame_count)
+        count = min(frame_count // length, max(most_frames // length, 1))
+        last, offsets = frame_count - length, [0]
+    else:
+        # Many windows of a short run and its partners, which are one run if they overlap.
+        pair_count, share = frame_count - lag, most_frames // _MOST_WINDOWS
+        fitting = max(share // 2, share - lag, 1)
+        length = min(math.ceil(pair_count / _MOST_WINDOWS), fitting)
+        fitting = max(most_frames // (length + min(length, lag)), _FEWEST_WINDOWS)
+        count = min(math.ceil(pair_count / length), fitting, _MOST_WINDOWS)
+        last, offsets = pair_count - length, [0, lag]
+        if length > lag:
+            length, offsets = length + lag, [0]
+    starts = np.linspace(0, last, count).round().astype(int).tolist()
+    return [[(start + o, start + o + length) for o in offsets] for start in starts]
+
+
+def _window(channels: Any, runs: list[tuple[int, int]]) -> Window:
+    def read(channel: Channel, name: str) -> Array:
+        return jnp.concatenate([read_frames(channel, *run, name) for run in runs])
+
+    names: Any = ""
+    if isinstance(channels, list | tuple):
+        names = [f" of channel {number}" for number in range(1, len(channels) + 1)]
+    indices = jnp.concatenate([jnp.arange(*run) for run in runs])
+    return Window(map_channels(read, channels, names), indices)
