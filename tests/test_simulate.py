@@ -12,7 +12,7 @@ import pytest
 from scipy import ndimage, special, stats
 
 from jaxbkgd import simulate_movie
-from jaxbkgd._simulation.light import (
+from jaxbkgd._simulation import (
     blinking_molecules,
     cell_inside,
     drifting_haze,

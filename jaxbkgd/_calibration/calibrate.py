@@ -15,12 +15,13 @@ import optax
 from jaxtyping import Array, Bool, Float
 
 from .._estimators.base import AbstractEstimator, map_channels
+from .._estimators.checks import checked_count
 from .._movies.movie import Channel, Movie, Pixels
 from .._movies.sources import is_split, open_channels
 from .._workers import progress_bar
 from .descent import descend, Problem, secant_descent, Window
 from .lag import read_frames
-from .objectives import FramePairLoss, Objective, objective_for
+from .objectives import FramePairLoss, Objective, TruthLoss
 
 
 Estimator = TypeVar("Estimator", bound=AbstractEstimator)
@@ -29,7 +30,7 @@ Estimator = TypeVar("Estimator", bound=AbstractEstimator)
 Source = str | os.PathLike[str] | Movie | Channel | Pixels
 
 # One object, so that a later calibration finds its compiled steps.
-_SECANT_DESCENT = secant_descent()
+_SECANT = secant_descent()
 # Pixels of all windows and channels together, unless the fewest windows need more.
 _SAMPLE_PIXELS, _MOST_WINDOWS, _FEWEST_WINDOWS = 2**25, 16, 8
 # Size of a window for an estimator that sees several frames at a time.
@@ -41,18 +42,15 @@ class CalibrationHistory(eqx.Module):
 
     **Attributes:**
 
-    - `losses`: the objective before each step, `(steps,)`, in its unit: none for
-        [`jaxbkgd.FramePairLoss`][], the frames' squared for [`jaxbkgd.TruthLoss`][].
-    - `radii`: the radii at each of these, `(steps, channels, axes)`. For
-        [`jaxbkgd.SpatialMean`][] the axes are y and x in pixels, for
-        [`jaxbkgd.LocalMean`][] time in frames, y and x in pixels. For an estimator without
-        radii, its learnable parameters in one row.
-    - `radii_std`: the standard deviation of the learned radii about the best ones for the
-        movie, `(channels, axes)`, in the same units, from the scatter of gradients between
-        blocks of frames and the curvature of the loss (Huber, Proc. 5th Berkeley Symp. 1,
-        221, 1967). It is infinite at the bound and where the loss does not curve upwards;
-        NaN for frozen radii, from fewer than 8 blocks, and for an estimator with more than
-        32 parameters.
+    - `losses`: the objective before each step, `(steps,)`, in its unit.
+    - `radii`: the radii at each of these, `(steps, channels, axes)`: y and x in pixels,
+        for [`jaxbkgd.LocalMean`][] after time in frames; without radii, the learnable
+        parameters in one row.
+    - `radii_std`: the standard deviation of the learned radii, `(channels, axes)`, from the
+        scatter of gradients between windows and the curvature of the loss (Huber, Proc. 5th
+        Berkeley Symp. 1, 221, 1967). It is infinite at the bound and where the loss does
+        not curve upwards; NaN for frozen radii, from fewer than 8 windows, and for more
+        than 32 parameters.
     - `is_at_bound`: whether a radius is as large as its bound allows, `(channels, axes)`.
     - `is_converged`: whether the radii have settled.
     - `stop_reason`: why the calibration ended, in words.
@@ -85,23 +83,20 @@ def calibrate(
     """Learns an estimator's radii from a movie.
 
     The loss is averaged over up to 16 windows of frames, spread evenly over the movie, of
-    about 32 megapixels in all, or 16 frames if these are more; a short movie is used whole.
-    For an estimator that sees many frames at a time, windows are one or two runs of about
-    16 megapixels, or 64 frames if these are more, whose ends count as the movie's. Every
-    step sees all windows.
+    about 32 megapixels in all, or 16 frames if these are more. For an estimator that sees
+    many frames at a time, windows are one or two runs of about 16 megapixels, or 64 frames
+    if these are more. Every step sees all windows.
 
-    The calibration ends when the radii of 4 successive steps are within a thousandth (at
-    once, therefore, with a very small learning rate), when the steps are used up, or on
-    Ctrl-C, which before the end of the first step raises `KeyboardInterrupt`. The radii
-    with the lowest loss are kept. Another calibration with the same shapes, static settings
-    and objective is not compiled again.
+    The calibration ends when the radii of 4 successive steps are within a thousandth, when
+    the steps are used up, or on Ctrl-C, which before the end of the first step raises
+    `KeyboardInterrupt`. The radii with the lowest loss are kept. Another calibration with
+    the same shapes, static settings and objective is not compiled again.
 
     **Arguments:**
 
     - `channels`: the movie, as [`jaxbkgd.estimate_movie`][] takes it: a path, an open
-        [`jaxbkgd.Movie`][] or a channel of it, an array or memory map (frames, height,
-        width) or (frames, channels, height, width); or a list or tuple of these, one a
-        channel and of equal length.
+        movie or a channel of it, an array (frames, height, width) or (frames, channels,
+        height, width); or a list or tuple of these, one a channel and of equal length.
     - `estimator`: the estimator to calibrate, as `SpatialMean(7.0, max_radius_pix=60)`. All
         its inexact arrays are learned, from their present values.
     - `objective`: the loss, see [`jaxbkgd.Objective`][]. By default
@@ -117,11 +112,9 @@ def calibrate(
 
     **Raises:**
 
-    `TypeError` or `ValueError` for channels that are no movies of one length, or are
-    shorter than the objective's lag asks for; for pixels of the windows that are not
-    finite; and for an objective that does not give one finite number at the first radii. If
-    it gives none later, or raises, calibration stops with a warning and keeps the best
-    radii so far.
+    `TypeError` or `ValueError` for channels that are no movies of one length, are shorter
+    than the lag asks for, or are not finite; and for an objective that does not give one
+    finite number at the first radii. If it fails later, calibration stops with a warning.
 
     !!! example
 
@@ -141,12 +134,11 @@ def calibrate(
 
         ```
     """
-    if not steps >= 1:
-        raise ValueError(f"steps must be at least 1, but is {steps}.")
+    checked_count("steps", steps)
     problem = _pose_problem(channels, estimator, objective or FramePairLoss())
     with progress_bar(steps, progress) as report:
         visits, is_converged, stop_reason = descend(
-            problem, optimizer or _SECANT_DESCENT, steps, report
+            problem, optimizer or _SECANT, steps, report
         )
     best = min(visits, key=lambda visit: visit.loss)
     try:
@@ -158,8 +150,8 @@ def calibrate(
     is_at_bound = problem.is_at_bound(best.point) & (np.ptp(radii, axis=0) > 0)
     if is_at_bound.any():
         bounds = dict(zip(problem.units, problem.bounds, strict=True))
-        names = {"px": "max_radius_pix", "frames": "max_radius_frames"}
-        described = [f"{names[unit]} is {bounds[unit]:g} {unit}" for unit in bounds]
+        names = {"px": "pix", "frames": "frames"}
+        described = [f"max_radius_{names[u]} is {bounds[u]:g} {u}" for u in bounds]
         warnings.warn(
             f"{is_at_bound.sum()} of {is_at_bound.size} radii went to their bound: the "
             f"background is even, or the bound too small ({', '.join(described)}).",
@@ -207,24 +199,28 @@ def _pose_problem(
         raise ValueError(f"{estimator!r} has nothing to learn; give one that has radii.")
     with contextlib.ExitStack() as files:
         opened = open_channels(source, files=files)
-        objective = objective_for(opened, objective)
+        if isinstance(objective, FramePairLoss):
+            objective = objective.fitted(opened)
+        elif isinstance(objective, TruthLoss):
+            # Within `jax.jit`, an index beyond the last frame would not be noticed.
+            lengths = [len(t) for t in jax.tree.leaves(objective.bkgds) if t.ndim == 3]
+            if any(length != len(opened[0]) for length in lengths):
+                raise ValueError(
+                    f"The movie has {len(opened[0])} frames, but the true background "
+                    f"{lengths[0]}; give one image, or one for each frame."
+                )
         channels: Any = tuple(opened) if isinstance(source, tuple) else opened
         if len(opened) == 1 and not is_split(source):
             (channels,) = opened
         lag = objective.lag or 0 if isinstance(objective, FramePairLoss) else 0
-        frame_pixels = sum(math.prod(channel.shape[1:]) for channel in opened)
-        has_halo = estimator.halo_frames > 0
-        windows = [
-            _window(channels, runs)
-            for runs in _window_runs(len(opened[0]), frame_pixels, lag, has_halo)
-        ]
+        windows = _draw_windows(channels, lag, estimator.halo_frames > 0)
     return Problem(estimator, objective, windows)
 
 
-def _window_runs(
-    frame_count: int, frame_pixels: int, lag: int, has_halo: bool
-) -> list[list[tuple[int, int]]]:
-    """The runs of frames that make each window: spread evenly, and all of one length."""
+def _draw_windows(channels: Any, lag: int, has_halo: bool) -> list[Window]:
+    """Windows of equal length, spread evenly: runs of frames, and partners `lag` later."""
+    opened: list[Channel] = jax.tree.leaves(channels)
+    frame_count = len(opened[0])
     # With a halo, a frame in the middle needs frames beyond the lag on one side.
     fewest = 2 * lag + 2 if lag and has_halo else lag + 1
     if frame_count < fewest:
@@ -232,6 +228,7 @@ def _window_runs(
             f"The movie has {frame_count} frames, but at least {fewest} are needed for a "
             f"lag of {lag} frames; give a longer movie, or a shorter lag."
         )
+    frame_pixels = sum(math.prod(channel.shape[1:]) for channel in opened)
     most_frames = _SAMPLE_PIXELS // frame_pixels
     if has_halo:
         # Few windows of one long run, since frames near its ends lack their neighbours.
@@ -250,15 +247,14 @@ def _window_runs(
         if length > lag:
             length, offsets = length + lag, [0]
     starts = np.linspace(0, last, count).round().astype(int).tolist()
-    return [[(start + o, start + o + length) for o in offsets] for start in starts]
+    is_list = isinstance(channels, list | tuple)
+    names: Any = [f" of channel {i + 1}" for i in range(len(channels))] if is_list else ""
 
+    def window(runs: list[tuple[int, int]]) -> Window:
+        def read(channel: Channel, name: str) -> Array:
+            return jnp.concatenate([read_frames(channel, *run, name) for run in runs])
 
-def _window(channels: Any, runs: list[tuple[int, int]]) -> Window:
-    def read(channel: Channel, name: str) -> Array:
-        return jnp.concatenate([read_frames(channel, *run, name) for run in runs])
+        indices = jnp.concatenate([jnp.arange(*run) for run in runs])
+        return Window(map_channels(read, channels, names), indices)
 
-    names: Any = ""
-    if isinstance(channels, list | tuple):
-        names = [f" of channel {number}" for number in range(1, len(channels) + 1)]
-    indices = jnp.concatenate([jnp.arange(*run) for run in runs])
-    return Window(map_channels(read, channels, names), indices)
+    return [window([(s + o, s + o + length) for o in offsets]) for s in starts]

@@ -1,7 +1,6 @@
 """The way to the minimum: steps of an optimizer, by default of the secant method."""
 
 import itertools as it
-import math
 import warnings
 from operator import itemgetter
 from typing import Any, NamedTuple
@@ -18,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from .._estimators.base import AbstractEstimator, Channels
 from .._estimators.radii_estimator import RadiiEstimator
 from .._workers import core_count, on_threads, Report, run_interruptibly
-from .objectives import FramePairLoss, Objective, pair_losses
+from .objectives import Objective
 
 
 # Radii have settled if they agree within so much, relatively, at so many successive steps.
@@ -28,10 +27,8 @@ _FIRST_STEP, _LONGEST_STEP, _LARGEST_GROWTH = 0.3, 1.0, 2.0
 _AT_BOUND = 0.98
 # The step in a parameter, nearly relative in the radius, for the second derivative.
 _CURVATURE_STEP = 0.05
-# Fewer gradients do not show how they scatter; more parameters cost too much.
-_FEWEST_GRADIENTS, _MOST_PARAMETERS = 8, 32
-# Blocks of a window that count as independent where each frame is predicted from many.
-_PREDICTION_BLOCKS = 16
+# Fewer windows do not show how gradients scatter; more parameters cost too much.
+_FEWEST_WINDOWS, _MOST_PARAMETERS = 8, 32
 
 
 class Window(NamedTuple):
@@ -55,21 +52,16 @@ class Problem:
         )
         self.objective, self._windows = objective, windows
         self.start, self._rest = eqx.partition(estimator, eqx.is_inexact_array)
-        self._value_and_gradient = self._compiled(_value_and_gradient)
         has_radii = isinstance(estimator, RadiiEstimator)
         self.units = estimator.radius_units if has_radii else ("",)
         self.bounds = estimator.max_radii if has_radii else (np.inf,)
         self.mean_loss = eqx.Partial(_mean_loss, self._rest, objective, windows)
-
-    def _compiled(self, function: Any) -> Any:
-        """The function of a point and a window, compiled for this thread's configuration of
-        JAX, once for all calibrations that are alike."""
-        # Without jax.jit, loops would be unrolled into the program.
+        # With the configuration of this thread. Without jax.jit, loops would be unrolled.
         with jax.disable_jit(False):
-            arguments = self._rest, self.objective
-            lowered = function.lower(self.start, *arguments, self._windows[0])
-        program = run_interruptibly(lowered.compile)
-        return lambda point, window: program(point, *arguments, window)
+            arguments = self.start, self._rest, objective, windows[0]
+            compilable: Any = eqx.filter_jit(_value_and_gradient)
+            lowered = compilable.lower(*arguments)
+        self._program = run_interruptibly(lowered.compile)
 
     def estimator_at(self, point: PyTree) -> Any:
         return eqx.combine(point, self._rest)
@@ -79,7 +71,8 @@ class Problem:
         Ctrl-C raises `KeyboardInterrupt` at once, and windows in flight are dropped."""
 
         def evaluate(index: int) -> tuple[int, float, np.ndarray]:
-            value, gradient = self._value_and_gradient(point, self._windows[index])
+            window = self._windows[index]
+            value, gradient = self._program(point, self._rest, self.objective, window)
             numbers = [np.ravel(leaf) for leaf in jax.tree.leaves(gradient)]
             return index, float(value), np.concatenate(numbers, dtype=np.float64)
 
@@ -98,30 +91,8 @@ class Problem:
     def is_at_bound(self, point: PyTree) -> Bool[np.ndarray, "channels axes"]:
         return np.asarray(self.radii_at(point)) > _AT_BOUND * np.array(self.bounds)
 
-    def _block_gradients(self, point: PyTree) -> Float[np.ndarray, "blocks numbers"]:
-        """Gradients of blocks of pairs that count as independent, or of the windows.
-
-        The noise of the frames as targets moves the minimum away from that of the true
-        error. As sources they move both minima, the other way. So a block has pairs of one
-        direction and is no longer than the lag: no frame is both.
-        """
-        if not isinstance(self.objective, FramePairLoss):
-            return self.losses_and_gradients(point)[1]
-        of_window, lag = self._compiled(_pair_gradients), self.objective.lag or 1
-        has_halo = self._rest.halo_frames > 0
-
-        def evaluate() -> list[np.ndarray]:
-            blocks = []
-            for window in self._windows:
-                pairs = np.asarray(of_window(point, window), np.float64)
-                most = _PREDICTION_BLOCKS if has_halo else math.ceil(len(pairs) / lag)
-                blocks += np.array_split(pairs, min(most, len(pairs)))
-            return blocks
-
-        return np.stack([block.mean(axis=0) for block in run_interruptibly(evaluate)])
-
     def standard_deviations(self, point: PyTree) -> Float[np.ndarray, "channels axes"]:
-        """The uncertainty of the radii, from gradients of blocks of frames.
+        """The uncertainty of the radii, from the scatter of gradients between windows.
 
         The parameters at which a mean of independent losses is minimal have the covariance
         `H^-1 S H^-1`, where `S` is that of the mean's gradient and `H` its second
@@ -130,16 +101,13 @@ class Problem:
         flat, unravel = ravel_pytree(point)
         jacobian = jax.jacobian(lambda flat: self.radii_at(unravel(flat)))(flat)
         jacobian = np.asarray(jacobian, np.float64)
-        unknown = np.full(jacobian.shape[:-1], np.nan)
-        if flat.size > _MOST_PARAMETERS:
-            return unknown
-        gradients = self._block_gradients(point)
-        if len(gradients) < _FEWEST_GRADIENTS:
-            return unknown
+        if flat.size > _MOST_PARAMETERS or len(self._windows) < _FEWEST_WINDOWS:
+            return np.full(jacobian.shape[:-1], np.nan)
 
         def mean_gradient(flat: Array) -> np.ndarray:
             return self.losses_and_gradients(unravel(flat))[1].mean(axis=0)
 
+        _, gradients = self.losses_and_gradients(point)
         scatter = np.atleast_2d(np.cov(gradients, rowvar=False)) / len(gradients)
         steps = _CURVATURE_STEP * jnp.eye(flat.size, dtype=flat.dtype)
         curvature = np.stack(
@@ -156,7 +124,6 @@ class Problem:
         return np.where(is_learned, np.where(is_flat, np.inf, stds), np.nan)
 
 
-@eqx.filter_jit
 def _value_and_gradient(
     point: PyTree, rest: AbstractEstimator, objective: Objective, window: Window
 ) -> tuple[Array, PyTree]:
@@ -173,18 +140,6 @@ def _value_and_gradient(
     return jax.value_and_grad(loss)(point)
 
 
-@eqx.filter_jit
-def _pair_gradients(
-    point: PyTree, rest: AbstractEstimator, objective: FramePairLoss, window: Window
-) -> Float[Array, "pairs numbers"]:
-    flat, unravel = ravel_pytree(point)
-
-    def forward(flat: Array) -> Array:
-        return pair_losses(objective, eqx.combine(unravel(flat), rest), *window)[0]
-
-    return jax.jacfwd(forward)(flat)
-
-
 def _mean_loss(
     rest: AbstractEstimator, objective: Objective, windows: list[Window], point: PyTree
 ) -> Float[Array, ""]:
@@ -194,13 +149,11 @@ def _mean_loss(
     return jnp.mean(lax.map(lambda window: objective(estimator, *window), stacked))
 
 
-def secant_descent() -> optax.GradientTransformation:
+def secant_descent() -> optax.GradientTransformationExtraArgs:
     """Newton's steps along each number, with the curvature from the last two gradients.
 
     Where the loss does not curve upwards, or where Newton's step would be long, it follows
-    the sign of the gradient, with steps that grow until they have passed a minimum. It is
-    for few numbers that hardly depend on each other, such as the logarithms of radii, and
-    for gradients without noise.
+    the sign of the gradient, with steps that grow until they have passed a minimum.
     """
 
     def init(params: PyTree) -> tuple[Array, Array, Array]:
@@ -208,8 +161,8 @@ def secant_descent() -> optax.GradientTransformation:
         flat, _ = ravel_pytree(params)
         return jnp.full_like(flat, _FIRST_STEP), 0 * flat, jnp.zeros_like(flat, bool)
 
-    def update(updates: PyTree, state: Any, params: PyTree = None) -> tuple[PyTree, Any]:
-        del params
+    def update(updates: PyTree, state: Any, *_: Any, **extra: Any) -> tuple[PyTree, Any]:
+        del extra
         gradient, unravel = ravel_pytree(updates)
         length, before, has_turned = state
         has_turned |= gradient * before < 0
@@ -224,7 +177,7 @@ def secant_descent() -> optax.GradientTransformation:
         length = jnp.where(gradient == 0, length, step)
         return unravel(-jnp.sign(gradient) * length), (length, gradient, has_turned)
 
-    return optax.GradientTransformation(init, update)
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 class Visit(NamedTuple):
@@ -239,11 +192,11 @@ class Visit(NamedTuple):
 def descend(
     problem: Problem, optimizer: optax.GradientTransformation, steps: int, report: Report
 ) -> tuple[list[Visit], bool, str]:
-    """Follows the optimizer until the radii have settled or something stops it: what it
-    visited, whether it has converged, and why it ended."""
+    """What the optimizer visits, whether its radii have settled, and why it ended."""
     visits: list[Visit] = []
     try:
         point, state = problem.start, optimizer.init(problem.start)
+        update = eqx.filter_jit(optax.with_extra_args_support(optimizer).update)
         while True:
             losses, gradients = problem.losses_and_gradients(point)
             loss, gradient = float(losses.mean()), gradients.mean(axis=0)
@@ -257,10 +210,8 @@ def descend(
                     "There is nothing to learn, since the objective does not depend on the "
                     "radii: are they frozen, or is the movie constant?"
                 )
-            radii, (flat, unravel) = (
-                np.asarray(problem.radii_at(point)),
-                ravel_pytree(point),
-            )
+            flat, unravel = ravel_pytree(point)
+            radii = np.asarray(problem.radii_at(point))
             # At its bound, the parameter of a radius goes on to infinity.
             moving = 0 * flat if problem.is_at_bound(point).any() else flat
             visits.append(Visit(point, loss, radii, np.append(radii, moving)))
@@ -274,10 +225,10 @@ def descend(
             if len(visits) == steps:
                 return visits, False, f"all {steps} steps were used up"
             gradient = unravel(jnp.asarray(gradient, flat.dtype))
-            value = jnp.asarray(loss, flat.dtype)
-            point, state = _next_point(
-                optimizer, gradient, state, point, value, problem.mean_loss
-            )
+            # Optimizers that search along a line take the value and the function, too.
+            extra = {"value": jnp.asarray(loss, flat.dtype), "value_fn": problem.mean_loss}
+            updates, state = update(gradient, state, point, grad=gradient, **extra)
+            point = eqx.apply_updates(point, updates)
     except (KeyboardInterrupt, Exception) as error:
         if not visits:
             raise
@@ -287,19 +238,3 @@ def descend(
         text = f"Calibration stopped {reason}; the best radii before it are kept."
         warnings.warn(text, stacklevel=3)
         return visits, False, reason
-
-
-@eqx.filter_jit
-def _next_point(
-    optimizer: optax.GradientTransformation,
-    gradient: PyTree,
-    state: PyTree,
-    point: PyTree,
-    value: Array,
-    value_fn: Any,
-) -> tuple[PyTree, PyTree]:
-    # The arguments of optimizers that search along a line, beside those of all.
-    updates, state = optax.with_extra_args_support(optimizer).update(
-        gradient, state, point, value=value, grad=gradient, value_fn=value_fn
-    )
-    return eqx.apply_updates(point, updates), state

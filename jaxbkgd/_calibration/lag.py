@@ -19,7 +19,7 @@ from .._movies.sources import open_channels
 
 
 # The difference of Gaussian means as wide as a molecule and much wider shows molecules.
-_NARROW_RADIUS_PIX, _WIDE_RADIUS_PIX = 2.6, 7.0
+_RADII_PIX = 2.6, 7.0
 # The molecules' correlation, over the variance of a frame, that may be left at the lag, and
 # the largest that is accepted where the movie is too short to measure less.
 _LARGEST_CORRELATION, _LARGEST_UNCERTAIN_CORRELATION = 0.005, 0.03
@@ -31,10 +31,9 @@ def decorrelation_lag(source: Any) -> int:
     """A lag in frames at which molecules no longer correlate, in any channel of a movie.
 
     The structure function `D(lag)`, half the mean square of the residuals' change over
-    `lag` frames, rises while molecules vanish and appear, and then levels off. Where
-    `D(2 lag)` exceeds `D(lag)` by at most 0.5 %, or by twice the standard error of the
-    difference if that is more, up to 3 %, little correlation is left; the result is 1.5
-    times this lag. Steady structures do not count, and slow drift hardly does.
+    `lag` frames, rises while molecules vanish and appear. Where `D(2 lag)` exceeds `D(lag)`
+    by at most 0.5 %, or twice the standard error of the difference if that is more, up to
+    3 %, little correlation is left; the result is 1.5 times this lag.
     """
     if any(map(is_traced, jax.tree.leaves(source))):
         raise ValueError(
@@ -98,24 +97,22 @@ def _molecule_residuals(channel: Channel) -> Float[np.ndarray, "frames rows colu
     """Frames from the middle of a movie, filtered for molecules, on a lattice of pixels."""
     count, height, width = channel.shape
     used = min(count, _MOST_FRAMES)
-    first = (count - used) // 2
     stride = int(np.ceil(np.sqrt(used * height * width / _MOST_PIXELS)))
     chunk = max(1, min(used, _CHUNK_PIXELS // (height * width)))
-    lattice = np.empty((used, -(-height // stride), -(-width // stride)), np.float32)
-    for start in range(0, used, chunk):
+    residuals = []
+    for start in range((count - used) // 2, (count + used) // 2, chunk):
         # The last chunk overlaps the one before, so that all have one size.
-        start = min(start, used - chunk)
-        frames = read_frames(channel, first + start, first + start + chunk)
-        lattice[start : start + chunk] = _lattice(frames, stride)
-    return lattice
+        begin = min(start, (count + used) // 2 - chunk)
+        lattice = _lattice(read_frames(channel, begin, begin + chunk), stride)
+        residuals.append(np.asarray(lattice)[start - begin :])
+    return np.concatenate(residuals)
 
 
 @ft.partial(jax.jit, static_argnames="stride")
 def _lattice(
     frames: Shaped[Array, "frames height width"], stride: int
 ) -> Float[Array, "frames rows columns"]:
-    narrow = spatial_mean(frames, _NARROW_RADIUS_PIX)
-    wide = spatial_mean(frames, _WIDE_RADIUS_PIX)
+    narrow, wide = (spatial_mean(frames, radius) for radius in _RADII_PIX)
     return (narrow - wide)[:, ::stride, ::stride]
 
 

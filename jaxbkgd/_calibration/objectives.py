@@ -1,6 +1,6 @@
 """Objectives: what calibration minimises, a function of an estimator and some frames."""
 
-from collections.abc import Sequence
+import functools as ft
 from typing import Any, Protocol, runtime_checkable, SupportsIndex
 
 import equinox as eqx
@@ -14,7 +14,6 @@ from .._estimators.base import AbstractEstimator, as_frames, Channels, map_chann
 from .._estimators.checks import checked_count
 from .._estimators.soft_clip import SoftClip, squared_noise
 from .._estimators.spatial_mean import spatial_mean
-from .._movies.movie import Channel
 from .lag import decorrelation_lag
 
 
@@ -65,21 +64,17 @@ class Objective(Protocol):
 class FramePairLoss(eqx.Module):
     """The error of the background against frames `lag` later and earlier: no truth needed.
 
-    The noise of two frames is independent, and so are their molecules if the lag exceeds
-    the time that they stay on. Then the mean square of `frames[t + lag] - bkgds[t]` is that
-    of `bkgds[t]` less the true background, plus the variance of a frame about it, which is
-    half the mean square of `frames[t + lag] - frames[t]`. The loss is the first less the
-    second, over the second, averaged over all pairs and both directions of time: the mean
-    square error of the background over the variance of a frame. (The mean light of the
-    molecules counts as background.) It is derived in
-    [Calibration](calibration.md#why-it-needs-no-truth). A pair is weighted by its noise,
-    with one number for all of its pixels: a weight for each pixel would move the minimum.
+    Noise and molecules of two frames are independent if the lag exceeds the time that
+    molecules stay on. Then the mean square of `frames[t + lag] - bkgds[t]`, less half that
+    of `frames[t + lag] - frames[t]`, is the mean square error of the background. The loss
+    is this over the second term, a frame's variance, averaged over all pairs and both
+    directions of time. (The mean light of the molecules counts as background.) See
+    [Calibration](calibration.md#why-it-needs-no-truth).
 
-    An estimator that sees several frames, as [`jaxbkgd.LocalMean`][], has seen the later
-    one, too. So a frame is compared with what its method `predict` makes of the frames that
-    are at least `lag` away, and the background is taken to be steady over about the lag. If
-    the estimator clips molecules, they are clipped in the frame, too; threshold and
-    softness are not learned, since clipped pixels are not compared.
+    For an estimator that sees several frames, as [`jaxbkgd.LocalMean`][], a frame is
+    compared with what its method `predict` makes of the frames that are at least `lag`
+    away; the background is taken to be steady over about the lag. If the estimator clips
+    molecules, they are clipped in the frame, too; threshold and softness are not learned.
 
     **Arguments:**
 
@@ -102,7 +97,26 @@ class FramePairLoss(eqx.Module):
         """The loss without unit; see [`jaxbkgd.Objective`][]. Without `frame_indices`, the
         frames are consecutive; without a lag, `fitted` finds it. `ValueError` for too few
         frames, and an estimator that sees other frames and cannot predict."""
-        return jnp.mean(pair_losses(self, estimator, channels, frame_indices))
+        lag = self.lag or decorrelation_lag(channels)
+        if not estimator.halo_frames:
+
+            def loss(channel: Any, bkgds: Array) -> Array:
+                is_run = frame_indices is None or len(channel) > 2 * lag
+                distance = lag if is_run else len(channel) // 2
+                return _pair_loss(as_frames(channel).astype(bkgds.dtype), bkgds, distance)
+
+            return _mean(map_channels(loss, channels, estimator(channels).bkgds))
+        if not estimator.can_predict:
+            raise ValueError(
+                "FramePairLoss needs an estimator that sees one frame at a time, or can "
+                f"predict as LocalMean can, but {type(estimator).__name__} sees "
+                f"{estimator.halo_frames} on either side; give another objective."
+            )
+        radius_pix = estimator.molecule_radius_pix
+        clip = None if radius_pix is None else SoftClip(molecule_radius_pix=radius_pix)
+        background, near, far = estimator.predict(channels, lag)
+        predicted = ft.partial(_prediction_loss, lag=lag, clip=clip)
+        return _mean(map_channels(predicted, channels, background.bkgds, near, far))
 
     def fitted(self, source: Any) -> "FramePairLoss":
         """This objective with the lag of a movie, as [`jaxbkgd.calibrate`][] takes it,
@@ -118,8 +132,6 @@ class FramePairLoss(eqx.Module):
 
 class TruthLoss(eqx.Module):
     """The mean square error against a known background, over all channels.
-
-    For simulations, and for slides whose background was recorded without molecules.
 
     **Arguments:**
 
@@ -153,95 +165,49 @@ class TruthLoss(eqx.Module):
             truth = jnp.broadcast_to(truth, bkgd.shape).astype(bkgd.dtype)
             return jnp.mean(jnp.square(bkgd - truth))
 
-        return _channel_mean(map_channels(loss, estimator(channels).bkgds, self.bkgds))
+        return _mean(map_channels(loss, estimator(channels).bkgds, self.bkgds))
 
 
-def objective_for(channels: Sequence[Channel], objective: Objective) -> Objective:
-    """The objective for a movie, with its lag if it has none."""
-    if isinstance(objective, FramePairLoss):
-        return objective.fitted(channels)
-    truths = jax.tree.leaves(objective.bkgds) if isinstance(objective, TruthLoss) else []
-    for truth in truths:
-        # Within `jax.jit`, an index beyond the last frame would not be noticed.
-        if truth.ndim == 3 and len(truth) != len(channels[0]):
-            raise ValueError(
-                f"The movie has {len(channels[0])} frames, but the true background "
-                f"{len(truth)}; give one image, or one for each frame."
-            )
-    return objective
+def _mean(losses: Any) -> Array:
+    return jnp.mean(jnp.stack(jax.tree.leaves(losses)))
 
 
-def pair_losses(
-    objective: FramePairLoss,
-    estimator: AbstractEstimator,
-    channels: Channels,
-    frame_indices: Int[Array, " frames"] | None,
-) -> Float[Array, "directions pairs"]:
-    """Losses of all pairs, averaged over channels; of predictions in one direction."""
-    lag = objective.lag or decorrelation_lag(channels)
-    if estimator.halo_frames:
-        if not estimator.can_predict:
-            raise ValueError(
-                "FramePairLoss needs an estimator that sees one frame at a time, or can "
-                f"predict as LocalMean can, but {type(estimator).__name__} sees "
-                f"{estimator.halo_frames} on either side; give another objective."
-            )
-        background, *predictions = estimator.predict(channels, lag)
-        radius_pix = estimator.molecule_radius_pix
-        clip = None if radius_pix is None else SoftClip(molecule_radius_pix=radius_pix)
-    else:
-        background, predictions, clip = estimator(channels), (), None
-
-    def losses(channel: Any, bkgds: Array, *predictions: Array) -> Array:
-        frames = as_frames(channel)
-        is_run = frame_indices is None or len(frames) > 2 * lag
-        distance = lag if is_run else len(frames) // 2
-        if frames.ndim != 3 or not 0 < distance < len(frames):
-            raise ValueError(
-                f"Frames {lag} apart make no pair in frames of shape {frames.shape}; "
-                f"give (frames, height, width) with at least {lag + 1} frames, or a "
-                "shorter lag."
-            )
-        frames = frames.astype(bkgds.dtype)
-        if predictions:
-            near, far = predictions
-            return _prediction_losses(frames, bkgds, near, far, lag, clip)
-        return _frame_pair_losses(frames, bkgds, distance)
-
-    return _channel_mean(map_channels(losses, channels, background.bkgds, *predictions))
-
-
-def _channel_mean(losses: Any) -> Array:
-    return jnp.mean(jnp.stack(jax.tree.leaves(losses)), axis=0)
-
-
-def _frame_pair_losses(frames: _Frames, bkgds: _Frames, distance: int) -> Array:
-    """Forward and backward losses of frames that are `distance` places apart."""
+def _pair_loss(frames: _Frames, bkgds: _Frames, distance: int) -> Array:
+    """The loss of frames that are `distance` places apart."""
+    if frames.ndim != 3 or not 0 < distance < len(frames):
+        raise ValueError(
+            f"Frames {distance} apart make no pair in shape {frames.shape}; give (frames, "
+            f"height, width) with at least {distance + 1} frames, or a shorter lag."
+        )
     before, after = frames[:-distance], frames[distance:]
     # Half the square is subtracted pixel by pixel: the loss is a small part of both sums,
     # and would be lost in their rounding.
     noise = jnp.square(after - before) / 2
-    forward = jnp.square(after - bkgds[:-distance]) - noise
-    backward = jnp.square(before - bkgds[distance:]) - noise
+    errors = jnp.square(after - bkgds[:-distance]) + jnp.square(before - bkgds[distance:])
     variance = jnp.mean(noise, axis=(-2, -1))
     # Two equal frames, such as blank ones, carry no information.
     weights = jnp.where(variance > 0, 1 / jnp.where(variance > 0, variance, 1), 0)
-    means = [jnp.mean(images, axis=(-2, -1)) for images in (forward, backward)]
-    return weights[None] * jnp.stack(means)
+    return jnp.mean(weights * jnp.mean(errors / 2 - noise, axis=(-2, -1)))
 
 
-def _prediction_losses(
-    frames: _Frames, bkgds: _Frames, near: _Frames, far: _Frames, lag: int, clip: Any
+def _prediction_loss(
+    channel: Any,
+    bkgds: _Frames,
+    near: _Frames,
+    far: _Frames,
+    *,
+    lag: int,
+    clip: SoftClip | None,
 ) -> Array:
-    """For each frame, the mean square error of its background over the variance of its
-    pixels, both weighted by a clip of their own.
+    """The mean square error of each background over the variance of the frame's pixels,
+    both weighted by a clip of their own.
 
     With the truth t, the prediction p (`near`) and `change = bkgd - p`, the squared error
     `(bkgd - t)^2` is `(p - t)^2 + change (bkgd + p - 2 t)`. In the first term the frame
     stands for the truth, since the prediction has not seen its noise. In the second term
-    the prediction from farther frames does, which has seen none of the frames that the
-    change comes from.
+    the prediction from farther frames does, which has not seen those that change it.
     """
+    frames = as_frames(channel).astype(bkgds.dtype)
     # The frame `lag` later, or earlier where there is none.
     partner = np.arange(len(frames)) + lag
     partner = np.where(partner < len(frames), partner, partner - 2 * lag)
@@ -258,7 +224,7 @@ def _prediction_losses(
     changed = jnp.mean(change * (bkgds + near - 2 * lax.stop_gradient(far)), (-2, -1))
     noise = mean(jnp.square(targets - targets[partner]) / 2, weights * weights[partner])
     losses = (missed - noise + changed) / jnp.where(noise > 0, noise, 1)
-    return jnp.where(noise > 0, losses, 0)[None]
+    return jnp.mean(jnp.where(noise > 0, losses, 0))
 
 
 def _target_weights(frames: _Frames, lag: int, clip: SoftClip) -> tuple[_Frames, _Frames]:
