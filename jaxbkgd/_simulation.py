@@ -48,9 +48,8 @@ class SimulatedTruth(eqx.Module):
     shines, in the order of the frames. Every frame has the same number of places; those
     that it does not need have `is_on` False and zeros for position and photons.
 
-    - `frame`: the index of the event's frame, from 0.
-    - `y_pix`, `x_pix`: the molecule's place. Pixel centres are at integers, the first at
-        0. Molecules whose light reaches in from outside the frame are listed as well.
+    - `frame`, `y_pix`, `x_pix`: the event's frame and place. Pixel centres are at integers
+        from 0. Molecules whose light reaches in from outside the frame are listed, too.
     - `photons`: the photons (photoelectrons) expected from the molecule during that frame,
         in all channels together and with those that fall beside the frame.
     - `is_on`: whether there is an event in this place.
@@ -235,6 +234,7 @@ def _channel(
     """Frames, and their expected background in ADU."""
     field_key, camera_key, cell_key, haze_key = keys
     gain, em_gain = numbers["gain_electrons_per_adu"], numbers["em_gain"]
+    psf_sigma_pix, sigma_pix = numbers["psf_sigma_pix"], numbers["haze_sigma_pix"]
     contrast, scale_pix = numbers["bkgd_contrast"], numbers["bkgd_length_scale_pix"]
     field = uneven_field(field_key, contrast=contrast, length_scale_pix=scale_pix, **size)
     outside = 1 - cell_inside(cell_key, **size)
@@ -245,11 +245,9 @@ def _channel(
         frame_key, time, *molecules = frame
         bkgd = first_bkgd
         if numbers["haze_photons"] is not None:
-            sigma_pix = numbers["haze_sigma_pix"]
             haze = drifting_haze(haze_key, time, sigma_pix=sigma_pix, **size)
             bkgd += numbers["haze_photons"] * haze
         bkgd *= jnp.exp(time * jnp.log(numbers["bkgd_remaining"]))
-        psf_sigma_pix = numbers["psf_sigma_pix"]
         signal = render_molecules(*molecules, psf_sigma_pix=psf_sigma_pix, **size)
         photons = bkgd + share * signal
         photon_key, read_key, em_key = jax.random.split(frame_key, 3)
@@ -268,9 +266,8 @@ def _channel(
 
     # One frame at a time keeps memory small, and the loop of the Poisson sampler, which
     # runs until each pixel has its count, in the cache.
-    molecules = (
-        events[name].reshape(frame_count, -1) for name in ("y_pix", "x_pix", "photons")
-    )
+    names = ("y_pix", "x_pix", "photons")
+    molecules = (events[name].reshape(frame_count, -1) for name in names)
     frame_keys = jax.random.split(camera_key, frame_count)
     time = jnp.linspace(0, 1, frame_count, dtype=jnp.float32)
     return lax.map(expose, (frame_keys, time, *molecules))
@@ -289,9 +286,8 @@ def _checked_key(key: Any) -> Key[Array, ""]:
         )
     key = key if is_typed else jax.random.wrap_key_data(key)
     # JAX draws Poisson numbers from keys of this kind alone.
-    return jax.random.wrap_key_data(
-        jax.random.bits(key, (2,), jnp.uint32), impl="threefry2x32"
-    )
+    bits = jax.random.bits(key, (2,), jnp.uint32)
+    return jax.random.wrap_key_data(bits, impl="threefry2x32")
 
 
 def blinking_molecules(
@@ -328,10 +324,9 @@ def blinking_molecules(
     # The frame and the moment within it are drawn apart, so that a long movie does not
     # use up the digits of a float32.
     molecule = jnp.arange(molecule_capacity, dtype=jnp.int32)
-    is_early = molecule < early_count
     frame = jax.random.randint(frame_key, molecule.shape, 0, frame_count, jnp.int32)
-    first_frame = jnp.where(is_early, 0, frame)
-    start = jnp.where(is_early, 0, phase)
+    first_frame = jnp.where(molecule < early_count, 0, frame)
+    start = jnp.where(molecule < early_count, 0, phase)
     end = start - on_time_frames * jnp.log1p(-survival)
     frames_left = (frame_count - first_frame).astype(jnp.float32)
     is_real = molecule < early_count + late_count
