@@ -29,10 +29,11 @@ app = typer.Typer(
 )
 
 
-def _print_version(is_asked: bool) -> None:
+def _print_version(is_asked: bool) -> bool:
     if is_asked:
         print(f"jaxbkgd {installed_version()}")
         raise typer.Exit
+    return is_asked
 
 
 _Version = Annotated[
@@ -64,7 +65,7 @@ def _add_command(run: Callable[..., None], texts: str) -> None:
             run(**values)
 
     parameters = inspect.signature(run).parameters
-    described = [inspect.signature(_options).parameters["debug"]]
+    described = []
     for entry in re.finditer(_OPTION, texts, re.MULTILINE):
         name, metavar, least, text = entry.groups()
         make = typer.Argument if metavar == "MOVIE" else typer.Option
@@ -77,6 +78,7 @@ def _add_command(run: Callable[..., None], texts: str) -> None:
         )
         hint = Annotated[parameters[name].annotation, option]
         described.append(parameters[name].replace(annotation=hint))
+    described.append(inspect.signature(_options).parameters["debug"])
     vars(command)["__signature__"] = inspect.Signature(described)
     app.command()(command)
 

@@ -19,10 +19,11 @@ from .._estimators.spatial_mean import SpatialMean
 from .._movies.movie import Channel
 from .._movies.open import open_movie
 from .._workers import progress_bar, run_interruptibly
-from .options import (
-    chosen_estimator,
+from .arguments import (
+    check_needs_time,
     CLIP_HELP,
     one_channel,
+    parsed_clip,
     parsed_radius,
     USUAL_RADIUS,
 )
@@ -78,21 +79,8 @@ def calibrate(
     with contextlib.ExitStack() as files:
         opened = [files.enter_context(open_movie(movie)) for movie in movies]
         channels = [channel for movie in opened for channel in movie.channels]
-        if radius_frames is not None and max_radius_frames is None:
-            max_radius_frames = 60.0
-        options = {
-            "radius": radius,
-            "max-radius": max_radius,
-            "radius-frames": radius_frames,
-            "max-radius-frames": max_radius_frames,
-            "clip": clip,
-        }
-        start = chosen_estimator(
-            len(channels) * [parsed_radius(radius)],
-            options,
-            max_radius_pix=max_radius,
-            max_radius_frames=max_radius_frames,
-        )
+        rows = len(channels) * [parsed_radius(radius)]
+        start = _start(rows, max_radius, radius_frames, max_radius_frames, clip)
         with refusing(", ".join(map(str, movies))):
             module, history = calibration.calibrate(
                 channels, start, objective=FramePairLoss(lag), steps=steps
@@ -118,6 +106,26 @@ def calibrate(
             interrupt.add_note(kept)
             raise
         print(f"wrote {printable(png)}")
+
+
+def _start(
+    rows: list[tuple[float, ...]],
+    max_radius: float,
+    radius_frames: float | None,
+    max_radius_frames: float | None,
+    clip: str | None,
+) -> _Module:
+    """The estimator to start from, with a row of one radius or two for each channel."""
+    given = f"--radius {','.join(f'{r:g}' for r in rows[0])}, --max-radius {max_radius:g}"
+    if radius_frames is None:
+        check_needs_time(clip=clip, max_radius_frames=max_radius_frames)
+        with refusing(given):
+            return SpatialMean(rows, max_radius_pix=max_radius)
+    bound = 60.0 if max_radius_frames is None else max_radius_frames
+    options: dict[str, Any] = {"max_radius_pix": max_radius, "max_radius_frames": bound}
+    options["clip"] = parsed_clip(clip)
+    with refusing(f"{given}, --radius-frames {radius_frames:g}"):
+        return LocalMean(rows, radius_frames, **options)
 
 
 def _write(
@@ -179,16 +187,13 @@ def _channel_losses(
 
 
 def _print_calibration(
-    names: Sequence[str],
-    module: _Module,
-    history: CalibrationHistory,
-    losses: np.ndarray,
+    names: Sequence[str], module: _Module, history: CalibrationHistory, losses: np.ndarray
 ) -> None:
-    axes = {2: ("y", "x"), 3: ("time", "y", "x")}[module.radii.shape[1]]
+    axes = ("time", "y", "x")[-module.radii.shape[1] :]
     columns = []
     for number, name in enumerate(names):
         column = {"movie": name}
-        radii = zip(
+        found = zip(
             axes,
             module.radius_units,
             module.radii[number].tolist(),
@@ -196,32 +201,24 @@ def _print_calibration(
             history.is_at_bound[number].tolist(),
             strict=True,
         )
-        for axis, unit, radius, std, is_at_bound in radii:
-            column[f"radius in {axis}"] = _radius_text(radius, std, is_at_bound, unit)
+        for axis, unit, radius, std, is_at_bound in found:
+            # The uncertainty is not below the last digit.
+            rest = f" +- {max(std, 0.01):.2f} {unit}"
+            if is_at_bound or not math.isfinite(std):
+                rest = (
+                    f" {unit}, {'at its bound' if is_at_bound else 'uncertainty unknown'}"
+                )
+            column[f"radius in {axis}"] = f"{radius:.2f}{rest}"
         learned, usual = losses[number, :2].tolist()
+        column |= clip_rows(module)
+        column["RMS error, learned"] = _error_text(learned)
+        column[f"RMS error at r = {USUAL_RADIUS}"] = _error_text(usual)
         is_measured = min(learned, usual) > 0
         change = f"{100 * (math.sqrt(learned / usual) - 1):+.0f} %" if is_measured else ""
-        columns.append(
-            column
-            | clip_rows(module)
-            | {
-                "RMS error, learned": _error_text(learned),
-                f"RMS error at r = {USUAL_RADIUS}": _error_text(usual),
-                "  change": change,
-            }
-        )
+        columns.append(column | {"  change": change})
     print_table("Radii learned from the movie itself", columns)
     print(f"lag        {history.lag} frame{'s' if history.lag != 1 else ''}")
     print(f"converged  {'yes' if history.is_converged else 'no'}: {history.stop_reason}")
-
-
-def _radius_text(radius: float, std: float, is_at_bound: bool, unit: str) -> str:
-    if is_at_bound:
-        return f"{radius:.2f} {unit}, at its bound"
-    if not math.isfinite(std):
-        return f"{radius:.2f} {unit}, uncertainty unknown"
-    # The uncertainty is not below the last digit.
-    return f"{radius:.2f} +- {max(std, 0.01):.2f} {unit}"
 
 
 def _error_text(loss: float) -> str:

@@ -11,17 +11,17 @@ import numpy as np
 from .._estimators.spatial_mean import SpatialMean
 from .._simulation import simulate_movie
 from .._workers import one_thread_a_call, progress_bar, run_interruptibly
-from .report import print_table, printable, UsageError
+from .report import print_table, printable, refusing
 
-
-# The background in photons of each channel, its length scale and the averaging radius.
-_CHANNELS = ((60.0, 20.0, 7.0), (25.0, 12.0, 5.0))
-_SHAPE, _GAIN, _OFFSET_ADU = (100, 128, 128), 0.46, 100.0  # electrons per ADU, ADU
 
 OPTIONS = """
 out DIR: The folder for the figures.
 seed SEED>=0: The seed of the simulation.
 """
+
+# The background in photons of each channel, its length scale and the averaging radius.
+_CHANNELS = ((60.0, 20.0, 7.0), (25.0, 12.0, 5.0))
+_SHAPE, _GAIN, _OFFSET_ADU = (100, 128, 128), 0.46, 100.0  # electrons per ADU, ADU
 
 
 def demo(out: Path = Path("jaxbkgd-demo"), seed: int = 0) -> None:
@@ -33,15 +33,13 @@ def demo(out: Path = Path("jaxbkgd-demo"), seed: int = 0) -> None:
     from .figures import save_channel_figure
 
     one_thread_a_call()
-    try:
+    with refusing(f"{out}: cannot be made a folder"):
         out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"{out}: cannot be made a folder ({error.strerror})") from error
+    paths = [out / "channel-1.png", out / "channel-2.png"]
     columns = []
-    paths = [out / f"channel-{number}.png" for number in range(1, len(_CHANNELS) + 1)]
     with progress_bar(len(paths)) as report:
-        for number, path in enumerate(paths, 1):
-            report(number - 1, f"channel {number}")
+        for number, path in enumerate(paths):
+            report(number, f"channel {number + 1}")
             draw = functools.partial(save_channel_figure, path)
             columns.append(run_interruptibly(_show_channel, number, seed, draw))
     print_table("Spatial mean of a simulated movie", columns)
@@ -51,10 +49,10 @@ def demo(out: Path = Path("jaxbkgd-demo"), seed: int = 0) -> None:
 
 def _show_channel(number: int, seed: int, draw: Callable[..., None]) -> dict[str, str]:
     """Draw a channel; return the rows of its column."""
-    photons, scale_pix, radius_pix = _CHANNELS[number - 1]
+    photons, scale_pix, radius_pix = _CHANNELS[number]
     frame_count, height, width = _SHAPE
     movie, truth = simulate_movie(
-        jax.random.key(seed + number),
+        jax.random.key(seed + number + 1),
         frame_count=frame_count,
         height_pix=height,
         width_pix=width,
@@ -77,9 +75,13 @@ def _show_channel(number: int, seed: int, draw: Callable[..., None]) -> dict[str
         true_bkgd=true_bkgds[middle],
         bkgd=np.asarray(background.bkgds[middle]),
         snr=np.asarray(background.snr(frames, _GAIN)[middle]),
-        title=f"Simulated channel {number}, frame {middle}: spatial mean, "
+        title=f"Simulated channel {number + 1}, frame {middle}: spatial mean, "
         f"radius {radius_pix:g} px",
     )
+    # The noise of the residual in even light, away from the borders.
+    noise = np.random.default_rng(seed).poisson(50.0, _SHAPE).astype(np.float32)
+    inside = np.s_[:, 15:-15, 15:-15]
+    measured = np.std((noise - estimator(noise).bkgds)[inside]) / np.std(noise[inside])
     return {
         "movie": " x ".join(map(str, _SHAPE)),
         "radius": f"{radius_pix:g} px",
@@ -87,17 +89,5 @@ def _show_channel(number: int, seed: int, draw: Callable[..., None]) -> dict[str
         "RMS error of the background": f"{error:.1f} ADU ({error * _GAIN:.1f} e-)",
         "time, once compiled": f"{seconds:.4f} s",
         "noise of the residual, relative": f"{float(background.noise_corrections):.3f}",
-        "  measured": f"{_measured_noise(estimator, radius_pix, seed):.3f}",
+        "  measured": f"{measured:.3f}",
     }
-
-
-def _measured_noise(estimator: SpatialMean, radius_pix: float, seed: int) -> float:
-    """The noise of the residual over that of the frames, in even light."""
-    frames = np.random.default_rng(seed).poisson(50.0, _SHAPE).astype(np.float32)
-    residuals = frames - np.asarray(estimator(frames).bkgds)
-    # At the borders, the kernel is another one.
-    inside = slice(int(2 * radius_pix), -int(2 * radius_pix))
-    before, after = (
-        np.std(stack[:, inside, inside], dtype=np.float64) for stack in (frames, residuals)
-    )
-    return float(after / before)

@@ -9,18 +9,13 @@ import numpy as np
 
 from .._batch.compute import Dtype, make_output, Quantity
 from .._batch.run import estimate_movie, MovieSummary
+from .._estimators.local_mean import LocalMean
 from .._estimators.radii_estimator import RadiiEstimator
+from .._estimators.spatial_mean import SpatialMean
 from .._movies.sources import is_split, open_channels
 from .._workers import one_thread_a_call
-from .options import (
-    chosen_estimator,
-    CLIP_HELP,
-    counted,
-    parsed_boxes,
-    parsed_radius,
-    read_calibration,
-    USUAL_RADIUS,
-)
+from . import arguments
+from .arguments import CLIP_HELP, USUAL_RADIUS
 from .report import (
     check_name,
     clip_rows,
@@ -87,43 +82,39 @@ def estimate(
     """
     one_thread_a_call()
     source = movies if len(movies) > 1 else movies[0]
-    boxes = None if channels is None else parsed_boxes(channels)
+    boxes = None if channels is None else arguments.parsed_boxes(channels)
+    is_list = is_split(source, boxes)
     with contextlib.ExitStack() as files:
         with refusing(f"--channels {channels}", "boxes are parts of one movie; give one"):
             opened = open_channels(source, boxes, files=files)
-        is_list = is_split(source, boxes)
         shared = {"radius": radius, "radius-frames": radius_frames}
-        _check_counts(shared | {"offset": offset, "gain": gain}, len(opened))
-        if calibration is not None:
+        for name, values in (shared | {"offset": offset, "gain": gain}).items():
+            if values and len(values) not in (1, len(opened)):
+                given = f"--{name}: is given {len(values)} times for {len(opened)} channels"
+                raise UsageError(f"{given}; give it once for all, or once for each")
+        if channel is not None and calibration is None:
+            raise UsageError(f"--channel {channel}: is for --calibration; give that")
+        if calibration is None:
+            estimator = _chosen_estimator(radius, radius_frames, clip)
+        else:
             for name, value in (shared | {"clip": clip}).items():
                 if value:
-                    raise UsageError(
-                        f"--{name}: cannot be combined with --calibration; leave one out"
-                    )
-            estimator = read_calibration(calibration, channel, len(opened))
-        elif channel is not None:
-            raise UsageError(f"--channel {channel}: is for --calibration; give that too")
-        else:
-            rows = [parsed_radius(text) for text in radius or [USUAL_RADIUS]]
-            options = shared | {"radius": "; ".join(radius or []), "clip": clip}
-            estimator = chosen_estimator([(row[0], row[-1]) for row in rows], options)
-        if mask is not None and not estimator.takes_weights:
-            raise UsageError(
-                f"--mask {mask}: is for averages over time; give --radius-frames"
-            )
+                    raise UsageError(f"--{name}: is in --calibration, too; leave one out")
+            estimator = arguments.read_calibration(calibration, channel, len(opened))
+        if not estimator.takes_weights:
+            arguments.check_needs_time(mask=mask)
         weights: Any = mask
         if mask is not None and mask.suffix.lower() == ".npy":
             with refusing(f"--mask {mask}"):
                 weights = np.load(mask, mmap_mode="r")
         if quantity != "snr" and gain:
             raise UsageError("--gain: is for --quantity snr; leave it out, or give that")
-        if quantity == "snr" and not offset:
-            say("--quantity snr: takes the camera's offset for light, unless it is given")
-        camera = _shared_or_each(offset) or 0.0, _shared_or_each(gain)
+        count = len(opened)
+        camera = [values and np.resize(values, count) for values in (offset or [0.0], gain)]
         with refusing(f"--quantity {quantity}, --dtype {dtype}"):
-            make_output(
-                quantity, dtype, *camera, channel_count=len(opened), is_one_stack=False
-            )
+            make_output(quantity, dtype, *camera, channel_count=count, is_one_stack=False)
+        if quantity == "snr" and not offset:
+            say("--quantity snr: takes the camera's offset for light; give --offset")
         sinks = _numbered(out, len(opened)) if is_list else [out]
         for sink in sinks:
             check_name(sink)
@@ -143,55 +134,53 @@ def estimate(
         )
     for sink in sinks:
         print(f"wrote {printable(sink)}")
-    written = f"{'SNR' if quantity == 'snr' else quantity}, {dtype}"
-    if quantity != "residual":
-        adu = "; ".join(f"{value:g}" for value in offset or [])
-        rest = f"above the offset of {adu} ADU" if adu else "the camera's offset included"
-        written += f", {rest}"
+    adu = "; ".join(f"{value:g}" for value in offset or [])
+    rest = f"above the offset of {adu} ADU" if adu else "the camera's offset included"
+    written = {
+        "background": f"background, {dtype}, {rest}",
+        "residual": f"residual, {dtype}",
+        "snr": f"SNR, {dtype}, {rest}",
+    }
     sizes = "; ".join(f"{c.shape[1]} x {c.shape[2]} px" for c in opened)
-    rows = {"frames": f"{summary.frames} of {sizes}", "written": written}
-    print_rows(rows | _estimator_rows(estimator) | _summary_rows(summary))
+    about = {"frames": f"{summary.frames} of {sizes}", "written": written[quantity]}
+    print_rows(about | _rows(estimator, summary))
 
 
-def _check_counts(options: dict[str, Any], channel_count: int) -> None:
-    for name, values in options.items():
-        if values and len(values) not in (1, channel_count):
-            raise UsageError(
-                f"--{name}: is given {len(values)} times, but there "
-                f"{counted(channel_count)}; give it once for all, or once for each"
-            )
-
-
-def _shared_or_each(values: list[float] | None) -> Any:
-    return values[0] if values and len(values) == 1 else values
+def _chosen_estimator(
+    radius: list[str] | None, radius_frames: list[float] | None, clip: str | None
+) -> SpatialMean | LocalMean:
+    parsed = map(arguments.parsed_radius, radius or [USUAL_RADIUS])
+    rows = [(radii[0], radii[-1]) for radii in parsed]
+    if not radius_frames:
+        arguments.check_needs_time(clip=clip)
+        return SpatialMean(rows)
+    soft_clip = arguments.parsed_clip(clip)
+    with refusing(f"--radius-frames {'; '.join(map(str, radius_frames))}"):
+        return LocalMean(rows, radius_frames, clip=soft_clip)
 
 
 def _numbered(out: Path, count: int) -> list[Path]:
-    """A name for each channel, as bkgd-1.ome.tif for bkgd.ome.tif."""
-    if count == 1:
-        return [out]
-    pattern = re.compile(r"((\.ome)?\.[^.]+)?$", re.IGNORECASE)
-    names = [pattern.sub(rf"-{index + 1}\1", out.name, count=1) for index in range(count)]
-    return [out.with_name(name) for name in names]
+    """A name for each of several channels, as bkgd-1.ome.tif for bkgd.ome.tif."""
+    numbers = [rf"-{number}\1" for number in range(1, count + 1)] if count > 1 else [r"\1"]
+    suffix = re.compile(r"((\.ome)?\.[^.]+)?$", re.IGNORECASE)
+    return [out.with_name(suffix.sub(number, out.name, count=1)) for number in numbers]
 
 
-def _estimator_rows(estimator: RadiiEstimator) -> dict[str, str]:
+def _rows(estimator: RadiiEstimator, summary: MovieSummary) -> dict[str, str]:
     radii = [
         ", ".join([yx_text(y, x, "px"), *(f"{count:g} frames" for count in frames)])
         for *frames, y, x in estimator.radii.tolist()
     ]
-    return {"radius": "; ".join(radii), **clip_rows(estimator)}
-
-
-def _summary_rows(summary: MovieSummary) -> dict[str, str]:
     rows = {
+        "radius": "; ".join(radii),
+        **clip_rows(estimator),
         "noise factor": "; ".join(f"{f:.4f}" for f in summary.noise_corrections),
         "chunks": f"of {summary.chunk_frames} frames, on {summary.workers} threads",
         "time": f"{summary.seconds:.2f} s, {summary.megapixels_per_second:.1f} Mpx/s",
     }
+    of_all = f"of {summary.frames} frames"
     if summary.resumed_frames:
         rows["resumed"] = f"{summary.resumed_frames} frames had been done before"
-    of_all = f"of {summary.frames} frames"
     if summary.clipped_frames:
         rows["clipped"] = f"to uint16, in {summary.clipped_frames} {of_all}"
     if summary.nonfinite_frames:

@@ -7,19 +7,21 @@ from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
+import PIL.Image
 from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from mpl_toolkits.axes_grid1.anchored_artists import AnchoredSizeBar
-from PIL import Image
 
 from .._calibration.calibrate import CalibrationHistory
 from .._estimators.local_mean import LocalMean
 from .._estimators.spatial_mean import SpatialMean
 from .._movies.movie import Channel
-from .options import one_channel
+from .arguments import one_channel
 from .report import write_whole
 
+
+Image = Float[np.ndarray, "height width"]
 
 # y and x, told apart where their lines meet.
 _AXIS_LINES = (("y", "#1b5fa5", "-"), ("x", "#b8443f", "--"))
@@ -30,13 +32,7 @@ _MOST_PIXELS = 2**25
 
 @mpl.rc_context({"font.size": 8})
 def save_channel_figure(
-    path: Path,
-    *,
-    frame: Float[np.ndarray, "height width"],
-    true_bkgd: Float[np.ndarray, "height width"],
-    bkgd: Float[np.ndarray, "height width"],
-    snr: Float[np.ndarray, "height width"],
-    title: str,
+    path: Path, *, frame: Image, true_bkgd: Image, bkgd: Image, snr: Image, title: str
 ) -> None:
     """Draw a frame, its true and its estimated background, and what follows from them.
 
@@ -118,14 +114,14 @@ def save_calibration_figure(
     _save(figure, path)
 
 
-def _range(image: np.ndarray) -> tuple[float, float]:
+def _range(image: Float[np.ndarray, "..."]) -> tuple[float, float]:
     """The limits of the colours; molecules and noise beyond them saturate."""
     low, high = np.percentile(image, [0.5, 99.8])
     return float(low), float(high)
 
 
 def _show(
-    axes: Axes, title: str, image: np.ndarray, colours: str, limits: tuple[float, float]
+    axes: Axes, title: str, image: Image, colours: str, limits: tuple[float, float]
 ) -> None:
     """Show an image with a scale bar of a fifth of its width, in tens of pixels."""
     axes.set_title(title)
@@ -143,6 +139,7 @@ def _save(figure: Figure, path: Path) -> None:
     drawn, small = io.BytesIO(), io.BytesIO()
     figure.savefig(drawn, format="png")
     # Rare colours, as those of the largest errors, count as much as frequent ones.
-    method = Image.Quantize.MAXCOVERAGE
-    Image.open(drawn).convert("RGB").quantize(256, method).save(small, "PNG", optimize=True)
+    method = PIL.Image.Quantize.MAXCOVERAGE
+    colours = PIL.Image.open(drawn).convert("RGB").quantize(256, method)
+    colours.save(small, "PNG", optimize=True)
     write_whole(path, small.getvalue())

@@ -15,7 +15,7 @@ OPTIONS = "movies MOVIE: Files, folders or quoted patterns."
 
 def info(movies: list[Path]) -> None:
     """Print the format, the size and the pixel size of movies."""
-    are_read = True
+    code = 0
     for number, path in enumerate(movies):
         if number:
             print()
@@ -24,9 +24,8 @@ def info(movies: list[Path]) -> None:
                 print_rows(_rows(movie))
         except MovieError as error:
             say(str(error))
-            are_read = False
-    if not are_read:
-        sys.exit(2)
+            code = 2
+    sys.exit(code)
 
 
 def _rows(movie: Movie) -> dict[str, str]:

@@ -14,7 +14,7 @@ INTERRUPTED = 130
 def main() -> NoReturn:
     """Run the command `jaxbkgd` with the arguments of this process, and exit."""
     try:
-        # The import of JAX takes seconds, and would lose Ctrl-C in the main thread.
+        # The import of JAX takes seconds, and in the main thread it loses Ctrl-C.
         loading = ThreadPoolExecutor(1).submit(
             importlib.import_module, f"{__package__}.app"
         )
@@ -22,9 +22,10 @@ def main() -> NoReturn:
             wait([loading], timeout=0.1)
         loading.result().app(prog_name="jaxbkgd")
     except ModuleNotFoundError as error:
-        sys.exit(_report(missing_text(error), 2))
+        print(f"jaxbkgd: {missing_text(error)}", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
-        _report("interrupted; nothing has been written", INTERRUPTED)
+        print("jaxbkgd: interrupted; nothing has been written", file=sys.stderr)
     except SystemExit as end:
         if end.code != INTERRUPTED:
             raise
@@ -35,12 +36,5 @@ def main() -> NoReturn:
 
 
 def missing_text(error: ModuleNotFoundError) -> str:
-    return (
-        f"the command line needs the Python package {error.name}; install it with: "
-        "pip install 'jaxbkgd[cli]'"
-    )
-
-
-def _report(text: str, code: int) -> int:
-    print(f"jaxbkgd: {text}", file=sys.stderr, flush=True)
-    return code
+    package = f"the command line needs the Python package {error.name}"
+    return f"{package}; install it with: pip install 'jaxbkgd[cli]'"

@@ -26,7 +26,7 @@ def refusing(given: str, rule: str | None = None) -> Iterator[None]:
         yield
     except MovieError:
         raise
-    except (OSError, ValueError) as error:
+    except (OSError, TypeError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else None
         raise UsageError(f"{given}: {rule or reason or error}") from error
 

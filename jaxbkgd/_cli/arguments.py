@@ -1,0 +1,96 @@
+"""Options that are texts or files, and the estimators that they ask for."""
+
+import json
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from .._estimators.radii_estimator import RadiiEstimator
+from .._estimators.soft_clip import SoftClip
+from .._estimators.spatial_mean import SpatialMean
+from .._movies.movie import Box
+from .report import refusing, say, UsageError
+
+
+# The radius that smlmlp takes for every movie, and the threshold of LocalMean's clip.
+USUAL_RADIUS, USUAL_CLIP = "7", "3"
+
+CLIP_HELP = (
+    "With --radius-frames: leave out molecules above so many standard deviations of the "
+    f"noise, {USUAL_CLIP} by default, or none."
+)
+
+# Fields of a saved estimator or clip that may have an entry for each channel.
+_CHANNEL_FIELDS = {"radii_pix", "radius_frames", "frozen", "gains", "read_noise_electrons"}
+
+_Estimator = TypeVar("_Estimator", bound=RadiiEstimator)
+
+
+def parsed_radius(text: str) -> tuple[float, ...]:
+    """One radius in pixels, or (y, x)."""
+    with refusing(f"--radius {text}", "is neither a number of pixels nor a pair as 6,10"):
+        radii = tuple(map(float, text.split(",")))
+        if len(radii) > 2:
+            raise ValueError
+    with refusing(f"--radius {text}"):
+        SpatialMean([radii])
+    return radii
+
+
+def parsed_boxes(text: str) -> list[Box]:
+    rule = "are no boxes x0,y0,x1,y1 of whole pixels, as in '0,0,256,512;256,0,512,512'"
+    with refusing(f"--channels {text}", rule):
+        boxes = (map(int, box.split(",")) for box in text.split(";"))
+        return [(x0, y0, x1, y1) for x0, y0, x1, y1 in boxes]
+
+
+def parsed_clip(text: str | None) -> SoftClip | None:
+    with refusing(f"--clip {text}", "is neither none nor a threshold from 0.01 to 100"):
+        return None if text == "none" else SoftClip(float(text or USUAL_CLIP))
+
+
+def check_needs_time(**options: object) -> None:
+    """Refuse options of averages over time where there is none."""
+    for name, value in options.items():
+        if value is not None:
+            option = f"--{name.replace('_', '-')} {value}"
+            raise UsageError(f"{option}: is for averages over time; give --radius-frames")
+
+
+def read_calibration(path: Path, channel: int | None, channel_count: int) -> RadiiEstimator:
+    """The estimator that `jaxbkgd calibrate` wrote, for one of its channels or for all."""
+    with refusing(f"{path}: cannot be read"):
+        text = path.read_text("utf-8")
+    with refusing(f"{path}: is no calibration"):
+        estimator = RadiiEstimator.from_json(text)
+        about = dict(json.loads(text).get("calibration", {}))
+        # In time, the radius of a steady background has no upper limit.
+        bounds = [row[-2:] for row in about.get("is_at_bound", [])]
+        is_at_bound = np.any(bounds if channel is None else bounds[channel - 1 : channel])
+    count = len(estimator.radii)
+    if channel is not None and channel_count > 1:
+        raise UsageError(f"--channel {channel}: is for a single channel; leave it out")
+    if channel is not None and channel > count:
+        raise UsageError(f"--channel {channel}: {path} has {count} of them")
+    if channel is None and count not in (1, channel_count):
+        remedy = "; say which one with --channel" if channel_count == 1 else ""
+        raise UsageError(f"{path}: has {count} channels, not {channel_count}{remedy}")
+    faults = []
+    if not about.get("is_converged", True):
+        faults.append("the search for these radii had not ended")
+    if is_at_bound:
+        faults.append("a radius is at its bound")
+    if faults:
+        say(f"{path}: {' and '.join(faults)}; the background may be off")
+    return estimator if channel is None else one_channel(estimator, channel - 1)
+
+
+def one_channel(estimator: _Estimator, index: int, **fields: Any) -> _Estimator:
+    """The estimator for one of its channels, with these fields in place of its own."""
+    saved = json.loads(estimator.to_json())
+    for part in (saved, saved.get("clip") or {}):
+        for name in _CHANNEL_FIELDS & part.keys():
+            if part[name] and len(part[name]) > 1:
+                part[name] = [part[name][index]]
+    return type(estimator).from_json(json.dumps(saved | fields))
