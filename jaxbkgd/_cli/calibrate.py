@@ -25,9 +25,6 @@ from .figures import save_calibration_figure
 from .report import check_output, clip_rows, print_table, printable, refusing, write_whole
 
 
-# The loss is drawn at so many radii.
-_GRID_RADII = 15
-
 OPTIONS = f"""
 movies MOVIE: Movies of the same length, of one channel or more each.
 out CALIBRATION.json: The file to write.
@@ -88,7 +85,7 @@ def calibrate(
         for channel in channels:
             number = f", channel {channel.index + 1}" if channel.movie.shape[1] > 1 else ""
             names.append(printable(Path(channel.movie.name).name) + number)
-        _write(out, names, module, history)
+        _write(out, names, module, history, None)
         kept = f"the radii are in {out}, and there is no figure"
         try:
             if history.stop_reason.startswith("interrupted"):
@@ -96,7 +93,7 @@ def calibrate(
                 kept = f"the best radii so far are in {out}; {remedy}"
                 raise KeyboardInterrupt
             bound = module.max_radius_pix
-            grid_pix = np.geomspace(min(1, bound / 10), 0.99 * bound, _GRID_RADII)
+            grid_pix = np.geomspace(min(1, bound / 10), 0.99 * bound, 15)
             losses = _channel_losses(module, history, channels, grid_pix)
             _print_calibration(names, module, history, losses)
             _write(out, names, module, history, losses)
@@ -110,11 +107,7 @@ def calibrate(
 
 
 def _write(
-    out: Path,
-    names: list[str],
-    module: _Module,
-    history: CalibrationHistory,
-    losses: Float[np.ndarray, "channels losses"] | None = None,
+    path: Path, names: list[str], module: _Module, history: CalibrationHistory, losses: Any
 ) -> None:
     about: dict[str, Any] = {
         "movies": names,
@@ -129,7 +122,7 @@ def _write(
         about["loss"] = _json_numbers(losses[:, 0])
         about[f"loss_at_{USUAL_RADIUS}_pix"] = _json_numbers(losses[:, 1])
     fields = json.loads(module.to_json()) | {"calibration": about}
-    write_whole(out, json.dumps(fields, indent=2, allow_nan=False).encode())
+    write_whole(path, json.dumps(fields, indent=2, allow_nan=False).encode())
 
 
 def _json_numbers(values: Any) -> Any:
@@ -167,14 +160,11 @@ def _print_calibration(
         column = {"movie": name}
         for axis in range(-len(module.radius_units), 0):
             radius, std = module.radii[number, axis], history.radii_std[number, axis]
-            unit = module.radius_units[axis]
-            # The uncertainty is not below the last digit.
-            rest = f" +- {max(std, 0.01):.2f} {unit}"
-            if not np.isfinite(std):
-                is_at_bound = history.is_at_bound[number, axis]
-                rest = f" {unit}, " + (
-                    (is_at_bound and "at its bound") or "uncertainty unknown"
-                )
+            unit, is_at_bound = module.radius_units[axis], history.is_at_bound[number, axis]
+            rest = f" {unit}, {'at its bound' if is_at_bound else 'uncertainty unknown'}"
+            if np.isfinite(std):
+                # The uncertainty is not below the last digit.
+                rest = f" +- {max(std, 0.01):.2f} {unit}"
             column[f"radius in {('time', 'y', 'x')[axis]}"] = f"{radius:.2f}{rest}"
         learned, usual = losses[number, :2].tolist()
         column |= clip_rows(module)

@@ -26,9 +26,6 @@ Image = Real[np.ndarray, "height width"]
 # y and x, told apart where their lines meet.
 _AXIS_LINES = (("y", "#1b5fa5", "-"), ("x", "#b8443f", "--"))
 
-# A frame is drawn with at most so many pixels of the frames around it.
-_MOST_PIXELS = 2**25
-
 
 @mpl.rc_context({"font.size": 8})
 def save_channel_figure(
@@ -100,7 +97,7 @@ def save_calibration_figure(
         steps.locator_params("x", nbins=5, integer=True)
         steps.legend()
         # Of frames that do not fit in memory, fewer make no difference to the eye.
-        most = _MOST_PIXELS // (2 * math.prod(channel.shape[1:]))
+        most = 2**24 // math.prod(channel.shape[1:])
         first = max(0, middle - min(module.halo_frames, most))
         frames = channel[first : 2 * middle - first + 1]
         background = one_channel(module, number).for_inference()(frames)
