@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from .._estimators.local_mean import LocalMean
 from .._estimators.radii_estimator import RadiiEstimator
 from .._estimators.soft_clip import SoftClip
 from .._estimators.spatial_mean import SpatialMean
@@ -33,8 +34,6 @@ def parsed_radius(text: str) -> tuple[float, ...]:
         radii = tuple(map(float, text.split(",")))
         if len(radii) > 2:
             raise ValueError
-    with refusing(f"--radius {text}"):
-        SpatialMean([radii])
     return radii
 
 
@@ -45,17 +44,26 @@ def parsed_boxes(text: str) -> list[Box]:
         return [(x0, y0, x1, y1) for x0, y0, x1, y1 in boxes]
 
 
-def parsed_clip(text: str | None) -> SoftClip | None:
-    with refusing(f"--clip {text}", "is neither none nor a threshold from 0.01 to 100"):
-        return None if text == "none" else SoftClip(float(text or USUAL_CLIP))
-
-
 def check_needs_time(**options: object) -> None:
     """Refuse options of averages over time where there is none."""
     for name, value in options.items():
         if value is not None:
             option = f"--{name.replace('_', '-')} {value}"
             raise UsageError(f"{option}: is for averages over time; give --radius-frames")
+
+
+def chosen_estimator(
+    given: str, rows: Any, radius_frames: Any, clip: str | None, **bounds: Any
+) -> SpatialMean | LocalMean:
+    """The mean of each frame under these radii, a row a channel, or over time too."""
+    if radius_frames in (None, []):
+        check_needs_time(clip=clip, max_radius_frames=bounds.pop("max_radius_frames", None))
+        with refusing(given):
+            return SpatialMean(rows, **bounds)
+    with refusing(f"--clip {clip}", "is neither none nor a threshold from 0.01 to 100"):
+        soft_clip = None if clip == "none" else SoftClip(float(clip or USUAL_CLIP))
+    with refusing(f"{given}, --radius-frames {radius_frames}"):
+        return LocalMean(rows, radius_frames, clip=soft_clip, **bounds)
 
 
 def read_calibration(path: Path, channel: int | None, channel_count: int) -> RadiiEstimator:

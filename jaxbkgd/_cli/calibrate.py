@@ -1,7 +1,7 @@
 """`jaxbkgd calibrate`: the averaging radii of a movie, learned from the movie itself."""
 
 import contextlib
-import functools
+import functools as ft
 import json
 import math
 from collections.abc import Sequence
@@ -19,20 +19,11 @@ from .._estimators.spatial_mean import SpatialMean
 from .._movies.movie import Channel
 from .._movies.open import open_movie
 from .._workers import progress_bar, run_interruptibly
-from .arguments import (
-    check_needs_time,
-    CLIP_HELP,
-    one_channel,
-    parsed_clip,
-    parsed_radius,
-    USUAL_RADIUS,
-)
+from . import arguments
+from .arguments import CLIP_HELP, one_channel, USUAL_RADIUS
+from .figures import save_calibration_figure
 from .report import check_output, clip_rows, print_table, printable, refusing, write_whole
 
-
-_USUAL_RADIUS_PIX = float(USUAL_RADIUS)
-# The loss is drawn at so many radii.
-_GRID_RADII = 15
 
 OPTIONS = f"""
 movies MOVIE: Movies of the same length, of one channel or more each.
@@ -70,23 +61,31 @@ def calibrate(
     Prints the radii and the error that they save, and writes them for
     `jaxbkgd estimate --calibration`. Ctrl-C keeps the best radii so far.
     """
-    # Without matplotlib, no work is done.
-    from .figures import save_calibration_figure
-
     png = out.with_suffix(".png") if figure is None else figure
     check_output(out, ".json", overwrite=overwrite)
     check_output(png, ".png", overwrite=overwrite)
     with contextlib.ExitStack() as files:
         opened = [files.enter_context(open_movie(movie)) for movie in movies]
         channels = [channel for movie in opened for channel in movie.channels]
-        rows = len(channels) * [parsed_radius(radius)]
-        start = _start(rows, max_radius, radius_frames, max_radius_frames, clip)
+        if radius_frames is not None and max_radius_frames is None:
+            max_radius_frames = 60.0
+        start = arguments.chosen_estimator(
+            f"--radius {radius}, --max-radius {max_radius:g}",
+            len(channels) * [arguments.parsed_radius(radius)],
+            radius_frames,
+            clip,
+            max_radius_pix=max_radius,
+            max_radius_frames=max_radius_frames,
+        )
         with refusing(", ".join(map(str, movies))):
             module, history = calibration.calibrate(
                 channels, start, objective=FramePairLoss(lag), steps=steps
             )
-        names = [_channel_name(channel) for channel in channels]
-        _write(out, names, module, history)
+        names = []
+        for channel in channels:
+            number = f", channel {channel.index + 1}" if channel.movie.shape[1] > 1 else ""
+            names.append(printable(Path(channel.movie.name).name) + number)
+        _write(out, names, module, history, None)
         kept = f"the radii are in {out}, and there is no figure"
         try:
             if history.stop_reason.startswith("interrupted"):
@@ -94,13 +93,12 @@ def calibrate(
                 kept = f"the best radii so far are in {out}; {remedy}"
                 raise KeyboardInterrupt
             bound = module.max_radius_pix
-            grid_pix = np.geomspace(min(1, bound / 10), 0.99 * bound, _GRID_RADII)
+            grid_pix = np.geomspace(min(1, bound / 10), 0.99 * bound, 15)
             losses = _channel_losses(module, history, channels, grid_pix)
             _print_calibration(names, module, history, losses)
             _write(out, names, module, history, losses)
             print(f"wrote {printable(out)}")
-            named = list(zip(names, channels, strict=True))
-            draw = functools.partial(save_calibration_figure, png, named)
+            draw = ft.partial(save_calibration_figure, png, names, channels)
             run_interruptibly(draw, module, history, grid_pix, losses[:, 2:])
         except KeyboardInterrupt as interrupt:
             interrupt.add_note(kept)
@@ -108,32 +106,8 @@ def calibrate(
         print(f"wrote {printable(png)}")
 
 
-def _start(
-    rows: list[tuple[float, ...]],
-    max_radius: float,
-    radius_frames: float | None,
-    max_radius_frames: float | None,
-    clip: str | None,
-) -> _Module:
-    """The estimator to start from, with a row of one radius or two for each channel."""
-    given = f"--radius {','.join(f'{r:g}' for r in rows[0])}, --max-radius {max_radius:g}"
-    if radius_frames is None:
-        check_needs_time(clip=clip, max_radius_frames=max_radius_frames)
-        with refusing(given):
-            return SpatialMean(rows, max_radius_pix=max_radius)
-    bound = 60.0 if max_radius_frames is None else max_radius_frames
-    options: dict[str, Any] = {"max_radius_pix": max_radius, "max_radius_frames": bound}
-    options["clip"] = parsed_clip(clip)
-    with refusing(f"{given}, --radius-frames {radius_frames:g}"):
-        return LocalMean(rows, radius_frames, **options)
-
-
 def _write(
-    out: Path,
-    names: list[str],
-    module: _Module,
-    history: CalibrationHistory,
-    losses: np.ndarray | None = None,
+    path: Path, names: list[str], module: _Module, history: CalibrationHistory, losses: Any
 ) -> None:
     about: dict[str, Any] = {
         "movies": names,
@@ -148,7 +122,7 @@ def _write(
         about["loss"] = _json_numbers(losses[:, 0])
         about[f"loss_at_{USUAL_RADIUS}_pix"] = _json_numbers(losses[:, 1])
     fields = json.loads(module.to_json()) | {"calibration": about}
-    write_whole(out, (json.dumps(fields, indent=2, allow_nan=False) + "\n").encode())
+    write_whole(path, json.dumps(fields, indent=2, allow_nan=False).encode())
 
 
 def _json_numbers(values: Any) -> Any:
@@ -158,13 +132,6 @@ def _json_numbers(values: Any) -> Any:
     return float(f"{values:.4g}") if np.isfinite(values) else None
 
 
-def _channel_name(channel: Channel) -> str:
-    """The name of its file, and its number where the file holds several."""
-    movie = channel.movie
-    number = f", channel {channel.index + 1}" if movie.shape[1] > 1 else ""
-    return printable(Path(movie.name).name) + number
-
-
 def _channel_losses(
     module: _Module,
     history: CalibrationHistory,
@@ -172,43 +139,33 @@ def _channel_losses(
     grid_pix: Float[np.ndarray, " radii"],
 ) -> Float[np.ndarray, "channels losses"]:
     """The loss of each channel at its radii, at the usual radius, and over the grid."""
-    radii = [[radius, radius] for radius in (_USUAL_RADIUS_PIX, *grid_pix.tolist())]
-    bound = max(module.max_radius_pix, 2 * _USUAL_RADIUS_PIX)
+    others = [[radius, radius] for radius in (float(USUAL_RADIUS), *grid_pix.tolist())]
+    bound = max(module.max_radius_pix, 2 * float(USUAL_RADIUS))
     losses = []
     with progress_bar(len(channels)) as report:
         for number, channel in enumerate(channels):
             report(number, f"channel {number + 1}: drawing the loss")
-            estimators = [
-                one_channel(module, number, radii_pix=[row], max_radius_pix=bound)
-                for row in (module.radii_pix[number].tolist(), *radii)
-            ]
+            rows = [module.radii_pix[number].tolist(), *others]
+            alone = ft.partial(one_channel, module, number, max_radius_pix=bound)
+            estimators = [alone(radii_pix=[row]) for row in rows]
             losses.append(calibration.losses_at(estimators, [channel], history.objective))
     return np.stack(losses)
 
 
 def _print_calibration(
-    names: Sequence[str], module: _Module, history: CalibrationHistory, losses: np.ndarray
+    names: list[str], module: _Module, history: CalibrationHistory, losses: np.ndarray
 ) -> None:
-    axes = ("time", "y", "x")[-module.radii.shape[1] :]
     columns = []
     for number, name in enumerate(names):
         column = {"movie": name}
-        found = zip(
-            axes,
-            module.radius_units,
-            module.radii[number].tolist(),
-            history.radii_std[number].tolist(),
-            history.is_at_bound[number].tolist(),
-            strict=True,
-        )
-        for axis, unit, radius, std, is_at_bound in found:
-            # The uncertainty is not below the last digit.
-            rest = f" +- {max(std, 0.01):.2f} {unit}"
-            if is_at_bound or not math.isfinite(std):
-                rest = (
-                    f" {unit}, {'at its bound' if is_at_bound else 'uncertainty unknown'}"
-                )
-            column[f"radius in {axis}"] = f"{radius:.2f}{rest}"
+        for axis in range(-len(module.radius_units), 0):
+            radius, std = module.radii[number, axis], history.radii_std[number, axis]
+            unit, is_at_bound = module.radius_units[axis], history.is_at_bound[number, axis]
+            rest = f" {unit}, {'at its bound' if is_at_bound else 'uncertainty unknown'}"
+            if np.isfinite(std):
+                # The uncertainty is not below the last digit.
+                rest = f" +- {max(std, 0.01):.2f} {unit}"
+            column[f"radius in {('time', 'y', 'x')[axis]}"] = f"{radius:.2f}{rest}"
         learned, usual = losses[number, :2].tolist()
         column |= clip_rows(module)
         column["RMS error, learned"] = _error_text(learned)
@@ -223,6 +180,4 @@ def _print_calibration(
 
 def _error_text(loss: float) -> str:
     """The root of the loss, a mean square error over the variance of the noise."""
-    return (
-        f"{math.sqrt(loss):.3f} of the noise" if loss > 0 else "below what can be measured"
-    )
+    return f"{loss**0.5:.3f} of the noise" if loss > 0 else "below what can be measured"

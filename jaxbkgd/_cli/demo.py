@@ -1,8 +1,6 @@
 """`jaxbkgd demo`: the background of a simulated movie, beside the truth."""
 
-import functools
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -11,6 +9,7 @@ import numpy as np
 from .._estimators.spatial_mean import SpatialMean
 from .._simulation import simulate_movie
 from .._workers import one_thread_a_call, progress_bar, run_interruptibly
+from .figures import save_channel_figure
 from .report import print_table, printable, refusing
 
 
@@ -29,9 +28,6 @@ def demo(out: Path = Path("jaxbkgd-demo"), seed: int = 0) -> None:
 
     Prints the error of the estimate and its time, and draws a figure of each channel.
     """
-    # Without matplotlib, no work is done.
-    from .figures import save_channel_figure
-
     one_thread_a_call()
     with refusing(f"{out}: cannot be made a folder"):
         out.mkdir(parents=True, exist_ok=True)
@@ -40,14 +36,13 @@ def demo(out: Path = Path("jaxbkgd-demo"), seed: int = 0) -> None:
     with progress_bar(len(paths)) as report:
         for number, path in enumerate(paths):
             report(number, f"channel {number + 1}")
-            draw = functools.partial(save_channel_figure, path)
-            columns.append(run_interruptibly(_show_channel, number, seed, draw))
+            columns.append(run_interruptibly(_show_channel, number, seed, path))
     print_table("Spatial mean of a simulated movie", columns)
     for path in paths:
         print(f"wrote {printable(path)}")
 
 
-def _show_channel(number: int, seed: int, draw: Callable[..., None]) -> dict[str, str]:
+def _show_channel(number: int, seed: int, path: Path) -> dict[str, str]:
     """Draw a channel; return the rows of its column."""
     photons, scale_pix, radius_pix = _CHANNELS[number]
     frame_count, height, width = _SHAPE
@@ -70,7 +65,8 @@ def _show_channel(number: int, seed: int, draw: Callable[..., None]) -> dict[str
     seconds = time.perf_counter() - start
     error = float(np.sqrt(np.mean(np.square(background.bkgds - true_bkgds))))
     middle = frame_count // 2
-    draw(
+    save_channel_figure(
+        path,
         frame=frames[middle],
         true_bkgd=true_bkgds[middle],
         bkgd=np.asarray(background.bkgds[middle]),

@@ -9,23 +9,12 @@ import numpy as np
 
 from .._batch.compute import Dtype, make_output, Quantity
 from .._batch.run import estimate_movie, MovieSummary
-from .._estimators.local_mean import LocalMean
 from .._estimators.radii_estimator import RadiiEstimator
-from .._estimators.spatial_mean import SpatialMean
 from .._movies.sources import is_split, open_channels
 from .._workers import one_thread_a_call
-from . import arguments
+from . import arguments, report
 from .arguments import CLIP_HELP, USUAL_RADIUS
-from .report import (
-    check_name,
-    clip_rows,
-    print_rows,
-    printable,
-    refusing,
-    say,
-    UsageError,
-    yx_text,
-)
+from .report import refusing, UsageError
 
 
 _SHARED = "Give it once for all channels, or once for each."
@@ -84,23 +73,28 @@ def estimate(
     source = movies if len(movies) > 1 else movies[0]
     boxes = None if channels is None else arguments.parsed_boxes(channels)
     is_list = is_split(source, boxes)
+    if boxes is not None and len(movies) > 1:
+        raise UsageError(f"--channels {channels}: boxes are parts of one movie; give one")
     with contextlib.ExitStack() as files:
-        with refusing(f"--channels {channels}", "boxes are parts of one movie; give one"):
-            opened = open_channels(source, boxes, files=files)
+        opened = open_channels(source, boxes, files=files)
+        count = len(opened)
         shared = {"radius": radius, "radius-frames": radius_frames}
         for name, values in (shared | {"offset": offset, "gain": gain}).items():
-            if values and len(values) not in (1, len(opened)):
-                given = f"--{name}: is given {len(values)} times for {len(opened)} channels"
+            if values and len(values) not in (1, count):
+                given = f"--{name}: is given {len(values)} times for {count} channels"
                 raise UsageError(f"{given}; give it once for all, or once for each")
         if channel is not None and calibration is None:
             raise UsageError(f"--channel {channel}: is for --calibration; give that")
         if calibration is None:
-            estimator = _chosen_estimator(radius, radius_frames, clip)
+            texts = radius or [USUAL_RADIUS]
+            rows = [(radii[0], radii[-1]) for radii in map(arguments.parsed_radius, texts)]
+            given = f"--radius {'; '.join(texts)}"
+            estimator = arguments.chosen_estimator(given, rows, radius_frames, clip)
         else:
             for name, value in (shared | {"clip": clip}).items():
                 if value:
                     raise UsageError(f"--{name}: is in --calibration, too; leave one out")
-            estimator = arguments.read_calibration(calibration, channel, len(opened))
+            estimator = arguments.read_calibration(calibration, channel, count)
         if not estimator.takes_weights:
             arguments.check_needs_time(mask=mask)
         weights: Any = mask
@@ -109,15 +103,14 @@ def estimate(
                 weights = np.load(mask, mmap_mode="r")
         if quantity != "snr" and gain:
             raise UsageError("--gain: is for --quantity snr; leave it out, or give that")
-        count = len(opened)
-        camera = [values and np.resize(values, count) for values in (offset or [0.0], gain)]
+        camera = np.resize(offset or 0.0, count), np.resize(gain, count) if gain else None
         with refusing(f"--quantity {quantity}, --dtype {dtype}"):
             make_output(quantity, dtype, *camera, channel_count=count, is_one_stack=False)
         if quantity == "snr" and not offset:
-            say("--quantity snr: takes the camera's offset for light; give --offset")
-        sinks = _numbered(out, len(opened)) if is_list else [out]
+            report.say("--quantity snr: takes the camera's offset for light; give --offset")
+        sinks = _numbered(out, count) if is_list else [out]
         for sink in sinks:
-            check_name(sink)
+            report.check_name(sink)
         summary = estimate_movie(
             opened if is_list else opened[0].movie,
             estimator,
@@ -133,7 +126,7 @@ def estimate(
             overwrite=overwrite,
         )
     for sink in sinks:
-        print(f"wrote {printable(sink)}")
+        print(f"wrote {report.printable(sink)}")
     adu = "; ".join(f"{value:g}" for value in offset or [])
     rest = f"above the offset of {adu} ADU" if adu else "the camera's offset included"
     written = {
@@ -143,20 +136,7 @@ def estimate(
     }
     sizes = "; ".join(f"{c.shape[1]} x {c.shape[2]} px" for c in opened)
     about = {"frames": f"{summary.frames} of {sizes}", "written": written[quantity]}
-    print_rows(about | _rows(estimator, summary))
-
-
-def _chosen_estimator(
-    radius: list[str] | None, radius_frames: list[float] | None, clip: str | None
-) -> SpatialMean | LocalMean:
-    parsed = map(arguments.parsed_radius, radius or [USUAL_RADIUS])
-    rows = [(radii[0], radii[-1]) for radii in parsed]
-    if not radius_frames:
-        arguments.check_needs_time(clip=clip)
-        return SpatialMean(rows)
-    soft_clip = arguments.parsed_clip(clip)
-    with refusing(f"--radius-frames {'; '.join(map(str, radius_frames))}"):
-        return LocalMean(rows, radius_frames, clip=soft_clip)
+    report.print_rows(about | _rows(estimator, summary))
 
 
 def _numbered(out: Path, count: int) -> list[Path]:
@@ -168,12 +148,12 @@ def _numbered(out: Path, count: int) -> list[Path]:
 
 def _rows(estimator: RadiiEstimator, summary: MovieSummary) -> dict[str, str]:
     radii = [
-        ", ".join([yx_text(y, x, "px"), *(f"{count:g} frames" for count in frames)])
+        ", ".join([report.yx_text(y, x, "px"), *(f"{count:g} frames" for count in frames)])
         for *frames, y, x in estimator.radii.tolist()
     ]
     rows = {
         "radius": "; ".join(radii),
-        **clip_rows(estimator),
+        **report.clip_rows(estimator),
         "noise factor": "; ".join(f"{f:.4f}" for f in summary.noise_corrections),
         "chunks": f"of {summary.chunk_frames} frames, on {summary.workers} threads",
         "time": f"{summary.seconds:.2f} s, {summary.megapixels_per_second:.1f} Mpx/s",

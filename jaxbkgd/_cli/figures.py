@@ -8,7 +8,7 @@ from pathlib import Path
 import matplotlib as mpl
 import numpy as np
 import PIL.Image
-from jaxtyping import Float
+from jaxtyping import Float, Real
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from mpl_toolkits.axes_grid1.anchored_artists import AnchoredSizeBar
@@ -21,13 +21,10 @@ from .arguments import one_channel
 from .report import write_whole
 
 
-Image = Float[np.ndarray, "height width"]
+Image = Real[np.ndarray, "height width"]
 
 # y and x, told apart where their lines meet.
 _AXIS_LINES = (("y", "#1b5fa5", "-"), ("x", "#b8443f", "--"))
-
-# A frame is drawn with at most so many pixels of the frames around it.
-_MOST_PIXELS = 2**25
 
 
 @mpl.rc_context({"font.size": 8})
@@ -64,23 +61,24 @@ def save_channel_figure(
 @mpl.rc_context({"font.size": 8})
 def save_calibration_figure(
     path: Path,
-    channels: Sequence[tuple[str, Channel]],
+    names: Sequence[str],
+    channels: Sequence[Channel],
     module: SpatialMean | LocalMean,
     history: CalibrationHistory,
     grid_pix: Float[np.ndarray, " radii"],
     losses: Float[np.ndarray, "channels radii"],
 ) -> None:
     """Draw the losses over the grid, where y and x have the same radius, the path of the
-    radii and a frame's background: a row for each channel, which comes with its name.
+    radii, and a frame and its background: a row for each channel.
 
     The file is a PNG, 1050 pixels wide.
     """
     figure = Figure((10.5, 2.4 * len(channels)), dpi=100, layout="constrained")
     rows = figure.subfigures(len(channels), 1, squeeze=False)[:, 0]
-    for number, (row, (name, channel)) in enumerate(zip(rows, channels, strict=True)):
+    for number, (row, channel) in enumerate(zip(rows, channels, strict=True)):
         middle = len(channel) // 2
-        row.suptitle(f"Channel {number + 1}: {name}, frame {middle}")
-        loss, steps, *images = row.subplots(1, 6, width_ratios=(1.7, 1.4, 1, 1, 1, 1))
+        row.suptitle(f"Channel {number + 1}: {names[number]}, frame {middle}")
+        loss, steps, *images = row.subplots(1, 4, width_ratios=(1.7, 1.4, 1, 1))
         loss.loglog(grid_pix, losses[number], "o-", color="0.4", ms=3, nonpositive="clip")
         for axis, (label, colour, style) in enumerate(_AXIS_LINES, -2):
             path_pix = history.radii[:, number, axis]
@@ -99,22 +97,17 @@ def save_calibration_figure(
         steps.locator_params("x", nbins=5, integer=True)
         steps.legend()
         # Of frames that do not fit in memory, fewer make no difference to the eye.
-        most = _MOST_PIXELS // (2 * math.prod(channel.shape[1:]))
+        most = 2**24 // math.prod(channel.shape[1:])
         first = max(0, middle - min(module.halo_frames, most))
         frames = channel[first : 2 * middle - first + 1]
+        background = one_channel(module, number).for_inference()(frames)
+        bkgd = np.asarray(background.bkgds[middle - first])
         _show(images[0], "frame", channel[middle], "magma", _range(channel[middle]))
-        bkgds = []
-        for share in (0.5, 1, 2):
-            radii_pix = [[share * radius for radius in module.radii_pix[number].tolist()]]
-            bound = 2 * module.max_radius_pix
-            alone = one_channel(module, number, radii_pix=radii_pix, max_radius_pix=bound)
-            bkgds.append(np.asarray(alone.for_inference()(frames).bkgds[middle - first]))
-        for axes, title, bkgd in zip(images[1:], ("r / 2", "r", "2 r"), bkgds, strict=True):
-            _show(axes, f"background at {title}", bkgd, "viridis", _range(np.stack(bkgds)))
+        _show(images[1], "background", bkgd, "viridis", _range(bkgd))
     _save(figure, path)
 
 
-def _range(image: Float[np.ndarray, "..."]) -> tuple[float, float]:
+def _range(image: Real[np.ndarray, "..."]) -> tuple[float, float]:
     """The limits of the colours; molecules and noise beyond them saturate."""
     low, high = np.percentile(image, [0.5, 99.8])
     return float(low), float(high)
