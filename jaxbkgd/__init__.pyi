@@ -12,11 +12,8 @@ from ._calibration.objectives import (
     Objective as Objective,
     TruthLoss as TruthLoss,
 )
-from ._estimators.base import (
-    AbstractEstimator as AbstractEstimator,
-    Background as Background,
-    snr as snr,
-)
+from ._estimators.background import Background as Background, snr as snr
+from ._estimators.base import AbstractEstimator as AbstractEstimator
 from ._estimators.chained import Chained as Chained
 from ._estimators.local_mean import LocalMean as LocalMean
 from ._estimators.soft_clip import SoftClip as SoftClip

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from .._estimators.base import AbstractEstimator, as_frames, checked_frames
+from .._estimators.base import AbstractEstimator
+from .._estimators.channels import as_frames, checked_frames
 from .._estimators.checks import check_choice
 from .._filter.nonfinite import zeros_of
 from .._filter.vectors import compiler_options

@@ -10,7 +10,8 @@ import equinox as eqx
 import jax
 import numpy as np
 
-from .._estimators.base import AbstractEstimator, as_frames
+from .._estimators.base import AbstractEstimator
+from .._estimators.channels import as_frames
 from .._movies.movie import movie_of_array
 from .compute import (
     compile_estimate,

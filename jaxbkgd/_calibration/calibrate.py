@@ -14,7 +14,8 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float
 
-from .._estimators.base import AbstractEstimator, map_channels
+from .._estimators.base import AbstractEstimator
+from .._estimators.channels import map_channels
 from .._estimators.checks import checked_count
 from .._movies.movie import Channel, Movie, Pixels
 from .._movies.sources import is_split, open_channels

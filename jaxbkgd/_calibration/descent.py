@@ -14,7 +14,8 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from .._estimators.base import AbstractEstimator, Channels
+from .._estimators.base import AbstractEstimator
+from .._estimators.channels import Channels
 from .._estimators.radii_estimator import RadiiEstimator
 from .._workers import core_count, on_threads, Report, run_interruptibly
 from .objectives import Objective

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Shaped
 
-from .._estimators.base import checked_frames
+from .._estimators.channels import checked_frames
 from .._estimators.checks import is_traced
 from .._estimators.spatial_mean import spatial_mean
 from .._movies.movie import Channel

@@ -10,7 +10,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from .._estimators.base import AbstractEstimator, as_frames, Channels, map_channels
+from .._estimators.base import AbstractEstimator
+from .._estimators.channels import as_frames, Channels, map_channels
 from .._estimators.checks import checked_count
 from .._estimators.soft_clip import SoftClip, squared_noise
 from .._estimators.spatial_mean import spatial_mean
