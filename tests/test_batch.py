@@ -95,6 +95,7 @@ WITH_NAN = LARGE.copy()
 WITH_NAN[1, [10, 549, 551, 1090], 20] = np.nan, np.nan, np.inf, np.nan
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("radius_pix", "source", "boxes"),
     [
@@ -103,7 +104,7 @@ WITH_NAN[1, [10, 549, 551, 1090], 20] = np.nan, np.nan, np.inf, np.nan
         # The strips of these would not be the same.
         (1.0, [LARGE, WITH_NAN[:, :1080]], None),
         # The halo of a strip would be larger than it.
-        (300.0, WITH_NAN, None),
+        (60.0, WITH_NAN, None),
     ],
 )
 def test_large_frames_between_arrays_are_estimated_as_a_whole_to_the_bit(
@@ -144,6 +145,7 @@ def test_only_halos_are_read_twice():
     assert (movie.counts == 1).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("clip", "dtype"), [(None, np.float32), (3.0, np.uint16)])
 def test_a_mean_over_time_is_that_of_the_whole_movie_to_the_bit(clip, dtype):
     frames = np.random.default_rng(1).poisson(100, (23, 24, 28)).astype(dtype)

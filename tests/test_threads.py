@@ -110,7 +110,7 @@ print(sum("XLAEigen" in name for name in names), is_asynchronous)
 
 @pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/proc/self/task"), reason="needs Linux")
-@pytest.mark.parametrize("set_by_user", [None, "PJRT_NPROC", "NPROC"])
+@pytest.mark.parametrize("set_by_user", [None, "NPROC"])
 def test_one_thread_a_call_leaves_xla_one_thread_unless_the_user_says_otherwise(
     set_by_user,
 ):

@@ -237,7 +237,7 @@ class _Pickler(pickle.Pickler):
             case type():
                 return obj.__module__, obj.__qualname__
             case set() | frozenset():
-                return type(obj), sorted(map(repr, obj))
+                return type(obj), sorted(map(pickle.dumps, obj))
             case types.CodeType():
                 return obj.co_code, obj.co_consts, obj.co_names
             case types.FunctionType():
