@@ -60,6 +60,16 @@ def error_of(radii_pix, frames=FRAMES, truth=WAVES):
     return np.mean((reference_mean(frames, tuple(radii_pix), "smooth") - truth) ** 2)
 
 
+def frame_pair_loss(frames, bkgds, lag):
+    """The definition, for all pairs at once."""
+    frames = frames.astype(np.float64)
+    before, after = frames[:-lag], frames[lag:]
+    variances = np.mean((after - before) ** 2, (1, 2)) / 2
+    forward = np.mean((after - bkgds[:-lag]) ** 2, (1, 2)) / variances
+    backward = np.mean((before - bkgds[lag:]) ** 2, (1, 2)) / variances
+    return np.mean(forward + backward) / 2 - 1
+
+
 @pytest.fixture(scope="module")
 def oracle():
     """The radii with the smallest error."""
@@ -71,42 +81,50 @@ def oracle():
     return np.exp(found.x)
 
 
-@pytest.fixture(scope="module")
-def learned():
-    """From two starts, without the truth."""
-    return [
-        quietly(
-            SpatialMean((start, start), max_radius_pix=BOUND_PIX),
-            FRAMES,
-            objective=FramePairLoss(1),
-        )
-        for start in (2.0, 25.0)
-    ]
-
-
-@pytest.fixture(scope="module")
-def supervised():
-    start = SpatialMean((7.0, 7.0), max_radius_pix=BOUND_PIX)
-    return quietly(start, FRAMES, objective=TruthLoss(WAVES))
-
-
 class TestRadii:
-    def test_the_oracle_is_found_without_the_truth(self, learned, oracle):
-        radii = np.stack([estimator.radii_pix for estimator, _ in learned])
-        assert np.all(np.ptp(radii, axis=0) < 0.01 * radii.mean(axis=0))
-        for estimator, history in learned:
+    @pytest.mark.slow
+    def test_the_oracle_is_found_from_any_start_without_the_truth(self, oracle):
+        found = []
+        for start in (2.0, 25.0):
+            estimator, history = quietly(
+                SpatialMean((start, start), max_radius_pix=BOUND_PIX),
+                FRAMES,
+                objective=FramePairLoss(1),
+            )
             (radii,) = np.asarray(estimator.radii_pix)
+            found.append(radii)
             assert error_of(radii) < 1.02 * error_of(oracle)
             # A tenth of a radius costs 2 %: the minimum is flat.
             np.testing.assert_allclose(radii, oracle, rtol=0.1)
             assert radii[1] > 1.7 * radii[0]
             assert history.is_converged
             assert "settled" in history.stop_reason
+            # An entry for each step, whose loss belongs to its radii.
+            assert history.radii.shape == (len(history.losses), 1, 2)
+            assert history.radii_std.shape == history.is_at_bound.shape == (1, 2)
+            np.testing.assert_allclose(history.radii[0], start, rtol=1e-6)
+            best = history.radii[np.argmin(history.losses)]
+            np.testing.assert_array_equal(estimator.radii_pix, best)
+            assert not history.is_at_bound.any()
+            assert history.lag == history.objective.lag == 1
+            # 39 pairs make 13 windows of 3, so that each pair counts once.
+            for step in (0, 2, -1):
+                bkgds = reference_mean(FRAMES, tuple(history.radii[step, 0]), "smooth")
+                expected = frame_pair_loss(FRAMES, bkgds, 1)
+                # float32: of the frames, over their noise.
+                loss = history.losses[step]
+                np.testing.assert_allclose(loss, expected, rtol=1e-3, atol=1e-5)
+        assert np.all(np.ptp(found, axis=0) < 0.01 * np.mean(found, axis=0))
 
-    def test_the_oracle_is_found_with_the_truth(self, supervised, oracle):
-        (radii,) = np.asarray(supervised[0].radii_pix)
+    @pytest.mark.slow
+    def test_the_oracle_is_found_with_the_truth(self, oracle):
+        start = SpatialMean((7.0, 7.0), max_radius_pix=BOUND_PIX)
+        estimator, history = quietly(start, FRAMES, objective=TruthLoss(WAVES))
+        (radii,) = np.asarray(estimator.radii_pix)
         assert error_of(radii) < 1.005 * error_of(oracle)
         np.testing.assert_allclose(radii, oracle, rtol=0.05)
+        assert isinstance(history.objective, TruthLoss)
+        assert history.lag is None
 
     @pytest.mark.slow
     def test_tied_radii_stay_tied_and_channels_are_learned_apart(self, oracle, rng):
@@ -130,54 +148,16 @@ class TestRadii:
     ):
         frames = rng.poisson(100, (16, 32, 32))
         start = SpatialMean((4.0, 4.0), max_radius_pix=12, frozen=(True, False))
-        with pytest.warns(
-            UserWarning, match=r"1 of 2 radii went to their bound.*max_radius_pix is 12 px"
-        ):
-            estimator, history = quietly(
-                start, frames, objective=FramePairLoss(1), steps=15
-            )
+        options: Any = {"objective": FramePairLoss(1), "steps": 15}
+        match = r"1 of 2 radii went to their bound.*max_radius_pix.* \(12.0, 12.0\)"
+        with pytest.warns(UserWarning, match=match):
+            estimator, history = quietly(start, frames, **options)
         assert estimator.radii_pix[0, 1] > 0.98 * 12
         assert history.is_at_bound.tolist() == [[False, True]]
         np.testing.assert_array_equal(history.radii_std, [[np.nan, np.inf]])
-        assert estimator.radii_pix[0, 0] == start.radii_pix[0, 0]
         assert np.all(history.radii[:, 0, 0] == start.radii_pix[0, 0])
+        assert estimator.radii_pix[0, 0] == start.radii_pix[0, 0]
         assert estimator.frozen == start.frozen
-
-
-def frame_pair_loss(frames, bkgds, lag):
-    """The definition, for all pairs at once."""
-    frames = frames.astype(np.float64)
-    before, after = frames[:-lag], frames[lag:]
-    variances = np.mean((after - before) ** 2, (1, 2)) / 2
-    forward = np.mean((after - bkgds[:-lag]) ** 2, (1, 2)) / variances
-    backward = np.mean((before - bkgds[lag:]) ** 2, (1, 2)) / variances
-    return np.mean(forward + backward) / 2 - 1
-
-
-class TestHistory:
-    def test_each_loss_belongs_to_its_radii(self, learned):
-        for _, history in learned:
-            # 39 pairs make 13 windows of 3, so that each pair counts once.
-            for step in (0, 2, -1):
-                bkgds = reference_mean(FRAMES, tuple(history.radii[step, 0]), "smooth")
-                expected = frame_pair_loss(FRAMES, bkgds, 1)
-                # float32: of the frames, over their noise.
-                np.testing.assert_allclose(
-                    history.losses[step], expected, rtol=1e-3, atol=1e-5
-                )
-
-    def test_it_has_an_entry_for_each_step(self, learned, supervised):
-        for start, (estimator, history) in zip((2, 25), learned, strict=True):
-            steps = len(history.losses)
-            assert history.radii.shape == (steps, 1, 2)
-            assert history.radii_std.shape == history.is_at_bound.shape == (1, 2)
-            np.testing.assert_allclose(history.radii[0], start, rtol=1e-6)
-            best = history.radii[np.argmin(history.losses)]
-            np.testing.assert_array_equal(estimator.radii_pix, best)
-            assert not history.is_at_bound.any()
-            assert history.lag == history.objective.lag == 1
-        assert isinstance(supervised[1].objective, TruthLoss)
-        assert supervised[1].lag is None
 
 
 # A background that moves, and molecules that are on for a frame each.
@@ -198,13 +178,8 @@ def blinking(rng):
 
 
 def moving_mean(radius_pix, radius_frames, clip=None):
-    return LocalMean(
-        radius_pix,
-        radius_frames,
-        clip=clip,
-        max_radius_pix=7.0,
-        max_radius_frames=40.0,
-    )
+    bounds: Any = {"max_radius_pix": 7.0, "max_radius_frames": 40.0}
+    return LocalMean(radius_pix, radius_frames, clip=clip, **bounds)
 
 
 class TestOverTime:
@@ -218,6 +193,7 @@ class TestOverTime:
         def error(estimator):
             return jnp.mean((estimator(frames).bkgds - DRIFTING) ** 2)
 
+        # Traced, so that one program serves all.
         candidates = [(r, t) for r in (3, 4, 5) for t in (5, 7, 10)]
         best = min(error(moving_mean(*candidate)) for candidate in candidates)
         for radius_frames in (1.0, 35.0):
@@ -225,7 +201,8 @@ class TestOverTime:
             estimator, history = quietly(start, frames, objective=FramePairLoss(1))
             assert history.is_converged
             assert history.radii.shape == (len(history.losses), 1, 3)
-            assert history.radii_std.shape == (1, 3)
+            # Known from several windows only.
+            assert np.isnan(history.radii_std).all()
             # A twentieth in the root mean square, as the frames' noise moves the minimum.
             assert error(estimator) < 1.05**2 * best
 
@@ -239,12 +216,9 @@ class TestOverTime:
             error = jnp.mean((estimator(frames).bkgds - DRIFTING) ** 2)
             return FramePairLoss(2)(estimator, frames), error
 
-        losses, errors = np.transpose(
-            [
-                loss_and_error(moving_mean(radius_pix, radius_frames, 3.0))
-                for radius_pix, radius_frames in ((3, 5), (2, 1), (6, 5), (3, 30))
-            ]
-        )
+        radii = ((3, 5), (2, 1), (6, 5), (3, 30))
+        pairs = [loss_and_error(moving_mean(*pair, clip=3.0)) for pair in radii]
+        losses, errors = np.transpose(pairs)
         # Of the variance, 100; as far as molecules let it, of which small radii keep more.
         np.testing.assert_allclose(
             100 * (losses - losses[0]), errors - errors[0], rtol=0.2, atol=0.3
@@ -258,10 +232,7 @@ class Level(AbstractEstimator):
     """The same numbers for all rows and frames."""
 
     levels: jax.Array
-
-    @property
-    def halo_frames(self) -> int:
-        return 0
+    halo_frames = 0
 
     def estimate_stack(self, frames):
         return Background(jnp.broadcast_to(self.levels, frames.shape), jnp.ones(()))
@@ -270,19 +241,14 @@ class Level(AbstractEstimator):
 class Haloed(Level):
     """As if it had to see two frames on either side."""
 
-    @property
-    def halo_frames(self) -> int:
-        return 2
+    halo_frames = 2
 
 
 class Blend(AbstractEstimator):
     """Something between a frame and its mean."""
 
     weight: jax.Array
-
-    @property
-    def halo_frames(self):
-        return 0
+    halo_frames = 0
 
     def estimate_stack(self, frames):
         frames = frames.astype(float)
@@ -319,10 +285,10 @@ def towards_ten(estimator, channels, frame_indices):
 
 class TestEstimators:
     def test_parameters_that_are_no_radii_are_learned(self):
-        estimator, history = quietly(blend(), FRAMES, objective=FramePairLoss(1))
+        estimator, history = quietly(blend(), FEW, objective=FramePairLoss(1))
         assert type(estimator) is Blend
         # Settled to a thousandth.
-        np.testing.assert_allclose(estimator.weight, best_weight(FRAMES, 1), rtol=2e-3)
+        np.testing.assert_allclose(estimator.weight, best_weight(FEW, 1), rtol=2e-3)
         assert history.radii.shape == (len(history.losses), 1, 1)
         assert history.radii[0, 0, 0] == np.float32(0.2)
         assert 0 < history.radii_std[0, 0] < 0.1
@@ -363,19 +329,17 @@ class TestEstimators:
         assert not history.is_converged
         assert "3 steps" in history.stop_reason
 
-    def test_what_has_nothing_to_learn_is_refused(self):
+    @pytest.mark.usefixtures("as_installed")
+    def test_what_is_no_estimator_or_has_nothing_to_learn_is_refused(self):
         with pytest.raises(ValueError, match=r"nothing to learn"):
             quietly(blend(), np.full_like(FEW, 100), objective=FramePairLoss(1))
         with pytest.raises(ValueError, match=r"SpatialOpening.* has nothing to learn"):
             quietly(SpatialOpening(), FEW)
-        with pytest.raises(ValueError, match=r"for_inference.* fixed; calibrate the est"):
-            quietly(SpatialMean(3.0).for_inference(), FEW)
-
-    @pytest.mark.usefixtures("as_installed")
-    def test_what_is_no_estimator_is_refused(self):
+        with pytest.raises(ValueError, match=r"There is nothing to learn"):
+            quietly(SpatialMean(3.0).for_inference(), FEW, objective=FramePairLoss(1))
         with pytest.raises(TypeError, match=r"needs an AbstractEstimator, but .*LocalMean"):
             quietly(LocalMean, FEW)
-        with pytest.raises(TypeError, match=r"movie first: calibrate\(movie, estimator\)"):
+        with pytest.raises(TypeError, match=r"^calibrate\(movie, estimator\) needs an"):
             quietly(FEW, level())
 
 
@@ -401,7 +365,7 @@ class TestObjectives:
             lambda levels: levels + 1j,
             lambda levels: jnp.array(3),
         ):
-            with pytest.raises(TypeError, match=r"one real number, but gives"):
+            with pytest.raises(TypeError, match=r"scalar-output functions|real-valued out"):
                 quietly(level(), FEW, objective=at_levels(answer))
         # The second has a gradient of zero times infinity.
         for answer in (lambda levels: jnp.log(-levels), lambda x: jnp.sqrt(0 * x)):
@@ -420,9 +384,8 @@ class TestObjectives:
             loss = towards_ten(estimator, channels, frame_indices)
             return spoil(loss, estimator.levels > 5)
 
-        with pytest.warns(
-            UserWarning, match=rf"stopped at step \d+: .*{reason}.*best radii"
-        ) as warned:
+        match = rf"stopped at step \d+: .*{reason}.*best radii"
+        with pytest.warns(UserWarning, match=match) as warned:
             estimator, history = quietly(level(), FEW, objective=objective)
         assert f"step {len(history.losses)}: " in str(warned[0].message)
         assert not history.is_converged
@@ -435,9 +398,8 @@ class TestSteps:
         ("optimizer", "steps"), [(optax.adam(0.3), 100), (optax.lbfgs(), 2)]
     )
     def test_any_optimizer_of_optax_works(self, optimizer, steps):
-        estimator, history = quietly(
-            level(9.0), FEW, objective=towards_ten, optimizer=optimizer, steps=steps
-        )
+        options: Any = {"objective": towards_ten, "optimizer": optimizer, "steps": steps}
+        estimator, history = quietly(level(9.0), FEW, **options)
         # Adam is not there yet, but near.
         np.testing.assert_allclose(estimator.levels, 10, rtol=0.01)
         assert len(history.losses) <= steps
@@ -458,25 +420,21 @@ class TestSteps:
 
         # The radii stay where they are.
         start = LocalMean(3.0, 2.0, max_radius_pix=4.0, max_radius_frames=3.0, frozen=True)
-        estimator, history = quietly(
-            start, FEW, objective=towards_a_threshold_of_nine, steps=300
-        )
+        options: Any = {"objective": towards_a_threshold_of_nine, "steps": 300}
+        estimator, history = quietly(start, FEW, **options)
         assert history.is_converged
         # Settled to a thousandth.
         np.testing.assert_allclose(estimator.clip.threshold, 9, rtol=5e-3)
 
-    @pytest.mark.slow
     def test_another_calibration_is_not_compiled_again(self):
         traced = []
 
         def objective(estimator, channels, frame_indices):
             traced.append(1)  # Python runs this only while JAX traces the function.
-            errors = estimator(channels).residuals(channels)
-            return jnp.mean(jnp.square(errors))
+            return jnp.mean(jnp.square(estimator(channels).residuals(channels)))
 
-        for radius_pix in (2.0, 3.0):
-            start = SpatialMean(radius_pix, max_radius_pix=6.0)
-            quietly(start, FEW + int(radius_pix), objective=objective, steps=3)
+        for value in (20.0, 30.0):
+            quietly(level(value), FEW + int(value), objective=objective, steps=3)
             assert len(traced) == 1
 
     def test_loss_and_radii_are_shown_with_their_units(self, monkeypatch):
@@ -491,52 +449,80 @@ class TestSteps:
             return jnp.sum(jnp.square(estimator.radii)) / 8
 
         monkeypatch.setattr(_calibrate, "progress_bar", listening_bar)
-        start = LocalMean(
-            [(4.0, 2.0), (6.0, 2.0)], 2.0, max_radius_pix=9.0, max_radius_frames=9.0
-        )
+        bounds: Any = {"max_radius_pix": 9.0, "max_radius_frames": 9.0}
+        start = LocalMean([(4.0, 2.0), (6.0, 2.0)], 2.0, **bounds)
         calibrate([FEW, FEW], start, objective=objective, steps=2)
         assert [done for done, _, _ in shown] == [1, 2]
         radii = "2 frames, 4 px, 2 px, 2 frames, 6 px, 2 px"
         assert shown[0] == (1, 2, f"loss 8.5, radii {radii}")
         shown.clear()
-        calibrate(FEW, level(9.0), objective=towards_ten, steps=1)
+        # A single step is a look at the start.
+        estimator, _ = calibrate(FEW, level(9.0), objective=towards_ten, steps=1)
         assert shown == [(1, 1, "loss 0.5, radii 9")]
+        assert estimator.levels == 9
 
 
-class TestCtrlC:
-    @pytest.mark.parametrize("finished", [0, 3])
-    def test_a_step_is_not_waited_for_and_the_best_is_kept(self, finished):
-        calls, ended, may_end = [], [], threading.Event()
+@pytest.mark.parametrize("finished", [0, 3])
+def test_after_ctrl_c_a_step_is_not_waited_for_and_the_best_is_kept(finished):
+    calls, ended, may_end = [], [], threading.Event()
 
-        def observe(_):
-            calls.append(1)
-            if len(calls) > finished:
-                _thread.interrupt_main()
-                may_end.wait(60)
-                ended.append(1)
+    def observe(_):
+        calls.append(1)
+        if len(calls) > finished:
+            _thread.interrupt_main()
+            may_end.wait(60)
+            ended.append(1)
 
-        def objective(estimator, channels, frame_indices):
-            jax.debug.callback(observe, estimator.levels)
-            return towards_ten(estimator, channels, frame_indices)
+    def objective(estimator, channels, frame_indices):
+        jax.debug.callback(observe, estimator.levels)
+        return towards_ten(estimator, channels, frame_indices)
 
-        try:
-            # A single frame, and so a single window.
-            if finished == 0:
-                with pytest.raises(KeyboardInterrupt):
-                    quietly(level(), FEW[:1], objective=objective)
-                return
-            estimator, history = quietly(level(), FEW[:1], objective=objective)
-            assert len(history.losses) == finished
-            assert estimator.levels == history.radii[-1, 0, 0]
-            assert not history.is_converged
-            assert f"interrupted after {finished} steps" in history.stop_reason
-            assert not ended
-        finally:
-            may_end.set()
+    try:
+        # A single frame, and so a single window.
+        if finished == 0:
+            with pytest.raises(KeyboardInterrupt):
+                quietly(level(), FEW[:1], objective=objective)
+            return
+        estimator, history = quietly(level(), FEW[:1], objective=objective)
+        assert len(history.losses) == finished
+        assert estimator.levels == history.radii[-1, 0, 0]
+        assert not history.is_converged
+        assert f"interrupted after {finished} steps" in history.stop_reason
+        assert not ended
+    finally:
+        may_end.set()
 
 
-def descend(function, start, steps):
-    """Where `secant_descent` gets to."""
+@pytest.mark.parametrize(
+    ("function", "start", "steps", "expected"),
+    [
+        # Once the curvature is known, a step is enough if it may be so long.
+        (
+            lambda p: jnp.sum(
+                jnp.array([1e-3, 1, 1e4]) * (p - jnp.array([0.5, -1, 2])) ** 2
+            ),
+            [0.0, 0.0, 0.0],
+            6,
+            [0.5, -1.0, 2.0],
+        ),
+        # Wells, from the plateau around them.
+        (
+            lambda p: -jnp.sum(1 / (1 + ((p - 5) / 0.7) ** 2)),
+            [-3.0, 4.0, 9.0],
+            25,
+            [5.0, 5.0, 5.0],
+        ),
+        # A number without a gradient at first, and another that never has one.
+        (
+            lambda p: (p[0] - 1) ** 2 + (p[0] * (p[1] - 2)) ** 2 + 0 * p[2],
+            [0.0, 0.0, 0.7],
+            25,
+            [1.0, 2.0, 0.7],
+        ),
+    ],
+    ids=["parabolas", "wells", "late"],
+)
+def test_secant_descent_finds_the_minimum_of(function, start, steps, expected):
     optimizer = secant_descent()
 
     @jax.jit
@@ -549,35 +535,8 @@ def descend(function, start, steps):
         (point, _), _ = jax.lax.scan(step, (point, optimizer.init(point)), length=steps)
         return point
 
-    return np.asarray(path(jnp.array(start)))
-
-
-class TestSecantDescent:
-    def test_a_sum_of_parabolas_is_minimal_in_a_few_steps(self):
-        places, curvatures = np.array([0.5, -1.0, 2.0]), np.array([1e-3, 1.0, 1e4])
-
-        def parabolas(point):
-            return jnp.sum(curvatures * (point - places) ** 2)
-
-        # Once their curvature is known, one step is enough if it may be so long.
-        reached = descend(parabolas, np.zeros(3), 6)
-        np.testing.assert_allclose(reached, places, atol=1e-5)
-
-    def test_a_well_is_found_from_the_plateau_around_it(self):
-        def wells(point):
-            return -jnp.sum(1 / (1 + ((point - 5) / 0.7) ** 2))
-
-        reached = descend(wells, [-3.0, 4.0, 9.0], 25)
-        np.testing.assert_allclose(reached, 5, atol=1e-3)
-
-    def test_a_number_without_a_gradient_stays_until_it_has_one(self):
-        def function(point):
-            first, second, third = point
-            return (first - 1) ** 2 + (first * (second - 2)) ** 2 + 0 * third
-
-        reached = descend(function, [0.0, 0.0, 0.7], 25)
-        assert reached[2] == np.float32(0.7)
-        np.testing.assert_allclose(reached[:2], (1, 2), atol=0.01)
+    # Where the curvature changes along the way, the last steps are a hundredth.
+    np.testing.assert_allclose(path(jnp.array(start)), expected, atol=5e-3)
 
 
 class Recorded:
@@ -600,6 +559,7 @@ class Recorded:
 
 
 class TestMovies:
+    @pytest.mark.slow
     def test_a_long_movie_is_sampled(self):
         movie = Recorded(20_000, 64)
         estimator, history = quietly(blend(), movie, steps=3)
@@ -649,13 +609,12 @@ class TestMovies:
             quietly(level(), movie, objective=FramePairLoss(lag), steps=1)
         assert sum(stop - start for start, stop in movie.runs) == 16
 
-    @pytest.mark.slow
     def test_an_estimator_that_sees_other_frames_is_given_long_runs(self):
         movie = Recorded(3000, 256, mean=0)
         quietly(Haloed(jnp.array(1.0)), movie, objective=towards_ten, steps=1)
         assert [stop - start for start, stop in movie.runs] == [256, 256]
 
-    def test_paths_and_open_movies_are_calibrated_as_arrays_are(self, tmp_path):
+    def test_paths_movies_and_arrays_of_any_dtype_give_the_same(self, tmp_path):
         path = tmp_path / "movie.npy"
         np.save(path, FEW)
         np.save(tmp_path / "two.npy", np.stack([FEW, FEW[::-1]], axis=1))
@@ -667,23 +626,15 @@ class TestMovies:
             for source in sources:
                 estimator, _ = quietly(blend(), source, objective=objective)
                 assert estimator.weight == expected
+        for dtype in (">u2", "i8", ">f4"):
+            estimator, _ = quietly(blend(), FEW.astype(dtype), objective=objective)
+            # float32
+            np.testing.assert_allclose(estimator.weight, expected, rtol=1e-6)
         channels = [FEW, FEW[::-1]]
         expected = quietly(blend(), channels, objective=objective)[0].weight
         for source in (tmp_path / "two.npy", (path, FEW[::-1])):
             estimator, _ = quietly(blend(), source, objective=objective)
             assert estimator.weight == expected
-
-    def test_pairs_are_not_for_an_estimator_that_sees_its_target(self):
-        with pytest.raises(ValueError, match=r"predict as .* Haloed sees 2 on either"):
-            quietly(Haloed(jnp.array(1.0)), FEW, objective=FramePairLoss(1))
-
-    def test_a_movie_of_any_dtype_gives_the_same(self):
-        weights = [
-            quietly(blend(), FEW.astype(dtype), objective=FramePairLoss(1))[0].weight
-            for dtype in ("u2", ">u2", "i8", ">f4")
-        ]
-        # float32, and settled to a thousandth.
-        np.testing.assert_allclose(weights, weights[0], rtol=1e-6)
 
     def test_it_works_in_64_bit_mode(self, x64):
         start = eqx.tree_at(lambda level: level.levels, level(), np.float64(9))
@@ -715,19 +666,16 @@ class TestMovies:
         with strict_modes():
             assert jax.eval_shape(gradient, module).unbounded_radii.shape == (1, 2)
 
-    @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+    @pytest.mark.parametrize("value", [math.nan, -math.inf])
     def test_a_pixel_that_is_not_finite_is_named(self, value):
         frames = FEW.astype(np.float32)
         frames[33, 2, 5] = value
+        match = rf"Frame 33 holds {value} at y = 2, x = 5"
         for objective in (FramePairLoss(1), FramePairLoss(), TruthLoss(WAVES[:8, :8])):
-            with pytest.raises(
-                ValueError, match=rf"Frame 33 holds {value} at y = 2, x = 5"
-            ):
+            with pytest.raises(ValueError, match=match):
                 quietly(blend(), frames, objective=objective)
-        with (
-            jax.debug_nans(True),
-            pytest.raises(ValueError, match=rf"Frame 33 of channel 2 holds {value}"),
-        ):
+        match = rf"Frame 33 of channel 2 holds {value}"
+        with jax.debug_nans(True), pytest.raises(ValueError, match=match):
             quietly(blend(), [FEW, frames], objective=FramePairLoss(1))
 
     @pytest.mark.usefixtures("as_installed")
@@ -741,18 +689,17 @@ class TestMovies:
             (3.0, "is a float; give a path, or an array"),
             ([], "no source; give a path"),
             (Path("missing.npy"), r"missing\.npy: "),
+            ((FEW, FEW[:-1], FEW), r"40, 39, 40 frames; .* same length"),
         ],
     )
     def test_what_is_no_movie_is_refused(self, movie, message):
         with pytest.raises(ValueError, match=message):
             quietly(blend(), movie, objective=FramePairLoss(1))
 
-    def test_channels_of_different_lengths_are_refused(self):
-        with pytest.raises(ValueError, match=r"40, 39, 40 frames; .* same length"):
-            quietly(level(), (FEW, FEW[:-1], FEW), objective=FramePairLoss(1))
-
-    def test_a_movie_that_is_too_short_is_refused(self):
+    def test_a_movie_that_does_not_fit_is_refused(self):
         with pytest.raises(ValueError, match=r"40 frames, but at least 41 .* lag of 40"):
             quietly(blend(), FEW, objective=FramePairLoss(40))
         with pytest.raises(ValueError, match=r"40 frames, but the true background 39"):
             quietly(level(), FEW, objective=TruthLoss(np.ones((39, 8, 8))))
+        with pytest.raises(ValueError, match=r"Haloed has no predict"):
+            quietly(Haloed(jnp.array(1.0)), FEW, objective=FramePairLoss(1))

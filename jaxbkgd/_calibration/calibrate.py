@@ -150,12 +150,10 @@ def calibrate(
     # What has not moved is frozen there.
     is_at_bound = problem.is_at_bound(best.point) & (np.ptp(radii, axis=0) > 0)
     if is_at_bound.any():
-        bounds = dict(zip(problem.units, problem.bounds, strict=True))
-        names = {"px": "pix", "frames": "frames"}
-        described = [f"max_radius_{names[u]} is {bounds[u]:g} {u}" for u in bounds]
         warnings.warn(
             f"{is_at_bound.sum()} of {is_at_bound.size} radii went to their bound: the "
-            f"background is even, or the bound too small ({', '.join(described)}).",
+            "background is even, or max_radius_pix or max_radius_frames too small, in "
+            f"bounds of {problem.bounds}.",
             stacklevel=2,
         )
     return problem.estimator_at(best.point), CalibrationHistory(
@@ -184,17 +182,10 @@ def losses_at(
 def _pose_problem(
     source: Source | Sequence[Source], estimator: AbstractEstimator, objective: Objective
 ) -> Problem:
-    if isinstance(source, AbstractEstimator):
-        raise TypeError("calibrate takes the movie first: calibrate(movie, estimator).")
     if not isinstance(estimator, AbstractEstimator):
         raise TypeError(
-            f"calibrate needs an AbstractEstimator, but was given {estimator!r}; give one "
-            "as SpatialMean(7.0)."
-        )
-    if estimator.is_for_inference:
-        raise ValueError(
-            "The radii of what for_inference() gives are fixed; calibrate the estimator "
-            "that it was made from."
+            "calibrate(movie, estimator) needs an AbstractEstimator, as SpatialMean(7.0), "
+            f"but was given {estimator!r}."
         )
     if not jax.tree.leaves(eqx.filter(estimator, eqx.is_inexact_array)):
         raise ValueError(f"{estimator!r} has nothing to learn; give one that has radii.")

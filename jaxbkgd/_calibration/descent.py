@@ -128,17 +128,9 @@ class Problem:
 def _value_and_gradient(
     point: PyTree, rest: AbstractEstimator, objective: Objective, window: Window
 ) -> tuple[Array, PyTree]:
-    def loss(point: PyTree) -> Array:
-        value = objective(eqx.combine(point, rest), *window)
-        is_number = isinstance(value, jax.Array) and value.shape == ()
-        if not (is_number and jnp.issubdtype(value.dtype, jnp.floating)):
-            raise TypeError(
-                f"The objective must give one real number, but gives {value}; take the "
-                "mean over frames, pixels and channels."
-            )
-        return value
-
-    return jax.value_and_grad(loss)(point)
+    return jax.value_and_grad(lambda point: objective(eqx.combine(point, rest), *window))(
+        point
+    )
 
 
 def _mean_loss(

@@ -67,7 +67,9 @@ def _channel_lag(channel: Channel) -> int:
     for lag in range(1, longest + 1):
         rises = structure(2 * lag) - structure(lag)[: len(residuals) - 2 * lag]
         variance = float(np.mean(structure(lag)))
-        share, error = np.mean(rises) / variance, _standard_error(rises, lag) / variance
+        share = np.mean(rises) / variance
+        # Up to `lag` apart, entries may correlate.
+        error = np.std(rises) * np.sqrt((2 * lag + 1) / len(rises)) / variance
         uncertain = min(2 * error, _LARGEST_UNCERTAIN_CORRELATION)
         if share <= max(_LARGEST_CORRELATION, uncertain):
             # At 1.5 times the lag, far less is left.
@@ -79,18 +81,6 @@ def _channel_lag(channel: Channel) -> int:
         stacklevel=2,
     )
     return longest
-
-
-def _standard_error(series: Float[np.ndarray, " entries"], reach: int) -> float:
-    """Of the mean of a series whose entries up to `reach` apart may correlate."""
-    deviations = series - np.mean(series)
-    products = [
-        deviations[distance:] @ deviations[: len(series) - distance]
-        for distance in range(min(reach + 1, len(series)))
-    ]
-    # Noisy estimates of the correlations may sum to less than none at all.
-    total = max(2 * sum(products) - products[0], products[0])
-    return float(np.sqrt(total)) / len(series)
 
 
 def _molecule_residuals(channel: Channel) -> Float[np.ndarray, "frames rows columns"]:

@@ -107,12 +107,6 @@ class FramePairLoss(eqx.Module):
                 return _pair_loss(as_frames(channel).astype(bkgds.dtype), bkgds, distance)
 
             return _mean(map_channels(loss, channels, estimator(channels).bkgds))
-        if not estimator.can_predict:
-            raise ValueError(
-                "FramePairLoss needs an estimator that sees one frame at a time, or can "
-                f"predict as LocalMean can, but {type(estimator).__name__} sees "
-                f"{estimator.halo_frames} on either side; give another objective."
-            )
         radius_pix = estimator.molecule_radius_pix
         clip = None if radius_pix is None else SoftClip(molecule_radius_pix=radius_pix)
         background, near, far = estimator.predict(channels, lag)
@@ -121,13 +115,8 @@ class FramePairLoss(eqx.Module):
 
     def fitted(self, source: Any) -> "FramePairLoss":
         """This objective with the lag of a movie, as [`jaxbkgd.calibrate`][] takes it,
-        unless it has a lag already.
-
-        **Raises:**
-
-        `ValueError` for frames that are traced, fewer than 3, or not finite, and where
-        nothing changes from one to the next. It warns where molecules stay on for long.
-        """
+        unless it has a lag already. `ValueError` where none can be found; it warns where
+        molecules stay on for long."""
         return self if self.lag is not None else type(self)(decorrelation_lag(source))
 
 
