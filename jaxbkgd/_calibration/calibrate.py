@@ -146,10 +146,13 @@ def calibrate(
         path = descend(problem, optimizer or _SECANT_DESCENT, steps, report)
     best = min(path.visits, key=lambda visit: visit.loss)
     calibrated: Estimator = problem.estimator_at(best.point)
-    try:
-        radii_std = standard_deviations(problem, best.point)
-    except KeyboardInterrupt:
-        radii_std = np.full_like(best.radii, np.nan)
+    stop_reason = path.stop_reason
+    radii_std = np.full_like(best.radii, np.nan)
+    if not stop_reason.startswith("interrupted"):
+        try:
+            radii_std = standard_deviations(problem, best.point)
+        except KeyboardInterrupt:
+            stop_reason = f"interrupted after {len(path.visits)} steps"
     radii = np.stack([visit.radii for visit in path.visits])
     # What has not moved is frozen there.
     is_at_bound = problem.is_at_bound(best.point) & (np.ptp(radii, axis=0) > 0)
@@ -168,7 +171,7 @@ def calibrate(
         radii_std=np.where(is_at_bound, np.inf, radii_std),
         is_at_bound=is_at_bound,
         is_converged=path.is_converged,
-        stop_reason=path.stop_reason,
+        stop_reason=stop_reason,
         objective=problem.objective,
     )
 
