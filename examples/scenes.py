@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from jax import lax
 
-from jaxbkgd._simulation.light import blinking_molecules, render_molecules, uneven_field
+from jaxbkgd._simulation import blinking_molecules, render_molecules, uneven_field
 
 
 PSF_SIGMA_PIX = 1.3

@@ -41,6 +41,16 @@ FRAMES.flags.writeable = False
 FEW = FRAMES[:, :8, :8]
 
 
+@contextlib.contextmanager
+def strict_modes():
+    with (
+        jax.debug_nans(True),
+        jax.numpy_dtype_promotion("strict"),
+        jax.numpy_rank_promotion("raise"),
+    ):
+        yield
+
+
 def quietly(estimator: Any, channels: Any, **options: Any) -> Any:
     return calibrate(channels, estimator, progress=False, **options)
 
@@ -63,14 +73,14 @@ def oracle():
 
 @pytest.fixture(scope="module")
 def learned():
-    """From three starts, without the truth."""
+    """From two starts, without the truth."""
     return [
         quietly(
             SpatialMean((start, start), max_radius_pix=BOUND_PIX),
             FRAMES,
             objective=FramePairLoss(1),
         )
-        for start in (2.0, 7.0, 25.0)
+        for start in (2.0, 25.0)
     ]
 
 
@@ -82,6 +92,8 @@ def supervised():
 
 class TestRadii:
     def test_the_oracle_is_found_without_the_truth(self, learned, oracle):
+        radii = np.stack([estimator.radii_pix for estimator, _ in learned])
+        assert np.all(np.ptp(radii, axis=0) < 0.01 * radii.mean(axis=0))
         for estimator, history in learned:
             (radii,) = np.asarray(estimator.radii_pix)
             assert error_of(radii) < 1.02 * error_of(oracle)
@@ -96,10 +108,7 @@ class TestRadii:
         assert error_of(radii) < 1.005 * error_of(oracle)
         np.testing.assert_allclose(radii, oracle, rtol=0.05)
 
-    def test_all_starts_lead_to_the_same(self, learned):
-        radii = np.stack([estimator.radii_pix for estimator, _ in learned])
-        assert np.all(np.ptp(radii, axis=0) < 0.01 * radii.mean(axis=0))
-
+    @pytest.mark.slow
     def test_tied_radii_stay_tied_and_channels_are_learned_apart(self, oracle, rng):
         # Rougher than the other, and with one radius for both axes, as the other.
         rough = 100 * (1 + 0.5 * np.sin(2 * np.pi * Y / 12) * np.sin(2 * np.pi * X / 12))
@@ -115,6 +124,7 @@ class TestRadii:
         assert np.all(history.radii_std[:, 0] > 0)
         assert np.all(np.ptp(history.radii_std, axis=1) == 0)
 
+    @pytest.mark.slow
     def test_over_an_even_background_a_radius_goes_to_the_bound_and_a_frozen_one_stays(
         self, rng
     ):
@@ -146,7 +156,7 @@ def frame_pair_loss(frames, bkgds, lag):
 
 class TestHistory:
     def test_each_loss_belongs_to_its_radii(self, learned):
-        for _, history in learned[::2]:
+        for _, history in learned:
             # 39 pairs make 13 windows of 3, so that each pair counts once.
             for step in (0, 2, -1):
                 bkgds = reference_mean(FRAMES, tuple(history.radii[step, 0]), "smooth")
@@ -157,7 +167,7 @@ class TestHistory:
                 )
 
     def test_it_has_an_entry_for_each_step(self, learned, supervised):
-        for start, (estimator, history) in zip((2, 7, 25), learned, strict=True):
+        for start, (estimator, history) in zip((2, 25), learned, strict=True):
             steps = len(history.losses)
             assert history.radii.shape == (steps, 1, 2)
             assert history.radii_std.shape == history.is_at_bound.shape == (1, 2)
@@ -200,6 +210,7 @@ def moving_mean(radius_pix, radius_frames, clip=None):
 class TestOverTime:
     """`LocalMean`, which sees the frames before and after the one that it is judged by."""
 
+    @pytest.mark.slow
     def test_radii_are_nearly_the_best_wherever_they_start(self):
         frames = RNG.poisson(DRIFTING).astype(np.float32)
 
@@ -207,7 +218,7 @@ class TestOverTime:
         def error(estimator):
             return jnp.mean((estimator(frames).bkgds - DRIFTING) ** 2)
 
-        candidates = [(r, t) for r in (3, 4, 5, 6) for t in (5, 7, 10, 14)]
+        candidates = [(r, t) for r in (3, 4, 5) for t in (5, 7, 10)]
         best = min(error(moving_mean(*candidate)) for candidate in candidates)
         for radius_frames in (1.0, 35.0):
             start = moving_mean(4.0, radius_frames)
@@ -218,11 +229,10 @@ class TestOverTime:
             # A twentieth in the root mean square, as the frames' noise moves the minimum.
             assert error(estimator) < 1.05**2 * best
 
-    @pytest.mark.parametrize("clip", [None, 3.0])
-    def test_the_loss_differs_as_the_error_does(self, clip):
+    @pytest.mark.slow
+    def test_the_loss_differs_as_the_error_does(self):
         rng = np.random.default_rng(1)
-        light = 0 if clip is None else blinking(rng)
-        frames = rng.poisson(DRIFTING + light).astype(np.float32)
+        frames = rng.poisson(DRIFTING + blinking(rng)).astype(np.float32)
 
         @eqx.filter_jit
         def loss_and_error(estimator):
@@ -231,7 +241,7 @@ class TestOverTime:
 
         losses, errors = np.transpose(
             [
-                loss_and_error(moving_mean(radius_pix, radius_frames, clip))
+                loss_and_error(moving_mean(radius_pix, radius_frames, 3.0))
                 for radius_pix, radius_frames in ((3, 5), (2, 1), (6, 5), (3, 30))
             ]
         )
@@ -299,6 +309,10 @@ def level(value=1.0):
     return Level(jnp.array(value))
 
 
+def at_levels(answer):
+    return lambda estimator, *_: answer(estimator.levels)
+
+
 def towards_ten(estimator, channels, frame_indices):
     return jnp.square(estimator.levels - 10) / 2
 
@@ -349,12 +363,6 @@ class TestEstimators:
         assert not history.is_converged
         assert "3 steps" in history.stop_reason
 
-    def test_arrays_of_numpy_are_learned_in_64_bit_mode_too(self, x64):
-        start = eqx.tree_at(lambda level: level.levels, level(), np.float64(9))
-        estimator, _ = quietly(start, FEW[:1], objective=towards_ten)
-        assert np.asarray(estimator.levels).dtype == np.float64
-        np.testing.assert_allclose(estimator.levels, 10, rtol=1e-3)
-
     def test_what_has_nothing_to_learn_is_refused(self):
         with pytest.raises(ValueError, match=r"nothing to learn"):
             quietly(blend(), np.full_like(FEW, 100), objective=FramePairLoss(1))
@@ -385,28 +393,20 @@ class TestObjectives:
         np.testing.assert_allclose(estimator.levels, 50, rtol=1e-3)
         assert history.objective is objective
 
-    @pytest.mark.parametrize(
-        "answer",
-        [
-            lambda estimator: estimator.levels * jnp.ones(3),
-            lambda estimator: None,
-            lambda estimator: (estimator.levels, estimator.levels),
-            lambda estimator: estimator.levels + 1j,
-            lambda estimator: jnp.array(3),
-        ],
-    )
-    def test_an_objective_that_gives_no_number_is_refused(self, answer):
-        with pytest.raises(TypeError, match=r"one real number, but gives"):
-            quietly(level(), FEW, objective=lambda estimator, *_: answer(estimator))
-
-    @pytest.mark.parametrize(
-        "answer",
-        [lambda levels: jnp.log(-levels), lambda levels: jnp.sqrt(0 * levels)],
-    )
-    def test_an_objective_that_is_not_finite_at_the_start_is_refused(self, answer):
+    def test_an_objective_that_gives_no_finite_number_is_refused(self):
+        for answer in (
+            lambda levels: levels * jnp.ones(3),
+            lambda levels: None,
+            lambda levels: (levels, levels),
+            lambda levels: levels + 1j,
+            lambda levels: jnp.array(3),
+        ):
+            with pytest.raises(TypeError, match=r"one real number, but gives"):
+                quietly(level(), FEW, objective=at_levels(answer))
         # The second has a gradient of zero times infinity.
-        with pytest.raises(ValueError, match=r"first radii .*nan.* must be finite"):
-            quietly(level(), FEW, objective=lambda module, *_: answer(module.levels))
+        for answer in (lambda levels: jnp.log(-levels), lambda x: jnp.sqrt(0 * x)):
+            with pytest.raises(ValueError, match=r"first radii .*nan.* must be finite"):
+                quietly(level(), FEW, objective=at_levels(answer))
 
     @pytest.mark.parametrize(
         ("spoil", "reason"),
@@ -443,20 +443,14 @@ class TestSteps:
         assert len(history.losses) <= steps
 
     def test_the_best_is_kept_where_an_optimizer_runs_away(self):
-        estimator, history = quietly(
-            level(9.0), FEW, objective=towards_ten, optimizer=optax.sgd(50.0), steps=5
-        )
+        options: Any = {"objective": towards_ten, "optimizer": optax.sgd(50.0)}
+        estimator, history = quietly(level(9.0), FEW, steps=5, **options)
         assert len(history.losses) == 5
         assert np.all(np.diff(history.losses) > 0)
         assert estimator.levels == 9
-
-    def test_a_single_step_is_a_look_at_the_start(self):
-        estimator, history = quietly(level(9.0), FEW, objective=towards_ten, steps=1)
-        np.testing.assert_allclose(history.losses, [0.5], rtol=1e-6)
-        assert estimator.levels == 9
         for steps in (0, -1):
-            with pytest.raises(ValueError, match="at least 1"):
-                quietly(level(), FEW, objective=towards_ten, steps=steps)
+            with pytest.raises(ValueError, match="steps must be a whole number from 1 on"):
+                quietly(level(), FEW, steps=steps, **options)
 
     def test_it_goes_on_while_anything_that_is_learned_moves(self):
         def towards_a_threshold_of_nine(estimator, channels, frame_indices):
@@ -471,6 +465,7 @@ class TestSteps:
         # Settled to a thousandth.
         np.testing.assert_allclose(estimator.clip.threshold, 9, rtol=5e-3)
 
+    @pytest.mark.slow
     def test_another_calibration_is_not_compiled_again(self):
         traced = []
 
@@ -509,7 +504,7 @@ class TestSteps:
 
 
 class TestCtrlC:
-    @pytest.mark.parametrize("finished", [0, 1, 3])
+    @pytest.mark.parametrize("finished", [0, 3])
     def test_a_step_is_not_waited_for_and_the_best_is_kept(self, finished):
         calls, ended, may_end = [], [], threading.Event()
 
@@ -568,29 +563,21 @@ class TestSecantDescent:
         reached = descend(parabolas, np.zeros(3), 6)
         np.testing.assert_allclose(reached, places, atol=1e-5)
 
-    @pytest.mark.parametrize("start", [-3.0, 4.0, 9.0])
-    def test_a_well_is_found_from_the_plateau_around_it(self, start):
-        def well(point):
+    def test_a_well_is_found_from_the_plateau_around_it(self):
+        def wells(point):
             return -jnp.sum(1 / (1 + ((point - 5) / 0.7) ** 2))
 
-        reached = descend(well, [start], 25)
+        reached = descend(wells, [-3.0, 4.0, 9.0], 25)
         np.testing.assert_allclose(reached, 5, atol=1e-3)
 
-    def test_a_number_without_a_gradient_stays(self):
+    def test_a_number_without_a_gradient_stays_until_it_has_one(self):
         def function(point):
-            return (point[0] - 2) ** 2 + 0 * point[1]
+            first, second, third = point
+            return (first - 1) ** 2 + (first * (second - 2)) ** 2 + 0 * third
 
-        reached = descend(function, [0.3, 0.7], 8)
-        assert reached[1] == np.float32(0.7)
-        np.testing.assert_allclose(reached[0], 2, atol=1e-5)
-
-    def test_a_number_without_a_gradient_at_first_moves_later(self):
-        def function(point):
-            first, second = point
-            return (first - 1) ** 2 + (first * (second - 2)) ** 2
-
-        reached = descend(function, [0.0, 0.0], 25)
-        np.testing.assert_allclose(reached, (1, 2), atol=0.01)
+        reached = descend(function, [0.0, 0.0, 0.7], 25)
+        assert reached[2] == np.float32(0.7)
+        np.testing.assert_allclose(reached[:2], (1, 2), atol=0.01)
 
 
 class Recorded:
@@ -628,7 +615,7 @@ class TestMovies:
         # Nothing but noise about an even background.
         assert 0.9 < estimator.weight < 1.1
 
-    @pytest.mark.parametrize("frame_count", [1, 2, 16, 17, 100])
+    @pytest.mark.parametrize("frame_count", [1, 17, 100])
     def test_a_short_movie_is_used_whole(self, frame_count):
         movie = Recorded(frame_count, 8)
         quietly(level(), movie, objective=towards_ten, steps=1)
@@ -638,9 +625,7 @@ class TestMovies:
         # All of one length, and compiled once.
         assert len({stop - start for start, stop in movie.runs}) == 1
 
-    @pytest.mark.parametrize(
-        ("frame_count", "lag"), [(4, 3), (23, 3), (80, 9), (60, 40), (60, 1)]
-    )
+    @pytest.mark.parametrize(("frame_count", "lag"), [(4, 3), (80, 9), (60, 40), (60, 1)])
     def test_all_pairs_of_a_short_movie_are_used(self, frame_count, lag):
         movie = Recorded(frame_count, 8)
         quietly(blend(), movie, objective=FramePairLoss(lag), steps=1)
@@ -656,6 +641,7 @@ class TestMovies:
         places = {first + place for first in firsts for place in range(pairs)}
         assert places == set(range(frame_count - lag))
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("lag", [1, 100])
     def test_of_large_frames_few_are_kept_whatever_the_lag(self, lag):
         movie = Recorded(500, 2048, mean=0)
@@ -663,6 +649,7 @@ class TestMovies:
             quietly(level(), movie, objective=FramePairLoss(lag), steps=1)
         assert sum(stop - start for start, stop in movie.runs) == 16
 
+    @pytest.mark.slow
     def test_an_estimator_that_sees_other_frames_is_given_long_runs(self):
         movie = Recorded(3000, 256, mean=0)
         quietly(Haloed(jnp.array(1.0)), movie, objective=towards_ten, steps=1)
@@ -699,6 +686,10 @@ class TestMovies:
         np.testing.assert_allclose(weights, weights[0], rtol=1e-6)
 
     def test_it_works_in_64_bit_mode(self, x64):
+        start = eqx.tree_at(lambda level: level.levels, level(), np.float64(9))
+        estimator, _ = quietly(start, FEW[:1], objective=towards_ten)
+        assert np.asarray(estimator.levels).dtype == np.float64
+        np.testing.assert_allclose(estimator.levels, 10, rtol=1e-3)
         start = Blend(jnp.array(0.2))
         estimator, history = quietly(start, FEW.astype(float), objective=FramePairLoss(1))
         assert estimator.weight.dtype == np.float64
@@ -707,16 +698,8 @@ class TestMovies:
         expected = frame_pair_loss(FEW, FEW + 0.2 * (flat - FEW), 1)
         np.testing.assert_allclose(history.losses[0], expected, rtol=1e-12)
 
-    @pytest.mark.parametrize(
-        "mode",
-        [
-            lambda: jax.debug_nans(True),
-            lambda: jax.numpy_dtype_promotion("strict"),
-            lambda: jax.numpy_rank_promotion("raise"),
-            jax.disable_jit,
-        ],
-        ids=["debug_nans", "strict_promotion", "rank_promotion", "disable_jit"],
-    )
+    @pytest.mark.slow
+    @pytest.mark.parametrize("mode", [strict_modes, jax.disable_jit])
     def test_it_works_in_the_strict_modes_of_jax(self, mode):
         for objective in (FramePairLoss(3), TruthLoss(WAVES[:8, :8])):
             expected, _ = quietly(blend(), FEW, objective=objective, steps=3)
@@ -725,14 +708,11 @@ class TestMovies:
             # float32
             np.testing.assert_allclose(estimator.weight, expected.weight, rtol=1e-5)
 
-    @pytest.mark.parametrize(
-        "mode",
-        [jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise")],
-    )
-    def test_a_clipped_mean_over_time_is_traced_in_the_strict_modes_of_jax(self, mode):
+    @pytest.mark.slow
+    def test_a_clipped_mean_over_time_is_traced_in_the_strict_modes_of_jax(self):
         module = LocalMean(3.0, 2.0, max_radius_pix=4.0, max_radius_frames=3.0)
         gradient = eqx.filter_grad(lambda module: FramePairLoss(3)(module, FEW))
-        with mode:
+        with strict_modes():
             assert jax.eval_shape(gradient, module).unbounded_radii.shape == (1, 2)
 
     @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])

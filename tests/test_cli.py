@@ -31,7 +31,7 @@ from jaxbkgd import (
     SpatialMean,
 )
 from jaxbkgd._calibration import calibrate as _calibrate
-from jaxbkgd._calibration.problem import Problem
+from jaxbkgd._calibration.descent import Problem
 from jaxbkgd._cli import (
     arguments,
     calibrate as _cli_calibrate,

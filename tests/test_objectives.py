@@ -10,7 +10,7 @@ from conftest import reference_mean
 from scipy.ndimage import gaussian_filter
 
 from jaxbkgd import AbstractEstimator, Background, FramePairLoss, SpatialMean, TruthLoss
-from jaxbkgd._calibration.predictions import _SECOND_OF_FOUR_VARIANCE
+from jaxbkgd._calibration.objectives import _SECOND_OF_FOUR_VARIANCE
 
 
 # One size and one bound for most tests, which so share what was compiled.

@@ -1,6 +1,7 @@
 """Calibration: an estimator's radii are learned from the movie that it is for."""
 
 import contextlib
+import math
 import os
 import warnings
 from collections.abc import Sequence
@@ -8,19 +9,19 @@ from typing import Any, TypeVar
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Bool, Float
+from jaxtyping import Array, Bool, Float
 
-from .._estimators.base import AbstractEstimator
-from .._estimators.radii_estimator import RadiiEstimator
+from .._estimators.base import AbstractEstimator, map_channels
+from .._estimators.checks import checked_count
 from .._movies.movie import Channel, Movie, Pixels
 from .._movies.sources import is_split, open_channels
 from .._workers import progress_bar
-from .descent import descend, secant_descent
-from .objectives import FramePairLoss, Objective, objective_for
-from .problem import Problem, standard_deviations
-from .windows import draw_windows
+from .descent import descend, Problem, secant_descent, Window
+from .lag import read_frames
+from .objectives import FramePairLoss, Objective, TruthLoss
 
 
 Estimator = TypeVar("Estimator", bound=AbstractEstimator)
@@ -29,7 +30,11 @@ Estimator = TypeVar("Estimator", bound=AbstractEstimator)
 Source = str | os.PathLike[str] | Movie | Channel | Pixels
 
 # One object, so that a later calibration finds its compiled steps.
-_SECANT_DESCENT = secant_descent()
+_SECANT = secant_descent()
+# Pixels of all windows and channels together, unless the fewest windows need more.
+_SAMPLE_PIXELS, _MOST_WINDOWS, _FEWEST_WINDOWS = 2**25, 16, 8
+# Size of a window for an estimator that sees several frames at a time.
+_RUN_PIXELS, _SHORTEST_RUN_FRAMES = 2**24, 64
 
 
 class CalibrationHistory(eqx.Module):
@@ -37,18 +42,15 @@ class CalibrationHistory(eqx.Module):
 
     **Attributes:**
 
-    - `losses`: the objective before each step, `(steps,)`, in its unit: none for
-        [`jaxbkgd.FramePairLoss`][], the frames' squared for [`jaxbkgd.TruthLoss`][].
-    - `radii`: the radii at each of these, `(steps, channels, axes)`. For
-        [`jaxbkgd.SpatialMean`][] the axes are y and x in pixels, for
-        [`jaxbkgd.LocalMean`][] time in frames, y and x in pixels. For an estimator without
-        radii, its learnable parameters in one row.
-    - `radii_std`: the standard deviation of the learned radii about the best ones for the
-        movie, `(channels, axes)`, in the same units, from the scatter of gradients between
-        blocks of frames and the curvature of the loss (Huber, Proc. 5th Berkeley Symp. 1,
-        221, 1967). It is infinite at the bound and where the loss does not curve upwards;
-        NaN for frozen radii, from fewer than 8 blocks, and for an estimator with more than
-        32 parameters.
+    - `losses`: the objective before each step, `(steps,)`, in its unit.
+    - `radii`: the radii at each of these, `(steps, channels, axes)`: y and x in pixels,
+        for [`jaxbkgd.LocalMean`][] after time in frames; without radii, the learnable
+        parameters in one row.
+    - `radii_std`: the standard deviation of the learned radii, `(channels, axes)`, from the
+        scatter of gradients between windows and the curvature of the loss (Huber, Proc. 5th
+        Berkeley Symp. 1, 221, 1967). It is infinite at the bound and where the loss does
+        not curve upwards; NaN for frozen radii, from fewer than 8 windows, and for more
+        than 32 parameters.
     - `is_at_bound`: whether a radius is as large as its bound allows, `(channels, axes)`.
     - `is_converged`: whether the radii have settled.
     - `stop_reason`: why the calibration ended, in words.
@@ -66,7 +68,7 @@ class CalibrationHistory(eqx.Module):
 
     @property
     def lag(self) -> int | None:
-        return _lag_of(self.objective)
+        return self.objective.lag if isinstance(self.objective, FramePairLoss) else None
 
 
 def calibrate(
@@ -80,26 +82,21 @@ def calibrate(
 ) -> tuple[Estimator, CalibrationHistory]:
     """Learns an estimator's radii from a movie.
 
-    The loss is averaged over up to 16 windows of frames, spread evenly over the movie. They
-    hold about 32 megapixels in all, or 16 frames if these are more; a short movie is used
-    whole. For an estimator that sees many frames at a time, windows are one or two runs of
-    about 16 megapixels, or 64 frames if these are more, whose ends count as the movie's.
-    Every step sees all windows, so that losses can be compared between steps.
+    The loss is averaged over up to 16 windows of frames, spread evenly over the movie, of
+    about 32 megapixels in all, or 16 frames if these are more. For an estimator that sees
+    many frames at a time, windows are one or two runs of about 16 megapixels, or 64 frames
+    if these are more. Every step sees all windows.
 
-    The calibration ends when the radii of 4 successive steps are within a thousandth (at
-    once, therefore, with a very small learning rate), when the steps are used up, or on
-    Ctrl-C. The radii with the lowest loss are kept. Ctrl-C before the end of the first step
-    raises `KeyboardInterrupt`; a step that is being computed ends in the background.
-
-    Another calibration with the same shapes, static settings and objective is not compiled
-    again.
+    The calibration ends when the radii of 4 successive steps are within a thousandth, when
+    the steps are used up, or on Ctrl-C, which before the end of the first step raises
+    `KeyboardInterrupt`. The radii with the lowest loss are kept. Another calibration with
+    the same shapes, static settings and objective is not compiled again.
 
     **Arguments:**
 
     - `channels`: the movie, as [`jaxbkgd.estimate_movie`][] takes it: a path, an open
-        [`jaxbkgd.Movie`][] or a channel of it, an array or memory map (frames, height,
-        width) or (frames, channels, height, width); or a list or tuple of these, one a
-        channel and of equal length.
+        movie or a channel of it, an array (frames, height, width) or (frames, channels,
+        height, width); or a list or tuple of these, one a channel and of equal length.
     - `estimator`: the estimator to calibrate, as `SpatialMean(7.0, max_radius_pix=60)`. All
         its inexact arrays are learned, from their present values.
     - `objective`: the loss, see [`jaxbkgd.Objective`][]. By default
@@ -115,11 +112,9 @@ def calibrate(
 
     **Raises:**
 
-    `TypeError` or `ValueError` for channels that are no movies of one length, or are
-    shorter than the objective's lag asks for; for pixels of the windows that are not
-    finite; and for an objective that does not give one finite number at the first radii. If
-    it gives none later, or raises, calibration stops with a warning and keeps the best
-    radii so far.
+    `TypeError` or `ValueError` for channels that are no movies of one length, are shorter
+    than the lag asks for, or are not finite; and for an objective that does not give one
+    finite number at the first radii. If it fails later, calibration stops with a warning.
 
     !!! example
 
@@ -139,38 +134,37 @@ def calibrate(
 
         ```
     """
-    if not steps >= 1:
-        raise ValueError(f"steps must be at least 1, but is {steps}.")
+    checked_count("steps", steps)
     problem = _pose_problem(channels, estimator, objective or FramePairLoss())
     with progress_bar(steps, progress) as report:
-        path = descend(problem, optimizer or _SECANT_DESCENT, steps, report)
-    best = min(path.visits, key=lambda visit: visit.loss)
-    calibrated: Estimator = problem.estimator_at(best.point)
-    stop_reason = path.stop_reason
+        visits, is_converged, stop_reason = descend(
+            problem, optimizer or _SECANT, steps, report
+        )
+    best = min(visits, key=lambda visit: visit.loss)
     radii_std = np.full_like(best.radii, np.nan)
     if not stop_reason.startswith("interrupted"):
         try:
-            radii_std = standard_deviations(problem, best.point)
+            radii_std = problem.standard_deviations(best.point)
         except KeyboardInterrupt:
-            stop_reason = f"interrupted after {len(path.visits)} steps"
-    radii = np.stack([visit.radii for visit in path.visits])
+            stop_reason = f"interrupted after {len(visits)} steps"
+    radii = np.stack([visit.radii for visit in visits])
     # What has not moved is frozen there.
     is_at_bound = problem.is_at_bound(best.point) & (np.ptp(radii, axis=0) > 0)
-    if isinstance(calibrated, RadiiEstimator) and is_at_bound.any():
-        names = {"px": "max_radius_pix", "frames": "max_radius_frames"}
-        bounds = dict(zip(problem.units, calibrated.max_radii, strict=True))
-        described = [f"{names[unit]} is {bounds[unit]:g} {unit}" for unit in bounds]
+    if is_at_bound.any():
+        bounds = dict(zip(problem.units, problem.bounds, strict=True))
+        names = {"px": "pix", "frames": "frames"}
+        described = [f"max_radius_{names[u]} is {bounds[u]:g} {u}" for u in bounds]
         warnings.warn(
             f"{is_at_bound.sum()} of {is_at_bound.size} radii went to their bound: the "
             f"background is even, or the bound too small ({', '.join(described)}).",
             stacklevel=2,
         )
-    return calibrated, CalibrationHistory(
-        losses=np.array([visit.loss for visit in path.visits]),
+    return problem.estimator_at(best.point), CalibrationHistory(
+        losses=np.array([visit.loss for visit in visits]),
         radii=radii,
         radii_std=np.where(is_at_bound, np.inf, radii_std),
         is_at_bound=is_at_bound,
-        is_converged=path.is_converged,
+        is_converged=is_converged,
         stop_reason=stop_reason,
         objective=problem.objective,
     )
@@ -181,18 +175,11 @@ def losses_at(
     channels: Source | Sequence[Source],
     objective: Objective,
 ) -> Float[np.ndarray, " estimators"]:
-    """The loss of each estimator on the windows that `calibrate` draws of these channels.
-
-    The estimators differ in their inexact arrays alone. Ctrl-C raises `KeyboardInterrupt`
-    without waiting for a step.
-    """
+    """The loss of each estimator on the windows that `calibrate` draws of these channels;
+    they differ in their inexact arrays alone. Ctrl-C interrupts it within a step."""
     problem = _pose_problem(channels, estimators[0], objective)
     points = [eqx.filter(estimator, eqx.is_inexact_array) for estimator in estimators]
     return np.array([problem.losses_and_gradients(point)[0].mean() for point in points])
-
-
-def _lag_of(objective: Objective) -> int | None:
-    return objective.lag if isinstance(objective, FramePairLoss) else None
 
 
 def _pose_problem(
@@ -214,10 +201,62 @@ def _pose_problem(
         raise ValueError(f"{estimator!r} has nothing to learn; give one that has radii.")
     with contextlib.ExitStack() as files:
         opened = open_channels(source, files=files)
-        objective = objective_for(opened, objective)
+        if isinstance(objective, FramePairLoss):
+            objective = objective.fitted(opened)
+        elif isinstance(objective, TruthLoss):
+            # Within `jax.jit`, an index beyond the last frame would not be noticed.
+            lengths = [len(t) for t in jax.tree.leaves(objective.bkgds) if t.ndim == 3]
+            if any(length != len(opened[0]) for length in lengths):
+                raise ValueError(
+                    f"The movie has {len(opened[0])} frames, but the true background "
+                    f"{lengths[0]}; give one image, or one for each frame."
+                )
         channels: Any = tuple(opened) if isinstance(source, tuple) else opened
         if len(opened) == 1 and not is_split(source):
             (channels,) = opened
-        lag = _lag_of(objective) or 0
-        windows = draw_windows(channels, lag, is_halo_seen=estimator.halo_frames > 0)
+        lag = objective.lag or 0 if isinstance(objective, FramePairLoss) else 0
+        windows = _draw_windows(channels, lag, estimator.halo_frames > 0)
     return Problem(estimator, objective, windows)
+
+
+def _draw_windows(channels: Any, lag: int, has_halo: bool) -> list[Window]:
+    """Windows of equal length, spread evenly: runs of frames, and partners `lag` later."""
+    opened: list[Channel] = jax.tree.leaves(channels)
+    frame_count = len(opened[0])
+    # With a halo, a frame in the middle needs frames beyond the lag on one side.
+    fewest = 2 * lag + 2 if lag and has_halo else lag + 1
+    if frame_count < fewest:
+        raise ValueError(
+            f"The movie has {frame_count} frames, but at least {fewest} are needed for a "
+            f"lag of {lag} frames; give a longer movie, or a shorter lag."
+        )
+    frame_pixels = sum(math.prod(channel.shape[1:]) for channel in opened)
+    most_frames = _SAMPLE_PIXELS // frame_pixels
+    if has_halo:
+        # Few windows of one long run, since frames near its ends lack their neighbours.
+        length = max(_RUN_PIXELS // frame_pixels, _SHORTEST_RUN_FRAMES, 4 * lag)
+        length = min(length, frame_count)
+        count = min(frame_count // length, max(most_frames // length, 1))
+        last, offsets = frame_count - length, [0]
+    else:
+        # Many windows of a short run and its partners, which are one run if they overlap.
+        pair_count, share = frame_count - lag, most_frames // _MOST_WINDOWS
+        fitting = max(share // 2, share - lag, 1)
+        length = min(math.ceil(pair_count / _MOST_WINDOWS), fitting)
+        fitting = max(most_frames // (length + min(length, lag)), _FEWEST_WINDOWS)
+        count = min(math.ceil(pair_count / length), fitting, _MOST_WINDOWS)
+        last, offsets = pair_count - length, [0, lag]
+        if length > lag:
+            length, offsets = length + lag, [0]
+    starts = np.linspace(0, last, count).round().astype(int).tolist()
+    is_list = isinstance(channels, list | tuple)
+    names: Any = [f" of channel {i + 1}" for i in range(len(channels))] if is_list else ""
+
+    def window(runs: list[tuple[int, int]]) -> Window:
+        def read(channel: Channel, name: str) -> Array:
+            return jnp.concatenate([read_frames(channel, *run, name) for run in runs])
+
+        indices = jnp.concatenate([jnp.arange(*run) for run in runs])
+        return Window(map_channels(read, channels, names), indices)
+
+    return [window([(s + o, s + o + length) for o in offsets]) for s in starts]

@@ -2,7 +2,7 @@
 
 import itertools as it
 import warnings
-from collections.abc import Iterator
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -10,80 +10,178 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax import lax
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from .._workers import Report
-from .problem import MeanLoss, Problem
+from .._estimators.base import AbstractEstimator, Channels
+from .._estimators.radii_estimator import RadiiEstimator
+from .._workers import core_count, on_threads, Report, run_interruptibly
+from .objectives import Objective
 
 
 # Radii have settled if they agree within so much, relatively, at so many successive steps.
 _SETTLED, _SETTLED_STEPS = 1e-3, 4
 _FIRST_STEP, _LONGEST_STEP, _LARGEST_GROWTH = 0.3, 1.0, 2.0
+# A radius above this share of its bound is at its bound.
+_AT_BOUND = 0.98
+# The step in a parameter, nearly relative in the radius, for the second derivative.
+_CURVATURE_STEP = 0.05
+# Fewer windows do not show how gradients scatter; more parameters cost too much.
+_FEWEST_WINDOWS, _MOST_PARAMETERS = 8, 32
 
 
-class _SecantState(NamedTuple):
-    """For each number: the length of the last step, the gradient before it, and whether
-    the gradient has changed its sign so far."""
+class Window(NamedTuple):
+    """Frames of all channels, and their places in the movie."""
 
-    length: PyTree
-    gradient: PyTree
-    has_turned: PyTree
+    channels: Channels
+    frame_indices: Int[Array, " frames"]
 
 
-def secant_descent() -> optax.GradientTransformation:
+class Problem:
+    """The loss of each window as a function of a point, what is learned of an estimator."""
+
+    def __init__(
+        self, estimator: AbstractEstimator, objective: Objective, windows: list[Window]
+    ):
+        # Other threads may have another configuration of JAX, and would convert NumPy
+        # arrays to other dtypes.
+        estimator, objective = jax.tree.map(
+            lambda leaf: jnp.asarray(leaf) if eqx.is_array(leaf) else leaf,
+            (estimator, objective),
+        )
+        self.objective, self._windows = objective, windows
+        self.start, self._rest = eqx.partition(estimator, eqx.is_inexact_array)
+        has_radii = isinstance(estimator, RadiiEstimator)
+        self.units = estimator.radius_units if has_radii else ("",)
+        self.bounds = estimator.max_radii if has_radii else (np.inf,)
+        self.mean_loss = eqx.Partial(_mean_loss, self._rest, objective, windows)
+        # With the configuration of this thread. Without jax.jit, loops would be unrolled.
+        with jax.disable_jit(False):
+            arguments = self.start, self._rest, objective, windows[0]
+            compilable: Any = eqx.filter_jit(_value_and_gradient)
+            lowered = compilable.lower(*arguments)
+        self._program = run_interruptibly(lowered.compile)
+
+    def estimator_at(self, point: PyTree) -> Any:
+        return eqx.combine(point, self._rest)
+
+    def losses_and_gradients(self, point: PyTree) -> tuple[np.ndarray, np.ndarray]:
+        """The loss of each window, `(windows,)`, and its gradient, `(windows, numbers)`;
+        Ctrl-C raises `KeyboardInterrupt` at once, and windows in flight are dropped."""
+
+        def evaluate(index: int) -> tuple[int, float, np.ndarray]:
+            window = self._windows[index]
+            value, gradient = self._program(point, self._rest, self.objective, window)
+            numbers = [np.ravel(leaf) for leaf in jax.tree.leaves(gradient)]
+            return index, float(value), np.concatenate(numbers, dtype=np.float64)
+
+        indices = range(len(self._windows))
+        done = sorted(on_threads(evaluate, indices, core_count()), key=itemgetter(0))
+        _, values, gradients = zip(*done, strict=True)
+        return np.array(values), np.stack(gradients)
+
+    def radii_at(self, point: PyTree) -> Float[Array, "channels axes"]:
+        """The radii, or for an estimator without radii its parameters in one row."""
+        estimator = self.estimator_at(point)
+        if isinstance(estimator, RadiiEstimator):
+            return estimator.radii
+        return ravel_pytree(point)[0][None]
+
+    def is_at_bound(self, point: PyTree) -> Bool[np.ndarray, "channels axes"]:
+        return np.asarray(self.radii_at(point)) > _AT_BOUND * np.array(self.bounds)
+
+    def standard_deviations(self, point: PyTree) -> Float[np.ndarray, "channels axes"]:
+        """The uncertainty of the radii, from the scatter of gradients between windows.
+
+        The parameters at which a mean of independent losses is minimal have the covariance
+        `H^-1 S H^-1`, where `S` is that of the mean's gradient and `H` its second
+        derivative (Huber, Proc. 5th Berkeley Symp. 1, 221, 1967).
+        """
+        flat, unravel = ravel_pytree(point)
+        jacobian = jax.jacobian(lambda flat: self.radii_at(unravel(flat)))(flat)
+        jacobian = np.asarray(jacobian, np.float64)
+        if flat.size > _MOST_PARAMETERS or len(self._windows) < _FEWEST_WINDOWS:
+            return np.full(jacobian.shape[:-1], np.nan)
+
+        def mean_gradient(flat: Array) -> np.ndarray:
+            return self.losses_and_gradients(unravel(flat))[1].mean(axis=0)
+
+        _, gradients = self.losses_and_gradients(point)
+        scatter = np.atleast_2d(np.cov(gradients, rowvar=False)) / len(gradients)
+        steps = _CURVATURE_STEP * jnp.eye(flat.size, dtype=flat.dtype)
+        curvature = np.stack(
+            [mean_gradient(flat + s) - mean_gradient(flat - s) for s in steps]
+        )
+        curvature = (curvature + curvature.T) / (4 * _CURVATURE_STEP)
+        # A frozen parameter has no gradient, and no learned radius depends on it.
+        is_learned = jacobian[..., gradients.any(axis=0)].any(axis=-1)
+        is_curved = np.diag(curvature) > 0
+        slopes, kept = jacobian[..., is_curved], np.ix_(is_curved, is_curved)
+        slopes = slopes @ np.linalg.pinv(curvature[kept])
+        stds = np.sqrt(np.einsum("cai,ij,caj->ca", slopes, scatter[kept], slopes))
+        is_flat = jacobian[..., ~is_curved].any(axis=-1)
+        return np.where(is_learned, np.where(is_flat, np.inf, stds), np.nan)
+
+
+def _value_and_gradient(
+    point: PyTree, rest: AbstractEstimator, objective: Objective, window: Window
+) -> tuple[Array, PyTree]:
+    def loss(point: PyTree) -> Array:
+        value = objective(eqx.combine(point, rest), *window)
+        is_number = isinstance(value, jax.Array) and value.shape == ()
+        if not (is_number and jnp.issubdtype(value.dtype, jnp.floating)):
+            raise TypeError(
+                f"The objective must give one real number, but gives {value}; take the "
+                "mean over frames, pixels and channels."
+            )
+        return value
+
+    return jax.value_and_grad(loss)(point)
+
+
+def _mean_loss(
+    rest: AbstractEstimator, objective: Objective, windows: list[Window], point: PyTree
+) -> Float[Array, ""]:
+    """The loss of all windows in one program, for optimizers that search along a line."""
+    stacked = jax.tree.map(lambda *parts: jnp.stack(parts), *windows)
+    estimator = eqx.combine(point, rest)
+    return jnp.mean(lax.map(lambda window: objective(estimator, *window), stacked))
+
+
+def secant_descent() -> optax.GradientTransformationExtraArgs:
     """Newton's steps along each number, with the curvature from the last two gradients.
 
     Where the loss does not curve upwards, or where Newton's step would be long, it follows
-    the sign of the gradient, with steps that grow until they have passed a minimum. It is
-    for few numbers that hardly depend on each other, such as the logarithms of radii, and
-    for gradients without noise.
+    the sign of the gradient, with steps that grow until they have passed a minimum.
     """
 
-    def init(params: PyTree) -> _SecantState:
-        return _SecantState(
-            length=jax.tree.map(lambda number: jnp.full_like(number, _FIRST_STEP), params),
-            gradient=jax.tree.map(jnp.zeros_like, params),
-            has_turned=jax.tree.map(lambda number: jnp.zeros_like(number, bool), params),
-        )
+    def init(params: PyTree) -> tuple[Array, Array, Array]:
+        # The length of the last step, the gradient before it, and whether that has turned.
+        flat, _ = ravel_pytree(params)
+        return jnp.full_like(flat, _FIRST_STEP), 0 * flat, jnp.zeros_like(flat, bool)
 
-    def update(
-        updates: PyTree, state: Any, params: PyTree = None
-    ) -> tuple[PyTree, _SecantState]:
-        del params
-        has_turned = jax.tree.map(
-            lambda gradient, before, has_turned: has_turned | (gradient * before < 0),
-            updates,
-            state.gradient,
-            state.has_turned,
-        )
-        lengths = jax.tree.map(
-            _next_length, updates, state.gradient, state.length, has_turned
-        )
-        steps = jax.tree.map(
-            lambda gradient, length: -jnp.sign(gradient) * length, updates, lengths
-        )
-        return steps, _SecantState(lengths, updates, has_turned)
+    def update(updates: PyTree, state: Any, *_: Any, **extra: Any) -> tuple[PyTree, Any]:
+        del extra
+        gradient, unravel = ravel_pytree(updates)
+        length, before, has_turned = state
+        has_turned |= gradient * before < 0
+        is_first = before == 0
+        # The last step went against the sign of the gradient before.
+        curvature = (gradient - before) / jnp.where(is_first, 1, -jnp.sign(before) * length)
+        is_curved = ~is_first & (curvature > 0)
+        growth = jnp.where(is_first | (has_turned & ~is_curved), 1.0, _LARGEST_GROWTH)
+        limit = jnp.minimum(growth * length, _LONGEST_STEP)
+        newton = jnp.abs(gradient) / jnp.where(is_curved, curvature, 1)
+        step = jnp.where(is_curved, jnp.minimum(newton, limit), limit)
+        length = jnp.where(gradient == 0, length, step)
+        return unravel(-jnp.sign(gradient) * length), (length, gradient, has_turned)
 
-    return optax.GradientTransformation(init, update)
-
-
-def _next_length(gradient: Array, before: Array, length: Array, has_turned: Array) -> Array:
-    """The length of the next step, from this gradient and the one before, between which
-    the last step went."""
-    is_first = before == 0
-    # The last step went against the sign of the gradient before.
-    curvature = (gradient - before) / jnp.where(is_first, 1, -jnp.sign(before) * length)
-    is_curved = ~is_first & (curvature > 0)
-    growth = jnp.where(is_first | (has_turned & ~is_curved), 1.0, _LARGEST_GROWTH)
-    limit = jnp.minimum(growth * length, _LONGEST_STEP)
-    newton = jnp.abs(gradient) / jnp.where(is_curved, curvature, 1)
-    step = jnp.where(is_curved, jnp.minimum(newton, limit), limit)
-    return jnp.where(gradient == 0, length, step)
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 class Visit(NamedTuple):
-    """A point, its loss and radii, and all its numbers."""
+    """A point, its loss and radii, and all its numbers but those that go to infinity."""
 
     point: PyTree
     loss: float
@@ -91,96 +189,52 @@ class Visit(NamedTuple):
     numbers: Float[np.ndarray, " numbers"]
 
 
-class Path(NamedTuple):
-    visits: list[Visit]
-    is_converged: bool
-    stop_reason: str
-
-
 def descend(
     problem: Problem, optimizer: optax.GradientTransformation, steps: int, report: Report
-) -> Path:
-    """Follows the optimizer until the radii have settled or something stops it."""
+) -> tuple[list[Visit], bool, str]:
+    """What the optimizer visits, whether its radii have settled, and why it ended."""
     visits: list[Visit] = []
     try:
-        for visit in it.islice(_visits(problem, optimizer), steps):
-            visits.append(visit)
-            units = it.cycle(problem.units)
-            radii = [f"{r:.3g} {next(units)}".strip() for r in visit.radii.ravel()]
-            report(len(visits), f"loss {visit.loss:.4g}, radii {', '.join(radii)}")
-            if _have_settled([visit.radii for visit in visits]) and (
-                # At its bound, the parameter of a radius goes on to infinity.
-                problem.is_at_bound(visit.point).any()
-                or _have_settled([visit.numbers for visit in visits])
-            ):
-                return Path(
-                    visits, True, f"the radii had settled after {len(visits)} steps"
+        point, state = problem.start, optimizer.init(problem.start)
+        update = eqx.filter_jit(optax.with_extra_args_support(optimizer).update)
+        while True:
+            losses, gradients = problem.losses_and_gradients(point)
+            loss, gradient = float(losses.mean()), gradients.mean(axis=0)
+            entries = gradient if visits else gradients.ravel()
+            if not np.isfinite([loss, *entries]).all():
+                found = f"the loss is {loss:g}, its gradient {gradient.tolist()}"
+                place = "" if visits else "At the first radii "
+                raise ValueError(f"{place}{found}; they must be finite.")
+            if not (visits or gradients.any()):
+                raise ValueError(
+                    "There is nothing to learn, since the objective does not depend on the "
+                    "radii: are they frozen, or is the movie constant?"
                 )
-        return Path(visits, False, f"all {steps} steps were used up")
-    except KeyboardInterrupt:
+            flat, unravel = ravel_pytree(point)
+            radii = np.asarray(problem.radii_at(point))
+            # At its bound, the parameter of a radius goes on to infinity.
+            moving = 0 * flat if problem.is_at_bound(point).any() else flat
+            visits.append(Visit(point, loss, radii, np.append(radii, moving)))
+            pairs = zip(radii.ravel(), it.cycle(problem.units), strict=False)
+            texts = [f"{radius:.3g} {unit}".strip() for radius, unit in pairs]
+            report(len(visits), f"loss {loss:.4g}, radii {', '.join(texts)}")
+            recent = np.stack([visit.numbers for visit in visits[-_SETTLED_STEPS:]])
+            has_moved = np.ptp(recent, axis=0) > _SETTLED * np.abs(recent[-1])
+            if len(recent) == _SETTLED_STEPS and not has_moved.any():
+                return visits, True, f"the radii had settled after {len(visits)} steps"
+            if len(visits) == steps:
+                return visits, False, f"all {steps} steps were used up"
+            gradient = unravel(jnp.asarray(gradient, flat.dtype))
+            # Optimizers that search along a line take the value and the function, too.
+            extra = {"value": jnp.asarray(loss, flat.dtype), "value_fn": problem.mean_loss}
+            updates, state = update(gradient, state, point, grad=gradient, **extra)
+            point = eqx.apply_updates(point, updates)
+    except (KeyboardInterrupt, Exception) as error:
         if not visits:
             raise
-        return Path(visits, False, f"interrupted after {len(visits)} steps")
-    except Exception as error:
-        if not visits:
-            raise
-        first_line, *_ = [*str(error).splitlines(), ""]
-        stop_reason = f"at step {len(visits)}: {first_line}"
-        warnings.warn(
-            f"Calibration stopped {stop_reason}; the best radii before it are kept.",
-            stacklevel=3,
-        )
-        return Path(visits, False, stop_reason)
-
-
-def _visits(problem: Problem, optimizer: optax.GradientTransformation) -> Iterator[Visit]:
-    """The points that the optimizer leads to, without an end."""
-    point, state = problem.start, optimizer.init(problem.start)
-    flat, unravel = ravel_pytree(point)
-    for step in it.count():
-        losses, gradients = problem.losses_and_gradients(point)
-        loss, gradient = float(losses.mean()), gradients.mean(axis=0)
-        if not np.isfinite([loss, *(gradients if step == 0 else gradient).ravel()]).all():
-            found = f"the loss is {loss:g}, its gradient {gradient.tolist()}"
-            if step == 0:
-                raise ValueError(f"At the first radii {found}; they must be finite.")
-            raise FloatingPointError(found)
-        if step == 0 and not gradients.any():
-            raise ValueError(
-                "There is nothing to learn, since the objective does not depend on the "
-                "radii: are they frozen, or is the movie constant?"
-            )
-        radii = np.asarray(problem.radii_at(point))
-        yield Visit(point, loss, radii, np.asarray(ravel_pytree(point)[0]))
-        point, state = _next_point(
-            optimizer,
-            unravel(jnp.asarray(gradient, flat.dtype)),
-            state,
-            point,
-            jnp.asarray(loss, flat.dtype),
-            problem.mean_loss,
-        )
-
-
-@eqx.filter_jit
-def _next_point(
-    optimizer: optax.GradientTransformation,
-    gradient: PyTree,
-    state: PyTree,
-    point: PyTree,
-    loss: Array,
-    mean_loss: MeanLoss,
-) -> tuple[PyTree, PyTree]:
-    # The arguments of optimizers that search along a line, beside those of all.
-    updates, state = optax.with_extra_args_support(optimizer).update(
-        gradient, state, point, value=loss, grad=gradient, value_fn=mean_loss
-    )
-    return eqx.apply_updates(point, updates), state
-
-
-def _have_settled(numbers: list[np.ndarray]) -> bool:
-    recent = np.stack(numbers[-_SETTLED_STEPS:])
-    moved = np.ptp(recent, axis=0)
-    return len(recent) == _SETTLED_STEPS and bool(
-        np.all(moved <= _SETTLED * np.abs(recent[-1]))
-    )
+        if isinstance(error, KeyboardInterrupt):
+            return visits, False, f"interrupted after {len(visits)} steps"
+        reason = f"at step {len(visits)}: {str(error).partition(chr(10))[0]}"
+        text = f"Calibration stopped {reason}; the best radii before it are kept."
+        warnings.warn(text, stacklevel=3)
+        return visits, False, reason

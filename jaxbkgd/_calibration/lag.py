@@ -7,46 +7,35 @@ import warnings
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 from jaxtyping import Array, Float, Shaped
 
+from .._estimators.base import checked_frames
+from .._estimators.checks import is_traced
 from .._estimators.spatial_mean import spatial_mean
 from .._movies.movie import Channel
 from .._movies.sources import open_channels
-from .windows import read_frames
 
 
-# The difference of two Gaussian means, one as wide as the image of a molecule and one much
-# wider, shows molecules best.
-_NARROW_RADIUS_PIX, _WIDE_RADIUS_PIX = 2.6, 7.0
-# The molecules' correlation, over the variance of a frame, that may be left at the lag.
-_LARGEST_CORRELATION = 0.005
-# The largest correlation that is accepted where the movie is too short to measure less.
-_LARGEST_UNCERTAIN_CORRELATION = 0.03
+# The difference of Gaussian means as wide as a molecule and much wider shows molecules.
+_RADII_PIX = 2.6, 7.0
+# The molecules' correlation, over the variance of a frame, that may be left at the lag, and
+# the largest that is accepted where the movie is too short to measure less.
+_LARGEST_CORRELATION, _LARGEST_UNCERTAIN_CORRELATION = 0.005, 0.03
 # Frames, and pixels on a lattice over all of them, that are used.
 _MOST_FRAMES, _MOST_PIXELS, _CHUNK_PIXELS = 512, 2**22, 2**21
 
 
 def decorrelation_lag(source: Any) -> int:
-    """A lag in frames at which molecules no longer correlate, in any channel.
+    """A lag in frames at which molecules no longer correlate, in any channel of a movie.
 
     The structure function `D(lag)`, half the mean square of the residuals' change over
-    `lag` frames, rises while molecules vanish and appear, and then levels off. Where
-    `D(2 lag)` exceeds `D(lag)` by at most 0.5 %, or by twice the standard error of the
-    difference if that is more, up to 3 %, little correlation is left; the result is 1.5
-    times this lag. Steady structures do not count, and slow drift hardly does.
-
-    **Arguments:**
-
-    - `source`: the movie, as `calibrate` takes it.
-
-    **Raises:**
-
-    `ValueError` for frames that are traced, fewer than 3, or not finite, and for a movie in
-    which nothing changes.
+    `lag` frames, rises while molecules vanish and appear. Where `D(2 lag)` exceeds `D(lag)`
+    by at most 0.5 %, or twice the standard error of the difference if that is more, up to
+    3 %, little correlation is left; the result is 1.5 times this lag.
     """
-    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(source)):
+    if any(map(is_traced, jax.tree.leaves(source))):
         raise ValueError(
             "A lag can't be found from traced frames; give one, as FramePairLoss(lag=1)."
         )
@@ -64,7 +53,6 @@ def _channel_lag(channel: Channel) -> int:
 
     @ft.cache
     def structure(lag: int) -> Float[np.ndarray, " pairs"]:
-        """Half the mean square change from each frame to that `lag` frames later."""
         squares = np.square(residuals[lag:] - residuals[:-lag])
         return squares.mean(axis=(1, 2), dtype=np.float64) / 2
 
@@ -73,23 +61,17 @@ def _channel_lag(channel: Channel) -> int:
             "A lag can't be found from a movie in which nothing changes from one frame to "
             "the next; is it a movie?"
         )
-
-    def remaining_correlation(lag: int) -> tuple[float, float]:
-        """The correlation left at a lag, over the variance, and its standard error."""
-        rises = structure(2 * lag) - structure(lag)[: len(residuals) - 2 * lag]
-        variance = float(np.mean(structure(lag)))
-        return float(np.mean(rises)) / variance, _standard_error(rises, lag) / variance
-
+    share = 0.0
     # A frame in the middle needs frames beyond the lag on one side.
     longest = max((len(residuals) - 2) // 2, 1)
     for lag in range(1, longest + 1):
-        share, error = remaining_correlation(lag)
-        if share <= max(
-            _LARGEST_CORRELATION, min(2 * error, _LARGEST_UNCERTAIN_CORRELATION)
-        ):
+        rises = structure(2 * lag) - structure(lag)[: len(residuals) - 2 * lag]
+        variance = float(np.mean(structure(lag)))
+        share, error = np.mean(rises) / variance, _standard_error(rises, lag) / variance
+        uncertain = min(2 * error, _LARGEST_UNCERTAIN_CORRELATION)
+        if share <= max(_LARGEST_CORRELATION, uncertain):
             # At 1.5 times the lag, far less is left.
             return min(math.ceil(1.5 * lag), longest) if lag > 1 else 1
-    share, _ = remaining_correlation(longest)
     warnings.warn(
         f"Molecules stay on for long in the {len(residuals)} frames that were looked at: "
         f"at a lag of {longest}, they still correlate by {share:.1%} of the variance, so "
@@ -115,23 +97,37 @@ def _molecule_residuals(channel: Channel) -> Float[np.ndarray, "frames rows colu
     """Frames from the middle of a movie, filtered for molecules, on a lattice of pixels."""
     count, height, width = channel.shape
     used = min(count, _MOST_FRAMES)
-    first = (count - used) // 2
     stride = int(np.ceil(np.sqrt(used * height * width / _MOST_PIXELS)))
     chunk = max(1, min(used, _CHUNK_PIXELS // (height * width)))
-
-    lattice = np.empty((used, -(-height // stride), -(-width // stride)), np.float32)
-    for start in range(0, used, chunk):
+    residuals = []
+    for start in range((count - used) // 2, (count + used) // 2, chunk):
         # The last chunk overlaps the one before, so that all have one size.
-        start = min(start, used - chunk)
-        frames = read_frames(channel, first + start, first + start + chunk)
-        lattice[start : start + chunk] = _lattice(frames, stride)
-    return lattice
+        begin = min(start, (count + used) // 2 - chunk)
+        lattice = _lattice(read_frames(channel, begin, begin + chunk), stride)
+        residuals.append(np.asarray(lattice)[start - begin :])
+    return np.concatenate(residuals)
 
 
 @ft.partial(jax.jit, static_argnames="stride")
 def _lattice(
     frames: Shaped[Array, "frames height width"], stride: int
 ) -> Float[Array, "frames rows columns"]:
-    narrow = spatial_mean(frames, _NARROW_RADIUS_PIX)
-    wide = spatial_mean(frames, _WIDE_RADIUS_PIX)
+    narrow, wide = (spatial_mean(frames, radius) for radius in _RADII_PIX)
     return (narrow - wide)[:, ::stride, ::stride]
+
+
+def read_frames(
+    channel: Channel, start: int, stop: int, name: str = ""
+) -> Shaped[Array, "frames height width"]:
+    """Frames from `start` up to `stop`, all finite; an error calls the channel `name`."""
+    frames = checked_frames(channel[start:stop])
+    # In NumPy: JAX itself would raise where it is set to find NaNs.
+    is_finite = np.isfinite(np.asarray(frames))
+    if not is_finite.all():
+        frame, y, x = np.argwhere(~is_finite)[0]
+        raise ValueError(
+            f"Frame {start + frame}{name} holds {np.asarray(frames)[frame, y, x]} at "
+            f"y = {y}, x = {x}, and calibration needs finite frames; replace such pixels, "
+            "for example by their neighbours' median, or leave these frames out."
+        )
+    return jnp.asarray(frames)

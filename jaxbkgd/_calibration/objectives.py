@@ -1,24 +1,31 @@
 """Objectives: what calibration minimises, a function of an estimator and some frames."""
 
-from collections.abc import Sequence
+import functools as ft
 from typing import Any, Protocol, runtime_checkable, SupportsIndex
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Shaped
+from jax import lax
+from jaxtyping import Array, Float, Int
 
 from .._estimators.base import AbstractEstimator, as_frames, Channels, map_channels
 from .._estimators.checks import checked_count
-from .._movies.movie import Channel
+from .._estimators.soft_clip import SoftClip, squared_noise
+from .._estimators.spatial_mean import spatial_mean
 from .lag import decorrelation_lag
-from .predictions import prediction_losses
 
 
-# Blocks of frames in a window whose losses count as independent, where each frame is
-# predicted from many.
-_PREDICTION_BLOCKS = 16
+# The radius over which each frame's squared noise is averaged.
+_NOISE_RADIUS_PIX = 14.0
+# The variance of the second smallest of four standard normal numbers.
+_SECOND_OF_FOUR_VARIANCE = 0.36
+# A pixel's difference from other frames is limited to so many standard deviations before
+# it is averaged over the frame, so that the mean does not follow molecules.
+_LARGEST_DEVIATION = 3.0
+
+_Frames = Float[Array, "frames height width"]
 
 
 @runtime_checkable
@@ -26,8 +33,7 @@ class Objective(Protocol):
     """What [`jaxbkgd.calibrate`][] minimises: any callable of this signature, which JAX can
     differentiate with respect to the estimator.
 
-    Arrays that belong to it are best kept in an `equinox.Module`; a plain function works,
-    too. All else that it holds must be hashable.
+    Its arrays are best kept in an `equinox.Module`; all else in it must be hashable.
 
     !!! example
 
@@ -49,52 +55,31 @@ class Objective(Protocol):
         channels: Channels,
         frame_indices: Int[Array, " frames"],
     ) -> Float[Array, ""]:
-        """**Arguments:**
-
-        - `estimator`: the estimator with its present parameters.
-        - `channels`: a window of the movie, `(frames, height, width)`; for several
-            channels, a list or tuple of these, as `calibrate` was given them.
-        - `frame_indices`: the places of these frames in the movie, `(frames,)`.
-
-        **Returns:**
-
-        The loss of this window, one real number, shape `()`. `calibrate` averages it over
-        all windows.
-        """
+        """The loss of a window, one real number, from the estimator with its present
+        parameters, the window's frames, in the structure that `calibrate` was given, and
+        their places in the movie. `calibrate` averages it over windows."""
         ...
 
 
 class FramePairLoss(eqx.Module):
     """The error of the background against frames `lag` later and earlier: no truth needed.
 
-    A frame is the sum of its background, its molecules and noise. The noise of two frames
-    is independent, and so are their molecules if the lag exceeds the time that they stay
-    on. Then the mean square of `frames[t + lag] - bkgds[t]` is that of `bkgds[t]` less the
-    true background, plus the variance of a frame about it. This variance does not depend
-    on the estimator, and is half the mean square of `frames[t + lag] - frames[t]`. The loss
-    is the first less the second, over the second, averaged over all pairs and both
-    directions of time: the mean square error of the background over the variance of a
-    frame. (The mean light of the molecules counts as background.) It is derived in
+    Noise and molecules of two frames are independent if the lag exceeds the time that
+    molecules stay on. Then the mean square of `frames[t + lag] - bkgds[t]`, less half that
+    of `frames[t + lag] - frames[t]`, is the mean square error of the background. The loss
+    is this over the second term, a frame's variance, averaged over all pairs and both
+    directions of time. (The mean light of the molecules counts as background.) See
     [Calibration](calibration.md#why-it-needs-no-truth).
 
-    A pair is weighted by its noise, with one number for all of its pixels. A weight for
-    each pixel would move the minimum to another radius.
-
-    An estimator that sees several frames has seen the later one, too. Of such an estimator,
-    as [`jaxbkgd.LocalMean`][], a frame is compared with what its method `predict` makes of
-    the frames that are at least `lag` away, and the background is taken to be steady over
-    about the lag. If the estimator clips molecules, they are clipped in the frame, too, so
-    that they do not count as background; threshold and softness are not learned, since
-    clipped pixels are not compared.
+    For an estimator that sees several frames, as [`jaxbkgd.LocalMean`][], a frame is
+    compared with what its method `predict` makes of the frames that are at least `lag`
+    away; the background is taken to be steady over about the lag. If the estimator clips
+    molecules, they are clipped in the frame, too; threshold and softness are not learned.
 
     **Arguments:**
 
-    - `lag`: frames between the two of a pair. By default it is found from the movie, so
-        that its molecules no longer correlate.
-
-    **Raises:**
-
-    `ValueError` for a lag that is not a whole number from 1.
+    - `lag`: frames between the two of a pair, a whole number from 1 on. By default it is
+        found from the movie, so that its molecules no longer correlate.
     """
 
     lag: int | None = eqx.field(static=True)
@@ -109,32 +94,33 @@ class FramePairLoss(eqx.Module):
         channels: Channels,
         frame_indices: Int[Array, " frames"] | None = None,
     ) -> Float[Array, ""]:
-        """See [`jaxbkgd.Objective`][] for the arguments. Without `frame_indices`, the
-        frames are consecutive.
+        """The loss without unit; see [`jaxbkgd.Objective`][]. Without `frame_indices`, the
+        frames are consecutive; without a lag, `fitted` finds it. `ValueError` for too few
+        frames, and an estimator that sees other frames and cannot predict."""
+        lag = self.lag or decorrelation_lag(channels)
+        if not estimator.halo_frames:
 
-        **Returns:**
+            def loss(channel: Any, bkgds: Array) -> Array:
+                is_run = frame_indices is None or len(channel) > 2 * lag
+                distance = lag if is_run else len(channel) // 2
+                return _pair_loss(as_frames(channel).astype(bkgds.dtype), bkgds, distance)
 
-        The loss, a number without unit.
-
-        **Raises:**
-
-        `ValueError` for frames that are not `(frames, height, width)`, or too few for the
-        lag, and for an estimator that sees other frames and cannot predict. Without a lag,
-        as `fitted` does.
-        """
-        if estimator.halo_frames:
-            return jnp.mean(
-                prediction_losses(estimator, channels, _lag_for(self, channels))
+            return _mean(map_channels(loss, channels, estimator(channels).bkgds))
+        if not estimator.can_predict:
+            raise ValueError(
+                "FramePairLoss needs an estimator that sees one frame at a time, or can "
+                f"predict as LocalMean can, but {type(estimator).__name__} sees "
+                f"{estimator.halo_frames} on either side; give another objective."
             )
-        forward, backward = _pair_losses(self, estimator, channels, frame_indices)
-        return jnp.mean(forward + backward) / 2
+        radius_pix = estimator.molecule_radius_pix
+        clip = None if radius_pix is None else SoftClip(molecule_radius_pix=radius_pix)
+        background, near, far = estimator.predict(channels, lag)
+        predicted = ft.partial(_prediction_loss, lag=lag, clip=clip)
+        return _mean(map_channels(predicted, channels, background.bkgds, near, far))
 
     def fitted(self, source: Any) -> "FramePairLoss":
-        """This objective with the lag of a movie, unless it has a lag already.
-
-        **Arguments:**
-
-        - `source`: the movie, as [`jaxbkgd.calibrate`][] takes it.
+        """This objective with the lag of a movie, as [`jaxbkgd.calibrate`][] takes it,
+        unless it has a lag already.
 
         **Raises:**
 
@@ -147,16 +133,10 @@ class FramePairLoss(eqx.Module):
 class TruthLoss(eqx.Module):
     """The mean square error against a known background, over all channels.
 
-    For simulations, and for slides whose background was recorded without molecules.
-
     **Arguments:**
 
     - `bkgds`: the true background in the unit of the frames, `(frames, height, width)`, or
         `(height, width)` where it is steady; or a list or tuple of them, one a channel.
-
-    **Raises:**
-
-    `TypeError` or `ValueError` for backgrounds that are not real images.
     """
 
     bkgds: Array | list[Array] | tuple[Array, ...]
@@ -170,18 +150,9 @@ class TruthLoss(eqx.Module):
         channels: Channels,
         frame_indices: Int[Array, " frames"] | None = None,
     ) -> Float[Array, ""]:
-        """See [`jaxbkgd.Objective`][] for the arguments. Without `frame_indices`, the
-        channels are the whole movie.
-
-        **Returns:**
-
-        The loss, a number in the squared unit of the frames.
-
-        **Raises:**
-
-        `ValueError` for a truth of another shape, or for other channels. An index beyond
-        its last frame is not noticed; `calibrate` asks for one truth for each frame.
-        """
+        """The loss in the squared unit of the frames; see [`jaxbkgd.Objective`][]. Without
+        `frame_indices`, the channels are the whole movie. `ValueError` for a truth of
+        another shape, or for other channels."""
 
         def loss(bkgd: Array, truth: Array) -> Array:
             if truth.ndim == 3 and frame_indices is not None:
@@ -194,101 +165,92 @@ class TruthLoss(eqx.Module):
             truth = jnp.broadcast_to(truth, bkgd.shape).astype(bkgd.dtype)
             return jnp.mean(jnp.square(bkgd - truth))
 
-        return _channel_mean(map_channels(loss, estimator(channels).bkgds, self.bkgds))
+        return _mean(map_channels(loss, estimator(channels).bkgds, self.bkgds))
 
 
-def objective_for(channels: Sequence[Channel], objective: Objective) -> Objective:
-    """The objective for a movie, with its lag if it has none.
-
-    **Raises:**
-
-    `ValueError` for a movie of which no lag is found, and for a truth that is not as long:
-    within `jax.jit`, an index beyond the last frame is not noticed.
-    """
-    if isinstance(objective, FramePairLoss):
-        return objective.fitted(channels)
-    if isinstance(objective, TruthLoss):
-        for truth in jax.tree.leaves(objective.bkgds):
-            if truth.ndim == 3 and len(truth) != len(channels[0]):
-                raise ValueError(
-                    f"The movie has {len(channels[0])} frames, but the true background "
-                    f"{len(truth)}; give one image, or one for each frame."
-                )
-    return objective
+def _mean(losses: Any) -> Array:
+    return jnp.mean(jnp.stack(jax.tree.leaves(losses)))
 
 
-def block_losses(
-    objective: FramePairLoss,
-    estimator: AbstractEstimator,
-    channels: Channels,
-    frame_indices: Int[Array, " frames"],
-) -> Float[Array, " blocks"]:
-    """Losses of blocks of pairs, from whose scatter the uncertainty of the radii follows.
-
-    What moves the minimum away from that of the true error is the noise of the frames as
-    targets. The noise of the same frames as sources, which moves both minima, has the
-    opposite effect. So a block has pairs of one direction and is no longer than the lag: no
-    frame is both. The other direction adds nothing, since its products of noise and
-    background are the same.
-    """
-    if estimator.halo_frames:
-        forward = prediction_losses(estimator, channels, _lag_for(objective, channels))
-        count = min(_PREDICTION_BLOCKS, len(forward))
-    else:
-        forward, _ = _pair_losses(objective, estimator, channels, frame_indices)
-        count = -(-len(forward) // _lag_for(objective, channels))
-    # Blocks as equal as possible; one segment sum compiles faster than a sum for each.
-    block_of_pair = np.arange(len(forward)) * count // len(forward)
-    sums = jax.ops.segment_sum(forward, block_of_pair, count)
-    return sums / np.bincount(block_of_pair).astype(forward.dtype)
-
-
-def _lag_for(objective: FramePairLoss, channels: Channels) -> int:
-    return decorrelation_lag(channels) if objective.lag is None else objective.lag
-
-
-def _channel_mean(losses: Any) -> Array:
-    return jnp.mean(jnp.stack(jax.tree.leaves(losses)), axis=0)
-
-
-def _pair_losses(
-    objective: FramePairLoss,
-    estimator: AbstractEstimator,
-    channels: Channels,
-    frame_indices: Int[Array, " frames"] | None,
-) -> Float[Array, "2 pairs"]:
-    """Losses of all pairs, forward and backward in time, averaged over channels."""
-    lag = _lag_for(objective, channels)
-
-    def losses(channel: Any, bkgds: Array) -> Array:
-        frames = as_frames(channel)
-        if frames.ndim != 3 or len(frames) <= (1 if frame_indices is not None else lag):
-            raise ValueError(
-                f"Frames {lag} apart make no pair in frames of shape {frames.shape}; "
-                f"give (frames, height, width) with at least {lag + 1} frames, or a "
-                "shorter lag."
-            )
-        is_run = frame_indices is None or len(frames) > 2 * lag
-        return _frame_pair_losses(frames, bkgds, lag if is_run else len(frames) // 2)
-
-    return _channel_mean(map_channels(losses, channels, estimator(channels).bkgds))
-
-
-def _frame_pair_losses(
-    frames: Shaped[Array, "frames height width"],
-    bkgds: Float[Array, "frames height width"],
-    distance: int,
-) -> Float[Array, "2 pairs"]:
-    """Forward and backward losses of frames that are `distance` places apart."""
-    frames = frames.astype(bkgds.dtype)
+def _pair_loss(frames: _Frames, bkgds: _Frames, distance: int) -> Array:
+    """The loss of frames that are `distance` places apart."""
+    if frames.ndim != 3 or not 0 < distance < len(frames):
+        raise ValueError(
+            f"Frames {distance} apart make no pair in shape {frames.shape}; give (frames, "
+            f"height, width) with at least {distance + 1} frames, or a shorter lag."
+        )
     before, after = frames[:-distance], frames[distance:]
     # Half the square is subtracted pixel by pixel: the loss is a small part of both sums,
     # and would be lost in their rounding.
     noise = jnp.square(after - before) / 2
-    forward = jnp.square(after - bkgds[:-distance]) - noise
-    backward = jnp.square(before - bkgds[distance:]) - noise
+    errors = jnp.square(after - bkgds[:-distance]) + jnp.square(before - bkgds[distance:])
     variance = jnp.mean(noise, axis=(-2, -1))
     # Two equal frames, such as blank ones, carry no information.
     weights = jnp.where(variance > 0, 1 / jnp.where(variance > 0, variance, 1), 0)
-    means = [jnp.mean(images, axis=(-2, -1)) for images in (forward, backward)]
-    return weights[None] * jnp.stack(means)
+    return jnp.mean(weights * jnp.mean(errors / 2 - noise, axis=(-2, -1)))
+
+
+def _prediction_loss(
+    channel: Any,
+    bkgds: _Frames,
+    near: _Frames,
+    far: _Frames,
+    *,
+    lag: int,
+    clip: SoftClip | None,
+) -> Array:
+    """The mean square error of each background over the variance of the frame's pixels,
+    both weighted by a clip of their own.
+
+    With the truth t, the prediction p (`near`) and `change = bkgd - p`, the squared error
+    `(bkgd - t)^2` is `(p - t)^2 + change (bkgd + p - 2 t)`. In the first term the frame
+    stands for the truth, since the prediction has not seen its noise. In the second term
+    the prediction from farther frames does, which has not seen those that change it.
+    """
+    frames = as_frames(channel).astype(bkgds.dtype)
+    # The frame `lag` later, or earlier where there is none.
+    partner = np.arange(len(frames)) + lag
+    partner = np.where(partner < len(frames), partner, partner - 2 * lag)
+    weights, targets = jnp.ones_like(frames), frames
+    if clip is not None:
+        weights, bias = _target_weights(frames, lag, clip)
+        targets = frames - bias
+
+    def mean(images: Array, weights: Array) -> Array:
+        return jnp.sum(images * weights, (-2, -1)) / jnp.sum(weights, (-2, -1))
+
+    change = bkgds - near
+    missed = mean(jnp.square(targets - near), weights)
+    changed = jnp.mean(change * (bkgds + near - 2 * lax.stop_gradient(far)), (-2, -1))
+    noise = mean(jnp.square(targets - targets[partner]) / 2, weights * weights[partner])
+    losses = (missed - noise + changed) / jnp.where(noise > 0, noise, 1)
+    return jnp.mean(jnp.where(noise > 0, losses, 0))
+
+
+def _target_weights(frames: _Frames, lag: int, clip: SoftClip) -> tuple[_Frames, _Frames]:
+    """Weights that leave molecules out of the frames, and the shift of pure noise by them.
+
+    They do not depend on the estimator, whose errors would look like molecules. A molecule
+    is brighter than at least three of the frames one and two lags before and after, once
+    the change of the whole frame is subtracted.
+    """
+    average, times = clip.molecule_average(frames), np.arange(len(frames))
+    others = []
+    for step in (-2 * lag, -lag, lag, 2 * lag):
+        is_inside = (times + step >= 0) & (times + step < len(frames))
+        places = np.where(is_inside, times + step, times - step).clip(0, len(frames) - 1)
+        others.append(average[places])
+    second = jnp.sort(jnp.stack(others), axis=0)[1]
+    variance = spatial_mean(squared_noise(frames), _NOISE_RADIUS_PIX)
+    variance = jnp.maximum(variance, jnp.finfo(frames.dtype).tiny)
+    surplus = 1 + _SECOND_OF_FOUR_VARIANCE
+    largest = _LARGEST_DEVIATION * jnp.sqrt(variance)
+    change = jnp.clip(average - second, -largest, largest)
+    reference = second + jnp.mean(change, (-2, -1), keepdims=True)
+    correlation, deviation = (
+        jnp.asarray(image, frames.dtype)[None]
+        for image in clip.average_response(*frames.shape[1:])
+    )
+    weights = clip.weights(average, reference, surplus * variance, deviation)
+    bias = clip.noise_bias() * correlation * jnp.sqrt(variance / surplus)
+    return weights, bias.astype(frames.dtype)

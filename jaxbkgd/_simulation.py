@@ -1,0 +1,499 @@
+"""Synthetic movies of blinking molecules over an uneven background, and their truth."""
+
+import math
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Bool, Float, Float32, Int32, Key, PRNGKeyArray, UInt16
+
+from ._estimators.checks import checked_count, checked_number, checked_numbers, is_traced
+
+
+RealScalar = float | Float[Array, ""]
+Places = Float32[Array, "frames places"]
+Image = Float32[Array, "height width"]
+
+# Plane waves in a background: its values are normal to within a kurtosis of 1.5 / 1024.
+_WAVE_COUNT = 1024
+# Arrays of molecules are too short once in e^21, or 1e9, movies.
+_LOG_ODDS_OF_FIT = 21
+# The limits of float32, in which numbers are used.
+_TINY, _HUGE = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
+# The smallest and the largest value of a number, if not 0 and the largest of float32.
+_LIMITS = {
+    **dict.fromkeys(("on_time_frames", "psf_sigma_pix"), (_TINY, _HUGE)),
+    **dict.fromkeys(("bkgd_length_scale_pix", "haze_sigma_pix"), (_TINY, _HUGE)),
+    "gain_electrons_per_adu": (_TINY, _HUGE),
+    "cell_contrast": (0.0, 1.0),
+    "bkgd_remaining": (_TINY, 1.0),
+    "em_gain": (1.0, _HUGE),
+}
+_COUNTS = ("frame_count", "height_pix", "width_pix")
+_PER_FRAME = ("molecules_per_frame", "on_time_frames")
+
+
+class SimulatedTruth(eqx.Module):
+    """What a simulated movie was made from.
+
+    `bkgds_adu` is the expected background of every frame in ADU above the camera's
+    offset, `(frames, height, width)`; with channels, a tuple with one for each.
+
+    The molecules are flat arrays, with one event for each molecule and frame in which it
+    shines, in the order of the frames. Every frame has the same number of places; those
+    that it does not need have `is_on` False and zeros for position and photons.
+
+    - `frame`, `y_pix`, `x_pix`: the event's frame and place. Pixel centres are at integers
+        from 0. Molecules whose light reaches in from outside the frame are listed, too.
+    - `photons`: the photons (photoelectrons) expected from the molecule during that frame,
+        in all channels together and with those that fall beside the frame.
+    - `is_on`: whether there is an event in this place.
+    """
+
+    bkgds_adu: Any
+    frame: Int32[Array, " events"]
+    y_pix: Float32[Array, " events"]
+    x_pix: Float32[Array, " events"]
+    photons: Float32[Array, " events"]
+    is_on: Bool[Array, " events"]
+
+
+def simulate_movie(
+    key: PRNGKeyArray,
+    *,
+    frame_count: int = 100,
+    height_pix: int = 128,
+    width_pix: int = 128,
+    molecules_per_frame: int | float = 20.0,
+    photons_per_frame: int | float = 700.0,
+    photons_spread: int | float = 0.0,
+    on_time_frames: int | float = 2.0,
+    psf_sigma_pix: int | float = 1.3,
+    bkgd_photons: int | float = 60.0,
+    bkgd_contrast: int | float = 0.3,
+    bkgd_length_scale_pix: int | float = 20.0,
+    cell_contrast: int | float = 0.0,
+    haze_photons: int | float = 0.0,
+    haze_sigma_pix: int | float = 15.0,
+    bkgd_remaining: int | float = 1.0,
+    gain_electrons_per_adu: int | float = 0.46,
+    offset_adu: int | float = 100.0,
+    read_noise_electrons: int | float = 1.5,
+    em_gain: int | float = 1.0,
+    channel_shares: Sequence[int | float] | None = None,
+) -> tuple[Any, SimulatedTruth]:
+    """A movie of blinking molecules over an uneven background, and its truth.
+
+    Molecules lie anywhere, also just outside the frame, switch on at any instant, and stay
+    on for an exponential time; the first frame finds them in their steady state. The
+    background is log-normal with the same mean everywhere (a sum of random plane waves:
+    Shinozuka and Deodatis, Appl. Mech. Rev. 44, 191, 1991). One photon gives one electron,
+    and ADU = electrons / gain + offset, rounded and clipped to 0..65535.
+
+    Other numbers in the same sizes are not compiled again, except for
+    `molecules_per_frame`, `on_time_frames`, a PSF that reaches over another number of
+    pixels, and haze or EM gain where there were none.
+
+    **Arguments:**
+
+    - `key`: a JAX random key, of `jax.random.key` or `jax.random.PRNGKey`.
+    - `frame_count`, `height_pix`, `width_pix`: the size of the movie.
+    - `molecules_per_frame`: the mean number of molecules that are on inside the frame.
+        As many for each area lie as far as 5 sigmas of the PSF outside.
+    - `photons_per_frame`: mean photons from a molecule that is on during a whole frame.
+    - `photons_spread`: standard deviation of that number from molecule to molecule,
+        divided by its mean. It is log-normal, and stays the same while a molecule is on.
+    - `on_time_frames`: mean time that a molecule stays on, in frames.
+    - `psf_sigma_pix`: standard deviation of the pixel-integrated Gaussian PSF.
+    - `bkgd_photons`: mean background per pixel and frame, in photons.
+    - `bkgd_contrast`: its standard deviation over space, divided by its mean.
+    - `bkgd_length_scale_pix`: the background's logarithm at two places that are d
+        pixels apart has the correlation exp(-d^2 / (2 bkgd_length_scale_pix^2)).
+    - `cell_contrast`: outside of a cell with a random outline, the background is
+        multiplied by `1 - cell_contrast`. The edge is a few pixels wide.
+    - `haze_photons`: mean haze per pixel and frame, in photons, added to the background:
+        Gaussians of sources out of focus, which drift by about their own width.
+    - `haze_sigma_pix`: standard deviation of these Gaussians, which should be many pixels.
+    - `bkgd_remaining`: the share of background and haze that is left in the last frame,
+        after exponential bleaching. Molecules do not fade.
+    - `gain_electrons_per_adu`, `offset_adu`, `read_noise_electrons`: the camera, by default
+        a usual sCMOS camera. Read noise is a standard deviation.
+    - `em_gain`: above 1 the camera is an EMCCD, whose register multiplies each electron
+        by a random number of this mean, before read noise. This doubles the variance of
+        photon noise (Robbins and Hadwen, IEEE Trans. Electron Devices 50, 1227, 2003):
+        1 ADU is `g = gain_electrons_per_adu / em_gain` photons, and the `gain` of
+        [`jaxbkgd.snr`][] is `g / 2`.
+    - `channel_shares`: for a movie with channels, the share of a molecule's photons that
+        each gets, such as `(0.6, 0.4)`. Every channel has a background of its own.
+
+    **Returns:**
+
+    The frames, 16-bit `(frames, height, width)`, and a `SimulatedTruth`. With
+    `channel_shares` the frames are a tuple with one such stack for each channel.
+
+    **Raises:**
+
+    `TypeError` or `ValueError` for a key, size, number or share that is none or out of its
+    range, numbers that `jax.jit` traces, and more molecules than 32-bit indices count.
+
+    !!! Example
+
+        ```python
+        >>> import jax
+        >>> frames, truth = simulate_movie(jax.random.key(0), frame_count=3)
+        >>> frames.shape, frames.dtype
+        ((3, 128, 128), dtype('uint16'))
+        >>> photons = 0.46 * (frames - 100.0 - truth.bkgds_adu).sum()
+        >>> is_inside = (abs(truth.y_pix - 63.5) < 64) & (abs(truth.x_pix - 63.5) < 64)
+        >>> bool(0.9 < photons / truth.photons[is_inside].sum() < 1.1)
+        True
+
+        ```
+    """
+    numbers = dict(locals())
+    key, shares = _checked_key(numbers.pop("key")), (1.0,)
+    if numbers.pop("channel_shares") is not None:
+        shares = checked_numbers("channel_shares", channel_shares)
+    if not math.isclose(sum(shares), 1, rel_tol=1e-6):
+        raise ValueError(
+            f"channel_shares must add up to 1, but are {shares}; for two channels give two "
+            "numbers, such as (0.6, 0.4), and for a movie without channels None."
+        )
+    sizes = {name: checked_count(name, numbers.pop(name)) for name in _COUNTS}
+    for name, value in numbers.items():
+        if is_traced(value):
+            raise TypeError(f"{name} must be known before jax.jit, but is traced.")
+        minimum, maximum = _LIMITS.get(name, (0.0, _HUGE))
+        numbers[name] = checked_number(
+            name, value, minimum=minimum, includes_minimum=True, maximum=maximum
+        )
+    names = (*_PER_FRAME, "photons_per_frame", "photons_spread")
+    molecules = {name: numbers.pop(name) for name in names}
+    molecules_key, *keys = jax.random.split(key, 1 + 4 * len(shares))
+    margin_pix = math.ceil(5 * numbers["psf_sigma_pix"])
+    events = _events(molecules_key, margin_pix=margin_pix, **sizes, **molecules)
+    # Haze and EM gain are compiled for the movies that have them only.
+    optional = {"haze_photons": numbers["haze_photons"] or None}
+    optional["em_gain"] = numbers["em_gain"] if numbers["em_gain"] > 1 else None
+    channels = [
+        _channel(keys[4 * i : 4 * i + 4], events, share, numbers | optional, **sizes)
+        for i, share in enumerate(shares)
+    ]
+    frames, bkgds_adu = zip(*channels, strict=True)
+    if channel_shares is None:
+        frames, bkgds_adu = frames[0], bkgds_adu[0]
+    return frames, SimulatedTruth(bkgds_adu, **events)
+
+
+@partial(jax.jit, static_argnames=("margin_pix", *_COUNTS, *_PER_FRAME))
+def _events(
+    key: Key[Array, ""],
+    *,
+    margin_pix: int,
+    height_pix: int,
+    width_pix: int,
+    frame_count: int,
+    molecules_per_frame: float,
+    **molecules: Any,
+) -> dict[str, Array]:
+    """The molecules of a `SimulatedTruth`, drawn in a frame with a margin on each side."""
+    wide = {
+        "height_pix": height_pix + 2 * margin_pix,
+        "width_pix": width_pix + 2 * margin_pix,
+    }
+    wider = wide["height_pix"] * wide["width_pix"] / (height_pix * width_pix)
+    molecules |= {"molecules_per_frame": wider * molecules_per_frame}
+    is_on, y_pix, x_pix, photons = blinking_molecules(
+        key, frame_count=frame_count, **wide, **molecules
+    )
+    frame = jnp.arange(frame_count, dtype=jnp.int32)
+    return {
+        "frame": jnp.repeat(frame, is_on.shape[1]),
+        "y_pix": jnp.where(is_on, y_pix - margin_pix, 0).ravel(),
+        "x_pix": jnp.where(is_on, x_pix - margin_pix, 0).ravel(),
+        "photons": photons.ravel(),
+        "is_on": is_on.ravel(),
+    }
+
+
+@partial(jax.jit, static_argnames=_COUNTS)
+def _channel(
+    keys: list[Array],
+    events: dict[str, Array],
+    share: RealScalar,
+    numbers: dict[str, Any],
+    *,
+    frame_count: int,
+    **size: int,
+) -> tuple[UInt16[Array, "frames height width"], Float32[Array, "frames height width"]]:
+    """Frames, and their expected background in ADU."""
+    field_key, camera_key, cell_key, haze_key = keys
+    gain, em_gain = numbers["gain_electrons_per_adu"], numbers["em_gain"]
+    psf_sigma_pix, sigma_pix = numbers["psf_sigma_pix"], numbers["haze_sigma_pix"]
+    contrast, scale_pix = numbers["bkgd_contrast"], numbers["bkgd_length_scale_pix"]
+    field = uneven_field(field_key, contrast=contrast, length_scale_pix=scale_pix, **size)
+    outside = 1 - cell_inside(cell_key, **size)
+    first_bkgd = numbers["bkgd_photons"] * field * (1 - numbers["cell_contrast"] * outside)
+    electrons_per_photon = 1 if em_gain is None else em_gain
+
+    def expose(frame: tuple[Array, ...]) -> tuple[Array, Array]:
+        frame_key, time, *molecules = frame
+        bkgd = first_bkgd
+        if numbers["haze_photons"] is not None:
+            haze = drifting_haze(haze_key, time, sigma_pix=sigma_pix, **size)
+            bkgd += numbers["haze_photons"] * haze
+        bkgd *= jnp.exp(time * jnp.log(numbers["bkgd_remaining"]))
+        signal = render_molecules(*molecules, psf_sigma_pix=psf_sigma_pix, **size)
+        photons = bkgd + share * signal
+        photon_key, read_key, em_key = jax.random.split(frame_key, 3)
+        noise = jax.random.normal(read_key, photons.shape, jnp.float32)
+        # Counts are 32-bit integers. A camera has saturated long before their end.
+        photons = jnp.minimum(photons, 1e9)
+        electrons = jax.random.poisson(photon_key, photons, dtype=jnp.int32)
+        electrons = electrons.astype(jnp.float32)
+        if em_gain is not None:
+            # The register makes an exponential number of each electron (Basden, Haniff and
+            # Mackay, Mon. Not. R. Astron. Soc. 345, 985, 2003); their sum is a gamma one.
+            electrons = em_gain * jax.random.gamma(em_key, electrons, dtype=jnp.float32)
+        electrons += numbers["read_noise_electrons"] * noise
+        adu = jnp.clip(jnp.round(electrons / gain + numbers["offset_adu"]), 0, 65535)
+        return adu.astype(jnp.uint16), electrons_per_photon * bkgd / gain
+
+    # One frame at a time keeps memory small, and the loop of the Poisson sampler, which
+    # runs until each pixel has its count, in the cache.
+    names = ("y_pix", "x_pix", "photons")
+    molecules = (events[name].reshape(frame_count, -1) for name in names)
+    frame_keys = jax.random.split(camera_key, frame_count)
+    time = jnp.linspace(0, 1, frame_count, dtype=jnp.float32)
+    return lax.map(expose, (frame_keys, time, *molecules))
+
+
+def _checked_key(key: Any) -> Key[Array, ""]:
+    remedy = "make one with jax.random.key(0)"
+    is_typed = isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    single = () if is_typed else jax.random.PRNGKey(0).shape
+    if not (is_typed or getattr(key, "dtype", None) == np.uint32):
+        raise TypeError(f"key must be a JAX random key, but is {key!r}; {remedy}.")
+    if key.shape != single:
+        raise ValueError(
+            f"key must be one key, of shape {single}, but has shape {key.shape}; {remedy}, "
+            "or for many movies use jax.vmap over the keys of jax.random.split."
+        )
+    key = key if is_typed else jax.random.wrap_key_data(key)
+    # JAX draws Poisson numbers from keys of this kind alone.
+    bits = jax.random.bits(key, (2,), jnp.uint32)
+    return jax.random.wrap_key_data(bits, impl="threefry2x32")
+
+
+def blinking_molecules(
+    key: Key[Array, ""],
+    *,
+    frame_count: int,
+    height_pix: int,
+    width_pix: int,
+    molecules_per_frame: float,
+    photons_per_frame: RealScalar,
+    on_time_frames: float,
+    photons_spread: RealScalar = 0.0,
+) -> tuple[Bool[Array, "frames places"], Places, Places, Places]:
+    """Whether a molecule shines in each place of each frame, its y, x and photons.
+
+    Molecules switch on as a Poisson process in time. At the start, a Poisson number of them
+    is on already, for as long a time as others, since exponential times have no memory.
+    """
+    molecule_capacity, event_capacity, place_count = _capacities(
+        frame_count, molecules_per_frame, on_time_frames
+    )
+    count_key, frame_key, uniform_key, photons_key = jax.random.split(key, 4)
+    late_mean = molecules_per_frame * frame_count / on_time_frames
+    means = jnp.array([molecules_per_frame, late_mean], jnp.float32)
+    early_count, late_count = jax.random.poisson(count_key, means, dtype=jnp.int32)
+    uniform_y, uniform_x, phase, survival = jax.random.uniform(
+        uniform_key, (4, molecule_capacity), jnp.float32
+    )
+    y_pix = height_pix * uniform_y - 0.5
+    x_pix = width_pix * uniform_x - 0.5
+    normal = jax.random.normal(photons_key, (molecule_capacity,), jnp.float32)
+    brightness = _log_normal(normal, photons_spread)
+
+    # The frame and the moment within it are drawn apart, so that a long movie does not
+    # use up the digits of a float32.
+    molecule = jnp.arange(molecule_capacity, dtype=jnp.int32)
+    frame = jax.random.randint(frame_key, molecule.shape, 0, frame_count, jnp.int32)
+    first_frame = jnp.where(molecule < early_count, 0, frame)
+    start = jnp.where(molecule < early_count, 0, phase)
+    end = start - on_time_frames * jnp.log1p(-survival)
+    frames_left = (frame_count - first_frame).astype(jnp.float32)
+    is_real = molecule < early_count + late_count
+    event_counts = jnp.where(is_real, jnp.minimum(jnp.ceil(end), frames_left), 0)
+    event_counts = event_counts.astype(jnp.int32)
+
+    # One event for each molecule and frame that it shines in.
+    events_end = jnp.cumsum(event_counts)
+    event = jnp.arange(event_capacity, dtype=jnp.int32)
+    molecule = jnp.searchsorted(events_end, event, side="right")
+    molecule = jnp.minimum(molecule, molecule_capacity - 1)
+    elapsed = event - (events_end - event_counts)[molecule]
+    frame = jnp.where(event < events_end[-1], first_frame[molecule] + elapsed, -1)
+    on_part = jnp.minimum(end[molecule], (elapsed + 1).astype(jnp.float32))
+    on_part -= jnp.maximum(start[molecule], elapsed.astype(jnp.float32))
+
+    # The events of each frame, in that frame's places.
+    order = jnp.argsort(frame)
+    frames = jnp.arange(frame_count, dtype=jnp.int32)[:, None]
+    places = jnp.arange(place_count, dtype=jnp.int32)[None]
+    place = jnp.searchsorted(frame[order], frames) + places
+    event = jnp.take(order, place, mode="clip")
+    is_on = (place < event_capacity) & (frame[event] == frames)
+    molecule = molecule[event]
+    return (
+        is_on,
+        jnp.where(is_on, y_pix[molecule], 0),
+        jnp.where(is_on, x_pix[molecule], 0),
+        jnp.where(is_on, photons_per_frame * brightness[molecule] * on_part[event], 0),
+    )
+
+
+def _capacities(
+    frame_count: int, molecules_per_frame: float, on_time_frames: float
+) -> tuple[int, int, int]:
+    """Places for all molecules, for all events, and for the events of one frame.
+
+    By Bernstein's inequality for sums with exponential tails (Boucheron, Lugosi and
+    Massart, "Concentration inequalities", 2013, theorem 2.10), each is too small once in a
+    billion times; what finds no place is in neither frames nor truth.
+    """
+
+    def capacity(mean: float, variance: float, tail: int | float) -> float:
+        return mean + math.sqrt(2 * _LOG_ODDS_OF_FIT * variance) + _LOG_ODDS_OF_FIT * tail
+
+    per_frame = molecules_per_frame * (1 + 1 / on_time_frames)
+    molecules = molecules_per_frame * (1 + frame_count / on_time_frames)
+    longest = min(on_time_frames + 1, frame_count)
+    molecule_capacity = capacity(molecules, molecules, 1)
+    event_capacity = min(
+        capacity(per_frame * frame_count, 2 * molecules * longest**2, longest),
+        molecule_capacity * frame_count,
+    )
+    place_count = capacity(per_frame, per_frame, 1)
+    if not max(event_capacity, place_count * frame_count) < 2**31:
+        raise ValueError(
+            f"molecules_per_frame = {molecules_per_frame:.8g}, with those just outside "
+            f"the frame, with on_time_frames = {on_time_frames} and frame_count = "
+            f"{frame_count} needs places for {place_count * frame_count:.3g} events, and "
+            "there may be no more than 2^31. Simulate fewer molecules or frames, a longer "
+            "on-time, or a smaller PSF."
+        )
+    return math.ceil(molecule_capacity), math.ceil(event_capacity), math.ceil(place_count)
+
+
+def uneven_field(
+    key: Key[Array, ""],
+    *,
+    height_pix: int,
+    width_pix: int,
+    contrast: RealScalar,
+    length_scale_pix: RealScalar,
+) -> Image:
+    """A log-normal random field of mean 1: exp of a sum of plane waves with random phases,
+    whose wave vectors are drawn from the power spectrum of its covariance (Shinozuka and
+    Deodatis, Appl. Mech. Rev. 44, 191, 1991; Rahimi and Recht, NIPS 2007)."""
+    wave_key, phase_key = jax.random.split(key)
+    waves = jax.random.normal(wave_key, (2, _WAVE_COUNT), jnp.float32)
+    wave_y, wave_x = waves / length_scale_pix
+    phase = jax.random.uniform(phase_key, (_WAVE_COUNT,), jnp.float32, maxval=2 * math.pi)
+    y_pix = jnp.arange(height_pix, dtype=jnp.float32)[:, None]
+    x_pix = jnp.arange(width_pix, dtype=jnp.float32)[:, None]
+    angle_y = y_pix * wave_y[None] + phase[None]
+    angle_x = x_pix * wave_x[None]
+    # cos(a + b) makes the sum over all waves a product of two matrices.
+    field = jnp.matmul(
+        jnp.concatenate([jnp.cos(angle_y), -jnp.sin(angle_y)], axis=1),
+        jnp.concatenate([jnp.cos(angle_x), jnp.sin(angle_x)], axis=1).T,
+        precision="highest",
+    ) * math.sqrt(2 / _WAVE_COUNT)
+    return _log_normal(field, contrast)
+
+
+def _log_normal(normal: Float32[Array, "..."], spread: RealScalar) -> Array:
+    """Log-normal values of mean 1 and standard deviation `spread` from normal ones."""
+    log_variance = jnp.logaddexp(0, 2 * jnp.log(spread))
+    return jnp.exp(jnp.sqrt(log_variance) * normal - log_variance / 2)
+
+
+def cell_inside(key: Key[Array, ""], *, height_pix: int, width_pix: int) -> Image:
+    """1 inside of a cell that covers some 40 % of the frame, 0 outside; the edge has 6 px.
+
+    The logarithm of its radius is a trigonometric polynomial with normal coefficients.
+    """
+    centre_key, outline_key = jax.random.split(key)
+    centre = jax.random.uniform(centre_key, (2,), jnp.float32, 0.35, 0.65)
+    y_pix = jnp.arange(height_pix, dtype=jnp.float32) - (height_pix * centre[0] - 0.5)
+    x_pix = jnp.arange(width_pix, dtype=jnp.float32) - (width_pix * centre[1] - 0.5)
+    y_pix, x_pix = jnp.meshgrid(y_pix, x_pix, indexing="ij")
+    angle = jnp.arctan2(y_pix, x_pix)
+    log_radius = jnp.zeros_like(angle)
+    for order, (cosine, sine) in enumerate(
+        jax.random.normal(outline_key, (4, 2), jnp.float32), start=2
+    ):
+        wave = cosine * jnp.cos(order * angle) + sine * jnp.sin(order * angle)
+        log_radius += 0.3 / order * wave
+    edge_pix = 0.35 * math.sqrt(height_pix * width_pix) * jnp.exp(log_radius)
+    return jax.nn.sigmoid(edge_pix - jnp.hypot(y_pix, x_pix))
+
+
+def drifting_haze(
+    key: Key[Array, ""],
+    time: RealScalar,
+    *,
+    height_pix: int,
+    width_pix: int,
+    sigma_pix: RealScalar,
+) -> Image:
+    """Light of out-of-focus sources, of mean 1, as `time` goes from 0 to 1. Every source is
+    a Gaussian, which moves along each axis by a normal distance of one sigma."""
+    source_count = 16 + height_pix * width_pix // 512
+    place_key, drift_key = jax.random.split(key)
+    place = jax.random.uniform(place_key, (2, source_count), jnp.float32)
+    drift = jax.random.normal(drift_key, (2, source_count), jnp.float32)
+
+    def profiles(size_pix: int, place: Array, drift: Array) -> Array:
+        # In units of sigma. Sources lie as far as 4 outside the frame.
+        extent = size_pix / sigma_pix + 8
+        centre = extent * place - 4 + (time - 0.5) * drift
+        pixel = (jnp.arange(size_pix, dtype=jnp.float32) + 0.5) / sigma_pix
+        distance = pixel[None] - centre[:, None]
+        density = jnp.exp(-(distance**2) / 2) / math.sqrt(2 * math.pi)
+        return extent * density
+
+    profiles_y = profiles(height_pix, place[0], drift[0])
+    profiles_x = profiles(width_pix, place[1], drift[1])
+    return jnp.matmul(profiles_y.T, profiles_x, precision="highest") / source_count
+
+
+def render_molecules(
+    y_pix: Float32[Array, " molecules"],
+    x_pix: Float32[Array, " molecules"],
+    photons: Float32[Array, " molecules"],
+    *,
+    psf_sigma_pix: RealScalar,
+    height_pix: int,
+    width_pix: int,
+) -> Image:
+    """Photons expected in each pixel of a frame, from pixel-integrated Gaussians."""
+
+    def pixel_integrals(centre_pix: Array, size_pix: int) -> Array:
+        edges_pix = jnp.arange(size_pix + 1, dtype=jnp.float32) - 0.5
+        distance = (edges_pix[None] - centre_pix[:, None]) / (math.sqrt(2) * psf_sigma_pix)
+        return jnp.diff(lax.erf(distance)) / 2
+
+    return jnp.matmul(
+        pixel_integrals(y_pix, height_pix).T,
+        photons[:, None] * pixel_integrals(x_pix, width_pix),
+        precision="highest",
+    )
