@@ -1,15 +1,8 @@
 """The background layer for single-molecule localization microscopy in JAX."""
 
-import importlib.metadata
-
 import lazy_loader
 
 
 # `__init__.pyi` lists the names. They are imported when they are first used (SPEC 1 of
 # Scientific Python), so that the command can answer Ctrl-C while JAX is imported.
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
-
-try:
-    __version__ = importlib.metadata.version("jaxbkgd")
-except importlib.metadata.PackageNotFoundError:
-    __version__ = "(not installed)"

@@ -31,4 +31,5 @@ from ._movies.movie import (
 )
 from ._movies.open import open_movie as open_movie
 from ._simulation import simulate_movie as simulate_movie, SimulatedTruth as SimulatedTruth
+from ._version import __version__ as __version__
 from ._workers import one_thread_a_call as one_thread_a_call

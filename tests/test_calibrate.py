@@ -232,7 +232,10 @@ class Level(AbstractEstimator):
     """The same numbers for all rows and frames."""
 
     levels: jax.Array
-    halo_frames = 0
+
+    @property
+    def halo_frames(self):
+        return 0
 
     def estimate_stack(self, frames):
         return Background(jnp.broadcast_to(self.levels, frames.shape), jnp.ones(()))
@@ -241,14 +244,19 @@ class Level(AbstractEstimator):
 class Haloed(Level):
     """As if it had to see two frames on either side."""
 
-    halo_frames = 2
+    @property
+    def halo_frames(self):
+        return 2
 
 
 class Blend(AbstractEstimator):
     """Something between a frame and its mean."""
 
     weight: jax.Array
-    halo_frames = 0
+
+    @property
+    def halo_frames(self):
+        return 0
 
     def estimate_stack(self, frames):
         frames = frames.astype(float)

@@ -41,7 +41,6 @@ def test_each_sees_what_those_before_it_have_left():
         np.testing.assert_allclose(factor, factors, rtol=1e-6)
 
 
-@pytest.mark.bits
 def test_a_movie_in_chunks_is_the_movie_as_a_whole_to_the_bit():
     estimator = Chained(SpatialOpening(1.0), Chained(MEDIAN, TemporalMedian(1)), MEAN)
     assert estimator.halo_frames == 3

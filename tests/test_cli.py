@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 import tifffile
 from conftest import reference_mean
-from jaxbkgd._calibration.problem import Problem
 from matplotlib.figure import Figure
 from PIL import Image
 from typer.testing import CliRunner, Result
@@ -32,6 +31,7 @@ from jaxbkgd import (
     SpatialMean,
 )
 from jaxbkgd._calibration import calibrate as _calibrate
+from jaxbkgd._calibration.descent import Problem
 from jaxbkgd._cli import (
     arguments,
     calibrate as _cli_calibrate,

@@ -633,7 +633,6 @@ class TestGradients:
         close_slopes(slopes(rows), np.where(frozen, 0, expected))
 
 
-@pytest.mark.bits
 class TestHalos:
     @pytest.mark.parametrize(("radius_frames", "rounds"), [(5.0, 0), (1.0, 2), (3.0, 1)])
     def test_a_window_with_its_halo_gives_the_bits_of_the_movie(

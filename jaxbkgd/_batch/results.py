@@ -4,7 +4,6 @@ is the same, and given their names."""
 import contextlib
 import functools as ft
 import hashlib
-import importlib.metadata
 import io
 import pickle
 import types
@@ -30,6 +29,7 @@ from .._movies.sinks import (
     Layout,
     Sink,
 )
+from .._version import __version__
 from .compute import Output
 from .plan import Window
 
@@ -192,7 +192,7 @@ def settings_of(
         "offsets": list(output.offsets),
         "gains": list(output.gains),
         "chunk_frames": chunk_frames,
-        "version of jaxbkgd": installed_version(),
+        "version of jaxbkgd": __version__,
         "version of jax": jax.__version__,
         "device": jax.local_devices()[0].device_kind,
         "64-bit mode": jax.config.read("jax_enable_x64"),
@@ -245,14 +245,6 @@ class _Pickler(pickle.Pickler):
                 name = obj.__module__, obj.__qualname__
                 return name, obj.__code__, obj.__defaults__, obj.__kwdefaults__, held
         return None
-
-
-def installed_version() -> str:
-    """The version of this package, which may run from a folder that is not installed."""
-    try:
-        return importlib.metadata.version("jaxbkgd")
-    except importlib.metadata.PackageNotFoundError:
-        return "(not installed)"
 
 
 def group_targets(sink: Any, channel_count: int, is_list: bool) -> list[Target]:

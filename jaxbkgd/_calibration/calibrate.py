@@ -142,10 +142,12 @@ def calibrate(
             problem, optimizer or _SECANT, steps, report
         )
     best = min(visits, key=lambda visit: visit.loss)
-    try:
-        radii_std = problem.standard_deviations(best.point)
-    except KeyboardInterrupt:
-        radii_std = np.full_like(best.radii, np.nan)
+    radii_std = np.full_like(best.radii, np.nan)
+    if not stop_reason.startswith("interrupted"):
+        try:
+            radii_std = problem.standard_deviations(best.point)
+        except KeyboardInterrupt:
+            stop_reason = f"interrupted after {len(visits)} steps"
     radii = np.stack([visit.radii for visit in visits])
     # What has not moved is frozen there.
     is_at_bound = problem.is_at_bound(best.point) & (np.ptp(radii, axis=0) > 0)

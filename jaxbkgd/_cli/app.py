@@ -13,8 +13,8 @@ from typing import Annotated, Any
 
 import typer
 
-from .._batch.settings import installed_version
 from .._movies.movie import MovieError
+from .._version import __version__
 from . import calibrate, demo, estimate, info
 from .main import INTERRUPTED, missing_text
 from .report import say, UsageError
@@ -31,7 +31,7 @@ app = typer.Typer(
 
 def _print_version(is_asked: bool) -> bool:
     if is_asked:
-        print(f"jaxbkgd {installed_version()}")
+        print(f"jaxbkgd {__version__}")
         raise typer.Exit
     return is_asked
 

@@ -105,7 +105,7 @@ def estimate(
             raise UsageError("--gain: is for --quantity snr; leave it out, or give that")
         camera = np.resize(offset or 0.0, count), np.resize(gain, count) if gain else None
         with refusing(f"--quantity {quantity}, --dtype {dtype}"):
-            make_output(quantity, dtype, *camera, channel_count=count, is_one_stack=False)
+            make_output(estimator, quantity, dtype, *camera, weights, count, False)
         if quantity == "snr" and not offset:
             report.say("--quantity snr: takes the camera's offset for light; give --offset")
         sinks = _numbered(out, count) if is_list else [out]

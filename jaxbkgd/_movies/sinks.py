@@ -62,6 +62,9 @@ class Target:
     def check(self) -> None:
         """Refuses now what could not be written in the end."""
 
+    def begin(self, settings: Mapping[str, Any] | None = None) -> None:
+        """Starts anew. `settings`, in terms of JSON, are what the result depends on."""
+
     def resume(self) -> None:
         """Goes on with the draft of an earlier run."""
 
@@ -81,6 +84,11 @@ class Target:
         self.close()
 
     finish = discard = close
+
+    def commit(self) -> None:
+        """Completes a movie that is written alone."""
+        self.give_name()
+        self.finish()
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
@@ -174,7 +182,6 @@ class Sink(Target, abc.ABC):
             raise MovieError(f"{self.path}: {fault}; choose another name")
 
     def begin(self, settings: Mapping[str, Any] | None = None) -> None:
-        """Starts anew. `settings`, in terms of JSON, are what the result depends on."""
         self.check()
         with self._named_errors():
             # First the old journal, which must not describe the new draft.
@@ -210,11 +217,6 @@ class Sink(Target, abc.ABC):
     def note(self, chunk: int) -> None:
         with self._named_errors():
             super().note(chunk)
-
-    def commit(self) -> None:
-        """Completes a movie that is written alone."""
-        self.give_name()
-        self.finish()
 
     def give_name(self) -> None:
         super().close()
