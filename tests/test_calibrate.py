@@ -234,7 +234,7 @@ class Level(AbstractEstimator):
     levels: jax.Array
 
     @property
-    def halo_frames(self):
+    def halo_frames(self) -> int:
         return 0
 
     def estimate_stack(self, frames):
@@ -245,7 +245,7 @@ class Haloed(Level):
     """As if it had to see two frames on either side."""
 
     @property
-    def halo_frames(self):
+    def halo_frames(self) -> int:
         return 2
 
 
@@ -255,7 +255,7 @@ class Blend(AbstractEstimator):
     weight: jax.Array
 
     @property
-    def halo_frames(self):
+    def halo_frames(self) -> int:
         return 0
 
     def estimate_stack(self, frames):
