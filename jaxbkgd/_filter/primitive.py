@@ -208,9 +208,12 @@ def _define(
     at_once: Callable,
     abstract_eval: Callable,
 ) -> None:
-    """Makes a primitive of a function for CPU and one for other platforms. The latter also
-    serves symbolic sizes, since loops over pieces need numbers, and empty stacks. Images
-    are sharded as the first argument is. Explicit axes of a mesh are automatic within."""
+    """Makes a primitive of a function for CPU and one for other platforms.
+
+    The latter also serves symbolic sizes, since loops over pieces need numbers, and empty
+    stacks. Images are sharded as the first argument is, and explicit axes of a mesh are
+    automatic within.
+    """
 
     def compute(*arguments, **parameters):
         is_in_space = parameters["settings"].dimension == "space"
