@@ -156,8 +156,10 @@ class SoftClip(eqx.Module):
         return separable_filter(frames, [radius, radius], (kernel, kernel), is_finite=True)
 
     def average_response(
-        self, height: int, width: int
-    ) -> tuple[Float[np.ndarray, "height width"], Float[np.ndarray, "height width"]]:
+        self, height: Any, width: Any
+    ) -> tuple[
+        Float[np.ndarray | Array, "height width"], Float[np.ndarray | Array, "height width"]
+    ]:
         """What `molecule_average` makes of white noise of deviation 1 in frames of a size:
         its correlation with a pixel's own noise, and its deviation. Both are larger at the
         edges, which are repeated."""
