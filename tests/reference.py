@@ -68,7 +68,7 @@ def dense_mean_over_time(
     edges: str = "repeated",
 ) -> np.ndarray:
     """The average over the axis of frames (..., frames, height, width)."""
-    matrix = mean_matrix(radius_frames, np.shape(frames)[-3], truncation, edges)
+    matrix = mean_matrix(float(radius_frames), np.shape(frames)[-3], truncation, edges)
     return apply_matrices(frames, {-3: matrix})
 
 

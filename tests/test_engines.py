@@ -58,7 +58,7 @@ def force(monkeypatch, *, products):
     monkeypatch.setattr(engines, "_BANDED_COLUMNS", 64)
     # A pixel that no strip writes is seen.
     monkeypatch.setattr(
-        engines, "_empty", lambda stack, dtype: jnp.full_like(stack, jnp.nan, dtype)
+        engines, "_empty", lambda pieces, *_: jnp.full_like(pieces.stack, jnp.nan, float)
     )
 
 

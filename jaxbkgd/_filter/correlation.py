@@ -130,7 +130,7 @@ def correlate_axis(
         padded = jnp.concatenate([beyond, image, beyond], axis)
     # Else XLA would pad anew for each tap.
     padded = lax.optimization_barrier(padded)
-    images = [correlate(padded, row, size, axis, on_cpu=on_cpu) for row in rows]
+    images = correlate(padded, rows, size, axis, on_cpu=on_cpu)
     if edges != "folded":
         return images
     # Of an image smaller than the taps, these have zeros from beyond the other edge.
@@ -184,50 +184,68 @@ def fold_edges(
 
 def correlate(
     padded: Float[Array, "*batch padded_height padded_width"],
-    row: Row,
+    rows: Sequence[Row],
     count: Size,
     axis: int,
     *,
     on_cpu: bool,
-) -> Float[Array, "*batch height width"]:
-    """The `count` pixels along the axis that the padding surrounds."""
-    if row.bands is not None:
-        return _banded_products(padded, row.bands, count, axis, on_cpu=on_cpu)
-    total = _sum_of_shifts(padded, row.taps, count, axis)
-    # Else XLA would sum along y anew for each tap along x.
-    return lax.optimization_barrier(total) if axis == -2 else total
+) -> list[Float[Array, "*batch height width"]]:
+    """The `count` pixels along the axis that the padding surrounds, for each row. The rows
+    have equally many taps."""
+    bands = [row.bands for row in rows if row.bands is not None]
+    if bands:
+        return [_banded_products(padded, b, count, axis, on_cpu=on_cpu) for b in bands]
+    images = []
+    rows_at_once = 2 if on_cpu else 1
+    for first in range(0, len(rows), rows_at_once):
+        taps = [row.taps for row in rows[first : first + rows_at_once]]
+        total = _sum_of_shifts(padded, taps, count, axis)
+        if axis == -2 or len(taps) == 2:
+            # Else XLA would sum anew for each tap along x, or for both parts.
+            total = lax.optimization_barrier(total)
+        images += [jnp.real(total), jnp.imag(total)] if len(taps) == 2 else [total]
+    return images
 
 
 def _sum_of_shifts(
     padded: Float[Array, "*batch padded_height padded_width"],
-    taps: Float[Array, " taps"],
+    rows: Sequence[Float[Array, " taps"]],
     count: Size,
     axis: int,
-) -> Float[Array, "*batch height width"]:
-    """As `correlate`, by shifted slices."""
-    centre = taps.size - 1
+) -> Shaped[Array, "*batch height width"]:
+    """The sum of shifted slices with the weights of one row of taps. With two rows, the two
+    sums are real and imaginary part: XLA's loops on CPU have one result, and so the two
+    share what is read."""
+    centre = rows[0].size - 1
     grouped = centre // _SHIFT_GROUP * _SHIFT_GROUP if centre > _MOST_SHIFTS else 0
 
-    def sum_of_pairs(left, right, taps):
+    def joined(sums):
+        return lax.complex(*sums) if len(sums) == 2 else sums[0]
+
+    def sum_of_pairs(left, right, rows):
         # From the outside in, small terms first. A tap serves both of its sides.
-        terms = []
-        for start in range(taps.size - 1, -1, -1):
-            index = taps.size - 1 - start
+        totals: list = [0] * len(rows)
+        for start in range(rows[0].size - 1, -1, -1):
+            index = rows[0].size - 1 - start
             outer = lax.slice_in_dim(left, index, index + count, axis=axis)
             inner = lax.slice_in_dim(right, start, start + count, axis=axis)
-            terms.append(taps[start] * (outer + inner))
-        return ft.reduce(jnp.add, terms)
+            both = outer + inner
+            totals = [
+                total + taps[start] * both for total, taps in zip(totals, rows, strict=True)
+            ]
+        return joined(totals)
 
     def add_group(group, total):
         first, size = group * _SHIFT_GROUP, count + _SHIFT_GROUP - 1
         nearest = centre - first - _SHIFT_GROUP + 1
         left = lax.dynamic_slice_in_dim(padded, first, size, axis)
         right = lax.dynamic_slice_in_dim(padded, centre + nearest, size, axis)
-        near = lax.dynamic_slice_in_dim(taps, nearest, _SHIFT_GROUP)
+        near = [lax.dynamic_slice_in_dim(taps, nearest, _SHIFT_GROUP) for taps in rows]
         return total + sum_of_pairs(left, right, near)
 
     sums = []
-    middle = taps[0] * lax.slice_in_dim(padded, centre, centre + count, axis=axis)
+    middle = lax.slice_in_dim(padded, centre, centre + count, axis=axis)
+    middle = joined([taps[0] * middle for taps in rows])
     if grouped:
         zeros = jnp.zeros_like(middle)
         sums.append(lax.fori_loop(0, grouped // _SHIFT_GROUP, add_group, zeros))
@@ -235,7 +253,8 @@ def _sum_of_shifts(
         left = lax.slice_in_dim(padded, grouped, centre - 1 + count, axis=axis)
         stop = 2 * centre - grouped + count
         right = lax.slice_in_dim(padded, centre + 1, stop, axis=axis)
-        sums.append(sum_of_pairs(left, right, taps[1 : centre - grouped + 1]))
+        near = [taps[1 : centre - grouped + 1] for taps in rows]
+        sums.append(sum_of_pairs(left, right, near))
     return ft.reduce(jnp.add, [*sums, middle])
 
 

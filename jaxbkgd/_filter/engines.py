@@ -78,7 +78,8 @@ def filter_in_pieces(
 ) -> list[Float[Array, "*shape"]]:
     """As `filter_at_once`."""
     pieces = _pieces(frames, radii, images, images[0], settings)
-    results = [_empty(pieces.stack, radii[0].dtype) for _ in images]
+    numbers, dtype = range(len(images)), radii[0].dtype
+    results = [_empty(pieces, dtype, number) for number in numbers]
     results, _ = _filter_pieces(pieces, results, [], lambda strips, sums, _: (strips, sums))
     return [result.reshape(frames.shape) for result in results]
 
@@ -113,7 +114,7 @@ def slope_in_pieces(
     def add(strips, sums, _):
         return [weighted_sum(tangents, strips)], sums
 
-    total = [_empty(pieces.stack, radii[0].dtype)]
+    total = [_empty(pieces, radii[0].dtype, len(axes))]
     (total,), _ = _filter_pieces(pieces, total, [], add)
     return total.reshape(frames.shape)
 
@@ -149,7 +150,7 @@ def products_in_pieces(
     # A sum for each pixel of a strip is faster and more exact than XLA's over all pixels.
     shape = pieces.lines, pieces.columns
     sums = [jnp.zeros_like(pieces.stack, dtype, shape) for _ in images]
-    results = [_empty(pieces.stack, dtype) for _ in kept]
+    results = [_empty(pieces, dtype, 0) for _ in kept]
     results, sums = _filter_pieces(pieces, results, sums, add_products)
     totals = [jnp.sum(total) for total in sums]
     return [*totals, *(result.reshape(frames.shape) for result in results)]
@@ -211,7 +212,8 @@ def _pieces(
 ) -> _Pieces:
     stack = _as_images(frames, settings)
     *batch, height, width = stack.shape
-    stack = stack.reshape((math.prod(batch), height, width))
+    # Else a pixel of the stack would be read from what the stack is made of.
+    stack = lax.optimization_barrier(stack.reshape((math.prod(batch), height, width)))
     rows = rows_of([kernels, *images], radii, (height, width), settings)
     if settings.dimension == "time":
         lines, columns = height, min(_TEMPORAL_COLUMNS, width)
@@ -226,11 +228,17 @@ def _pieces(
 
 
 def _empty(
-    stack: Shaped[Array, "count height width"], dtype: jnp.dtype
+    pieces: _Pieces, dtype: jnp.dtype, number: int
 ) -> Float[Array, "count height width"]:
-    """An image for a loop to write to. A zero of the stack makes it vary from device to
-    device under `shard_map`, as the stack does. Compiled, nothing is added."""
-    return lax.empty(stack.shape, dtype) + jnp.zeros_like(stack, dtype, ())
+    """An image for a loop to write to.
+
+    On CPU `lax.empty` is filled with zeros, and XLA would make one image of all that are
+    equal, and copy it. So a number and a pixel of the stack are in it: the pixel also keeps
+    XLA from filling it, and using memory, before there is a stack, and makes it vary from
+    device to device under `shard_map` as the stack does.
+    """
+    pixel = 0 * pieces.stack[0, 0, 0].astype(dtype) + number
+    return lax.empty(pieces.stack.shape, dtype) + pixel
 
 
 def _filter_pieces(
@@ -240,8 +248,6 @@ def _filter_pieces(
     use_strips: _UseStrips,
 ) -> tuple[list[Array], list[Array]]:
     """Writes to the images, and adds to the sums, what is made of the filtered strips."""
-    if 0 in pieces.stack.shape:
-        return images, sums
     filter_block = ft.partial(_filter_block, pieces, use_strips)
     blocks = jnp.arange(pieces.stack.shape[0] * pieces.block_count)
     carry, _ = lax.scan(filter_block, (images, sums), blocks)
@@ -411,7 +417,7 @@ def _correlate_strip(
             padded = jnp.where(is_inside[:, None], padded, 0)
         # Else XLA would read and convert anew for each tap.
         padded = lax.optimization_barrier(padded)
-        return [correlate(padded, row, pieces.lines, -2, on_cpu=on_cpu) for row in rows]
+        return correlate(padded, rows, pieces.lines, -2, on_cpu=on_cpu)
 
     is_banded = rows[0].bands is not None
     columns = min(_BANDED_COLUMNS if is_banded else _COLUMNS, width)

@@ -208,14 +208,18 @@ def _define(
     at_once: Callable,
     abstract_eval: Callable,
 ) -> None:
-    """Makes a primitive of a function for CPU and one for other platforms. The latter also
-    serves symbolic sizes, since loops over pieces need numbers. Images are sharded as the
-    first argument is. Axes of a mesh that are explicit are automatic within."""
+    """Makes a primitive of a function for CPU and one for other platforms.
+
+    The latter also serves symbolic sizes, since loops over pieces need numbers, and empty
+    stacks. Images are sharded as the first argument is, and explicit axes of a mesh are
+    automatic within.
+    """
 
     def compute(*arguments, **parameters):
         is_in_space = parameters["settings"].dimension == "space"
         sizes = arguments[0].shape[-2 if is_in_space else -3 :]
-        if any(export.is_symbolic_dim(size) for size in sizes):
+        is_symbolic = any(export.is_symbolic_dim(size) for size in sizes)
+        if is_symbolic or 0 in arguments[0].shape:
             results = at_once(*arguments, **parameters)
         else:
             results = lax.platform_dependent(

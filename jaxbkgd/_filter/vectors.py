@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 
-# On CPU, XLA takes vectors of 256 bits also where there are 512, since early processors with
+# XLA on CPU takes vectors of 256 bits also where there are 512, since early processors with
 # AVX-512 slowed down with them.
 WIDE_VECTORS = {"xla_cpu_prefer_vector_width": 512}
 
