@@ -189,8 +189,8 @@ class SoftClip(eqx.Module):
         self,
         average: Float[Array, "*batch height width"],
         bkgd: Float[Array, "*batch height width"],
-        variance: Float[Array, "*#batch #height #width"],
-        deviations: Float[Array | np.ndarray, "*#batch height width"],
+        variance: Float[Array, "..."],
+        deviations: Float[Array | np.ndarray, "..."],
     ) -> Float[Array, "*batch height width"]:
         """The weights of pixels, from 0 to 1.
 
