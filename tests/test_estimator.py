@@ -5,6 +5,7 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -176,7 +177,7 @@ class MeanOverTime(AbstractEstimator):
 
     def estimate_stack(self, frames):
         bkgd = self.factor * jnp.broadcast_to(frames.mean(0), frames.shape)
-        return Background(bkgd, jnp.sqrt(1 - 1 / len(frames)))
+        return Background(bkgd, jnp.sqrt(1 - 1 / frames.shape[0]))
 
 
 class WeightedLevel(AbstractEstimator):
@@ -385,6 +386,17 @@ def test_sharded_frames_come_back_as_they_were_sharded(estimator, axis_type, spe
     np.testing.assert_allclose(
         background.snr(frames, 2.0), expected.snr(MOVIE, 2.0), rtol=0, atol=1e-4
     )
+
+
+def test_programs_are_exported_with_symbolic_numbers_and_sizes_of_frames(estimator):
+    sizes = "frames, height, width"
+    shape = jax.export.symbolic_shape(sizes, constraints=["height >= 3", "width >= 3"])
+    program = jax.export.export(jax.jit(lambda frames: estimator(frames).bkgds))(
+        jax.ShapeDtypeStruct(shape, jnp.float32)
+    )
+    # Sums in another order, in float32.
+    expected = estimator(MOVIE).bkgds
+    np.testing.assert_allclose(program.call(MOVIE), expected, rtol=1e-5)
 
 
 @pytest.mark.usefixtures("as_installed")

@@ -120,24 +120,22 @@ def halved(
     images: Float[Array, "*batch height width"],
 ) -> Float[Array, "*batch half_height half_width"]:
     """The means of blocks of 2 x 2 pixels. An odd last line or column counts twice."""
+    *batch, height, width = images.shape
     # Not a mean over axes, whose order XLA chooses by the number of frames.
-    for axis in (-2, -1):
-        size = images.shape[axis]
+    if is_known(height) and is_known(width):
+        padding = [*[(0, 0)] * len(batch), (0, height % 2), (0, width % 2)]
+        images = jnp.pad(images, padding, mode="edge")
+        lines = images[..., ::2, :] + images[..., 1::2, :]
+        return (lines[..., ::2] + lines[..., 1::2]) / 4
+    for axis, size in ((-2, height), (-1, width)):
         first = lax.slice_in_dim(images, 0, size, 2, axis)
-        if is_known(size):
-            second = lax.slice_in_dim(images, 1, size, 2, axis)
-            if size % 2:
-                last = lax.slice_in_dim(images, size - 1, size, 1, axis)
-                second = jnp.concatenate([second, last], axis)
-        else:
-            places = jnp.minimum(2 * jnp.arange(first.shape[axis]) + 1, size - 1)
-            second = jnp.take(images, places, axis)
-        images = first + second
+        places = jnp.minimum(2 * jnp.arange(first.shape[axis]) + 1, size - 1)
+        images = first + jnp.take(images, places, axis)
     return images / 4
 
 
 def doubled(
-    images: Float[Array, "*batch half_height half_width"], shape: tuple[int, ...]
+    images: Float[Array, "*batch half_height half_width"], shape: tuple[Any, ...]
 ) -> Float[Array, "*batch height width"]:
     """Images in which each pixel has become a block of 2 x 2, cut to `shape`."""
     images = jnp.repeat(jnp.repeat(images, 2, axis=-2), 2, axis=-1)

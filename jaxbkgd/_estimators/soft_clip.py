@@ -156,8 +156,10 @@ class SoftClip(eqx.Module):
         return separable_filter(frames, [radius, radius], (kernel, kernel), is_finite=True)
 
     def average_response(
-        self, height: int, width: int
-    ) -> tuple[Float[np.ndarray, "height width"], Float[np.ndarray, "height width"]]:
+        self, height: Any, width: Any
+    ) -> tuple[
+        Float[np.ndarray | Array, "height width"], Float[np.ndarray | Array, "height width"]
+    ]:
         """What `molecule_average` makes of white noise of deviation 1 in frames of a size:
         its correlation with a pixel's own noise, and its deviation. Both are larger at the
         edges, which are repeated."""
@@ -187,8 +189,8 @@ class SoftClip(eqx.Module):
         self,
         average: Float[Array, "*batch height width"],
         bkgd: Float[Array, "*batch height width"],
-        variance: Float[Array, "*#batch #height #width"],
-        deviations: Float[Array | np.ndarray, "*#batch height width"],
+        variance: Float[Array, "..."],
+        deviations: Float[Array | np.ndarray, "..."],
     ) -> Float[Array, "*batch height width"]:
         """The weights of pixels, from 0 to 1.
 

@@ -155,21 +155,7 @@ class SpatialMean(RadiiEstimator):
 
         ```
 
-    To replace the radii, take another module's with the same bound:
-
-    !!! example
-
-        ```python
-        >>> import equinox as eqx
-        >>> import jaxbkgd
-        >>> module = jaxbkgd.SpatialMean(7.0)
-        >>> other = jaxbkgd.SpatialMean(5.0, max_radius_pix=module.max_radius_pix)
-        >>> where = lambda module: module.unbounded_radii
-        >>> eqx.tree_at(where, module, where(other)).radii_pix.round(3).tolist()
-        [[5.0, 5.0]]
-
-        ```
-
+    To replace the radii, take the `unbounded_radii` of another module with the same bound.
     Saved by `to_json`, a module is whole. What `eqx.tree_serialise_leaves` saves are shares
     of `max_radius_pix`, to be loaded into a module with the same bound.
     """

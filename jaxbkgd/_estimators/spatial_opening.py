@@ -138,7 +138,7 @@ def _chosen_near(
 
 
 def _ellipse(
-    radii: Float[np.ndarray, "2"], shape: tuple[int, ...]
+    radii: Float[np.ndarray, "2"], shape: tuple[Any, ...]
 ) -> Int[np.ndarray, "offsets 2"]:
     """The offsets (y, x) of the pixels in an ellipse, as far as frames of a shape go:
     beyond, edges are repeated."""

@@ -176,11 +176,9 @@ def _of_middles(
 
 @ft.lru_cache(maxsize=64)
 def _exact_noise(radius: int) -> float:
-    """The deviation of `x - median`, where x is one of `n` independent normal values: in
-    terms of the median's variance v, `sqrt(1 - 2 / n + v)`, since each value has the
-    covariance `1 / n` with the median. (It is the same for all, and the mean's covariance
-    with any shift-equivariant estimator is the mean's own variance, by Basu's theorem.)
-    """
+    """The factor of `TemporalMedian`'s docstring. (The covariance of a value with the median
+    is the same for all, and that of the mean with any shift-equivariant estimator is the
+    variance of the mean, by Basu's theorem.)"""
     with jax.ensure_compile_time_eval():
         x = jnp.linspace(-8, 8, 4001)
         # Of the middle one of sorted values, with `radius` on either side.
