@@ -156,17 +156,19 @@ class Sources:
     def check(self) -> None:
         """Refuses a movie that has changed, and warns of one whose time has."""
         for movie, before in self.states.items():
+            with contextlib.suppress(OSError):
+                if movie.state() == before:
+                    continue
             if _content(movie) != self.content(movie):
                 raise ChangedSource(
                     f"{movie.name}: has changed since it was opened; begin anew once it is "
                     "whole (resume=False, in the command line --fresh)"
                 )
-            if movie.state() != before:
-                warnings.warn(
-                    f"{movie.name}: its time of modification has changed, but not its size "
-                    "nor the frames that were compared; the result is kept",
-                    stacklevel=3,
-                )
+            warnings.warn(
+                f"{movie.name}: its time of modification has changed, but not its size nor "
+                "the frames that were compared; the result is kept",
+                stacklevel=3,
+            )
 
 
 def _content(movie: Movie) -> list[Any]:
