@@ -91,13 +91,9 @@ def simulate_movie(
 
     Molecules lie anywhere, also just outside the frame, switch on at any instant, and stay
     on for an exponential time; the first frame finds them in their steady state. The
-    background is log-normal with the same mean everywhere (a sum of random plane waves:
-    Shinozuka and Deodatis, Appl. Mech. Rev. 44, 191, 1991). One photon gives one electron,
-    and ADU = electrons / gain + offset, rounded and clipped to 0..65535.
-
-    Other numbers in the same sizes are not compiled again, except for
-    `molecules_per_frame`, `on_time_frames`, a PSF that reaches over another number of
-    pixels, and haze or EM gain where there were none.
+    background is log-normal with the same mean everywhere. One photon gives one electron,
+    and ADU = electrons / gain + offset, rounded and clipped to 0..65535. Other sizes, PSF
+    widths, `molecules_per_frame` and `on_time_frames` are compiled anew.
 
     **Arguments:**
 
@@ -114,20 +110,17 @@ def simulate_movie(
     - `bkgd_contrast`: its standard deviation over space, divided by its mean.
     - `bkgd_length_scale_pix`: the background's logarithm at two places that are d
         pixels apart has the correlation exp(-d^2 / (2 bkgd_length_scale_pix^2)).
-    - `cell_contrast`: outside of a cell with a random outline, the background is
-        multiplied by `1 - cell_contrast`. The edge is a few pixels wide.
-    - `haze_photons`: mean haze per pixel and frame, in photons, added to the background:
-        Gaussians of sources out of focus, which drift by about their own width.
-    - `haze_sigma_pix`: standard deviation of these Gaussians, which should be many pixels.
+    - `cell_contrast`: the share of background that is missing outside of a random cell.
+    - `haze_photons`, `haze_sigma_pix`: mean photons per pixel and frame, added to the
+        background, of drifting Gaussians out of focus, and their standard deviation.
     - `bkgd_remaining`: the share of background and haze that is left in the last frame,
         after exponential bleaching. Molecules do not fade.
     - `gain_electrons_per_adu`, `offset_adu`, `read_noise_electrons`: the camera, by default
         a usual sCMOS camera. Read noise is a standard deviation.
-    - `em_gain`: above 1 the camera is an EMCCD, whose register multiplies each electron
-        by a random number of this mean, before read noise. This doubles the variance of
-        photon noise (Robbins and Hadwen, IEEE Trans. Electron Devices 50, 1227, 2003):
-        1 ADU is `g = gain_electrons_per_adu / em_gain` photons, and the `gain` of
-        [`jaxbkgd.snr`][] is `g / 2`.
+    - `em_gain`: above 1, an EMCCD multiplies each electron by a random number of this mean
+        before read noise. This doubles the variance of photon noise (Robbins and Hadwen,
+        IEEE Trans. Electron Devices 50, 1227, 2003): [`jaxbkgd.snr`][] needs the `gain`
+        `gain_electrons_per_adu / em_gain / 2`.
     - `channel_shares`: for a movie with channels, the share of a molecule's photons that
         each gets, such as `(0.6, 0.4)`. Every channel has a background of its own.
 
@@ -383,10 +376,9 @@ def _capacities(
     place_count = capacity(per_frame, per_frame, 1)
     if not max(event_capacity, place_count * frame_count) < 2**31:
         raise ValueError(
-            f"molecules_per_frame = {molecules_per_frame:.8g}, with those just outside "
-            f"the frame, with on_time_frames = {on_time_frames} and frame_count = "
-            f"{frame_count} needs places for {place_count * frame_count:.3g} events, and "
-            "there may be no more than 2^31. Simulate fewer molecules or frames, a longer "
+            f"A movie with {molecules_per_frame:.8g} molecules per frame, those outside "
+            f"included, needs places for {place_count * frame_count:.3g} events, and there "
+            "may be no more than 2^31. Simulate fewer molecules or frames, a longer "
             "on-time, or a smaller PSF."
         )
     return math.ceil(molecule_capacity), math.ceil(event_capacity), math.ceil(place_count)

@@ -477,9 +477,10 @@ def strict_modes():
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", [strict_modes, jax.disable_jit])
 def test_modes_of_jax_change_neither_types_nor_movie(mode):
-    frames, truth = simulate_movie(jax.random.key(14), **TINY)
+    options: dict[str, Any] = {**TINY, "frame_count": 1, "molecules_per_frame": 2.0}
+    frames, truth = simulate_movie(jax.random.key(14), **options)
     with mode():
-        frames_in_mode, truth_in_mode = simulate_movie(jax.random.key(14), **TINY)
+        frames_in_mode, truth_in_mode = simulate_movie(jax.random.key(14), **options)
     assert frames_in_mode.dtype == jnp.uint16
     fields = zip(jax.tree.leaves(truth), jax.tree.leaves(truth_in_mode), strict=True)
     for field, field_in_mode in fields:
@@ -487,7 +488,7 @@ def test_modes_of_jax_change_neither_types_nor_movie(mode):
         # Constants may round once more in one program than in the other.
         np.testing.assert_allclose(field, field_in_mode, rtol=1e-5, atol=1e-5)
     # One count on one pixel in thousands may fall to the other side.
-    assert np.mean(np.asarray(frames) != np.asarray(frames_in_mode)) <= 0.02
+    assert np.mean(np.asarray(frames) != np.asarray(frames_in_mode)) <= 1 / 30
 
 
 def simulate_with(name: str, value: Any) -> None:
