@@ -176,7 +176,7 @@ def _of_middles(
 
 @ft.lru_cache(maxsize=64)
 def _exact_noise(radius: int) -> float:
-    """The factor of `TemporalMedian`'s docstring. (The covariance of a value with the median
+    """The factor of `TemporalMedian`. (The covariance of a value with the median
     is the same for all, and that of the mean with any shift-equivariant estimator is the
     variance of the mean, by Basu's theorem.)"""
     with jax.ensure_compile_time_eval():

@@ -100,7 +100,7 @@ filter_p.multiple_results = pullback_p.multiple_results = True
 
 def pushforward(
     frames: Shaped[Array, "*shape"],
-    *radii_and_tangents: Float[Array, "..."],
+    *radii_and_tangents: Any,
     kernels: Kernels,
     axes: tuple[int, ...],
     settings: Settings,
@@ -116,7 +116,7 @@ def pushforward(
 
 def _pushforward_in_pieces(
     frames: Array,
-    *radii_and_tangents: Array,
+    *radii_and_tangents: Any,
     kernels: Kernels,
     axes: tuple[int, ...],
     settings: Settings,
@@ -143,7 +143,7 @@ def _with_moved(
 def pullback(
     cotangent: Float[Array, "*shape"],
     frames: Shaped[Array, "*shape"],
-    *radii: Float[Array, ""],
+    *radii: Any,
     kernels: Kernels,
     axes: tuple[int, ...],
     is_image_kept: bool,

@@ -66,7 +66,7 @@ def _filter_jvp(
 def _filter_transpose(
     cotangents: Sequence[Any],
     frames: Any,
-    *radii: Float[Array, ""],
+    *radii: Any,
     images: tuple[Kernels, ...],
     settings: Settings,
 ) -> list[Array | None]:
@@ -81,7 +81,7 @@ def _filter_transpose(
 
 
 def _filter_batch(
-    arguments: Sequence[Array], dims: Sequence[int | None], **parameters: Any
+    arguments: Sequence[Any], dims: Sequence[int | None], **parameters: Any
 ) -> tuple[list[Array], list[int]]:
     """The images of mapped frames, mapped radii or both, mapped along their first axis."""
     (frames, *radii), (frames_dim, *radii_dims) = arguments, dims
