@@ -193,7 +193,6 @@ class TestOverTime:
         def error(estimator):
             return jnp.mean((estimator(frames).bkgds - DRIFTING) ** 2)
 
-        # Traced, so that one program serves all.
         candidates = [(r, t) for r in (3, 4, 5) for t in (5, 7, 10)]
         best = min(error(moving_mean(*candidate)) for candidate in candidates)
         for radius_frames in (1.0, 18.0):
@@ -228,11 +227,18 @@ class TestOverTime:
 # Estimators without radii, whose best numbers are known.
 
 
-class Level(AbstractEstimator):
+class Framewise(AbstractEstimator):
+    """An estimator that sees one frame at a time."""
+
+    @property
+    def halo_frames(self) -> int:
+        return 0
+
+
+class Level(Framewise):
     """The same numbers for all rows and frames."""
 
     levels: jax.Array
-    halo_frames = 0
 
     def estimate_stack(self, frames):
         return Background(jnp.broadcast_to(self.levels, frames.shape), jnp.ones(()))
@@ -241,14 +247,15 @@ class Level(AbstractEstimator):
 class Haloed(Level):
     """As if it had to see two frames on either side."""
 
-    halo_frames = 2
+    @property
+    def halo_frames(self) -> int:
+        return 2
 
 
-class Blend(AbstractEstimator):
+class Blend(Framewise):
     """Something between a frame and its mean."""
 
     weight: jax.Array
-    halo_frames = 0
 
     def estimate_stack(self, frames):
         frames = frames.astype(float)
