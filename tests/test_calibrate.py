@@ -193,7 +193,6 @@ class TestOverTime:
         def error(estimator):
             return jnp.mean((estimator(frames).bkgds - DRIFTING) ** 2)
 
-        # Traced, so that one program serves all.
         candidates = [(r, t) for r in (3, 4, 5) for t in (5, 7, 10)]
         best = min(error(moving_mean(*candidate)) for candidate in candidates)
         for radius_frames in (1.0, 18.0):
@@ -228,14 +227,25 @@ class TestOverTime:
 # Estimators without radii, whose best numbers are known.
 
 
-class Level(AbstractEstimator):
-    """The same numbers for all rows and frames."""
-
-    levels: jax.Array
+class Framewise(AbstractEstimator):
+    """An estimator that sees one frame at a time."""
 
     @property
     def halo_frames(self) -> int:
         return 0
+
+
+class Level(Framewise):
+    """The same numbers for all rows and frames."""
+
+    levels: jax.Array
+<<<<<<< HEAD
+
+    @property
+    def halo_frames(self) -> int:
+        return 0
+=======
+>>>>>>> calibration
 
     def estimate_stack(self, frames):
         return Background(jnp.broadcast_to(self.levels, frames.shape), jnp.ones(()))
@@ -249,14 +259,17 @@ class Haloed(Level):
         return 2
 
 
-class Blend(AbstractEstimator):
+class Blend(Framewise):
     """Something between a frame and its mean."""
 
     weight: jax.Array
+<<<<<<< HEAD
 
     @property
     def halo_frames(self) -> int:
         return 0
+=======
+>>>>>>> calibration
 
     def estimate_stack(self, frames):
         frames = frames.astype(float)
