@@ -239,13 +239,6 @@ class Level(Framewise):
     """The same numbers for all rows and frames."""
 
     levels: jax.Array
-<<<<<<< HEAD
-
-    @property
-    def halo_frames(self) -> int:
-        return 0
-=======
->>>>>>> calibration
 
     def estimate_stack(self, frames):
         return Background(jnp.broadcast_to(self.levels, frames.shape), jnp.ones(()))
@@ -263,13 +256,6 @@ class Blend(Framewise):
     """Something between a frame and its mean."""
 
     weight: jax.Array
-<<<<<<< HEAD
-
-    @property
-    def halo_frames(self) -> int:
-        return 0
-=======
->>>>>>> calibration
 
     def estimate_stack(self, frames):
         frames = frames.astype(float)

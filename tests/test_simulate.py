@@ -566,11 +566,7 @@ def test_what_is_no_share_size_gain_or_crowd_is_refused(name, value, error, mess
 
 @pytest.mark.usefixtures("as_installed")
 def test_what_is_not_one_key_is_refused_with_the_remedy():
-<<<<<<< HEAD
-    no_keys: tuple[Any, ...] = (0, None, "key", np.zeros(2), jnp.zeros(2, jnp.int32))
-=======
     no_keys: list[Any] = [0, None, "key", np.zeros(2), jnp.zeros(2, jnp.int32)]
->>>>>>> calibration
     for key in no_keys:
         with pytest.raises(
             TypeError, match=r"must be a JAX random key, but is .*jax\.random\.key"
