@@ -540,7 +540,7 @@ def test_help_and_version_are_answered(command, texts):
 
 def test_a_missing_package_is_named_with_the_extra_that_brings_it(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "tifffile", None)
-    for name in ("tiff", "tiff_pages", "ome", "zarr"):
+    for name in ("series", "tiff", "tiff_pages", "tiff_sink", "zarr"):
         monkeypatch.delitem(sys.modules, f"jaxbkgd._movies.{name}", raising=False)
         monkeypatch.delattr(_movies, name, raising=False)
     np.save("movie.npy", _frames())

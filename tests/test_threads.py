@@ -1,5 +1,6 @@
 """Work on threads: results, errors, Ctrl-C, and the mode of one thread a call."""
 
+import itertools
 import os
 import signal
 import subprocess
@@ -56,12 +57,12 @@ def test_results_come_before_all_is_done():
 
 def test_it_ends_when_the_consumer_does():
     begun = []
-    results = on_threads(begun.append, range(10**6), 2)
+    results = on_threads(begun.append, itertools.count(), 2)
     next(results)
     results.close()
     count = len(begun)
     time.sleep(0.01)
-    assert len(begun) == count < 10**6
+    assert len(begun) == count
 
 
 def test_ctrl_c_waits_for_no_thread():

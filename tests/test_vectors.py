@@ -1,8 +1,10 @@
-"""Compiler options for full vectors, given where XLA knows them."""
+"""Compiler options for vectors of 512 bits, given where XLA knows them and they pay."""
 
 import jax
+import numpy as np
 import pytest
 
+from jaxbkgd import spatial_mean
 from jaxbkgd._filter import vectors as _vectors
 
 
@@ -11,21 +13,39 @@ NO_OPTION = {"no_such_option": 1}
 
 
 @pytest.fixture
-def asked_anew():
+def processor_flags(monkeypatch):
+    flags = {"avx512f", "avx512_vbmi2"}
+    monkeypatch.setattr(_vectors, "_processor_flags", lambda: flags)
     _vectors.compiler_options.cache_clear()
-    yield
+    yield flags
     _vectors.compiler_options.cache_clear()
 
 
-@pytest.mark.usefixtures("asked_anew")
+@pytest.mark.usefixtures("processor_flags")
 def test_there_are_options_for_cpu_alone(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert _vectors.compiler_options() is None
 
 
-@pytest.mark.usefixtures("asked_anew")
+@pytest.mark.usefixtures("processor_flags")
 @pytest.mark.parametrize("options", [_vectors.WIDE_VECTORS, NO_OPTION])
 def test_an_option_that_xla_does_not_know_is_not_given(options, monkeypatch):
     monkeypatch.setattr(_vectors, "WIDE_VECTORS", options)
     is_known = options != NO_OPTION
     assert _vectors.compiler_options() == (options if is_known else None)
+
+
+def test_processors_that_slow_down_with_512_bits_get_no_options(processor_flags):
+    processor_flags.remove("avx512_vbmi2")
+    assert _vectors.compiler_options() is None
+
+
+@pytest.mark.parametrize("radius_pix", [3.0, 15.0])
+def test_a_program_around_the_filter_gives_the_same_to_the_bit(radius_pix, rng):
+    # Lines that end within a vector of either width.
+    frames = rng.normal(100, 10, (2, 60, 141)).astype(np.float32)
+
+    def mean(frames):
+        return spatial_mean(frames, radius_pix)
+
+    np.testing.assert_array_equal(jax.jit(mean)(frames), mean(frames))

@@ -240,7 +240,6 @@ class SpatialMean(RadiiEstimator):
         return Background(bkgds, _noise_correction(radii, kernels, self.noise))
 
 
-@ft.partial(jax.jit, static_argnames="kernels")
 def filter_frames(
     frames: Shaped[Array, "*batch height width"],
     radii: Float[Array, "2"],
@@ -254,7 +253,13 @@ def filter_frames(
         frames = frames.astype(dtype)
     if donated is not None and donated.dtype != dtype:
         donated = None
-    return separable_filter(frames, list(radii.astype(dtype)), kernels, donated=donated)
+    return separable_filter(frames, _axis_radii(radii, dtype), kernels, donated=donated)
+
+
+@ft.partial(jax.jit, static_argnames="dtype")
+def _axis_radii(radii: Float[Array, "2"], dtype: Any) -> list[Float[Array, ""]]:
+    # Compiled, since a call of the filter may take no longer than these few operations.
+    return list(radii.astype(dtype))
 
 
 @ft.partial(jax.jit, static_argnames=("kernels", "noise"))

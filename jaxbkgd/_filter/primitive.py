@@ -20,7 +20,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import export, lax
-from jax.core import ShapedArray
+from jax.core import ShapedArray, Tracer
 from jax.extend.core import Primitive
 from jax.interpreters import mlir
 from jax.sharding import auto_axes, AxisType, NamedSharding, PartitionSpec
@@ -30,6 +30,7 @@ from . import engines
 from .correlation import Edges, Settings
 from .engines import weighted_sum
 from .kernels import differentiated, Kernel, Kernels, Radii
+from .vectors import compiler_options
 
 
 def separable_filter(
@@ -84,9 +85,10 @@ def _filtered(
     settings: Settings,
 ) -> Float[Array, "*shape"]:
     for radius in radii:
-        # Under `shard_map`, frames that all devices share vary as the radii do. Compiled,
-        # nothing is added.
-        frames = frames + jnp.zeros_like(radius, frames.dtype)
+        if isinstance(radius, Tracer):
+            # Under `shard_map`, frames that all devices share vary as the radii do.
+            # Compiled, nothing is added.
+            frames = frames + jnp.zeros_like(radius, frames.dtype)
     (image,) = filter_p.bind(frames, *radii, images=(kernels,), settings=settings)
     return image
 
@@ -250,13 +252,16 @@ def _define(
         automatic = auto_axes(compute, axes=explicit, out_sharding=shardings)
         return automatic(*arguments, **parameters)
 
-    compiled = jax.jit(compute_on_any_mesh, static_argnames=parameter_names.split())
+    @ft.cache
+    def compiled() -> Callable:
+        names, options = parameter_names.split(), compiler_options()
+        return jax.jit(compute_on_any_mesh, static_argnames=names, compiler_options=options)
 
     @primitive.def_impl
     def call(*arguments, **parameters):
         # Outside of all programs a primitive is compiled, also under `jax.disable_jit`.
         with jax.disable_jit(False):
-            return compiled(*arguments, **parameters)
+            return compiled()(*arguments, **parameters)
 
     primitive.def_abstract_eval(abstract_eval)
     is_list = primitive.multiple_results

@@ -265,13 +265,13 @@ def check_destination(path: Path, *, overwrite: bool) -> None:
     """Refuses now what could not be written in the end."""
     destination = Path(os.path.realpath(path))
     folder = destination.parent if path.is_symlink() else path.parent
+    if not folder.is_dir():
+        remedy = "make it first, or choose another place"
+        fault = f"there is no folder {folder}; {remedy}"
+        raise MovieError(f"{path}: cannot be written, because {fault}")
     if not os.access(folder, os.W_OK):
-        fault = (
-            f"{folder} refuses files" if folder.is_dir() else f"there is no folder {folder}"
-        )
-        raise MovieError(
-            f"{path}: cannot be written, because {fault}; choose another place"
-        )
+        fault = f"{folder} refuses files; choose another place"
+        raise MovieError(f"{path}: cannot be written, because {fault}")
     if os.path.lexists(destination) and not overwrite:
         remedy = "overwrite it (overwrite=True, in the command line --overwrite)"
         raise MovieError(f"{path}: exists already; choose another name, or {remedy}")

@@ -1,5 +1,6 @@
 """TIFF files that are written by any number of threads, in any order of frames."""
 
+import struct
 import uuid
 from typing import Any
 
@@ -76,7 +77,10 @@ class TiffSink(Sink):
     def _resume(self) -> None:
         """Opens the draft if it is complete but for its pixels."""
         frames, channels, *shape = self.layout.shape
-        pages, dtype = find_pages(self.draft), self.layout.dtype
+        try:
+            pages, dtype = find_pages(self.draft), self.layout.dtype
+        except (struct.error, tifffile.TiffFileError) as error:
+            raise MovieError(f"{self.draft}: is no TIFF file ({error})") from error
         place, size = pages.places[0], self.layout.frame_bytes // channels
         is_alike = (pages.shape, pages.dtype) == (tuple(shape), dtype) and place > 0
         follow = place + size * np.arange(frames * channels)
@@ -95,10 +99,4 @@ class TiffSink(Sink):
             file.write(stored.reshape(-1).view(np.uint8).data)
 
     def _complete(self) -> None:
-        self._close()
-
-    def _close(self) -> None:
         self._offset = None
-
-    def _is_replaceable(self) -> bool:
-        return self._destination.is_file()
