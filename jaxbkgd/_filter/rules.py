@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.interpreters import ad, batching
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Array, Shaped
 
 from .correlation import Settings
 from .kernels import Kernels
