@@ -18,7 +18,7 @@ from .._estimators.base import AbstractEstimator
 from .._estimators.channels import Channels
 from .._estimators.radii_estimator import RadiiEstimator
 from .._workers import core_count, on_threads, Report, run_interruptibly
-from .objectives import Objective
+from .objectives import FramePairLoss, Objective
 
 
 # Radii have settled if they agree within so much, relatively, at so many successive steps.
@@ -28,8 +28,8 @@ _FIRST_STEP, _LONGEST_STEP, _LARGEST_GROWTH = 0.3, 1.0, 2.0
 _AT_BOUND = 0.98
 # The step in a parameter, nearly relative in the radius, for the second derivative.
 _CURVATURE_STEP = 0.05
-# Fewer windows do not show how gradients scatter; more parameters cost too much.
-_FEWEST_WINDOWS, _MOST_PARAMETERS = 8, 32
+# Fewer gradients do not show how they scatter; more parameters cost too much.
+_FEWEST_GRADIENTS, _MOST_PARAMETERS = 8, 32
 
 
 class Window(NamedTuple):
@@ -93,7 +93,7 @@ class Problem:
         return np.asarray(self.radii_at(point)) > _AT_BOUND * np.array(self.bounds)
 
     def standard_deviations(self, point: PyTree) -> Float[np.ndarray, "channels axes"]:
-        """The uncertainty of the radii, from the scatter of gradients between windows.
+        """The uncertainty of the radii, from the scatter of independent gradients.
 
         The parameters at which a mean of independent losses is minimal have the covariance
         `H^-1 S H^-1`, where `S` is that of the mean's gradient and `H` its second
@@ -102,13 +102,16 @@ class Problem:
         flat, unravel = ravel_pytree(point)
         jacobian = jax.jacobian(lambda flat: self.radii_at(unravel(flat)))(flat)
         jacobian = np.asarray(jacobian, np.float64)
-        if flat.size > _MOST_PARAMETERS or len(self._windows) < _FEWEST_WINDOWS:
-            return np.full(jacobian.shape[:-1], np.nan)
+        unknown = np.full(jacobian.shape[:-1], np.nan)
+        if flat.size > _MOST_PARAMETERS:
+            return unknown
+        gradients = self._independent_gradients(point)
+        if len(gradients) < _FEWEST_GRADIENTS:
+            return unknown
 
         def mean_gradient(flat: Array) -> np.ndarray:
             return self.losses_and_gradients(unravel(flat))[1].mean(axis=0)
 
-        _, gradients = self.losses_and_gradients(point)
         scatter = np.atleast_2d(np.cov(gradients, rowvar=False)) / len(gradients)
         steps = _CURVATURE_STEP * jnp.eye(flat.size, dtype=flat.dtype)
         curvature = np.stack(
@@ -123,6 +126,31 @@ class Problem:
         stds = np.sqrt(np.einsum("cai,ij,caj->ca", slopes, scatter[kept], slopes))
         is_flat = jacobian[..., ~is_curved].any(axis=-1)
         return np.where(is_learned, np.where(is_flat, np.inf, stds), np.nan)
+
+    def _independent_gradients(self, point: PyTree) -> np.ndarray:
+        """Gradients whose scatter is that of their mean, `(blocks, numbers)`: of the blocks
+        of a FramePairLoss, else of the windows."""
+        if not isinstance(self.objective, FramePairLoss):
+            return self.losses_and_gradients(point)[1]
+        arguments = point, self._rest, self.objective
+        gradients = [
+            run_interruptibly(_block_gradients, *arguments, window)
+            for window in self._windows
+        ]
+        return np.concatenate(gradients).astype(np.float64)
+
+
+@eqx.filter_jit
+def _block_gradients(
+    point: PyTree, rest: AbstractEstimator, objective: FramePairLoss, window: Window
+) -> Float[Array, "blocks numbers"]:
+    flat, unravel = ravel_pytree(point)
+
+    def losses(flat: Array) -> Array:
+        estimator = eqx.combine(unravel(flat), rest)
+        return objective.independent_losses(estimator, *window)
+
+    return jax.jacfwd(losses)(flat)
 
 
 def _value_and_gradient(

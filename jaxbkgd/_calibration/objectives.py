@@ -18,6 +18,9 @@ from .._estimators.spatial_mean import spatial_mean
 from .lag import decorrelation_lag
 
 
+# Blocks of frames whose losses count as independent, where each is predicted from many.
+_PREDICTION_BLOCKS = 16
+
 # The radius over which each frame's squared noise is averaged.
 _NOISE_RADIUS_PIX = 14.0
 # The variance of the second smallest of four standard normal numbers.
@@ -98,20 +101,53 @@ class FramePairLoss(eqx.Module):
         """The loss without unit; see [`jaxbkgd.Objective`][]. Without `frame_indices`, the
         frames are consecutive; without a lag, `fitted` finds it. `ValueError` for too few
         frames, and an estimator that sees other frames and cannot predict."""
+        return jnp.mean(self._losses(estimator, channels, frame_indices))
+
+    def independent_losses(
+        self,
+        estimator: AbstractEstimator,
+        channels: Channels,
+        frame_indices: Int[Array, " frames"],
+    ) -> Float[Array, " blocks"]:
+        """Losses of blocks of pairs, from whose scatter the uncertainty of radii follows.
+
+        The noise of the frames as targets moves the minimum away from that of the true
+        error. The noise of the same frames as sources moves both minima, with the opposite
+        effect. So a block has pairs of one direction and is no longer than the lag: no
+        frame is both. The other direction adds nothing, since its products of noise and
+        background are the same.
+        """
+        forward, *_ = self._losses(estimator, channels, frame_indices)
+        lag = self.lag or decorrelation_lag(channels)
+        is_of_pairs = not estimator.halo_frames
+        count = -(-len(forward) // lag) if is_of_pairs else _PREDICTION_BLOCKS
+        count = min(count, len(forward))
+        blocks = np.arange(len(forward)) * count // len(forward)
+        sums = jax.ops.segment_sum(forward, blocks, count)
+        return sums / np.bincount(blocks).astype(forward.dtype)
+
+    def _losses(
+        self,
+        estimator: AbstractEstimator,
+        channels: Channels,
+        frame_indices: Int[Array, " frames"] | None,
+    ) -> Float[Array, "directions pairs"]:
+        """The losses of all pairs forward and backward in time, or of all predictions."""
         lag = self.lag or decorrelation_lag(channels)
         if not estimator.halo_frames:
 
             def loss(channel: Any, bkgds: Array) -> Array:
                 is_run = frame_indices is None or len(channel) > 2 * lag
                 distance = lag if is_run else len(channel) // 2
-                return _pair_loss(as_frames(channel).astype(bkgds.dtype), bkgds, distance)
+                return _pair_losses(as_frames(channel).astype(bkgds.dtype), bkgds, distance)
 
-            return _mean(map_channels(loss, channels, estimator(channels).bkgds))
+            return _channel_mean(map_channels(loss, channels, estimator(channels).bkgds))
         radius_pix = estimator.molecule_radius_pix
         clip = None if radius_pix is None else SoftClip(molecule_radius_pix=radius_pix)
         background, near, far = estimator.predict(channels, lag)
-        predicted = ft.partial(_prediction_loss, lag=lag, clip=clip)
-        return _mean(map_channels(predicted, channels, background.bkgds, near, far))
+        predicted = ft.partial(_prediction_losses, lag=lag, clip=clip)
+        losses = map_channels(predicted, channels, background.bkgds, near, far)
+        return _channel_mean(losses)[None]
 
     def fitted(self, source: Any) -> "FramePairLoss":
         """This objective with the lag of a movie, as [`jaxbkgd.calibrate`][] takes it,
@@ -155,15 +191,15 @@ class TruthLoss(eqx.Module):
             truth = jnp.broadcast_to(truth, bkgd.shape).astype(bkgd.dtype)
             return jnp.mean(jnp.square(bkgd - truth))
 
-        return _mean(map_channels(loss, estimator(channels).bkgds, self.bkgds))
+        return _channel_mean(map_channels(loss, estimator(channels).bkgds, self.bkgds))
 
 
-def _mean(losses: Any) -> Array:
-    return jnp.mean(jnp.stack(jax.tree.leaves(losses)))
+def _channel_mean(losses: Any) -> Array:
+    return jnp.mean(jnp.stack(jax.tree.leaves(losses)), axis=0)
 
 
-def _pair_loss(frames: _Frames, bkgds: _Frames, distance: int) -> Array:
-    """The loss of frames that are `distance` places apart."""
+def _pair_losses(frames: _Frames, bkgds: _Frames, distance: int) -> Float[Array, "2 pairs"]:
+    """Forward and backward losses of frames that are `distance` places apart."""
     if frames.ndim != 3 or not 0 < distance < len(frames):
         raise ValueError(
             f"Frames {distance} apart make no pair in shape {frames.shape}; give (frames, "
@@ -173,14 +209,15 @@ def _pair_loss(frames: _Frames, bkgds: _Frames, distance: int) -> Array:
     # Half the square is subtracted pixel by pixel: the loss is a small part of both sums,
     # and would be lost in their rounding.
     noise = jnp.square(after - before) / 2
-    errors = jnp.square(after - bkgds[:-distance]) + jnp.square(before - bkgds[distance:])
+    forward = jnp.square(after - bkgds[:-distance]) - noise
+    backward = jnp.square(before - bkgds[distance:]) - noise
     variance = jnp.mean(noise, axis=(-2, -1))
     # Two equal frames, such as blank ones, carry no information.
     weights = jnp.where(variance > 0, 1 / jnp.where(variance > 0, variance, 1), 0)
-    return jnp.mean(weights * jnp.mean(errors / 2 - noise, axis=(-2, -1)))
+    return weights[None] * jnp.mean(jnp.stack([forward, backward]), axis=(-2, -1))
 
 
-def _prediction_loss(
+def _prediction_losses(
     channel: Any,
     bkgds: _Frames,
     near: _Frames,
@@ -188,7 +225,7 @@ def _prediction_loss(
     *,
     lag: int,
     clip: SoftClip | None,
-) -> Array:
+) -> Float[Array, " frames"]:
     """The mean square error of each background over the variance of the frame's pixels,
     both weighted by a clip of their own.
 
@@ -214,7 +251,7 @@ def _prediction_loss(
     changed = jnp.mean(change * (bkgds + near - 2 * lax.stop_gradient(far)), (-2, -1))
     noise = mean(jnp.square(targets - targets[partner]) / 2, weights * weights[partner])
     losses = (missed - noise + changed) / jnp.where(noise > 0, noise, 1)
-    return jnp.mean(jnp.where(noise > 0, losses, 0))
+    return jnp.where(noise > 0, losses, 0)
 
 
 def _target_weights(frames: _Frames, lag: int, clip: SoftClip) -> tuple[_Frames, _Frames]:
