@@ -31,7 +31,7 @@ import numpy as np
 from jax.profiler import ProfileData
 
 from jaxbkgd import spatial_mean
-from jaxbkgd._filter.vectors import compiler_options
+from jaxbkgd._filter.vectors import WIDE_VECTORS
 
 
 ROUNDS = 7
@@ -101,7 +101,7 @@ def profile(call: Callable[[], Any]) -> dict[str, float]:
 
 
 def row(size: int, radius_pix: float, name: str, megapixels: float) -> str:
-    options = compiler_options() if name == FULL_WIDTH else None
+    options = WIDE_VECTORS if name == FULL_WIDTH else None
     function = jax.jit(functions(radius_pix)[name], compiler_options=options)
     radii = jnp.full(2, radius_pix, jnp.float32)
     shape = (max(1, round(megapixels * 1e6 / size**2)), size, size)

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import sys
-import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
@@ -111,8 +110,6 @@ def run_interruptibly(function: Callable[..., _Result], *arguments: Any) -> _Res
 
 Report = Callable[[int, str], None]
 
-_bars: weakref.WeakSet[Any] = weakref.WeakSet()
-
 
 @contextlib.contextmanager
 def progress_bar(total: int, is_shown: bool = True, done: int = 0) -> Iterator[Report]:
@@ -136,12 +133,5 @@ def progress_bar(total: int, is_shown: bool = True, done: int = 0) -> Iterator[R
         bar.set_description_str(f"{text} ", refresh=False)
         bar.update(done - bar.n)
 
-    _bars.add(bar)
     with bar:
         yield report
-
-
-def end_progress() -> None:
-    """Removes the bars, from any thread, where the process ends at once."""
-    for bar in list(_bars):
-        bar.close()

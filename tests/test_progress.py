@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from jaxbkgd._workers import end_progress, progress_bar
+from jaxbkgd._workers import progress_bar
 
 
 class Terminal(io.StringIO):
@@ -64,9 +64,3 @@ def test_it_is_left_out_on_request():
         with progress_bar(10, False) as report:
             work_with(report)
         assert drawn.getvalue() == ""
-
-
-def test_it_can_be_ended_from_anywhere():
-    with terminal() as drawn, progress_bar(10):
-        end_progress()
-        assert is_removed(drawn)

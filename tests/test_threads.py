@@ -1,6 +1,5 @@
 """Work on threads: results, errors, Ctrl-C, and the mode of one thread a call."""
 
-import itertools
 import os
 import signal
 import subprocess
@@ -57,7 +56,13 @@ def test_results_come_before_all_is_done():
 
 def test_it_ends_when_the_consumer_does():
     begun = []
-    results = on_threads(begun.append, itertools.count(), 2)
+
+    def run(item):
+        begun.append(item)
+        # All of them would take minutes.
+        time.sleep(1e-3)
+
+    results = on_threads(run, range(10**6), 2)
     next(results)
     results.close()
     count = len(begun)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import psutil
 
+from .._estimators.checks import checked_count
 from .._movies.movie import Channel, MovieError
 from .._workers import core_count
 
@@ -79,8 +80,8 @@ def plan_chunks(
     """The frames in a chunk and the number of workers, where they are not given: as many
     workers as there is memory for, and then the chunk."""
     for name, value in (("chunk_frames", chunk_frames), ("workers", workers)):
-        if value is not None and value < 1:
-            raise ValueError(f"{name} must be at least 1, but is {value}.")
+        if value is not None:
+            checked_count(name, value)
     frame_count = len(channels[0])
     frame_pixels = sum(math.prod(channel.shape[1:]) for channel in channels)
     is_on_cpu = devices[0].platform == "cpu"

@@ -249,6 +249,8 @@ def _worker(
         with jax.default_device(device):
             images, *numbers = run_window(name, estimate, chunks, window, masks, buffers)
         results.write(window, images)
+        # They are views of what the next window may write over.
+        del images
         unused[device].put(buffers)
         return numbers[0].tolist(), numbers[1].tolist()
 

@@ -48,10 +48,10 @@ class CalibrationHistory(eqx.Module):
         for [`jaxbkgd.LocalMean`][] after time in frames; without radii, the learnable
         parameters in one row.
     - `radii_std`: the standard deviation of the learned radii, `(channels, axes)`, from the
-        scatter of gradients between blocks of frames and the curvature of the loss (Huber, Proc. 5th
-        Berkeley Symp. 1, 221, 1967). It is infinite at the bound and where the loss does
-        not curve upwards; NaN for frozen radii, from fewer than 8 blocks, and for more
-        than 32 parameters.
+        scatter of gradients between blocks of frames and the curvature of the loss (Huber,
+        Proc. 5th Berkeley Symp. 1, 221, 1967). It is infinite at the bound and where the
+        loss does not curve upwards; NaN for frozen radii, from fewer than 8 blocks, and for
+        more than 32 parameters.
     - `is_at_bound`: whether a radius is as large as its bound allows, `(channels, axes)`.
     - `is_converged`: whether the radii have settled.
     - `stop_reason`: why the calibration ended, in words.

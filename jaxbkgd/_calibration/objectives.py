@@ -142,6 +142,12 @@ class FramePairLoss(eqx.Module):
                 return _pair_losses(as_frames(channel).astype(bkgds.dtype), bkgds, distance)
 
             return _channel_mean(map_channels(loss, channels, estimator(channels).bkgds))
+        if not estimator.can_predict:
+            raise ValueError(
+                f"{type(estimator).__name__} has no predict, which FramePairLoss needs of "
+                f"estimators that see other frames ({estimator.halo_frames} on either side)"
+                "; LocalMean has. Give another objective."
+            )
         radius_pix = estimator.molecule_radius_pix
         clip = None if radius_pix is None else SoftClip(molecule_radius_pix=radius_pix)
         background, near, far = estimator.predict(channels, lag)

@@ -104,11 +104,6 @@ class AbstractEstimator(SavedModule):
         estimator leaves molecules out; `None` if it does not."""
         return None
 
-    @property
-    def is_for_inference(self) -> bool:
-        """Whether its parameters are fixed, as `for_inference` fixes them."""
-        return False
-
     def estimate_stack(self, frames: Any) -> Background:
         """The background of one stack: to be implemented by an estimator of one's own.
 
@@ -218,9 +213,3 @@ def _checked_background(
             f"of the shape of its frames, {frames.shape}, but there are {found}."
         )
     return background
-
-
-def estimator_from_json(text: str) -> AbstractEstimator:
-    """The estimator that `to_json` of any class wrote as `text`; see
-    [`jaxbkgd.AbstractEstimator.from_json`][]."""
-    return AbstractEstimator.from_json(text)

@@ -56,11 +56,6 @@ class RadiiEstimator(AbstractEstimator):
         frozen = self.frozen if self.kernels is None else True
         return bounded_radii(self.unbounded_radii, self.max_radii, frozen)
 
-    @property
-    def is_for_inference(self) -> bool:
-        """Whether the radii are fixed. Then their gradient is zero."""
-        return self.kernels is not None
-
     def for_inference(self: _Estimator) -> _Estimator:
         """The same with fixed radii: it has taps for these and no others, also where it is
         compiled.

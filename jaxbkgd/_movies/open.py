@@ -1,6 +1,7 @@
 """Which reader or writer a path has: the only file that knows all formats."""
 
 import contextlib
+import importlib
 import os
 import re
 from collections.abc import Iterator
@@ -96,6 +97,8 @@ def open_sink(sink: Any, layout: Layout, *, overwrite: bool = False) -> Sink | A
         raise MovieError(f"{kind} cannot be written to; give a path or a NumPy array")
     path = Path(sink)
     with _named_packages(path), named_errors(f"{path}: cannot be written"):
+        # The journal needs it, later.
+        importlib.import_module("filelock")
         match path.suffix.lower():
             case ".tif" | ".tiff":
                 from .tiff_sink import TiffSink
