@@ -220,12 +220,9 @@ def _check_settings(journal: Journal, now: dict[str, Any]) -> None:
 def _hash(estimator: AbstractEstimator) -> str:
     """A hash of all that it holds, which is the same in every process."""
     pickled = io.BytesIO()
-    pickler = _Pickler(pickled)
-    # Else equal values would be told apart by whether they are one object.
-    pickler.fast = True
     refusals = TypeError, ValueError, AttributeError, pickle.PicklingError, RecursionError
     try:
-        pickler.dump(estimator)
+        _Pickler(pickled).dump(estimator)
     except refusals as error:
         raise TypeError(
             f"{type(estimator).__name__} holds something that another run could not "
