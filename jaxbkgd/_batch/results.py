@@ -244,10 +244,15 @@ class _Pickler(pickle.Pickler):
             case types.CodeType():
                 return obj.co_code, obj.co_consts, obj.co_names
             case types.FunctionType():
-                held = [cell.cell_contents for cell in obj.__closure__ or ()]
                 name = obj.__module__, obj.__qualname__
+                # A function of a module may hold what changes as it runs.
+                is_local = "<locals>" in obj.__qualname__ or obj.__name__ == "<lambda>"
+                cells = obj.__closure__ or () if is_local else ()
+                held = [cell.cell_contents for cell in cells]
                 return name, obj.__code__, obj.__defaults__, obj.__kwdefaults__, held
-        return None
+        # A function that JAX has compiled, with what it remembers of its calls.
+        wrapped = getattr(obj, "__wrapped__", None) if callable(obj) else None
+        return wrapped and (type(obj).__qualname__, wrapped)
 
 
 def group_targets(sink: Any, channel_count: int, is_list: bool) -> list[Target]:
