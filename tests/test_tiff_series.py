@@ -151,6 +151,7 @@ def test_files_of_several_channels_are_split_into_channels(names, expected, tmp_
         (["movie.tif", "movie copy.tif"], "differ in a word", "movie copy.tif"),
         (["a_MMStack_Pos0.tif", "a_MMStack_Pos1.tif"], "2 positions", "a_MMStack_Pos0.tif"),
         (["1-Pos_000_000.tif", "1-Pos_001_000.tif"], "2 positions", "1-Pos_000_000.tif"),
+        (["1-Pos_000_000.tif", "1-Pos_000_001.tif"], "2 positions", "1-Pos_000_000.tif"),
         (["img_1.tif", "img_01.tif", "img_2.tif"], "two files of one number", "img_01.tif"),
     ],
 )

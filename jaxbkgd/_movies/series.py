@@ -179,6 +179,9 @@ def _order(source: str, names: Sequence[str]) -> list[list[str]]:
 
 def _label(parts: Sequence[str], number: int) -> str:
     """The last word before a number."""
+    # Micro-Manager numbers the positions of a grid as 1-Pos_000_001.
+    if parts[number - 1] == "_" and parts[max(0, number - 3)].endswith(("-pos_", "-pos")):
+        return "pos"
     words = re.findall(r"([a-z]+)[\W_]*$", parts[number - 1])
     is_name = number == 1 and re.fullmatch(r"[ps][\W_]*", parts[0])
     return "" if not words or is_name else words[0]
