@@ -447,7 +447,8 @@ def test_what_is_done_before_a_fault_is_kept_and_said_to_be(folder):
     _a_corrupt_page(folder, 7)
     result = _run("estimate movie.tif --out bkgd.tif --chunk-frames 2 --workers 1")
     _assert_one_line(result, "frame 7 of 10 cannot be read.*; what is done is kept .*again")
-    left = {"movie.tif", "bkgd.tif.part", "bkgd.tif.part.journal"}
+    journal = "bkgd.tif.part.journal"
+    left = {"movie.tif", "bkgd.tif.part", journal, f"{journal}.lock"}
     assert {path.name for path in folder.iterdir()} == left
 
 

@@ -77,6 +77,10 @@ class Journal:
             self._file.close()
             with contextlib.suppress(OSError):
                 self.path.unlink()
+            # With the draft gone, nobody waits for the lock. (Windows keeps an open file;
+            # there, filelock removes it.)
+            with contextlib.suppress(OSError):
+                os.unlink(self._lock.lock_file)
         self.close()
 
     def close(self) -> None:
@@ -85,9 +89,6 @@ class Journal:
         if file is not None:
             file.close()
         if lock is not None:
-            # Where open files are not removed, filelock removes it.
-            with contextlib.suppress(OSError):
-                os.unlink(lock.lock_file)
             lock.release()
 
     def _open(self, path: Path) -> BinaryIO:

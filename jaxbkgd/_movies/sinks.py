@@ -131,9 +131,10 @@ class ArraySink(Target):
 class Sink(Target, abc.ABC):
     """A file or folder that is written as a draft, `NAME.part`, and renamed when complete.
 
-    The journal, `NAME.part.journal`, describes the draft, and is locked meanwhile. A format
-    makes the draft in `_begin`, or opens it in `_resume`; `_write` gets contiguous frames
-    (any, channels, height, width) of the layout's dtype; `_complete` checks the draft.
+    The journal, `NAME.part.journal`, describes the draft. It is locked by a file beside it,
+    `NAME.part.journal.lock`. A format makes the draft in `_begin`, or opens it in
+    `_resume`; `_write` gets contiguous frames (any, channels, height, width) of the
+    layout's dtype; `_complete` checks the draft.
     """
 
     def __init__(self, path: Path, layout: Layout, *, overwrite: bool = False) -> None:
