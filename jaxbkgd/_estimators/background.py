@@ -28,10 +28,13 @@ class Background(eqx.Module):
     - `bkgds`: the background, `(..., height, width)`, in the unit of the frames.
     - `noise_corrections`: the standard deviation of `frames - bkgd` over that of the
         frames, for noise that is independent from pixel to pixel.
+    - `illumination`: the light of each frame, `(..., frames)`, where the estimator measures
+        it ([`jaxbkgd.LocalMean`][]): the background is this times what changes slowly.
     """
 
     bkgds: Any
     noise_corrections: Any
+    illumination: Any = None
 
     def residuals(self, channels: Channels) -> Any:
         """The frames less their background.
@@ -85,6 +88,7 @@ def joined(backgrounds: Any) -> Background:
     return Background(
         map_channels(operator.attrgetter("bkgds"), backgrounds),
         map_channels(operator.attrgetter("noise_corrections"), backgrounds),
+        map_channels(operator.attrgetter("illumination"), backgrounds),
     )
 
 
@@ -183,13 +187,13 @@ def sharded_as_frames(
             if not is_traced(frames):
                 # A constant is on one device only.
                 factor = jax.device_put(factor, replicated(frames.sharding.mesh))
-            return background.bkgds, factor
+            return background.bkgds, factor, background.illumination
 
-        out_sharding = (sharding, replicated(sharding.mesh))
+        out_sharding = (sharding, *[replicated(sharding.mesh)] * 2)
         on_auto_mesh: Any = auto_axes(on_mesh, out_sharding=out_sharding)
         return Background(*on_auto_mesh(frames, *values))
     background = function(frames, *values)
     if is_traced(frames) or len(frames.sharding.device_set) == 1:
         return background
     bkgds = jax.device_put(background.bkgds, frames.sharding)
-    return Background(bkgds, background.noise_corrections)
+    return eqx.tree_at(lambda b: b.bkgds, background, bkgds)

@@ -93,6 +93,12 @@ class AbstractEstimator(SavedModule):
         """Frames that must be seen on either side of one to estimate it."""
 
     @property
+    def aligned_frames(self) -> int:
+        """A part of a movie that begins at a multiple of so many frames is estimated to the
+        same bit as the whole."""
+        return 1
+
+    @property
     def halo_lines(self) -> int | None:
         """Lines that must be seen above and below a strip of a frame to estimate it to the
         same bit, or `None` if it takes the whole frame."""

@@ -1,113 +1,156 @@
-"""The Gaussian over time, y and x that LocalMean averages with, and half-size frames."""
+"""The kernel of LocalMean over blocks of frames, y and x, and half-size frames."""
 
-from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+import dataclasses
+import functools as ft
+import math
+import operator
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Array, Float
 
-from .._filter.kernels import GapKernel, GaussianKernel, half_width, noise_factor
+from .._filter.kernels import GapKernel, GaussianKernel, half_width
 from .._filter.primitive import separable_filter, temporal_filter
 from .checks import is_known
 
 
-EdgeFrames = Literal["renormalised", "repeated"]
+# Below this total weight under a kernel, there is nothing to be the mean of.
+LEAST_TOTAL_WEIGHT = 1e-6
 
 
 class SmoothingKernels(NamedTuple):
-    """The static halves of one channel's kernels, and of those along y and x for frames
-    of half the size."""
+    """The static halves of the Gaussians of one channel: over blocks of frames, if there
+    is more than one frame to average, and along y and x, at full and at half size."""
 
-    time: GaussianKernel
+    time: GaussianKernel | None
     y: GaussianKernel
     x: GaussianKernel
     halved_y: GaussianKernel
     halved_x: GaussianKernel
 
 
-def smoothing_kernels(radii: Sequence[float], *, is_bound: bool) -> SmoothingKernels:
+def smoothing_kernels(
+    radii: Sequence[float], block_frames: int, *, is_bound: bool
+) -> SmoothingKernels:
     """The kernels for radii (frames, y, x), or for all below them."""
 
     def kernel(radius: float) -> GaussianKernel:
         return GaussianKernel(half_width(radius, "smooth"), "smooth", is_bound=is_bound)
 
     frames, y, x = radii
-    return SmoothingKernels(
-        kernel(frames), kernel(y), kernel(x), kernel(y / 2), kernel(x / 2)
-    )
+    time = None if frames == 0 else kernel(radius_in_blocks(frames, block_frames))
+    return SmoothingKernels(time, kernel(y), kernel(x), kernel(y / 2), kernel(x / 2))
+
+
+def usual_block_frames(radius_frames: float) -> int:
+    """The largest power of two that is at most a quarter of the radius, up to 16."""
+    return 2 ** int(math.log2(min(max(radius_frames / 4, 1), 16)))
+
+
+def radius_in_blocks(radius_frames: Any, block_frames: int) -> Any:
+    """The radius in blocks that has, with the variance of a block, that in frames."""
+    variance = (radius_frames / 2) ** 2 - (block_frames**2 - 1) / 12
+    if isinstance(variance, float):
+        return 2 * math.sqrt(max(variance, 0.01)) / block_frames
+    return 2 * jnp.sqrt(jnp.maximum(variance, 0.01)) / block_frames
 
 
 class Smoothing(eqx.Module):
-    """The Gaussian over time, y and x, of one channel, with the radii (frames, y, x)."""
+    """The kernel of one channel, with the radii (blocks, y, x) of its Gaussian G: G itself
+    for order 2, and for order 4 `2G - G∘G`, in which nothing of second order is left."""
 
     radii: Float[Array, "3"]
     kernels: SmoothingKernels = eqx.field(static=True)
-    edge_frames: EdgeFrames = eqx.field(static=True)
+    order: int = eqx.field(static=True)
+
+    def with_order(self, order: int) -> "Smoothing":
+        return Smoothing(self.radii, self.kernels, order)
+
+    def widened(self) -> "Smoothing":
+        """That of G∘G, a Gaussian of twice the variance."""
+
+        def wide(kernel: GaussianKernel | None) -> GaussianKernel | None:
+            if kernel is None:
+                return None
+            # The larger of two kernels has its pixels cut at a larger radius.
+            width = math.ceil(math.sqrt(2) * (kernel.half_width + 0.5))
+            return dataclasses.replace(kernel, half_width=width)
+
+        kernels = SmoothingKernels(*map(wide, self.kernels))
+        return Smoothing(math.sqrt(2) * self.radii, kernels, self.order)
 
     def halved(self) -> "Smoothing":
         """The same for frames of half the size."""
-        radii = self.radii / np.array([1, 2, 2], self.radii.dtype)
         time, _, _, y, x = self.kernels
-        return Smoothing(radii, SmoothingKernels(time, y, x, y, x), self.edge_frames)
+        kernels = SmoothingKernels(time, y, x, y, x)
+        return Smoothing(self.radii * jnp.array([1, 0.5, 0.5]), kernels, self.order)
 
-    def __call__(
-        self, images: Shaped[Array, "*batch frames height width"]
-    ) -> Float[Array, "*batch frames height width"]:
-        """The sum under the kernels, which is the mean away from the movie's ends."""
-        return self.over_time(self._over_space(images))
-
-    def mean(
-        self,
-        images: Shaped[Array, "*batch frames height width"],
-        weights: Float[Array, "*batch frames height width"] | None,
-    ) -> Float[Array, "*batch frames height width"]:
-        """The weighted mean, which is zero where the weights are."""
-        (mean,) = self.means(images, weights, (0,))
-        return mean
+    def sums(
+        self, images: Float[Array, "*batch blocks height width"], gap: int = 0
+    ) -> Float[Array, "*batch blocks height width"]:
+        """The sums under G. Blocks nearer than `gap` are replaced by those at that
+        distance. Edge pixels are repeated, and beyond the first and last block is none."""
+        time, y, x = self.kernels[:3]
+        images = separable_filter(images, list(self.radii[1:]), (y, x), is_finite=True)
+        if time is None:
+            return images
+        kernel = GapKernel(time, gap) if gap else time
+        return temporal_filter(images, self.radii[0], kernel, "empty", is_finite=True)
 
     def means(
         self,
-        images: Shaped[Array, "*batch frames height width"],
-        weights: Float[Array, "*batch frames height width"] | None,
-        gaps: tuple[int, ...],
-        is_finite: bool = True,
-    ) -> list[Float[Array, "*batch frames height width"]]:
-        """For each gap the weighted mean in which the frames nearer than the gap are
-        replaced by those at that distance."""
-        if weights is None:
-            sums = self._over_space(images, is_finite)
-            shape = (*[1] * (images.ndim - 3), images.shape[-3], 1, 1)
-            totals = jnp.ones(shape, self.radii.dtype)
-            return [
-                ratio(self.over_time(sums, gap, is_finite), self.over_time(totals, gap))
-                for gap in gaps
-            ]
-        # In one stack, so that there is one program to compile.
-        both = self._over_space(jnp.stack([images * weights, weights]))
-        return [ratio(*self.over_time(both, gap)) for gap in gaps]
+        sums: Float[Array, "blocks height width"],
+        totals: Float[Array, "blocks height width"],
+        gap: int = 0,
+    ) -> tuple[Float[Array, "blocks height width"], Float[Array, "blocks height width"]]:
+        """The ratio of smoothed sums to smoothed totals, which is zero where there are
+        none, and the smoothed totals.
 
-    def over_time(
-        self, images: Shaped[Array, "..."], gap: int = 0, is_finite: bool = True
-    ) -> Float[Array, "..."]:
-        """The sum under the kernel along time alone."""
-        time = self.kernels.time
-        # A repeated frame could be the one that is to be predicted.
-        is_repeated = self.edge_frames == "repeated" and not gap
-        edges = "repeated" if is_repeated else "empty"
-        kernel = GapKernel(time, gap) if gap else time
-        return temporal_filter(images, self.radii[0], kernel, edges, is_finite=is_finite)
+        Order 4 adds the mean of what the first one leaves ("twicing": Tukey, Exploratory
+        Data Analysis, 1977, 16).
+        """
+        smooth_sums, smooth_totals = self.sums(jnp.stack([sums, totals]), gap)
+        means = ratio(smooth_sums, smooth_totals)
+        if self.order == 4:
+            means = means + ratio(self.sums(sums - means * totals, gap), smooth_totals)
+        return means, smooth_totals
 
-    def noise_correction(self) -> Float[Array, ""]:
-        kernels = self.kernels[:3]
-        taps = [k.taps(radius) for k, radius in zip(kernels, self.radii, strict=True)]
-        return noise_factor(taps, "exact")
+    def noise_correction(self, block_frames: int) -> Float[Array, ""]:
+        """The deviation of `frame - background` for white noise of unit deviation: the norm
+        of `delta - k`, with the composed taps k of all axes."""
+        gaussians = []
+        for kernel, radius in zip(self.kernels[:3], self.radii, strict=True):
+            if kernel is not None:
+                taps = kernel.taps(radius)
+                gaussians.append(jnp.concatenate([taps[:0:-1], taps]))
+        # The composed kernel is a sum of products of rows.
+        terms = [(1.0, gaussians)]
+        if self.order == 4:
+            terms = [(2.0, gaussians), (-1.0, [jnp.convolve(t, t) for t in gaussians])]
+        # Each tap of a block is shared by its frames.
+        centre = sum(c * _product(t[t.size // 2] for t in rows) for c, rows in terms)
+        energy = sum(
+            c * d * _product(map(_inner, rows, others))
+            for c, rows in terms
+            for d, others in terms
+        )
+        square = 1 + (energy - 2 * centre) / block_frames
+        is_zero = square <= 0
+        return jnp.where(is_zero, 0, jnp.sqrt(jnp.where(is_zero, 1, square)))
 
-    def _over_space(self, images: Any, is_finite: bool = True) -> Float[Array, "..."]:
-        radii, kernels = list(self.radii[1:]), self.kernels[1:3]
-        return separable_filter(images, radii, kernels, is_finite=is_finite)
+
+def _product(factors: Iterable[Any]) -> Any:
+    return ft.reduce(operator.mul, factors)
+
+
+def _inner(taps: Float[Array, " _"], others: Float[Array, " _"]) -> Float[Array, ""]:
+    """The inner product of two rows about their centres."""
+    short, long = sorted((taps, others), key=jnp.size)
+    edge = (long.size - short.size) // 2
+    return jnp.sum(short * long[edge : edge + short.size])
 
 
 def ratio(sums: Float[Array, "..."], totals: Float[Array, "..."]) -> Float[Array, "..."]:

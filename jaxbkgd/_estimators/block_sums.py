@@ -1,0 +1,261 @@
+"""Sums of frames over blocks of time, in which molecules count less.
+
+A block is `block_frames` successive frames. Every number here depends on one block alone, and
+so to the bit on nothing but its frames, its light and its rate.
+"""
+
+import functools as ft
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Bool, Float, Shaped
+
+from .._filter.kernels import GaussianKernel, half_width
+from .checks import is_known
+from .smoothing import halved, ratio
+from .soft_clip import SoftClip, squared_noise
+
+
+# Pixels that one step of a CPU's loop over blocks handles, enough for two threads.
+_STEP_PIXELS = 2**18
+
+# The share of the background below which a deviation is rounding, not noise.
+_ROUNDING = 1e-5
+
+# Blocks of halved pixels whose means show the light of a frame, whatever molecules are in it.
+_LIGHT_BLOCK_PIX = 8
+
+_Blocks = Float[Array, "blocks frames height width"]
+_Images = Float[Array, "blocks height width"]
+_Light = Float[Array, "blocks frames"]
+
+
+class BlockSums(NamedTuple):
+    """Of each block, or of each of its frames.
+
+    **Attributes:**
+
+    - `sums`, `totals`: weighted sums of the frames, and of their light.
+    - `squares`, `square_totals`: sums of the squared noise, and of what it is in units of.
+    - `light`: of each frame.
+    """
+
+    sums: _Images
+    totals: _Images
+    squares: _Images
+    square_totals: _Images
+    light: _Light
+
+
+def step_blocks(block_frames: int, height: Any, width: Any) -> int:
+    """The blocks in a step of the loop over blocks. The number depends on nothing else, so
+    that all chunks of a movie are rounded alike."""
+    if jax.default_backend() != "cpu" or not (is_known(height) and is_known(width)):
+        return 1
+    return max(1, _STEP_PIXELS // (block_frames * height * width))
+
+
+def over_blocks(function: Callable, step: int, *stacks: Any) -> Any:
+    """`function` of arrays whose first axis is of blocks: all at once on a GPU or TPU, and
+    in a loop with so many blocks a step on a CPU."""
+    if jax.default_backend() != "cpu":
+        return jax.checkpoint(function)(*stacks)
+    in_steps = jax.tree.map(lambda a: a.reshape(-1, step, *a.shape[1:]), stacks)
+    results = lax.map(lambda stacks: jax.checkpoint(function)(*stacks), in_steps)
+    return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), results)
+
+
+def first_sums(
+    frames: Shaped[Array, "blocks frames height width"],
+    weights: _Blocks | None,
+    is_frame: Bool[Array, "blocks frames"],
+    *,
+    is_steady: bool,
+    skips_nan: bool,
+    dtype: Any,
+) -> tuple[BlockSums, Bool[Array, " blocks"]]:
+    """The sums at half size before there is a background, with the squared noise of the
+    first frame of each block in units of its light; and whether a pixel of a block that
+    counts is not finite."""
+    is_bad = ~jnp.isfinite(frames)
+    if weights is not None:
+        is_bad = is_bad & (weights > 0)
+    is_bad = jnp.zeros(len(frames), bool) if skips_nan else is_bad.any((1, 2, 3))
+    frames, weights = _counted(frames, weights, skips_nan, dtype)
+    small, small_weights = _halved(frames, weights)
+    light = is_frame.astype(dtype)
+    if not is_steady:
+        light = light * _median_light(small, small_weights)
+    counts = jnp.maximum(light, 0)[..., None, None]
+    squares = squared_noise(small[:, 0])
+    square_totals = jnp.broadcast_to(counts[:, 0], squares.shape)
+    if weights is None:
+        sums = added(jnp.where(counts > 0, small, 0))
+    else:
+        # Next to a pixel that is left out, squares are not of noise alone.
+        is_noise = halved((weights[:, 0] > 0).astype(dtype))
+        is_noise = lax.reduce_window(
+            is_noise, np.inf, lax.min, (1, 3, 3), (1, 1, 1), "SAME"
+        )
+        square_totals = jnp.where(is_noise == 1, square_totals, 0)
+        sums = added(jnp.where(counts > 0, small * small_weights, 0))
+        counts = counts * small_weights
+    squares = jnp.where(square_totals > 0, squares, 0)
+    totals = jnp.broadcast_to(added(counts), sums.shape)
+    return BlockSums(sums, totals, squares, square_totals, light), is_bad
+
+
+def _counted(
+    frames: Shaped[Array, "blocks frames height width"],
+    weights: _Blocks | None,
+    skips_nan: bool,
+    dtype: Any,
+) -> tuple[_Blocks, _Blocks | None]:
+    """Frames and weights without what does not count, which may hold anything."""
+    is_number = jnp.isfinite(frames)
+    if skips_nan:
+        is_finite = is_number.astype(dtype)
+        weights = is_finite if weights is None else weights * is_finite
+    frames = jnp.where(is_number, frames.astype(dtype), 0)
+    return (frames if weights is None else jnp.where(weights > 0, frames, 0)), weights
+
+
+def _halved(frames: _Blocks, weights: _Blocks | None) -> tuple[_Blocks, _Blocks | None]:
+    if weights is None:
+        return halved(frames), None
+    small_weights = halved(weights)
+    return ratio(halved(frames * weights), small_weights), small_weights
+
+
+def _median_light(small: _Blocks, weights: _Blocks | None) -> _Light:
+    """The median over a frame of means of squares of pixels."""
+    height, width = small.shape[-2:]
+    size_y, size_x = min(_LIGHT_BLOCK_PIX, height), min(_LIGHT_BLOCK_PIX, width)
+
+    def block_means(images: _Blocks) -> Float[Array, "blocks frames squares"]:
+        images = images[..., : height // size_y * size_y, : width // size_x * size_x]
+        *batch, lines, columns = images.shape
+        shape = (*batch, lines // size_y, size_y, columns // size_x, size_x)
+        return jnp.mean(images.reshape(shape), (-3, -1)).reshape(*batch, -1)
+
+    if weights is None:
+        return jnp.median(block_means(small), -1)
+    totals = block_means(weights)
+    sums = block_means(small * weights)
+    whole = ratio(jnp.sum(sums, -1, keepdims=True), jnp.sum(totals, -1, keepdims=True))
+    return jnp.median(jnp.where(totals > 0, ratio(sums, totals), whole), -1)
+
+
+def clipped_sums(
+    frames: Shaped[Array, "blocks frames height width"],
+    weights: _Blocks | None,
+    light: _Light,
+    rates: _Images,
+    deviations: _Images,
+    clip: SoftClip | None,
+    *,
+    is_small: bool,
+    is_steady: bool,
+    skips_nan: bool,
+) -> BlockSums:
+    """The sums in which pixels are clipped by the background of the round before, with the
+    squared deviations below it.
+
+    **Arguments:**
+
+    - `light`, `rates`: the background is their product.
+    - `deviations`: of the noise of a pixel, in a light of one.
+    - `is_small`: whether rates, deviations and sums are of half the size.
+    """
+    frames, weights = _counted(frames, weights, skips_nan, rates.dtype)
+    if is_small:
+        frames, weights = _halved(frames, weights)
+    bkgds = light[..., None, None] * rates[:, None]
+    clipped = jnp.ones_like(frames) if weights is None else weights
+    squares = square_totals = jnp.zeros_like(rates)
+    if clip is not None:
+        radius = clip.molecule_radius_pix / (2 if is_small else 1)
+        excess, norms = surroundings(frames, weights, bkgds, radius)
+        # As photon noise goes with the light, but not to zero.
+        mean_light = jnp.mean(jnp.abs(light), 1, keepdims=True)
+        growth = jnp.sqrt(jnp.maximum(light, mean_light / 10))[..., None, None]
+        noise = norms * deviations[:, None] * growth
+        noise = jnp.maximum(noise, _ROUNDING * jnp.abs(bkgds))
+        is_noisy = noise > 0
+        z = jnp.where(is_noisy, excess / jnp.where(is_noisy, noise, 1), 0)
+        # Kept in memory: made again for each sum, it would take three times as long.
+        z = lax.optimization_barrier(z)
+        is_below = z < 0
+        clipped = clip.weights(z)
+        if weights is not None:
+            clipped, is_below = clipped * weights, is_below & (weights > 0)
+        squares = added(jnp.where(is_below, z * z, 0))
+        square_totals = added(is_below.astype(z.dtype))
+    if not is_steady:
+        received = jnp.sum(clipped * frames, (-2, -1))
+        light = ratio(received, jnp.sum(clipped * rates[:, None], (-2, -1)))
+    counts = jnp.maximum(light, 0)[..., None, None]
+    sums = added(jnp.where(counts > 0, clipped * frames, 0))
+    return BlockSums(sums, added(clipped * counts), squares, square_totals, light)
+
+
+def added(images: _Blocks) -> _Images:
+    """The sum over the frames of each block, one frame after the other: XLA's own sum over
+    an axis in the middle is a hundred times slower."""
+    return ft.reduce(jnp.add, (images[:, i] for i in range(images.shape[1])))
+
+
+def surroundings(
+    frames: Float[Array, "*batch height width"],
+    weights: Float[Array, "*batch height width"] | None,
+    bkgds: Float[Array, "*batch height width"],
+    radius_pix: float,
+) -> tuple[Float[Array, "*batch height width"], Float[Array, "..."]]:
+    """What the surroundings of each pixel have above the background, under a Gaussian as
+    wide as a molecule without the pixel itself, whose noise thus is not looked at; and the
+    deviation of that for white noise of deviation one."""
+    kernel = GaussianKernel(half_width(radius_pix, "smooth"), "smooth")
+    with jax.ensure_compile_time_eval():
+        taps = np.asarray(kernel.taps(jnp.asarray(radius_pix)), float).tolist()
+    around = ft.partial(_around, taps=taps)
+    squared = ft.partial(_around, taps=[tap**2 for tap in taps])
+    if weights is None:
+        # Not known to the compiler, which would work it out itself, slowly.
+        ones = lax.optimization_barrier(jnp.ones(frames.shape[-2:], frames.dtype))
+        totals, squares = around(ones), squared(ones)
+        mean = ratio(around(frames), jnp.broadcast_to(totals, frames.shape))
+    else:
+        totals, squares = around(weights), squared(weights**2)
+        mean = ratio(around(frames * weights), totals)
+    norms = ratio(jnp.sqrt(squares), totals)
+    return jnp.where(totals > 0, mean - bkgds, 0), norms
+
+
+def _around(
+    images: Float[Array, "*batch height width"], taps: list[float]
+) -> Float[Array, "*batch height width"]:
+    """The sum under taps along y and x without the centre; beyond the edges is nothing."""
+    reach = len(taps) - 1
+    height, width = images.shape[-2:]
+    batch = [(0, 0)] * (images.ndim - 2)
+    tall = jnp.pad(images, [*batch, (reach, reach), (0, 0)])
+    lines = taps[0] * images
+    for i in range(1, reach + 1):
+        above, below = (
+            lax.slice_in_dim(tall, reach + shift, reach + shift + height, axis=-2)
+            for shift in (-i, i)
+        )
+        lines = lines + taps[i] * (above + below)
+    wide = lax.optimization_barrier(jnp.pad(lines, [*batch, (0, 0), (reach, reach)]))
+    total = taps[0] * lines - taps[0] ** 2 * images
+    for i in range(1, reach + 1):
+        left, right = (
+            lax.slice_in_dim(wide, reach + shift, reach + shift + width, axis=-1)
+            for shift in (-i, i)
+        )
+        total = total + taps[i] * (left + right)
+    return total

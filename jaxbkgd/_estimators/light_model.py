@@ -1,0 +1,171 @@
+"""The rounds of LocalMean: light and rates, from sums over blocks of frames."""
+
+import functools as ft
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, Shaped
+
+from .._filter.kernels import GaussianKernel
+from .background import Background
+from .block_sums import BlockSums, clipped_sums, first_sums, over_blocks, step_blocks
+from .channels import working_dtype
+from .illumination import steadied
+from .smoothing import doubled, LEAST_TOTAL_WEIGHT, ratio, Smoothing
+from .soft_clip import SoftClip
+
+
+class LightModel(eqx.Module):
+    """The parameters of LocalMean for one channel."""
+
+    smoothing: Smoothing
+    clip: SoftClip | None
+    illumination_radius: Float[Array, ""]
+    illumination_kernel: GaussianKernel = eqx.field(static=True)
+    illumination_rank: int = eqx.field(static=True)
+    block_frames: int = eqx.field(static=True)
+    skips_nan: bool = eqx.field(static=True)
+
+    @property
+    def rounds(self) -> int:
+        return 1 if self.clip is None else self.clip.rounds
+
+    @property
+    def halo_blocks(self) -> int:
+        """Blocks that the rates of one depend on, on either side of it: what the kernel
+        reaches, for the first rates and in each round again."""
+        time = self.smoothing.kernels.time
+        reach = 0 if time is None else time.half_width * self.smoothing.order // 2
+        return (1 + self.rounds) * reach
+
+    @property
+    def halo_frames(self) -> int:
+        """Frames that count on either side of one."""
+        halo = self.halo_blocks * self.block_frames
+        # The light needs the rates of its own block only.
+        return halo + self.illumination_kernel.half_width * self.illumination_rank
+
+
+@eqx.filter_jit
+def estimate(
+    model: LightModel,
+    frames: Shaped[Array, "*batch height width"],
+    weights: Shaped[Array, "..."] | None,
+    gaps: tuple[int, ...] = (),
+) -> Background:
+    """The background of one channel. With gaps in blocks, it has an axis before the others:
+    for the background itself, and for each gap with the blocks that are nearer replaced by
+    those at that distance."""
+    shape = frames.shape
+    dtype = working_dtype(frames)
+    model = jax.tree.map(lambda parameters: parameters.astype(dtype), model)
+    if weights is not None:
+        weights = jnp.broadcast_to(weights.astype(dtype), shape)
+    if frames.ndim == 2:
+        frames, weights = frames[None], None if weights is None else weights[None]
+    of_stack = ft.partial(_estimate_stack, model, gaps)
+    for _ in frames.shape[:-3]:
+        of_stack = jax.vmap(of_stack, (0, None if weights is None else 0), (1, 0))
+    bkgds, light = of_stack(frames, weights)
+    bkgds = bkgds.reshape(-1, *shape)
+    correction = model.smoothing.noise_correction(model.block_frames)
+    return Background(bkgds if gaps else bkgds[0], correction, light.reshape(shape[:-2]))
+
+
+def _estimate_stack(
+    model: LightModel,
+    gaps: tuple[int, ...],
+    frames: Shaped[Array, "frames height width"],
+    weights: Float[Array, "frames height width"] | None,
+) -> tuple[Float[Array, "images frames height width"], Float[Array, " frames"]]:
+    """The backgrounds and the light of each frame."""
+    smoothing, dtype = model.smoothing, model.smoothing.radii.dtype
+    count, height, width = frames.shape
+    length, step = model.block_frames, step_blocks(model.block_frames, height, width)
+    blocks = -(-count // (length * step)) * step
+
+    def in_blocks(stack: Array) -> Array:
+        widths = [(0, blocks * length - count), *[(0, 0)] * (stack.ndim - 1)]
+        return jnp.pad(stack, widths).reshape(blocks, length, *stack.shape[1:])
+
+    options = {"is_steady": model.illumination_rank == 0, "skips_nan": model.skips_nan}
+    stacks = in_blocks(frames), None if weights is None else in_blocks(weights)
+    is_frame = in_blocks(jnp.ones(count, bool))
+    first = ft.partial(first_sums, dtype=dtype, **options)
+    sums, is_bad = over_blocks(first, step, *stacks, is_frame)
+    small = smoothing.halved()
+    rates, _ = small.means(sums.sums, sums.totals)
+    deviations = _deviations(small, sums)
+    for _ in range(model.rounds - 1):
+        clipped = ft.partial(clipped_sums, clip=model.clip, is_small=True, **options)
+        sums = over_blocks(clipped, step, *stacks, sums.light, rates, deviations)
+        rates, _ = small.means(sums.sums, sums.totals)
+        deviations = deviations * _deviations(small, sums)
+    # Of the light, which is a mean over the frame.
+    variance = ratio(jnp.sum(deviations**2, (-2, -1)), jnp.sum(rates, (-2, -1)) ** 2)
+    rates = doubled(rates, frames.shape)
+    # A mean of four pixels has half the deviation of one.
+    deviations = 2 * doubled(deviations, frames.shape)
+    clipped = ft.partial(clipped_sums, clip=model.clip, is_small=False, **options)
+    sums = over_blocks(clipped, step, *stacks, sums.light, rates, deviations)
+    light = sums.light
+    if model.illumination_rank:
+        is_seen = is_frame
+        if weights is not None:
+            is_seen = is_frame & (stacks[1] > 0).any((-2, -1))
+        light = steadied(
+            light.reshape(-1),
+            (light * variance[:, None]).reshape(-1),
+            is_seen.reshape(-1),
+            model.illumination_radius,
+            model.illumination_kernel,
+        ).reshape(light.shape)
+    is_nan = _spread(is_bad, model.halo_blocks)[:, None, None]
+    if weights is not None:
+        shares = smoothing.sums(jnp.mean(stacks[1], 1))
+        is_nan = is_nan | (shares <= LEAST_TOTAL_WEIGHT)
+    images = []
+    for rates in _rates(smoothing, sums, gaps):
+        rates = jnp.where(is_nan, jnp.nan, rates)
+        bkgds = light[..., None, None] * rates[:, None]
+        images.append(bkgds.reshape(-1, height, width)[:count])
+    return jnp.stack(images), light.reshape(-1)[:count]
+
+
+def _deviations(
+    small: Smoothing, sums: BlockSums
+) -> Float[Array, "blocks height width"]:
+    """The root of the mean squared deviation, of each pixel's surroundings or, where these
+    have none, of the frame."""
+    squares = jnp.stack([sums.squares, sums.square_totals])
+    near, near_totals = small.sums(squares)
+    whole, whole_totals = jnp.sum(squares, (-2, -1), keepdims=True)
+    variance = jnp.where(
+        near_totals > 0, ratio(near, near_totals), ratio(whole, whole_totals)
+    )
+    is_zero = variance <= 0
+    return jnp.where(is_zero, 0, jnp.sqrt(jnp.where(is_zero, 1, variance)))
+
+
+def _rates(
+    smoothing: Smoothing, sums: BlockSums, gaps: tuple[int, ...]
+) -> list[Float[Array, "blocks height width"]]:
+    """The background in a light of one."""
+    if not gaps:
+        return [smoothing.means(sums.sums, sums.totals)[0]]
+    # As a difference of two Gaussians, in which a gap keeps all of a block's own noise out.
+    plain = smoothing.with_order(2)
+    terms = [(1.0, plain)]
+    if smoothing.order == 4:
+        terms = [(2.0, plain), (-1.0, plain.widened())]
+    return [
+        sum(c * s.means(sums.sums, sums.totals, gap)[0] for c, s in terms)
+        for gap in (0, *gaps)
+    ]
+
+
+def _spread(is_bad: Bool[Array, " blocks"], reach: int) -> Bool[Array, " blocks"]:
+    """Which blocks have a bad one within reach."""
+    return lax.reduce_window(is_bad, False, lax.bitwise_or, (2 * reach + 1,), (1,), "SAME")
