@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Shaped
 
 from .._filter.kernels import GaussianKernel, half_width
 from .checks import is_known
-from .smoothing import halved, ratio
+from .smoothing import doubled, halved, ratio
 from .soft_clip import SoftClip, squared_noise
 
 
@@ -26,8 +26,9 @@ _STEP_PIXELS = 2**18
 # The share of the background below which a deviation is rounding, not noise.
 _ROUNDING = 1e-5
 
-# Blocks of halved pixels whose means show the light of a frame, whatever molecules are in it.
-_LIGHT_BLOCK_PIX = 8
+# Rows and columns of squares of a frame whose means show its light, whatever molecules are in
+# some of them.
+_LIGHT_SQUARES = 8
 
 _Blocks = Float[Array, "blocks frames height width"]
 _Images = Float[Array, "blocks height width"]
@@ -125,16 +126,18 @@ def _counted(
 
 
 def _halved(frames: _Blocks, weights: _Blocks | None) -> tuple[_Blocks, _Blocks | None]:
+    # Kept in memory: made again for each tap, they would take three times as long.
     if weights is None:
-        return halved(frames), None
-    small_weights = halved(weights)
-    return ratio(halved(frames * weights), small_weights), small_weights
+        return lax.optimization_barrier(halved(frames)), None
+    small_weights = lax.optimization_barrier(halved(weights))
+    small = ratio(halved(frames * weights), small_weights)
+    return lax.optimization_barrier(small), small_weights
 
 
 def _median_light(small: _Blocks, weights: _Blocks | None) -> _Light:
     """The median over a frame of means of squares of pixels."""
     height, width = small.shape[-2:]
-    size_y, size_x = min(_LIGHT_BLOCK_PIX, height), min(_LIGHT_BLOCK_PIX, width)
+    size_y, size_x = (max(1, size // _LIGHT_SQUARES) for size in (height, width))
 
     def block_means(images: _Blocks) -> Float[Array, "blocks frames squares"]:
         images = images[..., : height // size_y * size_y, : width // size_x * size_x]
@@ -158,7 +161,7 @@ def clipped_sums(
     deviations: _Images,
     clip: SoftClip | None,
     *,
-    is_small: bool,
+    is_last: bool,
     is_steady: bool,
     skips_nan: bool,
 ) -> BlockSums:
@@ -167,37 +170,46 @@ def clipped_sums(
 
     **Arguments:**
 
-    - `light`, `rates`: the background is their product.
-    - `deviations`: of the noise of a pixel, in a light of one.
-    - `is_small`: whether rates, deviations and sums are of half the size.
+    - `light`, `rates`: the background is their product. Rates are of half the size.
+    - `deviations`: of the noise of a pixel of half the size, in a light of one.
+    - `is_last`: whether sums are of full size. Otherwise, they are of half the size.
     """
     frames, weights = _counted(frames, weights, skips_nan, rates.dtype)
-    if is_small:
-        frames, weights = _halved(frames, weights)
+    small, small_weights = _halved(frames, weights)
     bkgds = light[..., None, None] * rates[:, None]
-    clipped = jnp.ones_like(frames) if weights is None else weights
     squares = square_totals = jnp.zeros_like(rates)
-    if clip is not None:
-        radius = clip.molecule_radius_pix / (2 if is_small else 1)
-        excess, norms = surroundings(frames, weights, bkgds, radius)
+    if not is_last:
+        frames, weights = small, small_weights
+    if clip is None:
+        clipped = jnp.ones_like(frames)
+    else:
+        excess, norms, own = _surroundings(small, small_weights, bkgds, clip, is_last)
         # As photon noise goes with the light, but not to zero.
         mean_light = jnp.mean(jnp.abs(light), 1, keepdims=True)
         growth = jnp.sqrt(jnp.maximum(light, mean_light / 10))[..., None, None]
-        noise = norms * deviations[:, None] * growth
-        noise = jnp.maximum(noise, _ROUNDING * jnp.abs(bkgds))
-        is_noisy = noise > 0
-        z = jnp.where(is_noisy, excess / jnp.where(is_noisy, noise, 1), 0)
+        noise = jnp.maximum(deviations[:, None] * growth, _ROUNDING * jnp.abs(bkgds))
+        scale = ratio(jnp.ones_like(noise), norms * noise)
+        z = excess * scale
+        if is_last:
+            # A pixel is a quarter of its own pixel of half the size.
+            z, scale = lax.optimization_barrier((z, own / 4 * scale))
+            z, scale = (doubled(images, frames.shape) for images in (z, scale))
+            z = z - scale * (frames - doubled(bkgds, frames.shape))
         # Kept in memory: made again for each sum, it would take three times as long.
         z = lax.optimization_barrier(z)
-        is_below = z < 0
         clipped = clip.weights(z)
-        if weights is not None:
-            clipped, is_below = clipped * weights, is_below & (weights > 0)
-        squares = added(jnp.where(is_below, z * z, 0))
-        square_totals = added(is_below.astype(z.dtype))
+        if not is_last:
+            is_below = (z < 0) & (light > 0)[..., None, None]
+            if weights is not None:
+                is_below = is_below & (weights > 0)
+            squares = added(jnp.where(is_below, z * z, 0))
+            square_totals = added(is_below.astype(z.dtype))
+    if weights is not None:
+        clipped = clipped * weights
     if not is_steady:
+        rates = doubled(rates, frames.shape)[:, None] if is_last else rates[:, None]
         received = jnp.sum(clipped * frames, (-2, -1))
-        light = ratio(received, jnp.sum(clipped * rates[:, None], (-2, -1)))
+        light = ratio(received, jnp.sum(clipped * rates, (-2, -1)))
     counts = jnp.maximum(light, 0)[..., None, None]
     sums = added(jnp.where(counts > 0, clipped * frames, 0))
     return BlockSums(sums, added(clipped * counts), squares, square_totals, light)
@@ -209,30 +221,43 @@ def added(images: _Blocks) -> _Images:
     return ft.reduce(jnp.add, (images[:, i] for i in range(images.shape[1])))
 
 
-def surroundings(
-    frames: Float[Array, "*batch height width"],
-    weights: Float[Array, "*batch height width"] | None,
-    bkgds: Float[Array, "*batch height width"],
-    radius_pix: float,
-) -> tuple[Float[Array, "*batch height width"], Float[Array, "..."]]:
-    """What the surroundings of each pixel have above the background, under a Gaussian as
-    wide as a molecule without the pixel itself, whose noise thus is not looked at; and the
-    deviation of that for white noise of deviation one."""
+def _surroundings(
+    small: _Blocks,
+    weights: _Blocks | None,
+    bkgds: _Blocks,
+    clip: SoftClip,
+    is_of_full_size: bool,
+) -> tuple[_Blocks, Float[Array, "..."], float]:
+    """What the surroundings of pixels have above the background, under a Gaussian as wide
+    as a molecule, the noise of that in deviations of a pixel, and the pixel's own share.
+
+    At half size, a pixel is not among its own surroundings, so that its weight does not
+    depend on its own noise. For pixels of full size, it is yet to be taken out.
+    """
+    radius_pix = clip.molecule_radius_pix / 2
     kernel = GaussianKernel(half_width(radius_pix, "smooth"), "smooth")
     with jax.ensure_compile_time_eval():
         taps = np.asarray(kernel.taps(jnp.asarray(radius_pix)), float).tolist()
+    own = taps[0] ** 2
     around = ft.partial(_around, taps=taps)
     squared = ft.partial(_around, taps=[tap**2 for tap in taps])
     if weights is None:
         # Not known to the compiler, which would work it out itself, slowly.
-        ones = lax.optimization_barrier(jnp.ones(frames.shape[-2:], frames.dtype))
-        totals, squares = around(ones), squared(ones)
-        mean = ratio(around(frames), jnp.broadcast_to(totals, frames.shape))
+        weights = lax.optimization_barrier(jnp.ones(small.shape[-2:], small.dtype))
+        sums = around(small)
     else:
-        totals, squares = around(weights), squared(weights**2)
-        mean = ratio(around(frames * weights), totals)
-    norms = ratio(jnp.sqrt(squares), totals)
-    return jnp.where(totals > 0, mean - bkgds, 0), norms
+        sums = around(small * weights)
+    totals, squares = around(weights), squared(weights**2)
+    if is_of_full_size:
+        # Three of the four pixels that a pixel of half the size is the mean of.
+        sums, totals = sums + own * small * weights, totals + own * weights
+        excess = sums - totals * bkgds
+        totals = totals - own * weights / 4
+        squares = squares + 3 / 4 * (own * weights) ** 2
+    else:
+        excess = sums - totals * bkgds
+    del totals
+    return excess, jnp.sqrt(squares), own
 
 
 def _around(

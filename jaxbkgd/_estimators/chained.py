@@ -9,7 +9,6 @@ import jax
 from .background import Background
 from .base import AbstractEstimator
 from .channels import Channels
-from .local_mean import LocalMean
 
 
 class Chained(AbstractEstimator):
@@ -50,8 +49,8 @@ class Chained(AbstractEstimator):
 
         **Raises:**
 
-        `ValueError` for none, or for a [`jaxbkgd.SoftClip`][] with gains after another
-        estimator: what that has left has no photon noise to be worked out from.
+        `ValueError` for none, or for a [`jaxbkgd.LocalMean`][] with an illumination after
+        another estimator: what that has left is not proportional to the light.
         `TypeError` for one that is no estimator.
         """
         if not estimators:
@@ -63,12 +62,11 @@ class Chained(AbstractEstimator):
                     "give each as an argument of its own."
                 )
         for estimator in estimators[1:]:
-            clip = estimator.clip if isinstance(estimator, LocalMean) else None
-            if clip is not None and clip.gains is not None:
+            if isinstance(estimator, LocalMean) and estimator.illumination_rank:
                 raise ValueError(
-                    f"A clip has the gains {clip.gains}, but what an estimator before it "
-                    "has left has no photon noise to be worked out from; leave them out, "
-                    "and the noise is measured."
+                    f"LocalMean has illumination_rank={estimator.illumination_rank}, but "
+                    "what an estimator before it has left is not proportional to the "
+                    "light; give illumination_rank=0."
                 )
         self.estimators = estimators
 

@@ -13,7 +13,7 @@ from .background import Background
 from .block_sums import BlockSums, clipped_sums, first_sums, over_blocks, step_blocks
 from .channels import working_dtype
 from .illumination import steadied
-from .smoothing import doubled, LEAST_TOTAL_WEIGHT, ratio, Smoothing
+from .smoothing import LEAST_TOTAL_WEIGHT, ratio, Smoothing
 from .soft_clip import SoftClip
 
 
@@ -99,16 +99,13 @@ def _estimate_stack(
     rates, _ = small.means(sums.sums, sums.totals)
     deviations = _deviations(small, sums)
     for _ in range(model.rounds - 1):
-        clipped = ft.partial(clipped_sums, clip=model.clip, is_small=True, **options)
+        clipped = ft.partial(clipped_sums, clip=model.clip, is_last=False, **options)
         sums = over_blocks(clipped, step, *stacks, sums.light, rates, deviations)
         rates, _ = small.means(sums.sums, sums.totals)
         deviations = deviations * _deviations(small, sums)
     # Of the light, which is a mean over the frame.
     variance = ratio(jnp.sum(deviations**2, (-2, -1)), jnp.sum(rates, (-2, -1)) ** 2)
-    rates = doubled(rates, frames.shape)
-    # A mean of four pixels has half the deviation of one.
-    deviations = 2 * doubled(deviations, frames.shape)
-    clipped = ft.partial(clipped_sums, clip=model.clip, is_small=False, **options)
+    clipped = ft.partial(clipped_sums, clip=model.clip, is_last=True, **options)
     sums = over_blocks(clipped, step, *stacks, sums.light, rates, deviations)
     light = sums.light
     if model.illumination_rank:

@@ -46,8 +46,8 @@ def smoothing_kernels(
 
 
 def usual_block_frames(radius_frames: float) -> int:
-    """The largest power of two that is at most a quarter of the radius, up to 16."""
-    return 2 ** int(math.log2(min(max(radius_frames / 4, 1), 16)))
+    """The power of two that is nearest to a quarter of the radius, up to 16."""
+    return 2 ** round(math.log2(min(max(radius_frames / 4, 1), 16)))
 
 
 def radius_in_blocks(radius_frames: Any, block_frames: int) -> Any:
