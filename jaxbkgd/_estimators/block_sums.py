@@ -153,13 +153,39 @@ def _median_light(small: _Blocks, weights: _Blocks | None) -> _Light:
     return jnp.median(jnp.where(totals > 0, ratio(sums, totals), whole), -1)
 
 
+class Around(NamedTuple):
+    """What there is around a pixel of half the size under a Gaussian as wide as a molecule,
+    without that pixel: the total weight, the deviation of white noise, and that with three
+    of the pixel's own four."""
+
+    totals: Float[Array, "..."]
+    norms: Float[Array, "..."]
+    pixel_norms: Float[Array, "..."]
+
+
+def around_pixels(clip: SoftClip, weights: Float[Array, "*batch height width"]) -> Around:
+    """For pixels of half the size that count by `weights`."""
+    taps = _molecule_taps(clip)
+    squares = _around(weights**2, [tap**2 for tap in taps])
+    own = 3 / 4 * (taps[0] ** 2 * weights) ** 2
+    return Around(_around(weights, taps), jnp.sqrt(squares), jnp.sqrt(squares + own))
+
+
+def _molecule_taps(clip: SoftClip) -> list[float]:
+    radius_pix = clip.molecule_radius_pix / 2
+    kernel = GaussianKernel(half_width(radius_pix, "smooth"), "smooth")
+    with jax.ensure_compile_time_eval():
+        return np.asarray(kernel.taps(jnp.asarray(radius_pix)), float).tolist()
+
+
 def clipped_sums(
     frames: Shaped[Array, "blocks frames height width"],
     weights: _Blocks | None,
     light: _Light,
     rates: _Images,
     deviations: _Images,
-    clip: SoftClip | None,
+    clip: SoftClip | None = None,
+    around_all: Around | None = None,
     *,
     is_last: bool,
     is_steady: bool,
@@ -172,33 +198,44 @@ def clipped_sums(
 
     - `light`, `rates`: the background is their product. Rates are of half the size.
     - `deviations`: of the noise of a pixel of half the size, in a light of one.
+    - `around_all`: what there is around a pixel where all pixels count.
     - `is_last`: whether sums are of full size. Otherwise, they are of half the size.
     """
     frames, weights = _counted(frames, weights, skips_nan, rates.dtype)
     small, small_weights = _halved(frames, weights)
-    bkgds = light[..., None, None] * rates[:, None]
-    squares = square_totals = jnp.zeros_like(rates)
     if not is_last:
         frames, weights = small, small_weights
-    if clip is None:
-        clipped = jnp.ones_like(frames)
-    else:
-        excess, norms, own = _surroundings(small, small_weights, bkgds, clip, is_last)
+    squares = square_totals = jnp.zeros_like(rates)
+    clipped = jnp.ones_like(frames)
+    if clip is not None:
+        taps = _molecule_taps(clip)
+        weighted, around = small, around_all
+        if small_weights is not None:
+            weighted, around = small * small_weights, around_pixels(clip, small_weights)
         # As photon noise goes with the light, but not to zero.
-        mean_light = jnp.mean(jnp.abs(light), 1, keepdims=True)
-        growth = jnp.sqrt(jnp.maximum(light, mean_light / 10))[..., None, None]
-        noise = jnp.maximum(deviations[:, None] * growth, _ROUNDING * jnp.abs(bkgds))
-        scale = ratio(jnp.ones_like(noise), norms * noise)
-        z = excess * scale
+        mean_light = jnp.mean(jnp.abs(light), 1)
+        growth = jnp.sqrt(jnp.maximum(light, mean_light[:, None] / 10))
+        growth = ratio(jnp.ones_like(growth), growth)[..., None, None]
+        least = _ROUNDING * jnp.abs(rates) * jnp.sqrt(mean_light)[:, None, None]
+        noise = jnp.maximum(deviations, least)[:, None]
+        # What many sums need is kept in memory: made again for each of them, it would take
+        # three times as long.
         if is_last:
-            # A pixel is a quarter of its own pixel of half the size.
-            z, scale = lax.optimization_barrier((z, own / 4 * scale))
-            z, scale = (doubled(images, frames.shape) for images in (z, scale))
-            z = z - scale * (frames - doubled(bkgds, frames.shape))
-        # Kept in memory: made again for each sum, it would take three times as long.
-        z = lax.optimization_barrier(z)
-        clipped = clip.weights(z)
-        if not is_last:
+            # A pixel is a quarter of its own pixel of half the size, and not around itself.
+            scale = ratio(jnp.ones_like(noise), around.pixel_norms * noise)
+            own = taps[0] ** 2 / 4
+            bkgd_share = (around.totals + 3 * own) * rates[:, None] * scale
+            z = _around(weighted, taps) + 4 * own * weighted
+            z = lax.optimization_barrier(growth * (z * scale - light[..., None, None] * bkgd_share))
+            share = lax.optimization_barrier(doubled(own * scale, frames.shape))
+            z = doubled(z, frames.shape) - growth * share * frames
+            clipped = lax.optimization_barrier(clip.weights(z))
+        else:
+            scale = ratio(jnp.ones_like(noise), around.norms * noise)
+            bkgd_share = around.totals * rates[:, None] * scale
+            z = _around(weighted, taps) * scale - light[..., None, None] * bkgd_share
+            z = lax.optimization_barrier(growth * z)
+            clipped = lax.optimization_barrier(clip.weights(z))
             is_below = (z < 0) & (light > 0)[..., None, None]
             if weights is not None:
                 is_below = is_below & (weights > 0)
@@ -207,9 +244,10 @@ def clipped_sums(
     if weights is not None:
         clipped = clipped * weights
     if not is_steady:
-        rates = doubled(rates, frames.shape)[:, None] if is_last else rates[:, None]
+        if is_last:
+            rates = lax.optimization_barrier(doubled(rates, frames.shape))
         received = jnp.sum(clipped * frames, (-2, -1))
-        light = ratio(received, jnp.sum(clipped * rates, (-2, -1)))
+        light = ratio(received, jnp.sum(clipped * rates[:, None], (-2, -1)))
     counts = jnp.maximum(light, 0)[..., None, None]
     sums = added(jnp.where(counts > 0, clipped * frames, 0))
     return BlockSums(sums, added(clipped * counts), squares, square_totals, light)
@@ -219,45 +257,6 @@ def added(images: _Blocks) -> _Images:
     """The sum over the frames of each block, one frame after the other: XLA's own sum over
     an axis in the middle is a hundred times slower."""
     return ft.reduce(jnp.add, (images[:, i] for i in range(images.shape[1])))
-
-
-def _surroundings(
-    small: _Blocks,
-    weights: _Blocks | None,
-    bkgds: _Blocks,
-    clip: SoftClip,
-    is_of_full_size: bool,
-) -> tuple[_Blocks, Float[Array, "..."], float]:
-    """What the surroundings of pixels have above the background, under a Gaussian as wide
-    as a molecule, the noise of that in deviations of a pixel, and the pixel's own share.
-
-    At half size, a pixel is not among its own surroundings, so that its weight does not
-    depend on its own noise. For pixels of full size, it is yet to be taken out.
-    """
-    radius_pix = clip.molecule_radius_pix / 2
-    kernel = GaussianKernel(half_width(radius_pix, "smooth"), "smooth")
-    with jax.ensure_compile_time_eval():
-        taps = np.asarray(kernel.taps(jnp.asarray(radius_pix)), float).tolist()
-    own = taps[0] ** 2
-    around = ft.partial(_around, taps=taps)
-    squared = ft.partial(_around, taps=[tap**2 for tap in taps])
-    if weights is None:
-        # Not known to the compiler, which would work it out itself, slowly.
-        weights = lax.optimization_barrier(jnp.ones(small.shape[-2:], small.dtype))
-        sums = around(small)
-    else:
-        sums = around(small * weights)
-    totals, squares = around(weights), squared(weights**2)
-    if is_of_full_size:
-        # Three of the four pixels that a pixel of half the size is the mean of.
-        sums, totals = sums + own * small * weights, totals + own * weights
-        excess = sums - totals * bkgds
-        totals = totals - own * weights / 4
-        squares = squares + 3 / 4 * (own * weights) ** 2
-    else:
-        excess = sums - totals * bkgds
-    del totals
-    return excess, jnp.sqrt(squares), own
 
 
 def _around(

@@ -1,6 +1,7 @@
 """The rounds of LocalMean: light and rates, from sums over blocks of frames."""
 
 import functools as ft
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -10,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Shaped
 
 from .._filter.kernels import GaussianKernel
 from .background import Background
-from .block_sums import BlockSums, clipped_sums, first_sums, over_blocks, step_blocks
+from .block_sums import around_pixels, BlockSums, clipped_sums, first_sums, over_blocks, step_blocks
 from .channels import working_dtype
 from .illumination import steadied
 from .smoothing import LEAST_TOTAL_WEIGHT, ratio, Smoothing
@@ -90,7 +91,7 @@ def _estimate_stack(
         widths = [(0, blocks * length - count), *[(0, 0)] * (stack.ndim - 1)]
         return jnp.pad(stack, widths).reshape(blocks, length, *stack.shape[1:])
 
-    options = {"is_steady": model.illumination_rank == 0, "skips_nan": model.skips_nan}
+    options: dict[str, Any] = {"is_steady": model.illumination_rank == 0, "skips_nan": model.skips_nan}
     stacks = in_blocks(frames), None if weights is None else in_blocks(weights)
     is_frame = in_blocks(jnp.ones(count, bool))
     first = ft.partial(first_sums, dtype=dtype, **options)
@@ -98,14 +99,18 @@ def _estimate_stack(
     small = smoothing.halved()
     rates, _ = small.means(sums.sums, sums.totals)
     deviations = _deviations(small, sums)
+    if model.clip is not None:
+        # Not known to the compiler, which would work all this out itself, slowly.
+        ones = lax.optimization_barrier(jnp.ones(rates.shape[1:], dtype))
+        options |= {"clip": model.clip, "around_all": around_pixels(model.clip, ones)}
     for _ in range(model.rounds - 1):
-        clipped = ft.partial(clipped_sums, clip=model.clip, is_last=False, **options)
+        clipped = ft.partial(clipped_sums, is_last=False, **options)
         sums = over_blocks(clipped, step, *stacks, sums.light, rates, deviations)
         rates, _ = small.means(sums.sums, sums.totals)
         deviations = deviations * _deviations(small, sums)
     # Of the light, which is a mean over the frame.
     variance = ratio(jnp.sum(deviations**2, (-2, -1)), jnp.sum(rates, (-2, -1)) ** 2)
-    clipped = ft.partial(clipped_sums, clip=model.clip, is_last=True, **options)
+    clipped = ft.partial(clipped_sums, is_last=True, **options)
     sums = over_blocks(clipped, step, *stacks, sums.light, rates, deviations)
     light = sums.light
     if model.illumination_rank:
