@@ -41,7 +41,7 @@ class BlockSums(NamedTuple):
     **Attributes:**
 
     - `sums`, `totals`: weighted sums of the frames, and of their light.
-    - `squares`, `square_totals`: sums of the squared noise, and of what it is in units of.
+    - `squares`, `square_totals`: sums of squares, and of what they are the squares of.
     - `light`: of each frame.
     """
 
@@ -75,38 +75,32 @@ def first_sums(
     weights: _Blocks | None,
     is_frame: Bool[Array, "blocks frames"],
     *,
-    is_steady: bool,
     skips_nan: bool,
     dtype: Any,
 ) -> tuple[BlockSums, Bool[Array, " blocks"]]:
-    """The sums at half size before there is a background, with the squared noise of the
-    first frame of each block in units of its light; and whether a pixel of a block that
-    counts is not finite."""
+    """The sums at half size in a light of one, with the squared noise of the first frame of
+    each block; and whether a pixel of a block that counts is not finite."""
     is_bad = ~jnp.isfinite(frames)
     if weights is not None:
         is_bad = is_bad & (weights > 0)
     is_bad = jnp.zeros(len(frames), bool) if skips_nan else is_bad.any((1, 2, 3))
     frames, weights = _counted(frames, weights, skips_nan, dtype)
-    small, small_weights = _halved(frames, weights)
     light = is_frame.astype(dtype)
-    if not is_steady:
-        light = light * _median_light(small, small_weights)
-    counts = jnp.maximum(light, 0)[..., None, None]
+    small, small_weights = _halved(frames, weights)
     squares = squared_noise(small[:, 0])
-    square_totals = jnp.broadcast_to(counts[:, 0], squares.shape)
-    if weights is None:
-        sums = added(jnp.where(counts > 0, small, 0))
+    square_totals = jnp.broadcast_to(light[:, 0, None, None], squares.shape)
+    if weights is None or small_weights is None:
+        sums = added(small)
+        totals = jnp.broadcast_to(jnp.sum(light, 1)[:, None, None], sums.shape)
     else:
+        sums, totals = added(small * small_weights), added(small_weights)
         # Next to a pixel that is left out, squares are not of noise alone.
         is_noise = halved((weights[:, 0] > 0).astype(dtype))
         is_noise = lax.reduce_window(
             is_noise, np.inf, lax.min, (1, 3, 3), (1, 1, 1), "SAME"
         )
         square_totals = jnp.where(is_noise == 1, square_totals, 0)
-        sums = added(jnp.where(counts > 0, small * small_weights, 0))
-        counts = counts * small_weights
-    squares = jnp.where(square_totals > 0, squares, 0)
-    totals = jnp.broadcast_to(added(counts), sums.shape)
+        squares = jnp.where(is_noise == 1, squares, 0)
     return BlockSums(sums, totals, squares, square_totals, light), is_bad
 
 
@@ -134,23 +128,24 @@ def _halved(frames: _Blocks, weights: _Blocks | None) -> tuple[_Blocks, _Blocks 
     return lax.optimization_barrier(small), small_weights
 
 
-def _median_light(small: _Blocks, weights: _Blocks | None) -> _Light:
-    """The median over a frame of means of squares of pixels."""
-    height, width = small.shape[-2:]
-    size_y, size_x = (max(1, size // _LIGHT_SQUARES) for size in (height, width))
+def _first_light(small: _Blocks, weights: _Blocks | None, rates: _Images) -> _Light:
+    """The median over squares of a frame, over that of the rates."""
 
-    def block_means(images: _Blocks) -> Float[Array, "blocks frames squares"]:
+    def square_means(images: Float[Array, "*batch height width"]) -> Float[Array, "*batch squares"]:
+        *batch, height, width = images.shape
+        size_y, size_x = (max(1, size // _LIGHT_SQUARES) for size in (height, width))
         images = images[..., : height // size_y * size_y, : width // size_x * size_x]
-        *batch, lines, columns = images.shape
-        shape = (*batch, lines // size_y, size_y, columns // size_x, size_x)
+        shape = (*batch, height // size_y, size_y, width // size_x, size_x)
         return jnp.mean(images.reshape(shape), (-3, -1)).reshape(*batch, -1)
 
-    if weights is None:
-        return jnp.median(block_means(small), -1)
-    totals = block_means(weights)
-    sums = block_means(small * weights)
-    whole = ratio(jnp.sum(sums, -1, keepdims=True), jnp.sum(totals, -1, keepdims=True))
-    return jnp.median(jnp.where(totals > 0, ratio(sums, totals), whole), -1)
+    means, rate_means = square_means(small), square_means(rates)[:, None]
+    if weights is not None:
+        totals = square_means(weights)
+        means = ratio(square_means(small * weights), totals)
+        rate_means = ratio(square_means(rates[:, None] * weights), totals)
+        whole = [ratio(jnp.sum(m * totals, -1, keepdims=True), jnp.sum(totals, -1, keepdims=True)) for m in (means, rate_means)]
+        means, rate_means = (jnp.where(totals > 0, m, w) for m, w in zip((means, rate_means), whole, strict=True))
+    return ratio(jnp.median(means, -1), jnp.median(rate_means, -1))
 
 
 class Around(NamedTuple):
@@ -187,6 +182,7 @@ def clipped_sums(
     clip: SoftClip | None = None,
     around_all: Around | None = None,
     *,
+    is_first: bool,
     is_last: bool,
     is_steady: bool,
     skips_nan: bool,
@@ -199,10 +195,13 @@ def clipped_sums(
     - `light`, `rates`: the background is their product. Rates are of half the size.
     - `deviations`: of the noise of a pixel of half the size, in a light of one.
     - `around_all`: what there is around a pixel where all pixels count.
+    - `is_first`: whether the light is not known yet, but 1 for a frame and else 0.
     - `is_last`: whether sums are of full size. Otherwise, they are of half the size.
     """
     frames, weights = _counted(frames, weights, skips_nan, rates.dtype)
     small, small_weights = _halved(frames, weights)
+    if is_first and not is_steady:
+        light = light * _first_light(small, small_weights, rates)
     if not is_last:
         frames, weights = small, small_weights
     squares = square_totals = jnp.zeros_like(rates)

@@ -1,7 +1,6 @@
 """The rounds of LocalMean: light and rates, from sums over blocks of frames."""
 
 import functools as ft
-from typing import Any
 
 import equinox as eqx
 import jax
@@ -91,27 +90,34 @@ def _estimate_stack(
         widths = [(0, blocks * length - count), *[(0, 0)] * (stack.ndim - 1)]
         return jnp.pad(stack, widths).reshape(blocks, length, *stack.shape[1:])
 
-    options: dict[str, Any] = {"is_steady": model.illumination_rank == 0, "skips_nan": model.skips_nan}
     stacks = in_blocks(frames), None if weights is None else in_blocks(weights)
     is_frame = in_blocks(jnp.ones(count, bool))
-    first = ft.partial(first_sums, dtype=dtype, **options)
+    first = ft.partial(first_sums, skips_nan=model.skips_nan, dtype=dtype)
     sums, is_bad = over_blocks(first, step, *stacks, is_frame)
     small = smoothing.halved()
     rates, _ = small.means(sums.sums, sums.totals)
     deviations = _deviations(small, sums)
+    around = None
     if model.clip is not None:
         # Not known to the compiler, which would work all this out itself, slowly.
         ones = lax.optimization_barrier(jnp.ones(rates.shape[1:], dtype))
-        options |= {"clip": model.clip, "around_all": around_pixels(model.clip, ones)}
-    for _ in range(model.rounds - 1):
-        clipped = ft.partial(clipped_sums, is_last=False, **options)
-        sums = over_blocks(clipped, step, *stacks, sums.light, rates, deviations)
+        around = around_pixels(model.clip, ones)
+    clipped = ft.partial(
+        clipped_sums,
+        clip=model.clip,
+        around_all=around,
+        is_steady=model.illumination_rank == 0,
+        skips_nan=model.skips_nan,
+    )
+    for number in range(model.rounds - 1):
+        in_round = ft.partial(clipped, is_first=number == 0, is_last=False)
+        sums = over_blocks(in_round, step, *stacks, sums.light, rates, deviations)
         rates, _ = small.means(sums.sums, sums.totals)
         deviations = deviations * _deviations(small, sums)
     # Of the light, which is a mean over the frame.
     variance = ratio(jnp.sum(deviations**2, (-2, -1)), jnp.sum(rates, (-2, -1)) ** 2)
-    clipped = ft.partial(clipped_sums, is_last=True, **options)
-    sums = over_blocks(clipped, step, *stacks, sums.light, rates, deviations)
+    in_round = ft.partial(clipped, is_first=model.rounds == 1, is_last=True)
+    sums = over_blocks(in_round, step, *stacks, sums.light, rates, deviations)
     light = sums.light
     if model.illumination_rank:
         is_seen = is_frame
