@@ -75,32 +75,41 @@ def first_sums(
     weights: _Blocks | None,
     is_frame: Bool[Array, "blocks frames"],
     *,
+    is_steady: bool,
     skips_nan: bool,
     dtype: Any,
 ) -> tuple[BlockSums, Bool[Array, " blocks"]]:
-    """The sums at half size in a light of one, with the squared noise of the first frame of
-    each block; and whether a pixel of a block that counts is not finite."""
+    """The sums at half size with the mean of a frame as its light, and the squared noise of
+    the first frame of each block; and whether a pixel of a block that counts is not finite."""
     is_bad = ~jnp.isfinite(frames)
     if weights is not None:
         is_bad = is_bad & (weights > 0)
     is_bad = jnp.zeros(len(frames), bool) if skips_nan else is_bad.any((1, 2, 3))
     frames, weights = _counted(frames, weights, skips_nan, dtype)
-    light = is_frame.astype(dtype)
     small, small_weights = _halved(frames, weights)
-    squares = squared_noise(small[:, 0])
-    square_totals = jnp.broadcast_to(light[:, 0, None, None], squares.shape)
-    if weights is None or small_weights is None:
-        sums = added(small)
-        totals = jnp.broadcast_to(jnp.sum(light, 1)[:, None, None], sums.shape)
+    light = is_frame.astype(dtype)
+    if small_weights is None:
+        if not is_steady:
+            light = light * jnp.mean(small, (-2, -1))
+        shares = jnp.maximum(light, 0)[..., None, None]
     else:
-        sums, totals = added(small * small_weights), added(small_weights)
+        if not is_steady:
+            received = jnp.mean(small * small_weights, (-2, -1))
+            light = light * ratio(received, jnp.mean(small_weights, (-2, -1)))
+        shares = jnp.maximum(light, 0)[..., None, None] * small_weights
+        small = small * small_weights
+    sums = added(jnp.where(light[..., None, None] > 0, small, 0))
+    totals = jnp.broadcast_to(added(shares), sums.shape)
+    squares = squared_noise(small[:, 0])
+    square_totals = jnp.broadcast_to(jnp.maximum(light[:, 0], 0)[:, None, None], squares.shape)
+    if weights is not None:
         # Next to a pixel that is left out, squares are not of noise alone.
         is_noise = halved((weights[:, 0] > 0).astype(dtype))
         is_noise = lax.reduce_window(
             is_noise, np.inf, lax.min, (1, 3, 3), (1, 1, 1), "SAME"
         )
         square_totals = jnp.where(is_noise == 1, square_totals, 0)
-        squares = jnp.where(is_noise == 1, squares, 0)
+    squares = jnp.where(square_totals > 0, squares, 0)
     return BlockSums(sums, totals, squares, square_totals, light), is_bad
 
 
@@ -195,13 +204,13 @@ def clipped_sums(
     - `light`, `rates`: the background is their product. Rates are of half the size.
     - `deviations`: of the noise of a pixel of half the size, in a light of one.
     - `around_all`: what there is around a pixel where all pixels count.
-    - `is_first`: whether the light is not known yet, but 1 for a frame and else 0.
+    - `is_first`: whether the light is not known well, being the mean with molecules.
     - `is_last`: whether sums are of full size. Otherwise, they are of half the size.
     """
     frames, weights = _counted(frames, weights, skips_nan, rates.dtype)
     small, small_weights = _halved(frames, weights)
     if is_first and not is_steady:
-        light = light * _first_light(small, small_weights, rates)
+        light = (light != 0) * _first_light(small, small_weights, rates)
     if not is_last:
         frames, weights = small, small_weights
     squares = square_totals = jnp.zeros_like(rates)

@@ -92,7 +92,8 @@ def _estimate_stack(
 
     stacks = in_blocks(frames), None if weights is None else in_blocks(weights)
     is_frame = in_blocks(jnp.ones(count, bool))
-    first = ft.partial(first_sums, skips_nan=model.skips_nan, dtype=dtype)
+    options = {"is_steady": model.illumination_rank == 0, "skips_nan": model.skips_nan}
+    first = ft.partial(first_sums, dtype=dtype, **options)
     sums, is_bad = over_blocks(first, step, *stacks, is_frame)
     small = smoothing.halved()
     rates, _ = small.means(sums.sums, sums.totals)
@@ -102,13 +103,7 @@ def _estimate_stack(
         # Not known to the compiler, which would work all this out itself, slowly.
         ones = lax.optimization_barrier(jnp.ones(rates.shape[1:], dtype))
         around = around_pixels(model.clip, ones)
-    clipped = ft.partial(
-        clipped_sums,
-        clip=model.clip,
-        around_all=around,
-        is_steady=model.illumination_rank == 0,
-        skips_nan=model.skips_nan,
-    )
+    clipped = ft.partial(clipped_sums, clip=model.clip, around_all=around, **options)
     for number in range(model.rounds - 1):
         in_round = ft.partial(clipped, is_first=number == 0, is_last=False)
         sums = over_blocks(in_round, step, *stacks, sums.light, rates, deviations)
