@@ -11,6 +11,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from .._estimators.base import AbstractEstimator
+from .._estimators.block_sums import around_pixels, sum_around
 from .._estimators.channels import as_frames, Channels, map_channels
 from .._estimators.checks import checked_count
 from .._estimators.soft_clip import SoftClip, squared_noise
@@ -151,8 +152,11 @@ class FramePairLoss(eqx.Module):
         radius_pix = estimator.molecule_radius_pix
         clip = None if radius_pix is None else SoftClip(molecule_radius_pix=radius_pix)
         background, near, far = estimator.predict(channels, lag)
-        predicted = ft.partial(_prediction_losses, lag=lag, clip=clip)
-        losses = map_channels(predicted, channels, background.bkgds, near, far)
+        light = background.illumination
+        if light is None:
+            light = map_channels(lambda bkgd: jnp.ones(bkgd.shape[:1]), background.bkgds)
+        losses = ft.partial(_prediction_losses, lag=lag, clip=clip)
+        losses = map_channels(losses, channels, background.bkgds, near, far, light)
         return _channel_mean(losses)[None]
 
     def fitted(self, source: Any) -> "FramePairLoss":
@@ -228,6 +232,7 @@ def _prediction_losses(
     bkgds: _Frames,
     near: _Frames,
     far: _Frames,
+    light: Float[Array, " frames"],
     *,
     lag: int,
     clip: SoftClip | None,
@@ -241,38 +246,52 @@ def _prediction_losses(
     the prediction from farther frames does, which has not seen those that change it.
     """
     frames = as_frames(channel).astype(bkgds.dtype)
-    # The frame `lag` later, or earlier where there is none.
+    light = lax.stop_gradient(light)
+    # The frame `lag` later, or earlier where there is none, in the light of this one.
     partner = np.arange(len(frames)) + lag
     partner = np.where(partner < len(frames), partner, partner - 2 * lag)
-    weights, targets = jnp.ones_like(frames), frames
+    gain = _gains(light, partner)
+    weights = jnp.ones_like(frames)
     if clip is not None:
-        weights, bias = _target_weights(frames, lag, clip)
-        targets = frames - bias
+        weights = _target_weights(frames, light, lag, clip)
 
     def mean(images: Array, weights: Array) -> Array:
         return jnp.sum(images * weights, (-2, -1)) / jnp.sum(weights, (-2, -1))
 
     change = bkgds - near
-    missed = mean(jnp.square(targets - near), weights)
+    missed = mean(jnp.square(frames - near), weights)
     changed = jnp.mean(change * (bkgds + near - 2 * lax.stop_gradient(far)), (-2, -1))
-    noise = mean(jnp.square(targets - targets[partner]) / 2, weights * weights[partner])
+    # The variance of photons goes with the light.
+    pairs = jnp.square(frames - gain * frames[partner]) / (1 + gain)
+    noise = mean(pairs, weights * weights[partner])
     losses = (missed - noise + changed) / jnp.where(noise > 0, noise, 1)
     return jnp.where(noise > 0, losses, 0)
 
 
-def _target_weights(frames: _Frames, lag: int, clip: SoftClip) -> tuple[_Frames, _Frames]:
-    """Weights that leave molecules out of the frames, and the shift of pure noise by them.
+def _gains(light: Float[Array, " frames"], others: Any) -> Float[Array, "frames 1 1"]:
+    """The light of frames over that of others, 1 where either is dark."""
+    is_lit = (light > 0) & (light[others] > 0)
+    return jnp.where(is_lit, light / jnp.where(is_lit, light[others], 1), 1)[:, None, None]
+
+
+def _target_weights(
+    frames: _Frames, light: Float[Array, " frames"], lag: int, clip: SoftClip
+) -> _Frames:
+    """Weights that leave molecules out of the frames.
 
     They do not depend on the estimator, whose errors would look like molecules. A molecule
     is brighter than at least three of the frames one and two lags before and after, once
     the change of the whole frame is subtracted.
     """
-    average, times = clip.molecule_average(frames), np.arange(len(frames))
+    ones = jnp.ones(frames.shape[1:], frames.dtype)
+    around = around_pixels(clip.molecule_radius_pix, ones)
+    average = sum_around(frames, clip.molecule_radius_pix) / around.totals
+    times = np.arange(len(frames))
     others = []
     for step in (-2 * lag, -lag, lag, 2 * lag):
         is_inside = (times + step >= 0) & (times + step < len(frames))
         places = np.where(is_inside, times + step, times - step).clip(0, len(frames) - 1)
-        others.append(average[places])
+        others.append(_gains(light, places) * average[places])
     second = jnp.sort(jnp.stack(others), axis=0)[1]
     variance = spatial_mean(squared_noise(frames), _NOISE_RADIUS_PIX)
     variance = jnp.maximum(variance, jnp.finfo(frames.dtype).tiny)
@@ -280,10 +299,5 @@ def _target_weights(frames: _Frames, lag: int, clip: SoftClip) -> tuple[_Frames,
     largest = _LARGEST_DEVIATION * jnp.sqrt(variance)
     change = jnp.clip(average - second, -largest, largest)
     reference = second + jnp.mean(change, (-2, -1), keepdims=True)
-    correlation, deviation = (
-        jnp.asarray(image, frames.dtype)[None]
-        for image in clip.average_response(*frames.shape[1:])
-    )
-    weights = clip.weights(average, reference, surplus * variance, deviation)
-    bias = clip.noise_bias() * correlation * jnp.sqrt(variance / surplus)
-    return weights, bias.astype(frames.dtype)
+    deviations = around.norms / around.totals * jnp.sqrt(surplus * variance)
+    return clip.weights((average - reference) / deviations)

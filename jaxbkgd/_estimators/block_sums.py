@@ -1,7 +1,6 @@
 """Sums of frames over blocks of time, in which molecules count less.
 
-A block is `block_frames` successive frames. Every number here depends on one block alone, and
-so to the bit on nothing but its frames, its light and its rate.
+A block is a number of successive frames. What is made of it depends on it alone.
 """
 
 import functools as ft
@@ -16,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Shaped
 
 from .._filter.kernels import GaussianKernel, half_width
 from .checks import is_known
-from .smoothing import doubled, halved, ratio
+from .smoothing import doubled, halved, ratio, root
 from .soft_clip import SoftClip, squared_noise
 
 
@@ -26,8 +25,8 @@ _STEP_PIXELS = 2**18
 # The share of the background below which a deviation is rounding, not noise.
 _ROUNDING = 1e-5
 
-# Rows and columns of squares of a frame whose means show its light, whatever molecules are in
-# some of them.
+# Rows and columns of squares of a frame whose means show its light, whatever molecules are
+# in some of them.
 _LIGHT_SQUARES = 8
 
 _Blocks = Float[Array, "blocks frames height width"]
@@ -80,7 +79,7 @@ def first_sums(
     dtype: Any,
 ) -> tuple[BlockSums, Bool[Array, " blocks"]]:
     """The sums at half size with the mean of a frame as its light, and the squared noise of
-    the first frame of each block; and whether a pixel of a block that counts is not finite."""
+    the first frame of each block; and whether a pixel that counts is not finite."""
     is_bad = ~jnp.isfinite(frames)
     if weights is not None:
         is_bad = is_bad & (weights > 0)
@@ -101,7 +100,9 @@ def first_sums(
     sums = added(jnp.where(light[..., None, None] > 0, small, 0))
     totals = jnp.broadcast_to(added(shares), sums.shape)
     squares = squared_noise(small[:, 0])
-    square_totals = jnp.broadcast_to(jnp.maximum(light[:, 0], 0)[:, None, None], squares.shape)
+    square_totals = jnp.broadcast_to(
+        jnp.maximum(light[:, 0], 0)[:, None, None], squares.shape
+    )
     if weights is not None:
         # Next to a pixel that is left out, squares are not of noise alone.
         is_noise = halved((weights[:, 0] > 0).astype(dtype))
@@ -140,7 +141,9 @@ def _halved(frames: _Blocks, weights: _Blocks | None) -> tuple[_Blocks, _Blocks 
 def _first_light(small: _Blocks, weights: _Blocks | None, rates: _Images) -> _Light:
     """The median over squares of a frame, over that of the rates."""
 
-    def square_means(images: Float[Array, "*batch height width"]) -> Float[Array, "*batch squares"]:
+    def square_means(
+        images: Float[Array, "*batch height width"],
+    ) -> Float[Array, "*batch squares"]:
         *batch, height, width = images.shape
         size_y, size_x = (max(1, size // _LIGHT_SQUARES) for size in (height, width))
         images = images[..., : height // size_y * size_y, : width // size_x * size_x]
@@ -152,31 +155,50 @@ def _first_light(small: _Blocks, weights: _Blocks | None, rates: _Images) -> _Li
         totals = square_means(weights)
         means = ratio(square_means(small * weights), totals)
         rate_means = ratio(square_means(rates[:, None] * weights), totals)
-        whole = [ratio(jnp.sum(m * totals, -1, keepdims=True), jnp.sum(totals, -1, keepdims=True)) for m in (means, rate_means)]
-        means, rate_means = (jnp.where(totals > 0, m, w) for m, w in zip((means, rate_means), whole, strict=True))
+        whole = [
+            ratio(
+                jnp.sum(m * totals, -1, keepdims=True), jnp.sum(totals, -1, keepdims=True)
+            )
+            for m in (means, rate_means)
+        ]
+        means, rate_means = (
+            jnp.where(totals > 0, m, w)
+            for m, w in zip((means, rate_means), whole, strict=True)
+        )
     return ratio(jnp.median(means, -1), jnp.median(rate_means, -1))
 
 
 class Around(NamedTuple):
-    """What there is around a pixel of half the size under a Gaussian as wide as a molecule,
-    without that pixel: the total weight, the deviation of white noise, and that with three
-    of the pixel's own four."""
+    """What there is around a pixel, under a Gaussian as wide as a molecule without that
+    pixel: the total weight, and the deviation of a sum of white noise.
+
+    `pixel_norms` is that with three of the four pixels that a pixel of half the size is
+    made of, so without one of these.
+    """
 
     totals: Float[Array, "..."]
     norms: Float[Array, "..."]
     pixel_norms: Float[Array, "..."]
 
 
-def around_pixels(clip: SoftClip, weights: Float[Array, "*batch height width"]) -> Around:
-    """For pixels of half the size that count by `weights`."""
-    taps = _molecule_taps(clip)
+def around_pixels(
+    radius_pix: float, weights: Float[Array, "*batch height width"]
+) -> Around:
+    """For pixels that count by `weights`."""
+    taps = _taps(radius_pix)
     squares = _around(weights**2, [tap**2 for tap in taps])
     own = 3 / 4 * (taps[0] ** 2 * weights) ** 2
-    return Around(_around(weights, taps), jnp.sqrt(squares), jnp.sqrt(squares + own))
+    return Around(_around(weights, taps), root(squares), root(squares + own))
 
 
-def _molecule_taps(clip: SoftClip) -> list[float]:
-    radius_pix = clip.molecule_radius_pix / 2
+def sum_around(
+    images: Float[Array, "*batch height width"], radius_pix: float
+) -> Float[Array, "*batch height width"]:
+    """The weighted sum of the pixels around each one, without that one."""
+    return _around(images, _taps(radius_pix))
+
+
+def _taps(radius_pix: float) -> list[float]:
     kernel = GaussianKernel(half_width(radius_pix, "smooth"), "smooth")
     with jax.ensure_compile_time_eval():
         return np.asarray(kernel.taps(jnp.asarray(radius_pix)), float).tolist()
@@ -215,35 +237,33 @@ def clipped_sums(
         frames, weights = small, small_weights
     squares = square_totals = jnp.zeros_like(rates)
     clipped = jnp.ones_like(frames)
-    if clip is not None:
-        taps = _molecule_taps(clip)
+    if clip is not None and around_all is not None:
+        radius_pix = clip.molecule_radius_pix / 2
         weighted, around = small, around_all
         if small_weights is not None:
-            weighted, around = small * small_weights, around_pixels(clip, small_weights)
+            weighted = small * small_weights
+            around = around_pixels(radius_pix, small_weights)
         # As photon noise goes with the light, but not to zero.
         mean_light = jnp.mean(jnp.abs(light), 1)
-        growth = jnp.sqrt(jnp.maximum(light, mean_light[:, None] / 10))
-        growth = ratio(jnp.ones_like(growth), growth)[..., None, None]
-        least = _ROUNDING * jnp.abs(rates) * jnp.sqrt(mean_light)[:, None, None]
-        noise = jnp.maximum(deviations, least)[:, None]
+        growth = root(jnp.maximum(light, mean_light[:, None] / 10))
+        per_growth = ratio(jnp.ones_like(growth), growth)[..., None, None]
+        least = _ROUNDING * jnp.abs(rates) * root(mean_light)[:, None, None]
+        noise = jnp.maximum(deviations, least)[:, None] * (
+            around.pixel_norms if is_last else around.norms
+        )
+        per_noise = ratio(jnp.ones_like(noise), noise)
+        # A pixel of full size is a quarter of its own pixel of half the size.
+        own = _taps(radius_pix)[0] ** 2 / 4 if is_last else 0.0
+        bkgd_share = (around.totals + 3 * own) * rates[:, None] * per_noise
+        z = (sum_around(weighted, radius_pix) + 4 * own * weighted) * per_noise
         # What many sums need is kept in memory: made again for each of them, it would take
         # three times as long.
+        z = lax.optimization_barrier(per_growth * (z - light[..., None, None] * bkgd_share))
         if is_last:
-            # A pixel is a quarter of its own pixel of half the size, and not around itself.
-            scale = ratio(jnp.ones_like(noise), around.pixel_norms * noise)
-            own = taps[0] ** 2 / 4
-            bkgd_share = (around.totals + 3 * own) * rates[:, None] * scale
-            z = _around(weighted, taps) + 4 * own * weighted
-            z = lax.optimization_barrier(growth * (z * scale - light[..., None, None] * bkgd_share))
-            share = lax.optimization_barrier(doubled(own * scale, frames.shape))
-            z = doubled(z, frames.shape) - growth * share * frames
-            clipped = lax.optimization_barrier(clip.weights(z))
-        else:
-            scale = ratio(jnp.ones_like(noise), around.norms * noise)
-            bkgd_share = around.totals * rates[:, None] * scale
-            z = _around(weighted, taps) * scale - light[..., None, None] * bkgd_share
-            z = lax.optimization_barrier(growth * z)
-            clipped = lax.optimization_barrier(clip.weights(z))
+            own_share = lax.optimization_barrier(doubled(own * per_noise, frames.shape))
+            z = doubled(z, frames.shape) - per_growth * own_share * frames
+        clipped = lax.optimization_barrier(clip.weights(z))
+        if not is_last:
             is_below = (z < 0) & (light > 0)[..., None, None]
             if weights is not None:
                 is_below = is_below & (weights > 0)

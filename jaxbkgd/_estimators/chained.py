@@ -9,6 +9,7 @@ import jax
 from .background import Background
 from .base import AbstractEstimator
 from .channels import Channels
+from .local_mean import LocalMean
 
 
 class Chained(AbstractEstimator):

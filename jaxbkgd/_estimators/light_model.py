@@ -10,10 +10,17 @@ from jaxtyping import Array, Bool, Float, Shaped
 
 from .._filter.kernels import GaussianKernel
 from .background import Background
-from .block_sums import around_pixels, BlockSums, clipped_sums, first_sums, over_blocks, step_blocks
+from .block_sums import (
+    around_pixels,
+    BlockSums,
+    clipped_sums,
+    first_sums,
+    over_blocks,
+    step_blocks,
+)
 from .channels import working_dtype
 from .illumination import steadied
-from .smoothing import LEAST_TOTAL_WEIGHT, ratio, Smoothing
+from .smoothing import LEAST_TOTAL_WEIGHT, ratio, root, Smoothing
 from .soft_clip import SoftClip
 
 
@@ -90,7 +97,8 @@ def _estimate_stack(
         widths = [(0, blocks * length - count), *[(0, 0)] * (stack.ndim - 1)]
         return jnp.pad(stack, widths).reshape(blocks, length, *stack.shape[1:])
 
-    stacks = in_blocks(frames), None if weights is None else in_blocks(weights)
+    weight_blocks = None if weights is None else in_blocks(weights)
+    stacks = in_blocks(frames), weight_blocks
     is_frame = in_blocks(jnp.ones(count, bool))
     options = {"is_steady": model.illumination_rank == 0, "skips_nan": model.skips_nan}
     first = ft.partial(first_sums, dtype=dtype, **options)
@@ -102,7 +110,7 @@ def _estimate_stack(
     if model.clip is not None:
         # Not known to the compiler, which would work all this out itself, slowly.
         ones = lax.optimization_barrier(jnp.ones(rates.shape[1:], dtype))
-        around = around_pixels(model.clip, ones)
+        around = around_pixels(model.clip.molecule_radius_pix / 2, ones)
     clipped = ft.partial(clipped_sums, clip=model.clip, around_all=around, **options)
     for number in range(model.rounds - 1):
         in_round = ft.partial(clipped, is_first=number == 0, is_last=False)
@@ -116,8 +124,8 @@ def _estimate_stack(
     light = sums.light
     if model.illumination_rank:
         is_seen = is_frame
-        if weights is not None:
-            is_seen = is_frame & (stacks[1] > 0).any((-2, -1))
+        if weight_blocks is not None:
+            is_seen = is_frame & (weight_blocks > 0).any((-2, -1))
         light = steadied(
             light.reshape(-1),
             (light * variance[:, None]).reshape(-1),
@@ -126,8 +134,8 @@ def _estimate_stack(
             model.illumination_kernel,
         ).reshape(light.shape)
     is_nan = _spread(is_bad, model.halo_blocks)[:, None, None]
-    if weights is not None:
-        shares = smoothing.sums(jnp.mean(stacks[1], 1))
+    if weight_blocks is not None:
+        shares = smoothing.sums(jnp.mean(weight_blocks, 1))
         is_nan = is_nan | (shares <= LEAST_TOTAL_WEIGHT)
     images = []
     for rates in _rates(smoothing, sums, gaps):
@@ -137,9 +145,7 @@ def _estimate_stack(
     return jnp.stack(images), light.reshape(-1)[:count]
 
 
-def _deviations(
-    small: Smoothing, sums: BlockSums
-) -> Float[Array, "blocks height width"]:
+def _deviations(small: Smoothing, sums: BlockSums) -> Float[Array, "blocks height width"]:
     """The root of the mean squared deviation, of each pixel's surroundings or, where these
     have none, of the frame."""
     squares = jnp.stack([sums.squares, sums.square_totals])
@@ -148,8 +154,7 @@ def _deviations(
     variance = jnp.where(
         near_totals > 0, ratio(near, near_totals), ratio(whole, whole_totals)
     )
-    is_zero = variance <= 0
-    return jnp.where(is_zero, 0, jnp.sqrt(jnp.where(is_zero, 1, variance)))
+    return root(variance)
 
 
 def _rates(
@@ -160,13 +165,15 @@ def _rates(
         return [smoothing.means(sums.sums, sums.totals)[0]]
     # As a difference of two Gaussians, in which a gap keeps all of a block's own noise out.
     plain = smoothing.with_order(2)
-    terms = [(1.0, plain)]
-    if smoothing.order == 4:
-        terms = [(2.0, plain), (-1.0, plain.widened())]
-    return [
-        sum(c * s.means(sums.sums, sums.totals, gap)[0] for c, s in terms)
-        for gap in (0, *gaps)
-    ]
+    wide = plain.widened()
+
+    def rates(gap: int) -> Float[Array, "blocks height width"]:
+        means, _ = plain.means(sums.sums, sums.totals, gap)
+        if smoothing.order == 2:
+            return means
+        return 2 * means - wide.means(sums.sums, sums.totals, gap)[0]
+
+    return [rates(gap) for gap in (0, *gaps)]
 
 
 def _spread(is_bad: Bool[Array, " blocks"], reach: int) -> Bool[Array, " blocks"]:

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Shaped
 from .._filter.kernels import GaussianKernel, half_width
 from .background import Background, joined
 from .base import Prediction
-from .channels import as_frames, Channels, is_sequence, map_channels, working_dtype
+from .channels import as_frames, Channels, is_sequence, map_channels
 from .checks import check_choice, checked_count, checked_number, is_traced
 from .light_model import estimate, LightModel
 from .radii import bound_of, channel_radii, check_below, frozen_mask, unbounded_radii
@@ -33,7 +33,9 @@ from .soft_clip import SoftClip
 # Radii over which light is averaged, in frames. The kernel is short enough for a halo, and
 # renormalised beyond.
 _SMALLEST_LIGHT, _LARGEST_LIGHT = 0.1, 20.0
-_LIGHT_KERNEL = GaussianKernel(half_width(_LARGEST_LIGHT, "smooth"), "smooth", is_bound=True)
+_LIGHT_KERNEL = GaussianKernel(
+    half_width(_LARGEST_LIGHT, "smooth"), "smooth", is_bound=True
+)
 
 _SAVED_CLIP_NAMES = ("threshold", "softness", "rounds", "molecule_radius_pix")
 

@@ -72,14 +72,12 @@ class Smoothing(eqx.Module):
     def widened(self) -> "Smoothing":
         """That of G∘G, a Gaussian of twice the variance."""
 
-        def wide(kernel: GaussianKernel | None) -> GaussianKernel | None:
-            if kernel is None:
-                return None
-            # The larger of two kernels has its pixels cut at a larger radius.
+        def wide(kernel: GaussianKernel) -> GaussianKernel:
             width = math.ceil(math.sqrt(2) * (kernel.half_width + 0.5))
             return dataclasses.replace(kernel, half_width=width)
 
-        kernels = SmoothingKernels(*map(wide, self.kernels))
+        time, *space = self.kernels
+        kernels = SmoothingKernels(time and wide(time), *map(wide, space))
         return Smoothing(math.sqrt(2) * self.radii, kernels, self.order)
 
     def halved(self) -> "Smoothing":
@@ -137,9 +135,7 @@ class Smoothing(eqx.Module):
             for c, rows in terms
             for d, others in terms
         )
-        square = 1 + (energy - 2 * centre) / block_frames
-        is_zero = square <= 0
-        return jnp.where(is_zero, 0, jnp.sqrt(jnp.where(is_zero, 1, square)))
+        return root(jnp.asarray(1 + (energy - 2 * centre) / block_frames))
 
 
 def _product(factors: Iterable[Any]) -> Any:
@@ -157,6 +153,12 @@ def ratio(sums: Float[Array, "..."], totals: Float[Array, "..."]) -> Float[Array
     """The means, zero where the totals of weights are."""
     is_empty = totals <= 0
     return jnp.where(is_empty, 0, sums / jnp.where(is_empty, 1, totals))
+
+
+def root(squares: Float[Array, "..."]) -> Float[Array, "..."]:
+    """The square root, which has a derivative at zero, too: zero."""
+    is_zero = squares <= 0
+    return jnp.where(is_zero, 0, jnp.sqrt(jnp.where(is_zero, 1, squares)))
 
 
 def halved(
