@@ -30,7 +30,8 @@ _ROUNDING = 1e-5
 _LIGHT_SQUARES = 8
 
 _Blocks = Float[Array, "blocks frames height width"]
-_Images = Float[Array, "blocks height width"]
+_Small = Float[Array, "blocks frames half_height half_width"]
+_Images = Float[Array, "blocks _height _width"]
 _Light = Float[Array, "blocks frames"]
 
 
@@ -51,12 +52,11 @@ class BlockSums(NamedTuple):
     light: _Light
 
 
-def step_blocks(block_frames: int, height: Any, width: Any) -> int:
-    """The blocks in a step of the loop over blocks. The number depends on nothing else, so
-    that all chunks of a movie are rounded alike."""
-    if jax.default_backend() != "cpu" or not (is_known(height) and is_known(width)):
+def step_blocks(blocks: Any, block_frames: int, height: Any, width: Any) -> int:
+    """The blocks in a step of the loop over blocks."""
+    if jax.default_backend() != "cpu" or not all(map(is_known, (blocks, height, width))):
         return 1
-    return max(1, _STEP_PIXELS // (block_frames * height * width))
+    return max(1, min(blocks, _STEP_PIXELS // (block_frames * height * width)))
 
 
 def over_blocks(function: Callable, step: int, *stacks: Any) -> Any:
@@ -86,23 +86,18 @@ def first_sums(
     is_bad = jnp.zeros(len(frames), bool) if skips_nan else is_bad.any((1, 2, 3))
     frames, weights = _counted(frames, weights, skips_nan, dtype)
     small, small_weights = _halved(frames, weights)
-    light = is_frame.astype(dtype)
-    if small_weights is None:
-        if not is_steady:
-            light = light * jnp.mean(small, (-2, -1))
-        shares = jnp.maximum(light, 0)[..., None, None]
-    else:
-        if not is_steady:
-            received = jnp.mean(small * small_weights, (-2, -1))
-            light = light * ratio(received, jnp.mean(small_weights, (-2, -1)))
-        shares = jnp.maximum(light, 0)[..., None, None] * small_weights
-        small = small * small_weights
-    sums = added(jnp.where(light[..., None, None] > 0, small, 0))
-    totals = jnp.broadcast_to(added(shares), sums.shape)
     squares = squared_noise(small[:, 0])
-    square_totals = jnp.broadcast_to(
-        jnp.maximum(light[:, 0], 0)[:, None, None], squares.shape
-    )
+    counts = jnp.ones((1, 1, 1, 1), dtype) if small_weights is None else small_weights
+    received = small if small_weights is None else small * small_weights
+    light = is_frame.astype(dtype)
+    if not is_steady:
+        mean_counts = jnp.mean(counts, (-2, -1))
+        light = light * ratio(jnp.mean(received, (-2, -1)), mean_counts)
+    shares = jnp.maximum(light, 0)[..., None, None] * counts
+    sums = added(jnp.where(shares > 0, received, 0))
+    totals = jnp.broadcast_to(added(shares), sums.shape)
+    lit = jnp.maximum(light[:, 0], 0)[:, None, None]
+    square_totals = jnp.broadcast_to(lit, squares.shape)
     if weights is not None:
         # Next to a pixel that is left out, squares are not of noise alone.
         is_noise = halved((weights[:, 0] > 0).astype(dtype))
@@ -129,7 +124,7 @@ def _counted(
     return (frames if weights is None else jnp.where(weights > 0, frames, 0)), weights
 
 
-def _halved(frames: _Blocks, weights: _Blocks | None) -> tuple[_Blocks, _Blocks | None]:
+def _halved(frames: _Blocks, weights: _Blocks | None) -> tuple[_Small, _Small | None]:
     # Kept in memory: made again for each tap, they would take three times as long.
     if weights is None:
         return lax.optimization_barrier(halved(frames)), None
@@ -138,7 +133,7 @@ def _halved(frames: _Blocks, weights: _Blocks | None) -> tuple[_Blocks, _Blocks 
     return lax.optimization_barrier(small), small_weights
 
 
-def _first_light(small: _Blocks, weights: _Blocks | None, rates: _Images) -> _Light:
+def _first_light(small: _Small, weights: _Small | None, rates: _Images) -> _Light:
     """The median over squares of a frame, over that of the rates."""
 
     def square_means(
@@ -252,16 +247,24 @@ def clipped_sums(
             around.pixel_norms if is_last else around.norms
         )
         per_noise = ratio(jnp.ones_like(noise), noise)
-        # A pixel of full size is a quarter of its own pixel of half the size.
-        own = _taps(radius_pix)[0] ** 2 / 4 if is_last else 0.0
-        bkgd_share = (around.totals + 3 * own) * rates[:, None] * per_noise
-        z = (sum_around(weighted, radius_pix) + 4 * own * weighted) * per_noise
+        excess = sum_around(weighted, radius_pix)
+        totals = around.totals
+        # Its own pixel of half the size, a quarter of which a pixel of full size is.
+        own = _taps(radius_pix)[0] ** 2
+        if is_last:
+            excess = excess + own * weighted
+            totals = totals + own * (1.0 if small_weights is None else small_weights)
+        bkgd_share = totals * rates[:, None] * per_noise
+        z = per_growth * (excess * per_noise - light[..., None, None] * bkgd_share)
         # What many sums need is kept in memory: made again for each of them, it would take
         # three times as long.
-        z = lax.optimization_barrier(per_growth * (z - light[..., None, None] * bkgd_share))
+        z = lax.optimization_barrier(z)
         if is_last:
-            own_share = lax.optimization_barrier(doubled(own * per_noise, frames.shape))
-            z = doubled(z, frames.shape) - per_growth * own_share * frames
+            rates = lax.optimization_barrier(doubled(rates, frames.shape))
+            per_noise = lax.optimization_barrier(doubled(own / 4 * per_noise, frames.shape))
+            part = frames - light[..., None, None] * rates[:, None]
+            part = part if weights is None else part * weights
+            z = doubled(z, frames.shape) - per_growth * per_noise * part
         clipped = lax.optimization_barrier(clip.weights(z))
         if not is_last:
             is_below = (z < 0) & (light > 0)[..., None, None]
@@ -269,11 +272,11 @@ def clipped_sums(
                 is_below = is_below & (weights > 0)
             squares = added(jnp.where(is_below, z * z, 0))
             square_totals = added(is_below.astype(z.dtype))
+    elif is_last:
+        rates = doubled(rates, frames.shape)
     if weights is not None:
         clipped = clipped * weights
     if not is_steady:
-        if is_last:
-            rates = lax.optimization_barrier(doubled(rates, frames.shape))
         received = jnp.sum(clipped * frames, (-2, -1))
         light = ratio(received, jnp.sum(clipped * rates[:, None], (-2, -1)))
     counts = jnp.maximum(light, 0)[..., None, None]

@@ -19,6 +19,7 @@ from .block_sums import (
     step_blocks,
 )
 from .channels import working_dtype
+from .checks import is_known
 from .illumination import steadied
 from .smoothing import LEAST_TOTAL_WEIGHT, ratio, root, Smoothing
 from .soft_clip import SoftClip
@@ -42,10 +43,10 @@ class LightModel(eqx.Module):
     @property
     def halo_blocks(self) -> int:
         """Blocks that the rates of one depend on, on either side of it: what the kernel
-        reaches, for the first rates and in each round again."""
+        reaches, once for the first rates and composed in each round."""
         time = self.smoothing.kernels.time
-        reach = 0 if time is None else time.half_width * self.smoothing.order // 2
-        return (1 + self.rounds) * reach
+        once = 0 if time is None else time.half_width
+        return once + self.rounds * once * self.smoothing.order // 2
 
     @property
     def halo_frames(self) -> int:
@@ -66,6 +67,11 @@ def estimate(
     for the background itself, and for each gap with the blocks that are nearer replaced by
     those at that distance."""
     shape = frames.shape
+    if model.clip is not None and any(is_known(n) and n < 5 for n in shape[-2:]):
+        raise ValueError(
+            "Noise is measured in frames of 5 x 5 pixels or more, but these have the shape "
+            f"{shape}; give clip=None."
+        )
     dtype = working_dtype(frames)
     model = jax.tree.map(lambda parameters: parameters.astype(dtype), model)
     if weights is not None:
@@ -90,8 +96,10 @@ def _estimate_stack(
     """The backgrounds and the light of each frame."""
     smoothing, dtype = model.smoothing, model.smoothing.radii.dtype
     count, height, width = frames.shape
-    length, step = model.block_frames, step_blocks(model.block_frames, height, width)
-    blocks = -(-count // (length * step)) * step
+    length = model.block_frames
+    blocks = -(-count // length)
+    step = step_blocks(blocks, length, height, width)
+    blocks = -(-blocks // step) * step
 
     def in_blocks(stack: Array) -> Array:
         widths = [(0, blocks * length - count), *[(0, 0)] * (stack.ndim - 1)]
@@ -104,7 +112,8 @@ def _estimate_stack(
     first = ft.partial(first_sums, dtype=dtype, **options)
     sums, is_bad = over_blocks(first, step, *stacks, is_frame)
     small = smoothing.halved()
-    rates, _ = small.means(sums.sums, sums.totals)
+    # Good enough for weights, and seen from fewer frames.
+    rates, _ = small.with_order(2).means(sums.sums, sums.totals)
     deviations = _deviations(small, sums)
     around = None
     if model.clip is not None:
