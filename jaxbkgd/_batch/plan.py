@@ -17,10 +17,6 @@ from .._workers import core_count
 # one to the other. With fewer, each call costs more than that saves.
 _CHUNK_PIXELS, _CACHED_PIXELS = 2**20, 2**19
 
-# A larger frame goes in strips, with at least this many lines for each line of their halo,
-# which is filtered twice.
-_STRIP_LINES_PER_HALO_LINE = 8
-
 # Bytes that a pixel takes as it is read, converted, filtered and written; and with a halo,
 # where an estimator may hold a dozen images of many frames. Twice that must be free.
 _PIXEL_BYTES, _PIXEL_BYTES_WITH_HALO = 32, 64
@@ -30,15 +26,13 @@ _WORKERS_PER_ACCELERATOR = 2
 
 
 class Window(NamedTuple):
-    """Frames `start` to `stop`, all or some `lines` of them, are estimated from the frames
-    `low` to `high`; or so are lines of a frame."""
+    """Frames `start` to `stop` are estimated from the frames `low` to `high`."""
 
     number: int
     start: int
     stop: int
     low: int
     high: int
-    lines: "Window | None" = None
 
     @property
     def seen(self) -> slice:
@@ -56,16 +50,6 @@ def windows(length: int, chunk_frames: int, halo_frames: int) -> Iterator[Window
     for number, start in enumerate(range(0, length, chunk_frames)):
         low = min(max(0, start - halo_frames), length - seen)
         yield Window(number, start, min(start + chunk_frames, length), low, low + seen)
-
-
-def strips(channels: Sequence[Channel], halo_lines: int | None) -> list[Window | None]:
-    """Strips of a large frame, which stay in cache, or `[None]` for whole frames."""
-    (height, width), *others = {channel.shape[1:] for channel in channels}
-    if halo_lines is None or others:
-        return [None]
-    most = height // (_STRIP_LINES_PER_HALO_LINE * max(1, halo_lines))
-    count = min(len(channels) * height * width // _CACHED_PIXELS, most)
-    return [*windows(height, -(-height // count), halo_lines)] if count > 1 else [None]
 
 
 def plan_chunks(

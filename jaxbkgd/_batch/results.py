@@ -55,12 +55,7 @@ class Results(NamedTuple):
         for sink, indices in self.unnamed:
             parts = [images[index][:, None] for index in indices]
             frames = parts[0] if len(parts) == 1 else np.hstack(parts)
-            if window.lines is None:
-                sink.write(window.start, frames)
-            else:
-                assert isinstance(sink, ArraySink)
-                kept = frames[..., window.lines.kept, :]
-                sink.write(window.start, kept, window.lines.start)
+            sink.write(window.start, frames)
             sink.note(window.number)
 
     def commit(self) -> None:

@@ -30,7 +30,7 @@ from .compute import (
     Quantity,
     run_window,
 )
-from .plan import plan_chunks, strips, Window, windows
+from .plan import plan_chunks, Window, windows
 from .results import (
     as_path,
     begun_chunk_frames,
@@ -176,9 +176,6 @@ def estimate_movie(
         frame_megapixels = sum(math.prod(channel.shape[1:]) for channel in channels) / 1e6
         todo = results.missing(windows(frame_count, chunk_frames, fast.halo_frames))
         resumed_frames = frame_count - sum(w.stop - w.start for w in todo)
-        if is_to_arrays and chunk_frames == 1 and output.can_reuse(fast):
-            parts = strips(channels, fast.halo_lines)
-            todo = [window._replace(lines=lines) for window in todo for lines in parts]
         nonfinite, clipped, begun = set[int](), set[int](), time.perf_counter()
         work = _worker(channels, masks, fast, output, results)
         with progress_bar(frame_count, progress, resumed_frames) as report:
@@ -232,11 +229,10 @@ def _worker(
     unused = {device: SimpleQueue[Buffers | None]() for device in devices}
 
     def work(window: Window) -> tuple[list[int], list[int]]:
-        lines = slice(None) if window.lines is None else window.lines.seen
-        chunks = [channel[window.seen][:, lines] for channel in channels]
+        chunks = [channel[window.seen] for channel in channels]
         # One frame of weights stands for all.
         masks = [
-            None if w is None else w[window.seen if len(w) > 1 else slice(1)][:, lines]
+            None if w is None else w[window.seen if len(w) > 1 else slice(1)]
             for w in weights
         ]
         # Each device has windows of its own: none waits for another.
