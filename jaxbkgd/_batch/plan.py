@@ -13,12 +13,11 @@ from .._movies.movie import Channel, MovieError
 from .._workers import core_count
 
 
-# Pixels of all channels in a chunk; and between arrays on CPU, where it stays in cache from
-# one to the other. With fewer, each call costs more than that saves.
+# Pixels of all channels in a chunk; and between arrays on CPU, where it stays in cache.
 _CHUNK_PIXELS, _CACHED_PIXELS = 2**20, 2**19
 
 # Bytes that a pixel takes as it is read, converted, filtered and written; and with a halo,
-# where an estimator may hold a dozen images of many frames. Twice that must be free.
+# where an estimator may hold a dozen images. Twice that must be free.
 _PIXEL_BYTES, _PIXEL_BYTES_WITH_HALO = 32, 64
 
 # On a GPU or TPU, one thread moves frames while the other one computes.
@@ -44,8 +43,7 @@ class Window(NamedTuple):
 
 
 def windows(length: int, chunk_frames: int, halo_frames: int) -> Iterator[Window]:
-    """The chunks of a movie with the frames that must be seen to estimate them. All see as
-    many, so that nothing is compiled twice."""
+    """The chunks of a movie. All see as many frames, so that nothing is compiled twice."""
     seen = min(length, chunk_frames + 2 * halo_frames)
     for number, start in enumerate(range(0, length, chunk_frames)):
         low = min(max(0, start - halo_frames), length - seen)
@@ -102,14 +100,13 @@ def plan_chunks(
 
 
 def free_bytes(root: Path = Path("/")) -> int:
-    """The memory that this process may still take: of the machine, and within the limits
-    of the control groups that hold it, as in a container or a job of SLURM."""
+    """The memory that this process may still take, of the machine and within the limits of
+    control groups, as in a container or a job of SLURM."""
     free = psutil.virtual_memory().available
-    try:
-        groups = (root / "proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        return free
-    for line in groups:
+    lines: list[str] = []
+    with contextlib.suppress(OSError):
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    for line in lines:
         _, kinds, path = line.split(":", 2)
         base, names = root / "sys/fs/cgroup", ("max", "current")
         if "memory" in kinds.split(","):
@@ -122,9 +119,6 @@ def free_bytes(root: Path = Path("/")) -> int:
                 limit, usage = (int((folder / f"memory.{n}").read_text()) for n in names)
                 stats = (folder / "memory.stat").read_text().split()
                 # Cached files, which the system drops before it refuses memory.
-                cached = sum(
-                    int(stats[stats.index(name) + 1])
-                    for name in ("active_file", "inactive_file")
-                )
-                free = min(free, max(0, limit - usage + cached))
+                cached = [stats[stats.index(f"{n}active_file") + 1] for n in ("", "in")]
+                free = min(free, max(0, limit - usage + sum(map(int, cached))))
     return free

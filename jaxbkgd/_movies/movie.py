@@ -76,18 +76,6 @@ class Movie(contextlib.AbstractContextManager["Movie"]):
         ```
     """
 
-    # What holds for a subclass that sets `shape` and `dtype`, and overrides `read`.
-    name: str = "the movie"
-    format: str = "movie"
-    paths: Sequence[Path] = ()
-    pixel_size_um: tuple[float, float] | None = None
-    frame_interval_s: float | None = None
-    shape: tuple[int, int, int, int]
-    dtype: np.dtype
-    pixels: Any = None
-    chunk_frames: int = 1
-    opened_state: Any = None
-    _close: Callable[[], object] | None = None
     # Of an array that is computed as it is read: from what.
     _identity: str = ""
 
@@ -110,7 +98,7 @@ class Movie(contextlib.AbstractContextManager["Movie"]):
         self.dtype = np.dtype(pixels.dtype).newbyteorder("=")
         self.shape = check_pixels(name, pixels.shape, self.dtype)
         self.chunk_frames = getattr(pixels, "chunk_frames", 1)
-        self.pixels = pixels
+        self.pixels: Any = pixels
         self._close = close
         self.opened_state = self.state()
 
