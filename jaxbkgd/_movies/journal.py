@@ -14,17 +14,16 @@ from .movie import MovieError, one_line
 
 LOCK_SUFFIX = ".lock"
 
-# The line before the draft gets its name.
+# The line that is added before the draft gets its name.
 _COMMITTING = "committing"
 
 
 class Journal:
     """The settings of a draft, and the numbers of its finished chunks, one on a line.
 
-    A line is added in one write when a chunk is done, so the process may be killed at any
-    instant. One process at a time holds a journal, by a lock on a file beside it that the
-    system gives back when the process ends; `MovieError` is raised for others. A journal
-    without a path is kept in memory.
+    A line is added in one write, so the process may be killed at any instant. One process
+    at a time holds a journal, by a lock on a file beside it that the system gives back when
+    the process ends. A journal without a path is kept in memory.
     """
 
     def __init__(self, path: Path | None) -> None:
@@ -51,7 +50,6 @@ class Journal:
             self.is_committing = _COMMITTING in lines
 
     def clear(self) -> None:
-        """Deletes all entries."""
         if self.path is not None:
             (self._file or self._open(self.path)).truncate(0)
         self.settings, self.done, self.is_committing = None, set(), False
@@ -65,7 +63,6 @@ class Journal:
         self.done.add(chunk)
 
     def commit(self) -> None:
-        """Notes that the draft, which is complete, is about to get its name."""
         self._add_line(_COMMITTING)
 
     def remove(self) -> None:
@@ -77,8 +74,7 @@ class Journal:
             self._file.close()
             with contextlib.suppress(OSError):
                 self.path.unlink()
-            # With the draft gone, nobody waits for the lock. (Windows keeps an open file;
-            # there, filelock removes it.)
+            # With the draft gone, nobody waits for the lock.
             with contextlib.suppress(OSError):
                 os.unlink(self._lock.lock_file)
         self.close()

@@ -28,17 +28,13 @@ def open_movie(source: Any) -> Movie:
 
     - `source`: a path (see the page on formats), the URL of a Zarr (`https://`, `s3://`),
         or an array (frames, height, width) or (frames, channels, height, width) of NumPy,
-        JAX, dask or Zarr. Pixels are integers, booleans, or floats of at most 64 bits. A
+        JAX, dask or Zarr, of integers, booleans, or floats of at most 64 bits. A
         [`jaxbkgd.Movie`][] is returned as it is.
-
-    **Returns:**
-
-    A [`jaxbkgd.Movie`][], a context manager whose `channels` are sliced by frame.
 
     **Raises:**
 
-    [`jaxbkgd.MovieError`][], a `ValueError`, if it is missing, broken, of no format that is
-    read, or no array as above; `TypeError` for an array whose dtype NumPy does not know.
+    [`jaxbkgd.MovieError`][], a `ValueError`, if it is missing, broken, or of no format that
+    is read.
 
     !!! example
 
@@ -71,14 +67,11 @@ def open_movie(source: Any) -> Movie:
         if not path.is_file() or path.stat().st_size == 0:
             raise MovieError(f"{path}: is empty, or not a regular file")
         match path.suffix.lower():
-            case ".tif" | ".tiff" | ".btf" | ".tf8" | ".stk":
-                from .tiff import open_tiff
+            case ".tif" | ".tiff" | ".btf" | ".tf8" | ".stk" | ".index" as suffix:
+                from . import tiff
 
-                return open_tiff(path)
-            case ".index":
-                from .tiff import open_ndtiff
-
-                return open_ndtiff(path)
+                is_index = suffix == ".index"
+                return tiff.open_ndtiff(path) if is_index else tiff.open_tiff(path)
             case ".dax" | ".inf":
                 return open_dax(path)
             case ".raw" | ".yaml":
@@ -118,8 +111,6 @@ def _named_packages(path: str | os.PathLike[str]) -> Iterator[None]:
         yield
     except ImportError as error:
         is_url = "://" in str(path)
-        remedy = "pip install " + (
-            "'zarr[remote]' aiohttp s3fs" if is_url else "'jaxbkgd[movies]'"
-        )
+        what = "'zarr[remote]' aiohttp s3fs" if is_url else "'jaxbkgd[movies]'"
         fault = f"needs a Python package ({one_line(error)})"
-        raise MovieError(f"{path}: {fault}; install it with: {remedy}") from error
+        raise MovieError(f"{path}: {fault}; install it with: pip install {what}") from error

@@ -26,8 +26,7 @@ DRAFT_SUFFIXES = (".part", JOURNAL_SUFFIX, JOURNAL_SUFFIX + LOCK_SUFFIX, _ASIDE_
 @dataclass(frozen=True)
 class Layout:
     """The frames to be written: their `shape` (frames, channels, height, width), and the
-    length of the chunks that they come in, each at a multiple of it. The last chunk may be
-    shorter. `pixel_size_um` is (y, x)."""
+    length of the chunks that they come in. `pixel_size_um` is (y, x)."""
 
     shape: tuple[int, int, int, int]
     dtype: np.dtype
@@ -46,7 +45,7 @@ class Target:
 
     `begin` starts it, or `resume` goes on with what an earlier run has left. `give_name`
     and then `finish` complete it, `close` leaves it for a later run, and `discard` removes
-    it. These return when no thread is writing any more, and refuse later writes.
+    it. These wait for threads that write, and refuse later writes.
     """
 
     is_begun = is_committed = False
@@ -74,16 +73,12 @@ class Target:
             self.journal.add(chunk)
 
     def close(self) -> None:
-        """Leaves the draft for a later run."""
         with self._changed:
             self._is_closed = True
             self._changed.wait_for(lambda: not self._writers)
 
-    def give_name(self) -> None:
-        """Completes the movie. Until `finish`, a later run knows it for its own."""
-        self.close()
-
-    finish = discard = close
+    # Until `finish`, a later run knows the movie for its own.
+    give_name = finish = discard = close
 
     def commit(self) -> None:
         """Completes a movie that is written alone."""
@@ -110,7 +105,7 @@ class ArraySink(Target):
     def __init__(self, array: np.ndarray, layout: Layout) -> None:
         frames, channels, *frame = layout.shape
         shapes = [layout.shape] + ([(frames, *frame)] if channels == 1 else [])
-        if (array.shape, array.dtype) not in [(shape, layout.dtype) for shape in shapes]:
+        if array.shape not in shapes or array.dtype != layout.dtype:
             rule = f"shape {' or '.join(map(str, shapes))} and dtype {layout.dtype}"
             fault = f"has shape {array.shape} and dtype {array.dtype}; give one of {rule}"
             raise MovieError(f"the array to fill {fault}")
@@ -129,9 +124,8 @@ class ArraySink(Target):
 class Sink(Target, abc.ABC):
     """A file or folder that is written as a draft, `NAME.part`, and renamed when complete.
 
-    The journal, `NAME.part.journal`, describes the draft. It is locked by a file beside it,
-    `NAME.part.journal.lock`. A format makes the draft in `_begin`, or opens it in
-    `_resume`; `_write` gets contiguous frames (any, channels, height, width) of the
+    `NAME.part.journal` describes the draft. A format makes the draft in `_begin`, or opens
+    it in `_resume`; `_write` gets contiguous frames (any, channels, height, width) of the
     layout's dtype; `_complete` checks the draft.
     """
 
@@ -156,7 +150,6 @@ class Sink(Target, abc.ABC):
     def _resume(self) -> None: ...
     @abc.abstractmethod
     def _write(self, start: int, frames: np.ndarray) -> None: ...
-    @abc.abstractmethod
     def _complete(self) -> None: ...
 
     @property
@@ -167,16 +160,15 @@ class Sink(Target, abc.ABC):
     @property
     def is_committed(self) -> bool:
         """Whether an earlier run ended just after it gave the draft its name."""
-        has_name = self._destination.exists() and not self.draft.exists()
-        return self.journal.is_committing and has_name
+        is_renamed = self._destination.exists() and not self.draft.exists()
+        return self.journal.is_committing and is_renamed
 
     def check(self) -> None:
         check_destination(self.path, overwrite=self._overwrite)
-        has_name = os.path.lexists(self._destination)
+        place, wants_zarr = self._destination, self._destination.suffix.lower() == ".zarr"
         # A folder that is no Zarr may hold anything.
-        is_of_format = is_zarr(self._destination) or self._destination.is_file()
-        wants_zarr = self._destination.suffix.lower() == ".zarr"
-        if has_name and (not is_of_format or wants_zarr != self._destination.is_dir()):
+        is_of_format = is_zarr(place) if wants_zarr else place.is_file()
+        if os.path.lexists(place) and not is_of_format:
             fault = "is no movie of this format, so it is not overwritten"
             raise MovieError(f"{self.path}: {fault}; choose another name")
 
@@ -201,9 +193,10 @@ class Sink(Target, abc.ABC):
             with self._named_errors():
                 self._resume()
         except MovieError as error:
-            remedy = "begin anew (resume=False, in the command line --fresh)"
-            fault = f"the draft of an earlier run is broken; {remedy} ({error})"
-            raise MovieError(f"{self.path}: {fault}") from error
+            raise MovieError(
+                f"{self.path}: the draft of an earlier run is broken; begin anew "
+                f"(resume=False, in the command line --fresh) ({error})"
+            ) from error
         self._is_closed = False
 
     def write(self, start: int, frames: np.ndarray) -> None:
@@ -264,12 +257,12 @@ def check_destination(path: Path, *, overwrite: bool) -> None:
     """Refuses now what could not be written in the end."""
     destination = Path(os.path.realpath(path))
     folder = destination.parent if path.is_symlink() else path.parent
+    fault = None
     if not folder.is_dir():
-        remedy = "make it first, or choose another place"
-        fault = f"there is no folder {folder}; {remedy}"
-        raise MovieError(f"{path}: cannot be written, because {fault}")
-    if not os.access(folder, os.W_OK):
+        fault = f"there is no folder {folder}; make it first, or choose another place"
+    elif not os.access(folder, os.W_OK):
         fault = f"{folder} refuses files; choose another place"
+    if fault is not None:
         raise MovieError(f"{path}: cannot be written, because {fault}")
     if os.path.lexists(destination) and not overwrite:
         remedy = "overwrite it (overwrite=True, in the command line --overwrite)"

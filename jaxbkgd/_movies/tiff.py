@@ -15,7 +15,7 @@ import numpy as np
 import tifffile
 from jaxtyping import Int
 
-from .movie import Movie, MovieError
+from .movie import Movie, MovieError, UNITS
 from .tiff_pages import clear_errors, find_pages, Pages, read_metadata, TiffPixels
 
 
@@ -29,16 +29,6 @@ _MAX_PLAUSIBLE_PIXEL_UM = 10.0
 
 # Axes of tifffile: tile, mosaic and phase (for position).
 _POSITION_AXES = "RMP"
-
-_LENGTHS_UM = {
-    "pm": 1e-6, "Å": 1e-4, "angstrom": 1e-4, "nm": 1e-3, "nanometer": 1e-3,
-    "um": 1.0, "micron": 1.0, "microns": 1.0, "micrometer": 1.0, "micrometre": 1.0,
-    "mm": 1e3, "cm": 1e4, "m": 1e6, "in": 2.54e4, "inch": 2.54e4,
-}  # fmt: skip
-_TIMES_S = {
-    "ns": 1e-9, "us": 1e-6, "ms": 1e-3, "msec": 1e-3,
-    "s": 1.0, "sec": 1.0, "second": 1.0, "seconds": 1.0, "min": 60.0, "h": 3600.0,
-}  # fmt: skip
 
 # No movie has more planes. A damaged description may say so, and would fill the memory.
 _MAX_PLANES = 10_000_000
@@ -84,7 +74,7 @@ def open_tiff(path: Path, *, is_part: bool = False) -> Movie:
             format=format,
             paths=[path],
             pixel_size_um=size,
-            frame_interval_s=_positive_in(interval, metadata.get("tunit"), _TIMES_S, "s"),
+            frame_interval_s=_positive_in(interval, metadata.get("tunit"), "s"),
         )
 
 
@@ -116,7 +106,7 @@ def _pixel_size(
     units = {2: imagej_unit or "inch", 3: "cm"}
     unit = units.get(int(page.tags.valueof(296, 2)), imagej_unit)
     rationals = [page.tags.valueof(code, (0, 1)) for code in (283, 282)]
-    y, x = (_positive_in(d / n if n else 0, unit, _LENGTHS_UM, "") for n, d in rationals)
+    y, x = (_positive_in(d / n if n else 0, unit, "") for n, d in rationals)
     is_plausible = y and x and (imagej_unit or max(y, x) <= _MAX_PLAUSIBLE_PIXEL_UM)
     return (y, x) if y and x and is_plausible else None
 
@@ -150,14 +140,14 @@ def open_ndtiff(index: Path) -> Movie:
     with clear_errors(index), tifffile.TiffFile(first, is_ndtiff=True) as tiff:
         order, files = _arrange_series(index, list(tiff.series), first)
         summary = (tiff.micromanager_metadata or {}).get("Summary", {})
-    size = _positive_in(summary.get("PixelSize_um"), "um", _LENGTHS_UM, "um")
+    size = _positive_in(summary.get("PixelSize_um"), "um", "um")
     return Movie(
         TiffPixels(str(index.parent), files, order),
         name=str(index.parent),
         format="NDTiff",
         paths=[index, *(pages.path for pages in files)],
         pixel_size_um=None if size is None else (size, size),
-        frame_interval_s=_positive_in(summary.get("Interval_ms"), "ms", _TIMES_S, "ms"),
+        frame_interval_s=_positive_in(summary.get("Interval_ms"), "ms", "ms"),
     )
 
 
@@ -189,7 +179,7 @@ def _open_ome(path: Path, xml: str) -> Movie:
         is_joined = root.find(".//{*}StageLabel") is None
         order, files = _arrange_series(describing, series, path, uuids, is_joined)
     size = [
-        _positive_in(pixels.get(name), pixels.get(f"{name}Unit"), _LENGTHS_UM, "um")
+        _positive_in(pixels.get(name), pixels.get(f"{name}Unit"), "um")
         for name in ("PhysicalSizeY", "PhysicalSizeX")
     ]
     interval, unit = (pixels.get(name) for name in ("TimeIncrement", "TimeIncrementUnit"))
@@ -199,7 +189,7 @@ def _open_ome(path: Path, xml: str) -> Movie:
         format="OME-TIFF",
         paths=[pages.path for pages in files],
         pixel_size_um=(size[0], size[1]) if size[0] and size[1] else None,
-        frame_interval_s=_positive_in(interval, unit, _TIMES_S, "s"),
+        frame_interval_s=_positive_in(interval, unit, "s"),
     )
 
 
@@ -275,16 +265,14 @@ def _arrange_series(
     raise MovieError(f"{describing}: {problem}; put all of its files in one folder")
 
 
-def _positive_in(
-    value: Any, unit: str | None, units: dict[str, float], default: str
-) -> float | None:
+def _positive_in(value: Any, unit: str | None, default: str) -> float | None:
     """A positive number in micrometres or seconds, or None if it has no meaning."""
     # Unicode has two characters for the prefix, and ImageJ writes it as an escape.
     unit = str(unit or default).strip()
     for micro in ("\u00b5", "\u03bc", "\\u00B5"):
         unit = unit.replace(micro, "u")
     try:
-        number = float(value) * units[unit]
+        number = float(value) * UNITS[unit]
     except (TypeError, ValueError, KeyError):
         return None
     # Resolutions are fractions, and add digits to a decimal number.
