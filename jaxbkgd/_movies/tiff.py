@@ -1,12 +1,12 @@
 """TIFF files: the channels and the order of their frames, and the units of their pixels.
 
-tifffile arranges the pages of OME-TIFF (docs.openmicroscopy.org/ome-model) and NDTiff
-(github.com/micro-manager/NDStorage), but reads missing files and pages as zeros, and
-positions as frames, so these are refused here.
+tifffile arranges the pages of OME-TIFF and NDTiff, but reads missing files and pages as
+zeros, and positions as frames, so these are refused here.
 """
 
 import logging
 import math
+import warnings
 from pathlib import Path, PureWindowsPath
 from typing import Any
 from xml.etree import ElementTree
@@ -19,29 +19,22 @@ from .movie import Movie, MovieError, UNITS
 from .tiff_pages import clear_errors, find_pages, Pages, read_metadata, TiffPixels
 
 
-# tifffile logs what it finds in a broken file, and a MovieError says it. Without a handler
-# Python would print the log to stderr.
+# What tifffile logs of a broken file, a MovieError says.
 logging.getLogger("tifffile").addHandler(logging.NullHandler())
 
 # Resolution tags without other metadata are mostly those of a printer (72 dpi is 353 um).
-# No microscope has camera pixels larger than this in its sample.
 _MAX_PLAUSIBLE_PIXEL_UM = 10.0
 
 # Axes of tifffile: tile, mosaic and phase (for position).
 _POSITION_AXES = "RMP"
 
-# No movie has more planes. A damaged description may say so, and would fill the memory.
+# A damaged description may say that there are more, and would fill the memory.
 _MAX_PLANES = 10_000_000
 
 
 def open_tiff(path: Path, *, is_part: bool = False) -> Movie:
-    """A TIFF, BigTIFF, OME-TIFF, NDTiff, ImageJ, MetaMorph or ScanImage file.
-
-    Channels are those that OME-XML, ImageJ, Micro-Manager or tifffile say; times and depths
-    become frames, in the order of the file. Pixel sizes are those of OME-XML, of ImageJ or
-    else of the resolution tags if these are at most 10 um. A part of a movie may say how
-    many frames the whole has.
-    """
+    """A TIFF, BigTIFF, OME-TIFF, NDTiff, ImageJ, MetaMorph or ScanImage file. Times and
+    depths become frames. A part of a movie may say how many frames the whole has."""
     with clear_errors(path), tifffile.TiffFile(path) as tiff:
         page = tiff.pages.first
         size = _pixel_size(page)
@@ -87,9 +80,13 @@ def _arrange(pages: Pages, is_part: bool) -> Int[np.ndarray, "frames channels"]:
     channels = axes.get("C", 1)
     if channels == 1 and (count >= frames or is_part):
         return np.arange(count)[:, None]
-    if channels > 1 and count % frames and list(axes)[-1] == "C":
-        # The acquisition was stopped before its times and depths were full.
-        axes, frames = {"C": channels}, channels
+    if 1 < channels <= count < frames and not count % channels and list(axes)[-1] == "C":
+        warnings.warn(
+            f"{pages.path}: says {said}, but has {count} pages; was the acquisition "
+            "stopped, or is the file cut short?",
+            stacklevel=2,
+        )
+        return np.arange(count).reshape(-1, channels)
     if channels == 1 or frames < 1 or count % frames:
         what = f"truncated: it says {frames} frames ({said}), but has {count}"
         raise MovieError(f"{pages.path}: {what}; copy it again, or open its folder")
@@ -163,10 +160,7 @@ def _open_ome(path: Path, xml: str) -> Movie:
         if describing.suffix.lower() in (".ome", ".xml"):
             root = _parse(describing, describing.read_text("utf-8"))
         else:
-            opened, root = (
-                describing,
-                _parse(describing, str(tifffile.tiffcomment(describing))),
-            )
+            opened, root = describing, _parse(describing, tifffile.tiffcomment(describing))
     images = root.findall("{*}Image/{*}Pixels")
     if not images:
         raise MovieError(f"{describing}: its OME-XML describes no image")
@@ -178,24 +172,27 @@ def _open_ome(path: Path, xml: str) -> Movie:
         series = [each for each in tiff.series if each.kind == "ome"]
         is_joined = root.find(".//{*}StageLabel") is None
         order, files = _arrange_series(describing, series, path, uuids, is_joined)
-    size = [
-        _positive_in(pixels.get(name), pixels.get(f"{name}Unit"), "um")
-        for name in ("PhysicalSizeY", "PhysicalSizeX")
-    ]
-    interval, unit = (pixels.get(name) for name in ("TimeIncrement", "TimeIncrementUnit"))
+    y, x, interval = (
+        _positive_in(pixels.get(name), pixels.get(f"{name}Unit"), default)
+        for name, default in (
+            ("PhysicalSizeY", "um"),
+            ("PhysicalSizeX", "um"),
+            ("TimeIncrement", "s"),
+        )
+    )
     return Movie(
         TiffPixels(str(describing), files, order),
         name=str(describing),
         format="OME-TIFF",
         paths=[pages.path for pages in files],
-        pixel_size_um=(size[0], size[1]) if size[0] and size[1] else None,
-        frame_interval_s=_positive_in(interval, unit, "s"),
+        pixel_size_um=(y, x) if y and x else None,
+        frame_interval_s=interval,
     )
 
 
-def _parse(path: Path, xml: str) -> ElementTree.Element:
+def _parse(path: Path, xml: str | bytes) -> ElementTree.Element:
     """OME-XML with files that are beside `path`, as tifffile reads it."""
-    root = ElementTree.fromstring(xml.encode())
+    root = ElementTree.fromstring(xml.encode() if isinstance(xml, str) else xml)
     for file in root.iterfind(".//{*}UUID"):
         # Folders are those of the computer that wrote the file.
         file.set("FileName", PureWindowsPath(file.get("FileName", "")).name)
@@ -216,10 +213,8 @@ def _arrange_series(
 ) -> tuple[Int[np.ndarray, "frames channels"], list[Pages]]:
     """The pages of frames and channels in the series that the file `asked` belongs to,
     counted over its files, and the files. Series of a page each may be joined. `uuids` are
-    those of files in OME-XML.
-
-    An acquisition that was stopped lacks channels of its last frame, which is left out.
-    """
+    those of files in OME-XML. Of a stopped acquisition, an incomplete last frame is left
+    out."""
     there = asked.resolve().name
     found = [
         each

@@ -21,12 +21,11 @@ from .movie import check_pixels, MovieError, one_line
 # Tags that describe pixels. tifffile describes pages of equal tags once.
 _KIND_TAGS = (254, 256, 257, 258, 259, 266, 277, 284, 317, 322, 323, 339)
 
-# Tiles hold a part of a frame, and are not much larger than a frame.
+# A damaged header may say that a tile has more pixels.
 _MAX_TILE_PIXELS = 2**28
 
-
-# More channels in a movie of one frame are frames: programs that know no axes call them so.
-_MAX_CHANNELS_OF_ONE_FRAME = 8
+# What programs that know no axes call channels are frames, if there are more.
+MAX_CHANNELS = 8
 
 
 @dataclass(frozen=True)
@@ -57,8 +56,7 @@ def find_pages(path: Path, like: Pages | None = None) -> Pages:
     """The pages of a file, which have to be like others, by default the first.
 
     tifffile stops at a broken directory without an error, and takes all pages to be like
-    the first, so the chain of directories is followed here. A page that is not like the
-    first, or not all in the file, is a MovieError.
+    the first, so the chain of directories is followed here.
     """
     directories, places = [], []
     kinds: dict[tuple[bytes, ...], bool] = {}
@@ -100,7 +98,6 @@ def find_pages(path: Path, like: Pages | None = None) -> Pages:
                 ):
                     raise ValueError("is truncated: its pixels are not all in the file")
             except Exception as error:
-                # tifffile raises errors of many types on damage.
                 is_cut = isinstance(error, struct.error)
                 reason = "is truncated: the file ends" if is_cut else one_line(error)
                 raise MovieError(f"{path}: page {number} {reason}") from error
@@ -168,9 +165,8 @@ def clear_errors(path: Path) -> Iterator[None]:
 class TiffPixels:
     """Frames (frames, channels, height, width) from the pages of TIFF files.
 
-    Files are open only while they are read, so threads share nothing. `order` has the page
-    of each frame and channel, counted over all files. The value of a pixel is `scale[0] +
-    scale[1] * stored`. A MovieError is raised if the first or last frame cannot be read.
+    Files are open only while they are read. `order` has the page of each frame and channel,
+    counted over all files. The value of a pixel is `scale[0] + scale[1] * stored`.
     """
 
     def __init__(
@@ -180,7 +176,7 @@ class TiffPixels:
         order: Int[np.ndarray, "frames channels"],
         scale: tuple[float, float] = (0.0, 1.0),
     ) -> None:
-        if order.shape[0] == 1 and order.shape[1] > _MAX_CHANNELS_OF_ONE_FRAME:
+        if order.shape[0] == 1 and order.shape[1] > MAX_CHANNELS:
             warnings.warn(
                 f"{name}: its 1 frame of {order.shape[1]} channels is read as frames",
                 stacklevel=2,
@@ -207,8 +203,8 @@ class TiffPixels:
         self, index: tuple[slice, int]
     ) -> Shaped[np.ndarray, "frames height width"]:
         frames, channel = index
-        pages = self._order[frames, channel]
         start = frames.indices(len(self._order))[0]
+        pages = self._order[frames, channel]
         read = np.empty((len(pages), *self.shape[2:]), self.dtype)
         numbered = enumerate(pages.tolist(), start)
         for file, group in itertools.groupby(numbered, lambda item: self._files[item[1]]):
@@ -221,7 +217,7 @@ class TiffPixels:
     def _fill(
         self,
         number: int,
-        read: Shaped[np.ndarray, "frames height width"],
+        read: Shaped[np.ndarray, "..."],
         pages: dict[int, int],
         start: int,
     ) -> None:
@@ -246,9 +242,5 @@ class TiffPixels:
                     if stored.base is not read:
                         read[frame - start] = stored
         except Exception as error:
-            # tifffile and its codecs raise errors of many types on damage.
-            reason = error.strerror if isinstance(error, OSError) else None
-            reason = reason or one_line(error)
-            raise MovieError(
-                f"{path}: frame {frame} of {self.shape[0]} cannot be read ({reason})"
-            ) from error
+            what = f"frame {frame} of {self.shape[0]} cannot be read ({one_line(error)})"
+            raise MovieError(f"{path}: {what}") from error

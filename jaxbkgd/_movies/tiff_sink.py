@@ -20,12 +20,12 @@ _TIFF_DIRECTORY_BYTES = 512
 class TiffSink(Sink):
     """A TIFF file whose frames follow one another, or a BigTIFF file above 4 GB.
 
-    A name that ends in .ome.tif makes it OME-TIFF. Else it has metadata of ImageJ, or of
-    tifffile as BigTIFF. The resolution is in pixels per cm.
+    A name that ends in .ome.tif makes it OME-TIFF. Else it has metadata of ImageJ or, as
+    BigTIFF, of tifffile.
     """
 
-    # That of the first frame in the draft, while it is open.
-    _offset: int | None = None
+    # That of the first frame in the draft.
+    _offset: int
 
     def _begin(self) -> None:
         layout = self.layout
@@ -56,47 +56,39 @@ class TiffSink(Sink):
 
     def _metadata(self, is_ome: bool) -> dict[str, Any]:
         layout, metadata = self.layout, {}
-        if is_ome:
-            # The same movie has the same UUID wherever and whenever it is written.
-            about = repr((layout.shape, layout.dtype.str, layout.pixel_size_um))
-            metadata["UUID"] = str(uuid.uuid5(uuid.NAMESPACE_OID, about))
-            metadata["Creator"] = "jaxbkgd"
-        if layout.pixel_size_um is not None:
+        interval = layout.frame_interval_s
+        if not is_ome:
             # With a resolution per cm, ImageJ takes this unit to be micrometres.
-            metadata |= {} if is_ome else {"unit": "um"}
-            for axis, size in zip(
-                "YX", layout.pixel_size_um if is_ome else (), strict=False
-            ):
-                metadata[f"PhysicalSize{axis}"] = size
-                metadata[f"PhysicalSize{axis}Unit"] = "\u00b5m"
-        if layout.frame_interval_s is not None:
-            metadata["TimeIncrement" if is_ome else "finterval"] = layout.frame_interval_s
-            metadata |= {"TimeIncrementUnit": "s"} if is_ome else {}
+            metadata = {"unit": "um"} if layout.pixel_size_um is not None else {}
+            return metadata if interval is None else metadata | {"finterval": interval}
+        # The same movie has the same UUID wherever and whenever it is written.
+        about = repr((layout.shape, layout.dtype.str, layout.pixel_size_um))
+        metadata["UUID"] = str(uuid.uuid5(uuid.NAMESPACE_OID, about))
+        metadata["Creator"] = "jaxbkgd"
+        for axis, size in zip("YX", layout.pixel_size_um or (), strict=False):
+            metadata |= {f"PhysicalSize{axis}": size, f"PhysicalSize{axis}Unit": "\u00b5m"}
+        if interval is not None:
+            metadata |= {"TimeIncrement": interval, "TimeIncrementUnit": "s"}
         return metadata
 
     def _resume(self) -> None:
         """Opens the draft if it is complete but for its pixels."""
         frames, channels, *shape = self.layout.shape
         try:
-            pages, dtype = find_pages(self.draft), self.layout.dtype
+            pages = find_pages(self.draft)
         except (struct.error, tifffile.TiffFileError) as error:
             raise MovieError(f"{self.draft}: is no TIFF file ({error})") from error
         place, size = pages.places[0], self.layout.frame_bytes // channels
-        is_alike = (pages.shape, pages.dtype) == (tuple(shape), dtype) and place > 0
         follow = place + size * np.arange(frames * channels)
-        if not is_alike or not np.array_equal(pages.places, follow):
+        is_alike = (pages.shape, pages.dtype) == (tuple(shape), self.layout.dtype)
+        if not is_alike or place < 0 or not np.array_equal(pages.places, follow):
             what = "is truncated, or not the beginning of this movie"
             raise MovieError(f"{self.draft}: {what}; remove it, and start anew")
         self._offset = int(place)
 
     def _write(self, start: int, frames: np.ndarray) -> None:
-        if self._offset is None:
-            raise MovieError(f"{self.path}: is closed; resume it to write more frames")
         stored = np.asarray(frames, self.layout.dtype.newbyteorder("<"))
         # Every thread has a file of its own, which no other thread closes.
         with self.draft.open("r+b") as file:
             file.seek(self._offset + start * self.layout.frame_bytes)
             file.write(stored.reshape(-1).view(np.uint8).data)
-
-    def _complete(self) -> None:
-        self._offset = None
