@@ -32,9 +32,8 @@ from jaxbkgd import (
     SpatialMean,
 )
 from jaxbkgd._batch.plan import free_bytes, plan_chunks
-from jaxbkgd._movies.journal import Journal
 from jaxbkgd._movies.open import open_sink
-from jaxbkgd._movies.sinks import Layout, Sink
+from jaxbkgd._movies.sinks import Journal, Layout, Sink
 
 
 FRAMES = np.random.default_rng(0).integers(0, 65536, (23, 20, 31)).astype(np.uint16)

@@ -553,17 +553,6 @@ def test_a_zarr_is_replaced_when_asked_and_nothing_else_is(output, tmp_path):
             _sink(tmp_path / other, output, overwrite=True).begin()
 
 
-@pytest.mark.parametrize(
-    ("chunk_frames", "width", "expected"),
-    [(16, 512, 4), (6, 512, 3), (1, 512, 1), (7, 512, 7), (512, 64, 256), (64, 64, 64)],
-)
-def test_a_file_has_about_4_mib_and_divides_a_chunk(
-    chunk_frames, width, expected, tmp_path
-):
-    layout = Layout((600, 1, width, width), np.dtype(np.float32), chunk_frames)
-    assert ZarrSink(tmp_path / "m.zarr", layout)._chunk_frames() == expected
-
-
 def test_a_draft_that_was_removed_is_not_committed(output, tmp_path):
     sink = _sink(tmp_path / "m.zarr", output)
     sink.begin()

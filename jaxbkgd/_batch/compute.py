@@ -53,38 +53,31 @@ def make_output(
 ) -> Output:
     """Checks what a user has given."""
     if not isinstance(estimator, AbstractEstimator):
-        raise TypeError(
-            f"An estimator is needed, as jaxbkgd.SpatialMean(7.0), but got {estimator!r}."
-        )
+        rule = "An estimator is needed, as jaxbkgd.SpatialMean(7.0)"
+        raise TypeError(f"{rule}, but got {estimator!r}.")
     if weights is not None and not estimator.takes_weights:
-        raise TypeError(
-            f"{type(estimator).__name__} takes no weights; leave them out, or use an "
-            "estimator that does, as LocalMean."
-        )
+        kind = type(estimator).__name__
+        raise TypeError(f"{kind} takes no weights; leave them out, or use LocalMean.")
     check_choice("quantity", quantity, Quantity)
     check_choice("dtype", dtype, Dtype)
     if quantity == "snr" and gains is None:
         raise ValueError("An SNR needs gains, in electrons per ADU.")
     if quantity != "background" and dtype == "uint16":
-        raise ValueError(
-            f"A {quantity} is negative in places, and uint16 is not; write float32."
-        )
+        rule = "is negative in places, and uint16 is not; write float32."
+        raise ValueError(f"A {quantity} {rule}")
     numbers: dict[str, Any] = {"offsets": offsets, "gains": 1.0 if gains is None else gains}
     for name, value in numbers.items():
         listed = [value] * channel_count if np.ndim(value) == 0 else list(value)
         if len(listed) != channel_count:
-            raise ValueError(
-                f"There are {channel_count} channels, but {len(listed)} {name}; give a "
-                "number for all, or one for each."
-            )
+            what = f"There are {channel_count} channels, but {len(listed)} {name}"
+            raise ValueError(f"{what}; give a number for all, or one for each.")
         numbers[name] = tuple(map(float, listed))
-    if not all(map(math.isfinite, numbers["offsets"])):
-        raise ValueError(f"offsets must be finite, but they are {numbers['offsets']}.")
-    if not all(0 < gain < math.inf for gain in numbers["gains"]):
-        raise ValueError(
-            f"gains must be positive and finite, but they are {numbers['gains']}."
-        )
-    return Output(quantity, dtype, **numbers, is_one_stack=is_one_stack)
+    offsets, gains = numbers.values()
+    if not all(map(math.isfinite, offsets)):
+        raise ValueError(f"offsets must be finite, but they are {offsets}.")
+    if not all(0 < gain < math.inf for gain in gains):
+        raise ValueError(f"gains must be positive and finite, but they are {gains}.")
+    return Output(quantity, dtype, offsets, gains, is_one_stack)
 
 
 # Images of each channel; and the frames with a pixel that is not finite, or is clipped, in
@@ -200,9 +193,8 @@ def run_window(
     weights: Sequence[np.ndarray | None] = (),
     buffers: Buffers | None = None,
 ) -> tuple[list[np.ndarray], Int[np.ndarray, "2"]]:
-    """Estimates a window, of which the chunks hold the frames `low` to `high`. Returns the
-    images of the frames that are kept, and how many of these have a pixel that is not
-    finite, and one that uint16 cannot hold."""
+    """Estimates a window, of which the chunks hold the frames seen. Returns the images of
+    those kept, and how many of these have a pixel that is not finite, or is clipped."""
     try:
         frames = [np.asarray(checked_frames(chunk)) for chunk in chunks]
         masks = [None if mask is None else _checked_weights(mask) for mask in weights]
@@ -217,15 +209,11 @@ def run_window(
         )
         arrays = buffers.as_numpy(images) if buffers else list(map(np.asarray, images))
     except Exception as error:
-        raise MovieError(
-            f"{name}: frames {window.start} to {window.stop - 1} cannot be estimated "
-            f"({one_line(error)})"
-        ) from error
+        what = f"frames {window.start} to {window.stop - 1} cannot be estimated"
+        raise MovieError(f"{name}: {what} ({one_line(error)})") from error
     if len(nonfinite) and arrays[0].dtype == np.uint16:
-        raise MovieError(
-            f"{name}: the background of frame {window.start + nonfinite[0]} is not finite, "
-            "and uint16 has no number for that; write float32"
-        )
+        what = f"the background of frame {window.start + nonfinite[0]} is not finite"
+        raise MovieError(f"{name}: {what}, as uint16 has to be; write float32")
     counts = np.array([len(nonfinite), len(clipped)])
     return [array[window.kept] for array in arrays], counts
 

@@ -3,7 +3,6 @@
 import functools as ft
 import pickle
 import threading
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -32,7 +31,7 @@ def estimate_dask(
     gains: Any = None,
     weights: Any = None,
 ) -> Any:
-    """The background of a movie that is a dask array, as another dask array.
+    """The background of a movie that is a dask array, as a dask array of the same shape.
 
     Nothing is read before the result is computed, by any of dask's schedulers. It is that
     of the estimator on the whole movie, to the bit for those of this package. Chunks are as
@@ -47,15 +46,10 @@ def estimate_dask(
     - `weights`: how much a pixel counts, for estimators that take weights: a NumPy or dask
         array whose shape broadcasts to that of `array`, as (height, width).
 
-    **Returns:**
-
-    A dask array of the shape of `array`.
-
     **Raises:**
 
-    `ImportError` if dask is not installed; `TypeError` or `ValueError` for an array or
-    arguments that do not fit. When it is computed, [`jaxbkgd.MovieError`][] for frames that
-    cannot be estimated, as by a background that is not finite and written as uint16.
+    `TypeError` or `ValueError` for an array or arguments that do not fit and, when it is
+    computed, [`jaxbkgd.MovieError`][] for frames that cannot be estimated.
 
     !!! example
 
@@ -76,21 +70,16 @@ def estimate_dask(
         from dask.base import tokenize
         from dask.delayed import delayed
     except ModuleNotFoundError as error:
-        raise ImportError(
-            f"estimate_dask needs the Python package {error.name}; install it with: "
-            "pip install 'jaxbkgd[cluster]'"
-        ) from error
+        what = f"estimate_dask needs the Python package {error.name}"
+        remedy = "install it with: pip install 'jaxbkgd[cluster]'"
+        raise ImportError(f"{what}; {remedy}") from error
 
     if not isinstance(array, da.Array):
-        raise TypeError(
-            f"{type(array).__name__} is no dask array; make it one, for example with "
-            "dask.array.from_array, or use jaxbkgd.estimate_movie."
-        )
+        kind = type(array).__name__
+        raise TypeError(f"{kind} is no dask array; make it one with dask.array.from_array.")
     if np.isnan(array.size):
-        raise ValueError(
-            f"The array has shape {array.shape}, of which a part is not known; call its "
-            "compute_chunk_sizes() first."
-        )
+        what = f"The array has shape {array.shape}, of which a part is not known"
+        raise ValueError(f"{what}; call its compute_chunk_sizes() first.")
     count = movie_of_array(array).shape[1]
     output = compute.make_output(
         estimator, quantity, dtype, offsets, gains, weights, count, count == 1
@@ -98,14 +87,8 @@ def estimate_dask(
     estimator = estimator.for_inference()
     halo_frames = min(estimator.halo_frames, len(array))
     movie: Any = array
-    frames = movie.chunks[0]
-    if max(movie.numblocks[1:]) > 1:
-        frames = "auto"
-        warnings.warn(
-            f"chunks of {movie.chunksize} cut a frame; they are rechunked, which costs "
-            "memory and time. Store the movie in chunks of whole frames.",
-            stacklevel=2,
-        )
+    # Chunks that cut a frame are joined.
+    frames = "auto" if max(movie.numblocks[1:]) > 1 else movie.chunks[0]
     movie = movie.rechunk({0: frames, **dict.fromkeys(range(1, movie.ndim), -1)})
     array = movie.rechunk({0: ensure_minimum_chunksize(halo_frames, movie.chunks[0])})
     masks = []
@@ -140,7 +123,7 @@ def _estimate_chunk(
     """Estimates a chunk, which comes with its halo, and its weights if there are any."""
     start, stop = block_info[None]["array-location"][0]
     low = start - min(halo_frames, start)
-    window = Window(0, start, stop, low, low + len(stacks[0]))
+    window = Window(0, start, stop, slice(None), slice(start - low, stop - low))
     of_each: list[Any] = [[s] if s.ndim == 3 else [*np.moveaxis(s, 1, 0)] for s in stacks]
     with _COMPILING:
         estimate = _compiled_from(pickled, output)

@@ -25,29 +25,24 @@ _WORKERS_PER_ACCELERATOR = 2
 
 
 class Window(NamedTuple):
-    """Frames `start` to `stop` are estimated from the frames `low` to `high`."""
+    """Frames `start` to `stop` are estimated, and `kept`, of those `seen`."""
 
     number: int
     start: int
     stop: int
-    low: int
-    high: int
-
-    @property
-    def seen(self) -> slice:
-        return slice(self.low, self.high)
-
-    @property
-    def kept(self) -> slice:
-        return slice(self.start - self.low, self.stop - self.low)
+    seen: slice
+    kept: slice
 
 
 def windows(length: int, chunk_frames: int, halo_frames: int) -> Iterator[Window]:
     """The chunks of a movie. All see as many frames, so that nothing is compiled twice."""
-    seen = min(length, chunk_frames + 2 * halo_frames)
+    count = min(length, chunk_frames + 2 * halo_frames)
     for number, start in enumerate(range(0, length, chunk_frames)):
-        low = min(max(0, start - halo_frames), length - seen)
-        yield Window(number, start, min(start + chunk_frames, length), low, low + seen)
+        low, stop = min(max(0, start - halo_frames), length - count), start + chunk_frames
+        stop = min(stop, length)
+        yield Window(
+            number, start, stop, slice(low, low + count), slice(start - low, stop - low)
+        )
 
 
 def plan_chunks(
@@ -90,10 +85,9 @@ def plan_chunks(
         frames = min(frames, longest - 2 * halo_frames)
         if 2 * frames < halo_frames:
             raise MovieError(
-                f"{channels[0].movie.name}: memory is short: of its frames, each of "
-                f"{workers} threads can hold {longest}, but the estimator sees "
-                f"{halo_frames} on either side of one; take fewer workers, a smaller "
-                "radius in frames or boxes, or, for a slow run, give chunk_frames"
+                f"{channels[0].movie.name}: memory is short: each of {workers} threads can "
+                f"hold {longest}, but the estimator sees {halo_frames} on either side of a "
+                "frame; give fewer workers, a smaller radius, boxes or chunk_frames"
             )
     # As long as each other.
     return math.ceil(frame_count / math.ceil(frame_count / max(1, frames))), workers

@@ -17,11 +17,9 @@ import jax
 import numpy as np
 
 from .._estimators.base import AbstractEstimator
-from .._movies import sinks
-from .._movies.journal import Journal
 from .._movies.movie import Channel, Movie, MovieError
 from .._movies.open import open_sink
-from .._movies.sinks import ArraySink, draft_of, Sink
+from .._movies.sinks import ArraySink, draft_of, DRAFT_SUFFIXES, Journal, Layout, Sink
 from .._version import __version__
 from .compute import Output
 from .plan import Window
@@ -74,7 +72,16 @@ def open_results(
 
     try:
         for target, indices in targets:
-            sink = open_sink(target, job.layout(indices), overwrite=overwrite)
+            first = job.channels[indices[0]]
+            frames, height, width = first.shape
+            layout = Layout(
+                (frames, len(indices), height, width),
+                np.dtype(job.output.dtype),
+                job.chunk_frames,
+                first.movie.pixel_size_um,
+                first.movie.frame_interval_s,
+            )
+            sink = open_sink(target, layout, overwrite=overwrite)
             is_named = resume and sink.is_committed
             (results.named if is_named else results.unnamed).append((sink, indices))
             if is_named or (resume and sink.is_begun):
@@ -128,27 +135,15 @@ class Job:
         for movie in self.files:
             self.content(movie)
 
-    def layout(self, indices: Sequence[int]) -> sinks.Layout:
-        """Of a result with these channels."""
-        first = self.channels[indices[0]]
-        movie, (frames, height, width) = first.movie, first.shape
-        return sinks.Layout(
-            (frames, len(indices), height, width),
-            np.dtype(self.output.dtype),
-            self.chunk_frames,
-            movie.pixel_size_um,
-            movie.frame_interval_s,
-        )
-
     @ft.cached_property
     def settings(self) -> dict[str, Any]:
         """In terms of JSON. It takes long for frames in memory, which are all hashed."""
-        content = self.content
+        sources = [
+            (self.content(c.movie), c.index, *map(int, c.box)) for c in self.channels
+        ]
         return {
-            "source": [
-                [content(c.movie), c.index, list(map(int, c.box))] for c in self.channels
-            ],
-            "weights": [None if w is None else content(w.movie) for w in self.weights],
+            "source": [list(source) for source in sources],
+            "weights": [None if w is None else self.content(w.movie) for w in self.weights],
             "estimator": _hash(self.estimator),
             "quantity": self.output.quantity,
             "dtype": self.output.dtype,
@@ -204,9 +199,9 @@ def _hash(estimator: AbstractEstimator) -> str:
         _Pickler(pickled).dump(estimator)
     except Exception as error:
         raise TypeError(
-            f"{type(estimator).__name__} holds something that another run could not "
-            f"recognise ({error}), so that it could not be resumed; let it hold arrays, "
-            "numbers, functions of a module and what can be pickled, or write to an array"
+            f"{type(estimator).__name__} holds what another run could not recognise "
+            f"({error}), so that it could not be resumed; let it hold functions of a "
+            "module and what can be pickled, or write to an array"
         ) from error
     return hashlib.sha256(pickled.getvalue()).hexdigest()
 
@@ -228,28 +223,22 @@ def group_targets(
     read may be written to, or removed, and nothing written twice."""
     places = list(sink) if is_list and isinstance(sink, list | tuple) else [sink]
     if is_list and len(places) != channel_count:
-        raise ValueError(
-            f"There are {channel_count} channels, but {len(places)} sinks; give a list "
-            "with a sink for each channel."
-        )
+        what = f"There are {channel_count} channels, but {len(places)} sinks"
+        raise ValueError(f"{what}; give a list with a sink for each channel.")
     arrays = [place for place in places if isinstance(place, np.ndarray)]
     for number, array in enumerate(arrays):
         others = [np.may_share_memory(array, other) for other in arrays[:number]]
         if any([movie.shares_memory(array) for movie in movies] + others):
-            raise ValueError(
-                "An array to fill shares memory with the movie or with another one; give "
-                "an array of its own."
-            )
+            what = "An array to fill shares memory with the movie or with another one"
+            raise ValueError(f"{what}; give an array of its own.")
     paths = [path.resolve() for place in places if (path := as_path(place))]
     for path in paths:
         if paths.count(path) > 1:
             raise MovieError(f"{path}: is given for two channels; give each a name")
-        touched = [path, *(draft_of(path, suffix) for suffix in sinks.DRAFT_SUFFIXES)]
+        touched = [path, *(draft_of(path, suffix) for suffix in DRAFT_SUFFIXES)]
         if any(movie.includes(name) for movie in movies for name in touched):
-            raise MovieError(
-                f"{path}: is the movie itself, or would be a part of it when it is read "
-                "again; give a name elsewhere"
-            )
+            what = "is the movie itself, or would be a part of it when it is read again"
+            raise MovieError(f"{path}: {what}; give a name elsewhere")
     if is_list:
         return [(place, [index]) for index, place in enumerate(places)]
     return [(sink, list(range(channel_count)))]
@@ -259,7 +248,7 @@ def begun_chunk_frames(targets: Sequence[Target]) -> int | None:
     """The chunks of an earlier run's drafts."""
     for target, _ in targets:
         if path := as_path(target):
-            journal = Journal(draft_of(path, sinks.JOURNAL_SUFFIX))
+            journal = Journal(draft_of(path, ".part.journal"))
             journal.close()
             if journal.settings is not None and "chunk_frames" in journal.settings:
                 return journal.settings["chunk_frames"]

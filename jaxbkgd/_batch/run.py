@@ -16,8 +16,7 @@ from jaxtyping import Array, Float, Int
 
 from .._estimators.base import AbstractEstimator
 from .._movies.movie import Box, Channel, Movie, movie_of_array, MovieError
-from .._movies.open import open_movie
-from .._movies.sources import is_split, open_channels
+from .._movies.open import is_split, open_channels, open_movie
 from .._workers import on_threads, progress_bar, run_interruptibly
 from . import compute
 from .compute import Dtype, Quantity
@@ -27,19 +26,11 @@ from .results import as_path, begun_chunk_frames, group_targets, Job, open_resul
 
 @dataclass(frozen=True)
 class MovieSummary:
-    """What [`jaxbkgd.estimate_movie`][] has done.
-
-    **Attributes:**
-
-    - `frames`: of the movie.
-    - `resumed_frames`: those that earlier runs had done.
-    - `seconds`: that this run took, compilation included.
-    - `megapixels_per_second`: of all channels, in this run.
-    - `noise_corrections`: of each channel, see [`jaxbkgd.Background`][].
-    - `chunk_frames`, `workers`: what was chosen.
-    - `nonfinite_frames`: frames whose result has a NaN or an infinity.
-    - `clipped_frames`: frames with a background that uint16 could not hold.
-    """
+    """What [`jaxbkgd.estimate_movie`][] has done. `resumed_frames` are those that earlier
+    runs had done; `seconds` include compilation, `megapixels_per_second` are of all
+    channels; `noise_corrections` are of each, see [`jaxbkgd.Background`][].
+    `nonfinite_frames` and `clipped_frames` are those with a result that is not finite, or
+    that uint16 could not hold."""
 
     frames: int
     resumed_frames: int
@@ -74,7 +65,8 @@ def estimate_movie(
     Memory is bounded by the chunks that are worked on. A file has its name only when it is
     complete; until then it lies beside it as `NAME.part`, and the same call resumes it,
     whatever ended the one before. The result is that of `estimator(frames)` on the whole
-    movie, to the bit for the estimators of this package.
+    movie, to the bit for the estimators of this package. Returns a
+    [`jaxbkgd.MovieSummary`][].
 
     **Arguments:**
 
@@ -102,10 +94,6 @@ def estimate_movie(
     - `progress`: whether to show a progress bar, where there is a terminal.
     - `resume`: whether to go on with what an earlier call has left, or begin anew.
     - `overwrite`: whether a result that has the name already is replaced, in the end.
-
-    **Returns:**
-
-    A [`jaxbkgd.MovieSummary`][].
 
     **Raises:**
 
@@ -227,10 +215,8 @@ def _open_weights(
     is_list = isinstance(weights, list | tuple)
     listed = list(weights) if is_list else [weights] * len(channels)
     if len(listed) != len(channels):
-        raise ValueError(
-            f"There are {len(channels)} channels, but weights for {len(listed)}; give one "
-            "for all, or a list with one for each."
-        )
+        what = f"There are {len(channels)} channels, but weights for {len(listed)}"
+        raise ValueError(f"{what}; give one for all, or a list with one for each.")
     opened: list[Channel | None] = [None] * len(channels)
     for number, (mask, channel) in enumerate(zip(listed, channels, strict=True)):
         if mask is None:
@@ -242,10 +228,8 @@ def _open_weights(
             mask = movie_of_array(frames, "the weights")
         height, width = channel.movie.shape[2:]
         if mask.shape not in [(n, 1, height, width) for n in (1, len(channel))]:
-            raise MovieError(
-                f"{mask.name}: has the shape (frames, channels, height, width) "
-                f"{mask.shape}; as weights of these frames it must have 1 or "
-                f"{len(channel)} frames, one channel, and {height} x {width} pixels"
-            )
+            rule = f"1 or {len(channel)} frames, one channel, and {height} x {width} pixels"
+            what = f"has the shape (frames, channels, height, width) {mask.shape}"
+            raise MovieError(f"{mask.name}: {what}; as weights it must have {rule}")
         opened[number] = Channel(mask, 0, channel.box)
     return opened

@@ -255,7 +255,7 @@ def movie_of_array(array: Any, name: str = "the array") -> Movie:
     if isinstance(array, np.ma.MaskedArray):
         raise MovieError(f"{name}: is masked; fill it, and give its mask as weights")
     library = type(array).__module__.partition(".")[0]
-    pixels, paths = array if len(array.shape) != 3 else _OneChannel(array), []
+    pixels, paths, identity = array if len(array.shape) != 3 else _OneChannel(array), [], ""
     if isinstance(array, np.ndarray):
         pixels = base = array if array.ndim != 3 else array[:, None]
         while isinstance(base, np.ndarray) and not isinstance(base, np.memmap):
@@ -264,10 +264,11 @@ def movie_of_array(array: Any, name: str = "the array") -> Movie:
             # Else the file's time might change when the system writes to it later.
             base.flush()
             paths = [Path(str(base.filename))]
-    movie = Movie(pixels, name=name, format=f"{library} array", paths=paths)
-    if library == "dask":
+    elif library == "dask":
         # The name says from what it is computed.
-        movie._identity = array.name
+        identity = array.name
+    movie = Movie(pixels, name=name, format=f"{library} array", paths=paths)
+    movie._identity = identity
     return movie
 
 

@@ -45,7 +45,8 @@ def open_picasso(path: Path) -> Movie:
     header = _Header(path, ".raw .yaml", _parse_yaml)
     frames, height, width = map(header.size, ("Frames", "Height", "Width"))
     dtype = np.dtype(header.require("Data Type", _PICASSO_TYPE, "such as uint16"))
-    dtype = dtype.newbyteorder(header.require("Byte Order", "[<>]", "'<' or '>'"))
+    is_little = header.require("Byte Order", "[<>]", "'<' or '>'") == "<"
+    dtype = dtype.newbyteorder("<" if is_little else ">")
     shape = frames, 1, height, width
     movie = _open_frames(header.movie, "Picasso raw", shape, dtype, header.name)
     size_um = (header.number("Pixelsize") or header.number("Camera.Pixelsize") or 0) / 1000

@@ -160,7 +160,8 @@ def _open_ome(path: Path, xml: str) -> Movie:
         if describing.suffix.lower() in (".ome", ".xml"):
             root = _parse(describing, describing.read_text("utf-8"))
         else:
-            opened, root = describing, _parse(describing, tifffile.tiffcomment(describing))
+            opened, said = describing, str(tifffile.tiffcomment(describing))
+            root = _parse(describing, said)
     images = root.findall("{*}Image/{*}Pixels")
     if not images:
         raise MovieError(f"{describing}: its OME-XML describes no image")
@@ -190,9 +191,9 @@ def _open_ome(path: Path, xml: str) -> Movie:
     )
 
 
-def _parse(path: Path, xml: str | bytes) -> ElementTree.Element:
+def _parse(path: Path, xml: str) -> ElementTree.Element:
     """OME-XML with files that are beside `path`, as tifffile reads it."""
-    root = ElementTree.fromstring(xml.encode() if isinstance(xml, str) else xml)
+    root = ElementTree.fromstring(xml.encode())
     for file in root.iterfind(".//{*}UUID"):
         # Folders are those of the computer that wrote the file.
         file.set("FileName", PureWindowsPath(file.get("FileName", "")).name)
