@@ -30,8 +30,7 @@ Target = tuple[Any, list[int]]
 
 
 class Results(NamedTuple):
-    """Sinks with the numbers of their channels: those to be written, and those to which an
-    earlier run has given their names."""
+    """Sinks with the numbers of their channels: to be written, and named already."""
 
     unnamed: list[tuple[Sink | ArraySink, list[int]]]
     named: list[tuple[Sink | ArraySink, list[int]]]
@@ -61,8 +60,8 @@ class Results(NamedTuple):
 def open_results(
     job: "Job", targets: Sequence[Target], *, resume: bool, overwrite: bool
 ) -> Iterator[Results]:
-    """Opens what an earlier run of this job has left, or begins anew. After an error,
-    drafts with anything in them stay for a later run. Later, nothing is written."""
+    """Opens what an earlier run has left, or begins anew. After an error, drafts with
+    anything in them stay for a later run."""
     results, begun = Results([], []), []
 
     def close() -> None:
@@ -158,19 +157,14 @@ class Job:
     def check_sources(self) -> None:
         """Refuses a movie that has changed, and warns of one whose time has."""
         for movie in self.files:
-            with contextlib.suppress(OSError):
-                if movie.state() == movie.opened_state:
-                    continue
             if _content(movie) != self.content(movie):
-                raise ChangedSource(
-                    f"{movie.name}: has changed since it was opened; begin anew once it is "
-                    "whole (resume=False, in the command line --fresh)"
-                )
-            warnings.warn(
-                f"{movie.name}: its time of modification has changed, but not its size nor "
-                "the frames that were compared; the result is kept",
-                stacklevel=3,
-            )
+                what = f"{movie.name}: has changed since it was opened; begin anew once it"
+                rule = "is whole (resume=False, in the command line --fresh)"
+                raise ChangedSource(f"{what} {rule}")
+            if movie.state() != movie.opened_state:
+                what = f"{movie.name}: its time of modification has changed, but not its"
+                rule = "size nor the frames that were compared; the result is kept"
+                warnings.warn(f"{what} {rule}", stacklevel=3)
 
 
 def _content(movie: Movie) -> list[Any]:

@@ -217,19 +217,18 @@ def _open_weights(
     if len(listed) != len(channels):
         what = f"There are {len(channels)} channels, but weights for {len(listed)}"
         raise ValueError(f"{what}; give one for all, or a list with one for each.")
-    opened: list[Channel | None] = [None] * len(channels)
-    for number, (mask, channel) in enumerate(zip(listed, channels, strict=True)):
-        if mask is None:
-            continue
+    opened: list[Channel | None] = []
+    for mask, channel in zip(listed, channels, strict=True):
         if as_path(mask):
             mask = files.enter_context(open_movie(mask))
-        if not isinstance(mask, Movie):
+        elif not (mask is None or isinstance(mask, Movie)):
             frames = np.asarray(mask)[None] if np.ndim(mask) == 2 else mask
             mask = movie_of_array(frames, "the weights")
         height, width = channel.movie.shape[2:]
-        if mask.shape not in [(n, 1, height, width) for n in (1, len(channel))]:
+        shapes = [(frames, 1, height, width) for frames in (1, len(channel))]
+        if mask is not None and mask.shape not in shapes:
             rule = f"1 or {len(channel)} frames, one channel, and {height} x {width} pixels"
             what = f"has the shape (frames, channels, height, width) {mask.shape}"
             raise MovieError(f"{mask.name}: {what}; as weights it must have {rule}")
-        opened[number] = Channel(mask, 0, channel.box)
+        opened.append(None if mask is None else Channel(mask, 0, channel.box))
     return opened

@@ -84,9 +84,6 @@ class Movie(contextlib.AbstractContextManager["Movie"]):
         ```
     """
 
-    # Of an array that is computed as it is read: from what.
-    _identity: str = ""
-
     def __init__(
         self,
         pixels: Pixels,
@@ -150,8 +147,8 @@ class Movie(contextlib.AbstractContextManager["Movie"]):
     def fingerprint(self) -> str:
         """A hash of shape, type and, of an array in memory, all frames (about a second for
         a gigabyte); else of eight frames."""
-        about = (self.shape, self.dtype.str, self._identity)
-        digest = hashlib.blake2b(repr(about).encode(), digest_size=32)
+        about = repr((self.shape, self.dtype.str))
+        digest = hashlib.blake2b(about.encode(), digest_size=32)
         is_in_memory = isinstance(self.pixels, np.ndarray) and not self.paths
         count = self.shape[0] if is_in_memory else _FINGERPRINT_FRAMES
         for index in sorted({round(x) for x in np.linspace(0, self.shape[0] - 1, count)}):
@@ -255,7 +252,7 @@ def movie_of_array(array: Any, name: str = "the array") -> Movie:
     if isinstance(array, np.ma.MaskedArray):
         raise MovieError(f"{name}: is masked; fill it, and give its mask as weights")
     library = type(array).__module__.partition(".")[0]
-    pixels, paths, identity = array if len(array.shape) != 3 else _OneChannel(array), [], ""
+    pixels, paths = array if len(array.shape) != 3 else _OneChannel(array), []
     if isinstance(array, np.ndarray):
         pixels = base = array if array.ndim != 3 else array[:, None]
         while isinstance(base, np.ndarray) and not isinstance(base, np.memmap):
@@ -264,12 +261,7 @@ def movie_of_array(array: Any, name: str = "the array") -> Movie:
             # Else the file's time might change when the system writes to it later.
             base.flush()
             paths = [Path(str(base.filename))]
-    elif library == "dask":
-        # The name says from what it is computed.
-        identity = array.name
-    movie = Movie(pixels, name=name, format=f"{library} array", paths=paths)
-    movie._identity = identity
-    return movie
+    return Movie(pixels, name=name, format=f"{library} array", paths=paths)
 
 
 def check_pixels(

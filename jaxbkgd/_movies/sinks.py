@@ -25,7 +25,6 @@ _ASIDE_SUFFIX = ".part.old"
 # Suffixes of the files beside a movie while it is written.
 DRAFT_SUFFIXES = (".part", JOURNAL_SUFFIX, JOURNAL_SUFFIX + _LOCK_SUFFIX, _ASIDE_SUFFIX)
 
-
 # The line that is added before the draft gets its name.
 _COMMITTING = "committing"
 
@@ -151,7 +150,6 @@ class Layout:
 
     @property
     def frame_bytes(self) -> int:
-        """Of all channels."""
         return self.dtype.itemsize * math.prod(self.shape[1:])
 
 
@@ -308,10 +306,9 @@ class Sink(Target, abc.ABC):
             with self._named_errors():
                 self._resume()
         except MovieError as error:
-            raise MovieError(
-                f"{self.path}: the draft of an earlier run is broken; begin anew "
-                f"(resume=False, in the command line --fresh) ({error})"
-            ) from error
+            remedy = "begin anew (resume=False, in the command line --fresh)"
+            fault = f"the draft of an earlier run is broken; {remedy} ({error})"
+            raise MovieError(f"{self.path}: {fault}") from error
         self._is_closed = False
 
     def write(self, start: int, frames: np.ndarray) -> None:

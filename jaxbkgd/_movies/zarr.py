@@ -33,13 +33,8 @@ def open_zarr(source: Path | str) -> Movie:
     """Opens a Zarr v2 or v3 array, or the image of an OME-Zarr, in full resolution.
 
     `source` is a folder, a .zip of it, or a URL. Frames are times and depths, all depths of
-    the first time before those of the second. A missing chunk holds the fill value, and is
-    warned of when it is first read.
-
-    **Raises:**
-
-    `MovieError` if the metadata are broken or describe several images and, when frames are
-    read, if a chunk is damaged.
+    the first time before those of the second. The first missing chunk that is read, which
+    holds the fill value, is warned of.
     """
     # Broken files raise errors of any type in zarr-python and its codecs.
     with named_errors(f"{source}: cannot be read", Exception):
