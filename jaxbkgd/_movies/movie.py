@@ -193,10 +193,9 @@ class Channel:
         frames, _, height, width = movie.shape
         x0, y0, x1, y1 = (0, 0, width, height) if box is None else box
         if not (0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height):
-            raise MovieError(
-                f"{movie.name}: the box {box} is not inside its frames; give x0, y0, x1, "
-                f"y1 with 0 <= x0 < x1 <= {width} and 0 <= y0 < y1 <= {height}"
-            )
+            rule = f"0 <= x0 < x1 <= {width} and 0 <= y0 < y1 <= {height}"
+            fault = f"the box {box} is not inside its frames; give x0, y0, x1, y1 with"
+            raise MovieError(f"{movie.name}: {fault} {rule}")
         self.movie = movie
         self.index = index
         self.box = x0, y0, x1, y1

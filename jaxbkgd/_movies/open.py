@@ -134,23 +134,19 @@ def open_channels(
         return opened[0]
     for channels in opened:
         if len(channels) > 1:
-            raise MovieError(
-                f"{channels[0].movie.name}: holds {len(channels)} channels; estimate it by "
-                "itself, without a list of sources or boxes"
-            )
+            what = f"{channels[0].movie.name}: holds {len(channels)} channels"
+            raise MovieError(f"{what}; estimate it without a list of sources or boxes")
     channels = [channel for (channel,) in opened]
     if boxes is not None:
         if isinstance(source, list | tuple | Channel) or not boxes:
-            raise ValueError(
-                f"boxes are {boxes} of {len(sources)} sources; give at least one, of the "
-                "frames of one movie or array."
-            )
+            what = f"boxes are {boxes} of {len(sources)} sources"
+            raise ValueError(f"{what}; give at least one, of one movie or array.")
         return [Channel(channels[0].movie, 0, box) for box in boxes]
-    lengths = [len(channel) for channel in channels]
+    lengths = [str(len(channel)) for channel in channels]
     if len(set(lengths)) > 1:
+        what = f"the channels have {', '.join(lengths)} frames"
         raise MovieError(
-            f"{channels[0].movie.name}: the channels have {', '.join(map(str, lengths))} "
-            "frames; give movies of the same length"
+            f"{channels[0].movie.name}: {what}; give movies of the same length"
         )
     return channels
 

@@ -65,9 +65,8 @@ def open_npy(path: Path) -> Movie:
         names = "read_array_header_1_0", "read_array_header_2_0"
         shape, is_fortran, dtype = getattr(np.lib.format, names[not is_first])(start)
     if is_fortran:
-        raise MovieError(
-            f"{path}: is in Fortran order; save numpy.ascontiguousarray(frames)"
-        )
+        remedy = "save numpy.ascontiguousarray(frames)"
+        raise MovieError(f"{path}: is in Fortran order; {remedy}")
     shape = shape if len(shape) != 3 else (shape[0], 1, *shape[1:])
     return _open_frames(path, "NumPy file", shape, dtype, "header", start.tell())
 

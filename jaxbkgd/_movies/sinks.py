@@ -111,9 +111,8 @@ class Journal:
         try:
             lock.acquire()
         except filelock.Timeout as error:
-            raise MovieError(
-                f"{path}: is in use; wait for the other run to end, or write elsewhere"
-            ) from error
+            remedy = "wait for the other run to end, or write elsewhere"
+            raise MovieError(f"{path}: is in use; {remedy}") from error
         except (OSError, NotImplementedError) as error:
             warnings.warn(
                 f"{path}: cannot be locked there ({one_line(error)}); start no other run "
