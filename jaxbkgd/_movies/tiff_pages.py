@@ -7,7 +7,7 @@ import math
 import struct
 import uuid
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import numpy as np
 import tifffile
 from jaxtyping import Int, Shaped
 
-from .movie import check_pixels, MovieError, one_line
+from .movie import check_pixels, MovieError, named_errors, one_line
 from .sinks import Sink
 
 
@@ -156,16 +156,9 @@ def _read_axes(tiff: tifffile.TiffFile) -> dict[str, int]:
     return dict(zip(names[:-2], map(int, shape), strict=False)) if is_paged else {}
 
 
-@contextlib.contextmanager
-def clear_errors(path: Path) -> Iterator[None]:
+def clear_errors(path: Path) -> contextlib.AbstractContextManager[None]:
     """Raises errors of tifffile, which are of many types on damage, as MovieError."""
-    try:
-        yield
-    except (MovieError, OSError, ModuleNotFoundError):
-        raise
-    except Exception as error:
-        reason = f"is not a TIFF file, or broken ({one_line(error)})"
-        raise MovieError(f"{path}: {reason}") from error
+    return named_errors(f"{path}: is not a TIFF file, or broken", Exception)
 
 
 class TiffPixels:
