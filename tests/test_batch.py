@@ -20,7 +20,6 @@ import pytest
 import tifffile
 from conftest import MovingSum
 
-import jaxbkgd
 from jaxbkgd import (
     AbstractEstimator,
     Background,
@@ -145,7 +144,7 @@ def test_memory_is_shared_among_as_many_workers_as_it_serves(
 ):
     """Where so many frames can be held."""
     _let_memory_hold(held, monkeypatch)
-    monkeypatch.setattr(jaxbkgd._batch.plan, "core_count", lambda: 2)
+    monkeypatch.setattr("jaxbkgd._batch.plan.core_count", lambda: 2)
     chunk_frames, workers = given
     channels, devices = open_movie(FRAMES).channels, jax.local_devices()
     options = {"chunk_frames": chunk_frames, "workers": workers}
@@ -280,7 +279,7 @@ def test_channels_have_their_own_radii_offsets_and_noise_factors():
     ):
         summary = estimate_movie(source, estimator, sink, offsets=[100, 200], boxes=cut)
         written = sink if isinstance(sink, list) else np.moveaxis(sink, 1, 0)
-        np.testing.assert_array_equal(np.stack(written), np.stack(background.bkgds))
+        np.testing.assert_array_equal(np.stack([*written]), np.stack(background.bkgds))
         np.testing.assert_allclose(
             summary.noise_corrections, background.noise_corrections, rtol=1e-6
         )

@@ -475,6 +475,17 @@ def test_axes_that_do_not_fit_the_pages_are_refused(said, frames, tmp_path):
             open_movie(path)
 
 
+def test_a_stack_of_two_channels_that_was_cut_short_is_warned_of(tmp_path):
+    path, frames = tmp_path / "movie.tif", np.zeros((10, 4, 5), np.uint16)
+    said = "ImageJ=1.53t\nimages=12\nframes=6\nchannels=2\n"
+    _write_described(path, frames, said)
+    with pytest.warns(UserWarning, match="says 6 T x 1 Z x 2 C, but has 10 pages"):
+        assert _read(path).shape == (5, 2, 4, 5)
+    _write_described(path, frames[:9], said)
+    with pytest.raises(MovieError, match=r"says 12 frames \(6 T x 1 Z x 2 C\), but has 9"):
+        open_movie(path)
+
+
 def test_a_page_of_another_size_or_type_is_named(frames, tmp_path):
     path = tmp_path / "movie.tif"
     for other in (frames[0, :5], frames[0].astype(np.int16), frames[0].astype(np.uint8)):

@@ -177,20 +177,6 @@ def test_the_scale_of_all_levels_multiplies_that_of_the_first(frames, tmp_path):
         assert movie.frame_interval_s == pytest.approx(0.04, rel=1e-12)
 
 
-def test_axes_without_names_or_units_are_read(frames, tmp_path):
-    # As OME-Zarr was before 0.4, and before 0.3.
-    named = _write_ome(tmp_path / "3.zarr", frames, "tyx", "0.3", {"axes": list("tyx")})
-    whole = frames[:, None, None]
-    unnamed = _write_ome(tmp_path / "2.zarr", whole, "tczyx", "0.2")
-    about = json.loads((unnamed / ".zattrs").read_text())
-    del about["multiscales"][0]["axes"]
-    (unnamed / ".zattrs").write_text(json.dumps(about))
-    for path in (named, unnamed):
-        _assert_reads(path, frames[:, None])
-        with open_movie(path) as movie:
-            assert movie.pixel_size_um is None
-
-
 def test_a_group_of_many_arrays_names_them_and_each_can_be_opened(frames, tmp_path):
     path = tmp_path / "m.zarr"
     zarr.create_group(path)

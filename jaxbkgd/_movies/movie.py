@@ -209,6 +209,9 @@ class Channel:
     def __len__(self) -> int:
         return self.shape[0]
 
+    def __iter__(self) -> Iterator[Shaped[np.ndarray, "height width"]]:
+        return (self[frame] for frame in range(len(self)))
+
     def __getitem__(self, frames: slice | SupportsIndex) -> Shaped[np.ndarray, "..."]:
         if isinstance(frames, slice):
             start, stop, step = frames.indices(len(self))

@@ -40,11 +40,9 @@ def open_series(path: Path) -> Movie:
         raise MovieError(f"{path}: {what}; open it alone")
     names = _arrange_names(str(path), [file.name for file in paths])
     if movie.format == "OME-TIFF" and movie.shape[0] > 1:
-        warnings.warn(
-            f"{path}: its files are movies by themselves, read one after another; "
-            "if they are positions, open each alone",
-            stacklevel=2,
-        )
+        what = "its files are movies by themselves, read one after another"
+        remedy = "if they are positions, open each alone"
+        warnings.warn(f"{path}: {what}; {remedy}", stacklevel=2)
     parts: list[Pages] = []
     for name in names:
         with clear_errors(first.with_name(name)):
@@ -142,10 +140,8 @@ def _order(source: str, names: Sequence[str]) -> list[str]:
     jumps = np.flatnonzero(steps != np.median(steps)) if len(varying) == 1 else []
     if 0 < 2 * len(jumps) < len(steps):
         before, after = ordered[jumps[0]], ordered[jumps[0] + 1]
-        warnings.warn(
-            f"{source}: {after} follows {before}; frames between them may be missing",
-            stacklevel=4,
-        )
+        what = f"{after} follows {before}; frames between them may be missing"
+        warnings.warn(f"{source}: {what}", stacklevel=4)
     return ordered
 
 

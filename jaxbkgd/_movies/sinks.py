@@ -114,11 +114,9 @@ class Journal:
             remedy = "wait for the other run to end, or write elsewhere"
             raise MovieError(f"{path}: is in use; {remedy}") from error
         except (OSError, NotImplementedError) as error:
-            warnings.warn(
-                f"{path}: cannot be locked there ({one_line(error)}); start no other run "
-                "that writes to the same name",
-                stacklevel=2,
-            )
+            what = f"cannot be locked there ({one_line(error)})"
+            rule = "start no other run that writes to the same name"
+            warnings.warn(f"{path}: {what}; {rule}", stacklevel=2)
         # Unbuffered, so that a line is one write; all writes go to the end.
         self._lock, self._file = lock, path.open("a+b", buffering=0)
         self._file.seek(0)

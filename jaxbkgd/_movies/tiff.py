@@ -81,11 +81,8 @@ def _arrange(pages: Pages, is_part: bool) -> Int[np.ndarray, "frames channels"]:
     if channels == 1 and (count >= frames or is_part):
         return np.arange(count)[:, None]
     if 1 < channels <= count < frames and not count % channels and list(axes)[-1] == "C":
-        warnings.warn(
-            f"{pages.path}: says {said}, but has {count} pages; was the acquisition "
-            "stopped, or is the file cut short?",
-            stacklevel=2,
-        )
+        what = f"says {said}, but has {count} pages; was it stopped, or cut short?"
+        warnings.warn(f"{pages.path}: {what}", stacklevel=2)
         return np.arange(count).reshape(-1, channels)
     if channels == 1 or frames < 1 or count % frames:
         what = f"truncated: it says {frames} frames ({said}), but has {count}"

@@ -176,10 +176,8 @@ class TiffPixels:
         scale: tuple[float, float] = (0.0, 1.0),
     ) -> None:
         if order.shape[0] == 1 and order.shape[1] > MAX_CHANNELS:
-            warnings.warn(
-                f"{name}: its 1 frame of {order.shape[1]} channels is read as frames",
-                stacklevel=2,
-            )
+            what = f"its 1 frame of {order.shape[1]} channels is read as frames"
+            warnings.warn(f"{name}: {what}", stacklevel=2)
             order = order.reshape(-1, 1)
         self.scale = scale
         self.dtype = stored = files[0].dtype.newbyteorder("=")

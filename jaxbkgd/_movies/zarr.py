@@ -96,9 +96,7 @@ def _read_axes(
         y, x = attributes.get("pixel_size_um") or (None, None)
         scales = {"t": attributes.get("frame_interval_s"), "y": y, "x": x}
     else:
-        # Before OME-Zarr 0.4 axes had no types, and before 0.3 no names.
-        entries: Any = multiscale.get("axes", "tczyx")
-        entries = [{"name": e} if isinstance(e, str) else e for e in entries]
+        entries: Any = multiscale["axes"]
         names = [entry["name"] for entry in entries]
         sizes = np.array([UNITS.get(str(entry.get("unit")), math.nan) for entry in entries])
         for level in (multiscale["datasets"][0], multiscale):
@@ -198,11 +196,9 @@ class _ZarrPixels:
         fill = self._array.fill_value
         _require(fill is not None, f"chunk {key} is missing, and there is no fill value")
         self._is_warned = True
-        warnings.warn(
-            f"{self._name}: chunks are missing, such as {key}, which means that all their "
-            f"pixels are {fill}; if they should not be, copy it again",
-            stacklevel=6,
-        )
+        what = f"chunks are missing, such as {key}, whose pixels are all {fill}"
+        remedy = "if they should not be, copy it again"
+        warnings.warn(f"{self._name}: {what}; {remedy}", stacklevel=6)
 
 
 def _require(holds: bool, otherwise: str) -> None:
