@@ -135,7 +135,7 @@ def open_channels(
     for channels in opened:
         if len(channels) > 1:
             what = f"{channels[0].movie.name}: holds {len(channels)} channels"
-            raise MovieError(f"{what}; estimate it without a list of sources or boxes")
+            raise MovieError(f"{what}; estimate it by itself, in no list and without boxes")
     channels = [channel for (channel,) in opened]
     if boxes is not None:
         if isinstance(source, list | tuple | Channel) or not boxes:
