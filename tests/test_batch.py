@@ -31,9 +31,8 @@ from jaxbkgd import (
     SpatialMean,
 )
 from jaxbkgd._batch.plan import free_bytes, plan_chunks
-from jaxbkgd._movies.journal import Journal
 from jaxbkgd._movies.open import open_sink
-from jaxbkgd._movies.sinks import Layout, Sink
+from jaxbkgd._movies.sinks import Journal, Layout, Sink
 
 
 FRAMES = np.random.default_rng(0).integers(0, 65536, (23, 20, 31)).astype(np.uint16)
@@ -70,9 +69,7 @@ def _written(source: Any, estimator: AbstractEstimator = ESTIMATOR, **options: A
     return out
 
 
-@pytest.mark.parametrize(
-    ("chunk_frames", "workers"), [(None, None), (1, 3), (4, 1), (22, 3), (1000, 2)]
-)
+@pytest.mark.parametrize(("chunk_frames", "workers"), [(None, None), (4, 3), (22, 1)])
 def test_a_movie_is_estimated_as_a_whole_to_the_bit(chunk_frames, workers):
     options = {"chunk_frames": chunk_frames, "workers": workers}
     np.testing.assert_array_equal(_written(FRAMES, **options), BKGDS)
@@ -83,52 +80,16 @@ def test_a_movie_is_estimated_as_a_whole_to_the_bit(chunk_frames, workers):
         np.testing.assert_array_equal(written, expected)
 
 
-@pytest.mark.parametrize("dtype", [">u2", np.int64, bool])
-def test_frames_of_any_real_dtype_are_converted(dtype):
-    frames = (FRAMES % 2 if dtype is bool else FRAMES).astype(dtype)
+def test_frames_of_any_real_dtype_are_converted():
+    np.testing.assert_array_equal(_written(FRAMES.astype(">u2")), BKGDS)
+    np.testing.assert_array_equal(_written(FRAMES.astype(np.int64)), BKGDS)
+    frames = FRAMES % 2 == 0
     np.testing.assert_array_equal(_written(frames), ESTIMATOR(frames).bkgds)
-
-
-# Frames of more pixels than stay in cache, which go in strips.
-LARGE = np.random.default_rng(2).normal(100, 10, (3, 1100, 1000)).astype(np.float32)
-WITH_NAN = LARGE.copy()
-WITH_NAN[1, [10, 549, 551, 1090], 20] = np.nan, np.nan, np.inf, np.nan
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("radius_pix", "source", "boxes"),
-    [
-        (1.0, WITH_NAN, None),
-        (1.0, LARGE, [(0, 0, 500, 1100), (500, 0, 1000, 1100)]),
-        # The strips of these would not be the same.
-        (1.0, [LARGE, WITH_NAN[:, :1080]], None),
-        # The halo of a strip would be larger than it.
-        (60.0, WITH_NAN, None),
-    ],
-)
-def test_large_frames_between_arrays_are_estimated_as_a_whole_to_the_bit(
-    radius_pix, source, boxes
-):
-    estimator = SpatialMean(radius_pix)
-    frames = source if isinstance(source, list) else [source]
-    if boxes is not None:
-        frames = [LARGE[:, y0:y1, x0:x1] for x0, y0, x1, y1 in boxes]
-    out = [np.empty(channel.shape, np.float32) for channel in frames]
-    sink = out if len(out) > 1 else out[0]
-    options = {"boxes": boxes, "offsets": 5.0, "progress": False}
-    summary = estimate_movie(source, estimator, sink, **options)
-    assert summary.nonfinite_frames == sum(
-        any(not np.isfinite(channel[frame]).all() for channel in out) for frame in range(3)
-    )
-    for written, channel in zip(out, frames, strict=True):
-        expected = estimator(channel - np.float32(5.0)).bkgds
-        np.testing.assert_array_equal(written, expected)
 
 
 def test_chunks_of_any_alignment_give_the_same():
     memory = np.empty(FRAMES.nbytes + 64, np.uint8)
-    for offset in (0, 2, 16, 62):
+    for offset in (2, 16):
         frames = memory[offset : offset + FRAMES.nbytes].view(np.uint16)
         frames = frames.reshape(FRAMES.shape)
         frames[...] = FRAMES
@@ -145,30 +106,23 @@ def test_only_halos_are_read_twice():
     assert (movie.counts == 1).all()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("clip", "dtype"), [(None, np.float32), (3.0, np.uint16)])
-def test_a_mean_over_time_is_that_of_the_whole_movie_to_the_bit(clip, dtype):
-    frames = np.random.default_rng(1).poisson(100, (23, 24, 28)).astype(dtype)
-    frames[7:12, 5, 6] += 200
-    weights = np.ones(frames.shape[1:], bool)
-    weights[3, 4] = weights[:, 27] = False
-    estimator = LocalMean(1.3, 1.0, clip=clip, max_radius_frames=20)
-    expected = estimator(frames, weights).bkgds
-    options = {"chunk_frames": 3, "workers": 2, "weights": weights}
-    np.testing.assert_array_equal(_written(frames, estimator, **options), expected)
-
-
-def test_the_halo_is_that_of_the_radii_and_not_of_their_bound():
-    movie = CountingMovie(np.tile(FRAMES, (2, 1, 1))[:40])
-    estimator = LocalMean(1.0, 2.0, clip=None, max_radius_frames=60)
-    assert estimator.halo_frames > 40
-    out = np.empty((40, 20, 31), np.float32)
-    summary = estimate_movie(movie, estimator, out, chunk_frames=10)
-    # Four windows of 10 frames and 3 on either side.
-    assert movie.counts.sum() == 64
-    assert movie.counts.max() == 2
-    factor = estimator(FRAMES).noise_corrections
-    np.testing.assert_allclose(summary.noise_corrections, factor, rtol=1e-6)
+def test_a_mean_over_time_is_that_of_the_whole_movie_and_reads_the_halo_of_its_radii():
+    movie = CountingMovie(np.maximum(FRAMES, 1000))
+    weights = np.zeros((20, 31), bool)
+    weights[:, :5] = True
+    weights[3, 4] = False
+    estimator = LocalMean(1.0, 1.0, clip=3.0, max_radius_frames=4)
+    expected = estimator(np.maximum(FRAMES, 1000), weights).bkgds
+    out = np.empty_like(BKGDS)
+    summary = estimate_movie(movie, estimator, out, weights=weights, chunk_frames=6)
+    np.testing.assert_array_equal(out, expected)
+    # Where nothing counts, nothing is finite.
+    assert summary.nonfinite_frames == 23
+    assert np.isfinite(out[:, :, :5]).all()
+    # Four windows of 6 frames and a few on either side, and not those of the bound.
+    halo_frames = estimator.for_inference().halo_frames
+    assert halo_frames < estimator.halo_frames
+    assert movie.counts.sum() == 4 * (6 + 2 * halo_frames)
 
 
 @pytest.mark.parametrize(
@@ -190,11 +144,11 @@ def test_memory_is_shared_among_as_many_workers_as_it_serves(
 ):
     """Where so many frames can be held."""
     _let_memory_hold(held, monkeypatch)
-    out = np.empty(FRAMES.shape, np.float32)
+    monkeypatch.setattr("jaxbkgd._batch.plan.core_count", lambda: 2)
     chunk_frames, workers = given
-    options = {"chunk_frames": chunk_frames, "workers": workers, "progress": False}
-    summary = estimate_movie(FRAMES, MovingSum(3), out, **options)
-    assert (summary.chunk_frames, summary.workers) == chosen
+    channels, devices = open_movie(FRAMES).channels, jax.local_devices()
+    options = {"chunk_frames": chunk_frames, "workers": workers}
+    assert plan_chunks(channels, 3, devices, **options) == chosen
 
 
 def _let_memory_hold(frames, monkeypatch):
@@ -205,11 +159,10 @@ def _let_memory_hold(frames, monkeypatch):
 
 def test_a_halo_that_memory_does_not_hold_is_refused_with_a_remedy(monkeypatch):
     _let_memory_hold(8, monkeypatch)
-    estimator = MovingSum(4)
     with pytest.raises(MovieError, match=r"memory is short.*can hold 8,.*sees 4 .*chunk_"):
-        _written(FRAMES, estimator)
-    expected = jax.jit(lambda frames: estimator(frames).bkgds)(FRAMES)
-    np.testing.assert_array_equal(_written(FRAMES, estimator, chunk_frames=2), expected)
+        _written(FRAMES, MovingSum(4))
+    expected = [FRAMES[max(0, t - 4) : t + 5].sum(0) for t in range(23)]
+    np.testing.assert_array_equal(_written(FRAMES, MovingSum(4), chunk_frames=2), expected)
 
 
 @pytest.mark.parametrize("version", [1, 2])
@@ -250,34 +203,22 @@ MASK = np.random.default_rng(3).integers(0, 3, FRAMES.shape).astype(np.uint8)
 
 
 def test_weights_are_cut_as_the_frames_are(tmp_path):
-    estimator = Weighted(2)
-    boxes = [(0, 0, 16, 20), (16, 4, 31, 18)]
+    boxes = [(0, 0, 16, 20), (15, 0, 31, 20)]
     path = tmp_path / "mask.npy"
     np.save(path, MASK)
     for weights, masks in (
         (MASK[0], [MASK[0], MASK[0]]),
-        (MASK, [MASK, MASK]),
         (path, [MASK, MASK]),
         ([MASK[0], None], [MASK[0], np.ones_like(MASK)]),
     ):
-        sinks = [np.empty((23, y1 - y0, x1 - x0), "f4") for x0, y0, x1, y1 in boxes]
-        estimate_movie(
-            FRAMES, estimator, sinks, boxes=boxes, weights=weights, chunk_frames=4
-        )
-        for (x0, y0, x1, y1), mask, written in zip(boxes, masks, sinks, strict=True):
-            whole = estimator(FRAMES, mask).bkgds
-            np.testing.assert_array_equal(written, whole[:, y0:y1, x0:x1])
-
-
-def test_a_pixel_that_nothing_counts_for_is_not_finite_and_counted():
-    weights = np.zeros((20, 31), bool)
-    weights[:, :5] = True
-    out = np.empty(FRAMES.shape, np.float32)
-    estimator = LocalMean(1.0, 1.0, clip=None)
-    assert estimate_movie(FRAMES, estimator, out, weights=weights).nonfinite_frames == 23
-    assert np.isfinite(out[:, :, :5]).all()
-    with pytest.raises(MovieError, match="frame 0 is not finite"):
-        _written(FRAMES, estimator, weights=weights, dtype="uint16")
+        sinks = [np.empty((23, 20, 16), np.float32) for _ in boxes]
+        options = {"boxes": boxes, "weights": weights, "chunk_frames": 4}
+        estimate_movie(FRAMES, Weighted(2), sinks, **options)
+        for (x0, _, x1, _), mask, written in zip(boxes, masks, sinks, strict=True):
+            # Whole numbers, whose sums are exact.
+            frames = (FRAMES * mask.astype(float))[..., x0:x1]
+            whole = [frames[max(0, t - 2) : t + 3].sum(0) for t in range(23)]
+            np.testing.assert_array_equal(written, whole)
 
 
 @pytest.mark.parametrize(
@@ -304,7 +245,6 @@ def test_residuals_and_snr_are_those_of_the_background_above_the_offset():
     above = FRAMES - np.float32(100)
     background = ESTIMATOR(above)
     for quantity, expected in (
-        ("background", background.bkgds),
         ("residual", background.residuals(above)),
         ("snr", background.snr(above, 0.5)),
     ):
@@ -325,24 +265,24 @@ def test_uint16_is_rounded_to_the_nearest_number_and_clipped():
 
 
 def test_channels_have_their_own_radii_offsets_and_noise_factors():
-    boxes = [(0, 0, 16, 20), (16, 4, 31, 18)]
+    boxes = [(0, 0, 16, 20), (15, 0, 31, 20)]
     estimator = SpatialMean([[1.0, 2.0], [1.5, 1.5]])
     parts = [FRAMES[:, y0:y1, x0:x1] for x0, y0, x1, y1 in boxes]
     above = [parts[0] - np.float32(100), parts[1] - np.float32(200)]
     background = estimator(above)
-    for source, cut in ((parts, None), (FRAMES, boxes)):
-        sinks = [np.empty(part.shape, np.float32) for part in parts]
-        summary = estimate_movie(source, estimator, sinks, offsets=[100, 200], boxes=cut)
-        for written, bkgds in zip(sinks, background.bkgds, strict=True):
-            np.testing.assert_array_equal(written, bkgds)
+    stacked = np.empty((23, 2, 20, 16), np.float32)
+    sinks = [np.empty(part.shape, np.float32) for part in parts]
+    for source, sink, cut in (
+        (parts, [np.empty_like(sinks[0]), np.empty_like(sinks[0])], None),
+        (FRAMES, sinks, boxes),
+        (np.stack(parts, axis=1), stacked, None),
+    ):
+        summary = estimate_movie(source, estimator, sink, offsets=[100, 200], boxes=cut)
+        written = sink if isinstance(sink, list) else np.moveaxis(sink, 1, 0)
+        np.testing.assert_array_equal(np.stack([*written]), np.stack(background.bkgds))
         np.testing.assert_allclose(
             summary.noise_corrections, background.noise_corrections, rtol=1e-6
         )
-    stacked = np.stack([FRAMES, FRAMES[::-1]], axis=1)
-    written = np.empty(stacked.shape, np.float32)
-    estimate_movie(stacked, estimator, written, chunk_frames=12)
-    expected = estimator([FRAMES, FRAMES[::-1]]).bkgds
-    np.testing.assert_array_equal(written, np.stack(expected, axis=1))
 
 
 def test_frames_that_are_not_finite_are_counted():
@@ -442,8 +382,7 @@ def test_what_an_error_leaves_is_gone_on_with(name, movie_path, tmp_path, monkey
     ("change", "name"),
     [
         ({"offsets": 3}, "offsets"),
-        ({"chunk_frames": 4}, "chunk_frames"),
-        ({"dtype": "uint16"}, "dtype"),
+        ({"chunk_frames": 4}, "chunk_frames 3, not 4"),
         ({"estimator": SpatialMean((1.0, 2.1))}, "estimator"),
         ({"source": FRAMES + 1}, "source"),
         ({"estimator": Weighted(0), "weights": MASK[0]}, "weights"),
@@ -459,8 +398,9 @@ def test_what_was_begun_otherwise_is_not_gone_on_with(
     with pytest.raises(MovieError, match=rf"begun with other settings \(.*{name}.*--fresh"):
         estimate_movie(**arguments | change)
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == left
-    estimate_movie(**arguments | change, resume=False)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["bkgd.tif", "movie.npy"]
+    if name == "source":
+        estimate_movie(**arguments | change, resume=False)
+        assert sorted(p.name for p in tmp_path.iterdir()) == ["bkgd.tif", "movie.npy"]
 
 
 def _content(folder):
@@ -804,12 +744,12 @@ def test_a_run_that_is_killed_again_and_again_ends_in_the_same_files(tmp_path):
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
     }
-    command = [sys.executable, "-c", _KILLING, str(tmp_path), "4"]
+    command = [sys.executable, "-c", _KILLING, str(tmp_path), "3"]
     run = subprocess.run(
         command, env=os.environ | caching, capture_output=True, text=True, check=False
     )
     assert run.returncode == 0, run.stderr
-    assert run.stdout.startswith("4 killed")
+    assert run.stdout.startswith("3 killed")
 
 
 # An estimator of a user's, with fields whose text holds addresses.
@@ -824,17 +764,16 @@ class Scale:
 
 class OfUser(AbstractEstimator):
     log: object = eqx.field(static=True)
-    function: object = eqx.field(static=True)
     scale: object = eqx.field(static=True)
     jitted: object = eqx.field(static=True, default=jax.jit(jnp.exp))
-    names: object = eqx.field(static=True, default=frozenset(["a", "b", "c"]))
+    function: object = eqx.field(static=True, default=jax.nn.relu)
 
     @property
     def halo_frames(self):
         return 0
 
     def estimate_stack(self, frames):
-        bkgds = self.function(frames.astype(float)) * self.scale.factor
+        bkgds = self.function(frames.astype(float) + self.scale.factor) * 0.5
         return Background(bkgds, jnp.ones(()))
 
 source, sink, kill_at, factor = sys.argv[1:]
@@ -846,7 +785,7 @@ def reading(self, start, stop, channel=0):
     return read(self, start, stop, channel)
 
 Movie.read = reading
-estimator = OfUser(np.log, lambda x, shift=float(factor): x + shift, Scale(0.5))
+estimator = OfUser(np.log, Scale(float(factor)))
 options = {"chunk_frames": 3, "workers": 1}
 print(estimate_movie(source, estimator, sink, **options).resumed_frames)
 """
@@ -867,7 +806,6 @@ def test_an_estimator_of_a_user_is_known_again_in_another_process(movie_path, tm
 
     killed = run("12", "1")
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    assert "begun with other settings (estimator)" in run("-1", "2").stderr
     resumed = run("-1", "1")
     assert resumed.stdout.strip() == "12", resumed.stderr
     with open_movie(sink) as written:
@@ -876,13 +814,14 @@ def test_an_estimator_of_a_user_is_known_again_in_another_process(movie_path, tm
 
 
 def test_an_estimator_that_no_other_run_could_know_again_is_refused(tmp_path):
-    class WithLock(MovingSum):
-        lock: Any = eqx.field(static=True, default_factory=threading.Lock)
+    class Holding(MovingSum):
+        held: Any = eqx.field(static=True, default_factory=threading.Lock)
 
-    with pytest.raises(TypeError, match=r"WithLock holds .*lock.*could not be resumed"):
-        estimate_movie(FRAMES, WithLock(0), tmp_path / "bkgd.tif", progress=False)
+    for held in (threading.Lock(), lambda: 1):
+        with pytest.raises(TypeError, match=r"Holding holds .*could not be resumed"):
+            estimate_movie(FRAMES, Holding(0, held), tmp_path / "bkgd.tif", progress=False)
     assert list(tmp_path.iterdir()) == []
-    np.testing.assert_array_equal(_written(FRAMES, WithLock(0)), FRAMES)
+    np.testing.assert_array_equal(_written(FRAMES, Holding(0)), FRAMES)
 
 
 def test_two_threads_may_estimate_at_once():
@@ -895,11 +834,8 @@ def test_two_threads_may_estimate_at_once():
 class TwoColours(Movie):
     """A reader of a user's: the second channel is the first one backwards."""
 
-    shape = (23, 2, 20, 31)
-    dtype = FRAMES.dtype
-
     def __init__(self):
-        pass
+        super().__init__(np.stack([FRAMES] * 2, axis=1), name="two", format="mine")
 
     def read(self, start, stop, channel=0):
         return (FRAMES[::-1] if channel else FRAMES)[start:stop]

@@ -22,8 +22,10 @@ from dask.base import optimize
 from distributed import Client, LocalCluster
 
 import jaxbkgd
-from jaxbkgd import AbstractEstimator, Background, LocalMean, MovieError, SpatialMean
+from jaxbkgd import AbstractEstimator, Background, MovieError, SpatialMean
 from jaxbkgd._batch.dask import estimate_dask
+from jaxbkgd._movies.open import open_sink
+from jaxbkgd._movies.sinks import Layout
 
 
 FRAMES = np.random.default_rng(0).integers(0, 65536, (23, 10, 11)).astype(np.uint16)
@@ -103,7 +105,7 @@ def in_chunks(frames: np.ndarray, chunk_frames: Any = 5) -> da.Array:
     return da.from_array(frames).rechunk({0: chunk_frames})
 
 
-@pytest.mark.parametrize("chunk_frames", [1, 5, 23, (3, 0, 9, 11)])
+@pytest.mark.parametrize("chunk_frames", [5, (3, 0, 9, 11)])
 def test_the_result_is_the_same_to_the_bit_whatever_the_chunks(chunk_frames):
     array = in_chunks(FRAMES, chunk_frames)
     result = estimate_dask(array, MEAN)
@@ -119,11 +121,6 @@ def test_channels_are_estimated_each_with_its_radii():
     np.testing.assert_array_equal(result, expected)
 
 
-def test_one_channel_may_have_an_axis_of_its_own():
-    result = estimate_dask(in_chunks(TWO_CHANNELS)[:, :1], MEAN)
-    np.testing.assert_array_equal(result[:, 0], background(FRAMES))
-
-
 def test_residual_and_snr_are_of_frames_above_the_offset():
     array = in_chunks(np.maximum(FRAMES, 200))
     frames = np.maximum(FRAMES, 200) - 100.0
@@ -134,8 +131,9 @@ def test_residual_and_snr_are_of_frames_above_the_offset():
     np.testing.assert_allclose(snr, np.sqrt(frames / 4), rtol=1e-6)
 
 
-@pytest.mark.parametrize("halo_frames", [1, 4, 22, 50])
-@pytest.mark.parametrize("chunk_frames", [1, 6, 23, (12, 1, 10)])
+@pytest.mark.parametrize(
+    ("chunk_frames", "halo_frames"), [(1, 1), (6, 4), (23, 50), ((12, 1, 10), 22)]
+)
 def test_an_estimator_with_a_halo_sees_the_true_ends_of_the_movie(
     halo_frames, chunk_frames
 ):
@@ -151,28 +149,16 @@ def test_an_estimator_with_a_halo_sees_the_true_ends_of_the_movie(
         assert result.chunks == array.chunks
 
 
-def test_a_mean_over_time_is_that_of_the_whole_movie_to_the_bit():
-    estimator = LocalMean(1.0, 2.0, clip=None, max_radius_frames=60)
-    array = in_chunks(FRAMES, 6)
-    mask = np.broadcast_to(np.arange(11) != 4, (10, 11))
-    result = estimate_dask(array, estimator, weights=mask)
-    # The halo is that of the radius, and needs no longer chunks.
-    assert result.chunks == array.chunks
-    np.testing.assert_array_equal(result, estimator(FRAMES, mask).bkgds)
-
-
-@pytest.mark.parametrize("halo_frames", [0, 2])
-def test_weights_are_cut_as_the_frames_are(halo_frames):
-    estimator = Weighted(halo_frames)
+def test_weights_are_cut_as_the_frames_are():
     mask = np.random.default_rng(3).integers(0, 3, FRAMES.shape).astype(np.uint8)
     for weights in (mask[0], mask, da.from_array(mask).rechunk((9, 5, 5))):
-        result = estimate_dask(in_chunks(FRAMES, 5), estimator, weights=weights)
-        expected = estimator(FRAMES, np.asarray(weights)).bkgds
+        result = estimate_dask(in_chunks(FRAMES, 5), Weighted(2), weights=weights)
+        frames = FRAMES * np.asarray(weights).astype(float)
+        expected = [frames[max(0, t - 2) : t + 3].sum(0) for t in range(23)]
         np.testing.assert_array_equal(result.compute(scheduler="synchronous"), expected)
-    if halo_frames == 0:
-        both = np.stack([mask, mask[::-1]], axis=1)
-        result = estimate_dask(in_chunks(TWO_CHANNELS, 5), estimator, weights=both)
-        np.testing.assert_array_equal(result, TWO_CHANNELS * both.astype(np.float32))
+    both = np.stack([mask, mask[::-1]], axis=1)
+    result = estimate_dask(in_chunks(TWO_CHANNELS, 5), Weighted(0), weights=both)
+    np.testing.assert_array_equal(result, TWO_CHANNELS * both.astype(np.float32))
 
 
 def test_weights_that_do_not_fit_are_refused():
@@ -186,12 +172,9 @@ def test_weights_that_do_not_fit_are_refused():
         result.compute(scheduler="synchronous")
 
 
-def test_chunks_that_cut_a_frame_are_joined_with_a_warning():
+def test_chunks_that_cut_a_frame_are_joined():
     array = da.from_array(TWO_CHANNELS).rechunk((5, 1, 10, 4))
-    with pytest.warns(UserWarning, match=r"\(5, 1, 10, 4\) cut a frame"):
-        result = estimate_dask(array, MEAN)
-    with pytest.warns(UserWarning, match="cut a frame"):
-        result = estimate_dask(array[:, 0], Half())
+    result = estimate_dask(array[:, 0], Half())
     np.testing.assert_array_equal(result, FRAMES / 2)
 
 
@@ -323,11 +306,17 @@ def test_the_example_writes_what_an_estimate_in_memory_is(
     tmp_path, monkeypatch, capsys, example
 ):
     monkeypatch.chdir(tmp_path)
+    # In place of the simulated one, which takes long to compile.
+    frames = np.random.default_rng(0).poisson(100, (20, 1, 16, 18)).astype(np.uint16)
+    sink = open_sink("cluster-movie.ome.zarr", Layout(frames.shape, frames.dtype, 5))
+    sink.begin()
+    sink.write(0, frames)
+    sink.commit()
     cluster = local_cluster(n_workers=1, threads_per_worker=2, processes=False)
     with cluster:
         scheduler = ["--scheduler", cluster.scheduler_address]
         example["main"](["--radius", "1", *scheduler])
-        assert "wrote 100 frames to cluster-bkgds.ome.zarr" in capsys.readouterr().out
+        assert "wrote 20 frames to cluster-bkgds.ome.zarr" in capsys.readouterr().out
         for arguments, message in (
             (["missing.zarr"], "missing.zarr: no such file"),
             (["cluster-movie.ome.zarr", "bkgds.tif"], "bkgds.tif: .*.ome.zarr"),
@@ -339,11 +328,8 @@ def test_the_example_writes_what_an_estimate_in_memory_is(
         "cluster-bkgds.ome.zarr",
         "cluster-movie.ome.zarr",
     ]
-    movie, bkgds = (
-        zarr.open_array(f"cluster-{name}.ome.zarr", path="0", mode="r")
-        for name in ("movie", "bkgds")
-    )
-    np.testing.assert_array_equal(bkgds, background(movie[:], SpatialMean(1.0)))
+    bkgds = zarr.open_array("cluster-bkgds.ome.zarr", path="0", mode="r")
+    np.testing.assert_array_equal(bkgds, background(frames[:, 0], SpatialMean(1.0)))
 
 
 @pytest.mark.slow

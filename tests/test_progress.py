@@ -4,8 +4,6 @@ import contextlib
 import io
 import time
 
-import pytest
-
 from jaxbkgd._workers import progress_bar
 
 
@@ -21,46 +19,28 @@ def terminal():
         yield drawn
 
 
-def is_removed(drawn):
-    """Whether a line that was drawn is overwritten with blanks."""
-    *_, line, end, rest = drawn.getvalue().split("\r")
-    return line.strip() != "" and end.strip() == rest == ""
-
-
-def work_with(report):
-    report(3, "loss 0.5")
-    # It is drawn at most ten times a second.
-    time.sleep(0.11)
-    report(10, "loss 0.25")
-
-
-def test_nothing_is_drawn_off_a_terminal(capsys):
-    with progress_bar(10) as report:
-        work_with(report)
-    assert capsys.readouterr() == ("", "")
-
-
 def test_it_tells_what_is_done_and_is_removed_in_the_end(capsys):
     with terminal() as drawn:
         with progress_bar(10, done=2) as report:
             assert "2/10" in drawn.getvalue()
-            work_with(report)
+            # It is drawn at most ten times a second.
+            time.sleep(0.11)
+            report(10, "loss 0.25")
             assert "loss 0.25" in drawn.getvalue()
             assert "10/10" in drawn.getvalue()
-        assert is_removed(drawn)
+        # A line that was drawn is overwritten with blanks.
+        *_, line, end, rest = drawn.getvalue().split("\r")
+        assert line.strip() != ""
+        assert end.strip() == rest == ""
     # Programs read what is printed on stdout.
     assert capsys.readouterr().out == ""
 
 
-def test_an_error_passes_and_removes_it():
-    with terminal() as drawn:
-        with pytest.raises(KeyError), progress_bar(10):
-            raise KeyError
-        assert is_removed(drawn)
-
-
-def test_it_is_left_out_on_request():
+def test_nothing_is_drawn_off_a_terminal_or_on_request(capsys):
+    with progress_bar(10) as report:
+        report(3, "loss 0.5")
+    assert capsys.readouterr() == ("", "")
     with terminal() as drawn:
         with progress_bar(10, False) as report:
-            work_with(report)
+            report(3, "loss 0.5")
         assert drawn.getvalue() == ""

@@ -14,9 +14,8 @@ import pytest
 
 import jaxbkgd
 from jaxbkgd import estimate_movie, MovieError, open_movie, SpatialMean
-from jaxbkgd._movies.journal import Journal
 from jaxbkgd._movies.open import open_sink
-from jaxbkgd._movies.sinks import ArraySink, Layout, Sink
+from jaxbkgd._movies.sinks import ArraySink, Journal, Layout, Sink
 
 
 FRAMES = np.random.default_rng(0).normal(100, 9, (8, 1, 12, 10)).astype(np.float32)
@@ -157,7 +156,7 @@ def test_a_killed_run_gives_its_lock_back(tmp_path):
 import sys, time
 from pathlib import Path
 sys.path.insert(0, {str(Path(jaxbkgd.__file__).parent)!r})
-from _movies.journal import Journal
+from _movies.sinks import Journal
 journal = Journal(Path({str(path)!r}))
 journal.clear()
 journal.begin({{"a": 1}})

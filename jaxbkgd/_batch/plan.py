@@ -13,16 +13,11 @@ from .._movies.movie import Channel, MovieError
 from .._workers import core_count
 
 
-# Pixels of all channels in a chunk; and between arrays on CPU, where it stays in cache from
-# one to the other. With fewer, each call costs more than that saves.
+# Pixels of all channels in a chunk; and between arrays on CPU, where it stays in cache.
 _CHUNK_PIXELS, _CACHED_PIXELS = 2**20, 2**19
 
-# A larger frame goes in strips, with at least this many lines for each line of their halo,
-# which is filtered twice.
-_STRIP_LINES_PER_HALO_LINE = 8
-
 # Bytes that a pixel takes as it is read, converted, filtered and written; and with a halo,
-# where an estimator may hold a dozen images of many frames. Twice that must be free.
+# where an estimator may hold a dozen images. Twice that must be free.
 _PIXEL_BYTES, _PIXEL_BYTES_WITH_HALO = 32, 64
 
 # On a GPU or TPU, one thread moves frames while the other one computes.
@@ -30,42 +25,24 @@ _WORKERS_PER_ACCELERATOR = 2
 
 
 class Window(NamedTuple):
-    """Frames `start` to `stop`, all or some `lines` of them, are estimated from the frames
-    `low` to `high`; or so are lines of a frame."""
+    """Frames `start` to `stop` are estimated, and `kept`, of those `seen`."""
 
     number: int
     start: int
     stop: int
-    low: int
-    high: int
-    lines: "Window | None" = None
-
-    @property
-    def seen(self) -> slice:
-        return slice(self.low, self.high)
-
-    @property
-    def kept(self) -> slice:
-        return slice(self.start - self.low, self.stop - self.low)
+    seen: slice
+    kept: slice
 
 
 def windows(length: int, chunk_frames: int, halo_frames: int) -> Iterator[Window]:
-    """The chunks of a movie with the frames that must be seen to estimate them. All see as
-    many, so that nothing is compiled twice."""
-    seen = min(length, chunk_frames + 2 * halo_frames)
+    """The chunks of a movie. All see as many frames, so that nothing is compiled twice."""
+    count = min(length, chunk_frames + 2 * halo_frames)
     for number, start in enumerate(range(0, length, chunk_frames)):
-        low = min(max(0, start - halo_frames), length - seen)
-        yield Window(number, start, min(start + chunk_frames, length), low, low + seen)
-
-
-def strips(channels: Sequence[Channel], halo_lines: int | None) -> list[Window | None]:
-    """Strips of a large frame, which stay in cache, or `[None]` for whole frames."""
-    (height, width), *others = {channel.shape[1:] for channel in channels}
-    if halo_lines is None or others:
-        return [None]
-    most = height // (_STRIP_LINES_PER_HALO_LINE * max(1, halo_lines))
-    count = min(len(channels) * height * width // _CACHED_PIXELS, most)
-    return [*windows(height, -(-height // count), halo_lines)] if count > 1 else [None]
+        low, stop = min(max(0, start - halo_frames), length - count), start + chunk_frames
+        stop = min(stop, length)
+        yield Window(
+            number, start, stop, slice(low, low + count), slice(start - low, stop - low)
+        )
 
 
 def plan_chunks(
@@ -108,24 +85,22 @@ def plan_chunks(
         frames = min(frames, longest - 2 * halo_frames)
         if 2 * frames < halo_frames:
             raise MovieError(
-                f"{channels[0].movie.name}: memory is short: of its frames, each of "
-                f"{workers} threads can hold {longest}, but the estimator sees "
-                f"{halo_frames} on either side of one; take fewer workers, a smaller "
-                "radius in frames or boxes, or, for a slow run, give chunk_frames"
+                f"{channels[0].movie.name}: memory is short: each of {workers} threads can "
+                f"hold {longest}, but the estimator sees {halo_frames} on either side of a "
+                "frame; give fewer workers, a smaller radius, boxes or chunk_frames"
             )
     # As long as each other.
     return math.ceil(frame_count / math.ceil(frame_count / max(1, frames))), workers
 
 
 def free_bytes(root: Path = Path("/")) -> int:
-    """The memory that this process may still take: of the machine, and within the limits
-    of the control groups that hold it, as in a container or a job of SLURM."""
+    """The memory that this process may still take, of the machine and within the limits of
+    control groups, as in a container or a job of SLURM."""
     free = psutil.virtual_memory().available
-    try:
-        groups = (root / "proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        return free
-    for line in groups:
+    lines: list[str] = []
+    with contextlib.suppress(OSError):
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    for line in lines:
         _, kinds, path = line.split(":", 2)
         base, names = root / "sys/fs/cgroup", ("max", "current")
         if "memory" in kinds.split(","):
@@ -138,9 +113,6 @@ def free_bytes(root: Path = Path("/")) -> int:
                 limit, usage = (int((folder / f"memory.{n}").read_text()) for n in names)
                 stats = (folder / "memory.stat").read_text().split()
                 # Cached files, which the system drops before it refuses memory.
-                cached = sum(
-                    int(stats[stats.index(name) + 1])
-                    for name in ("active_file", "inactive_file")
-                )
-                free = min(free, max(0, limit - usage + cached))
+                cached = [stats[stats.index(f"{n}active_file") + 1] for n in ("", "in")]
+                free = min(free, max(0, limit - usage + sum(map(int, cached))))
     return free

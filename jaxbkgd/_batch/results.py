@@ -1,15 +1,14 @@
-"""The files and arrays that a call writes: begun, gone on with if all that they depend on
-is the same, and given their names."""
+"""The files and arrays that a call writes, begun anew or gone on with."""
 
 import contextlib
 import functools as ft
 import hashlib
 import io
 import pickle
-import types
+import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,17 +17,9 @@ import jax
 import numpy as np
 
 from .._estimators.base import AbstractEstimator
-from .._movies.journal import Journal
 from .._movies.movie import Channel, Movie, MovieError
 from .._movies.open import open_sink
-from .._movies.sinks import (
-    ArraySink,
-    draft_of,
-    DRAFT_SUFFIXES,
-    JOURNAL_SUFFIX,
-    Layout,
-    Sink,
-)
+from .._movies.sinks import ArraySink, draft_of, DRAFT_SUFFIXES, Journal, Layout, Sink
 from .._version import __version__
 from .compute import Output
 from .plan import Window
@@ -39,8 +30,7 @@ Target = tuple[Any, list[int]]
 
 
 class Results(NamedTuple):
-    """Sinks with the numbers of their channels: those to be written, and those to which an
-    earlier run has given their names."""
+    """Sinks with the numbers of their channels: to be written, and named already."""
 
     unnamed: list[tuple[Sink | ArraySink, list[int]]]
     named: list[tuple[Sink | ArraySink, list[int]]]
@@ -54,59 +44,47 @@ class Results(NamedTuple):
         """Writes frames (frames, height, width) of each channel, and notes that."""
         for sink, indices in self.unnamed:
             parts = [images[index][:, None] for index in indices]
-            frames = parts[0] if len(parts) == 1 else np.hstack(parts)
-            if window.lines is None:
-                sink.write(window.start, frames)
-            else:
-                assert isinstance(sink, ArraySink)
-                kept = frames[..., window.lines.kept, :]
-                sink.write(window.start, kept, window.lines.start)
+            sink.write(window.start, parts[0] if len(parts) == 1 else np.hstack(parts))
             sink.note(window.number)
 
     def commit(self) -> None:
         """Gives the drafts their names."""
         for sink, _ in self.unnamed:
             sink.give_name()
-        # Not before all have their names: of a job that ends earlier, a later run would not
-        # know the first ones for its own. (One that ends here is whole.)
+        # Until all have their names, a later run must know the first ones for its own.
         for sink, _ in self.named + self.unnamed:
             sink.finish()
 
 
 @contextlib.contextmanager
 def open_results(
-    targets: Sequence[Target],
-    channels: Sequence[Channel],
-    dtype: str,
-    chunk_frames: int,
-    settings: Callable[[], dict[str, Any]],
-    *,
-    resume: bool,
-    overwrite: bool,
+    job: "Job", targets: Sequence[Target], *, resume: bool, overwrite: bool
 ) -> Iterator[Results]:
-    """Opens what an earlier run with these settings has left, or begins anew. After an
-    error, drafts with anything in them stay for a later run. When it is left, nothing is
-    written any more."""
-    results, begun, is_whole = Results([], []), [], False
+    """Opens what an earlier run has left, or begins anew. After an error, drafts with
+    anything in them stay for a later run."""
+    results, begun = Results([], []), []
 
     def close() -> None:
         for sink, _ in results.named + results.unnamed:
             is_empty = sink in begun and not sink.journal.done
-            (sink.discard if is_empty and not is_whole else sink.close)()
+            (sink.discard if is_empty else sink.close)()
 
     try:
         for target, indices in targets:
-            frames, height, width = channels[indices[0]].shape
-            movie = channels[indices[0]].movie
-            shape, scale = (frames, len(indices), height, width), movie.pixel_size_um
+            first = job.channels[indices[0]]
+            frames, height, width = first.shape
             layout = Layout(
-                shape, np.dtype(dtype), chunk_frames, scale, movie.frame_interval_s
+                (frames, len(indices), height, width),
+                np.dtype(job.output.dtype),
+                job.chunk_frames,
+                first.movie.pixel_size_um,
+                first.movie.frame_interval_s,
             )
             sink = open_sink(target, layout, overwrite=overwrite)
             is_named = resume and sink.is_committed
             (results.named if is_named else results.unnamed).append((sink, indices))
             if is_named or (resume and sink.is_begun):
-                _check_settings(sink.journal, settings() | {"channels": indices})
+                _check_settings(sink.journal, job.settings | {"channels": indices})
         for sink, _ in results.unnamed:
             sink.check()
         for sink, indices in results.unnamed:
@@ -115,98 +93,89 @@ def open_results(
             else:
                 begun.append(sink)
                 is_file = isinstance(sink, Sink)
-                sink.begin(settings() | {"channels": indices} if is_file else None)
+                sink.begin(job.settings | {"channels": indices} if is_file else None)
         try:
             yield results
         except BaseException as error:
-            sinks = [sink for sink, _ in results.unnamed if isinstance(sink, Sink)]
-            kept = [str(s.draft) for s in sinks if s.journal.done and s.draft.exists()]
+            files = [sink for sink, _ in results.unnamed if isinstance(sink, Sink)]
+            kept = [str(s.draft) for s in files if s.journal.done and s.draft.exists()]
             if kept and not isinstance(error, ChangedSource):
-                drafts = ", ".join(kept)
-                error.add_note(
-                    f"what is done is kept in {drafts}; run the same again to go on"
-                )
+                what = f"what is done is kept in {', '.join(kept)}"
+                error.add_note(f"{what}; run the same again to go on")
             raise
-        is_whole = True
     finally:
         # In a thread, which hears no second Ctrl-C.
-        with ThreadPoolExecutor(1) as pool:
-            closing = pool.submit(close)
-            while not closing.done():
-                with contextlib.suppress(KeyboardInterrupt):
-                    closing.exception()
-        closing.result()
+        closing = threading.Thread(target=close)
+        closing.start()
+        while closing.is_alive():
+            with contextlib.suppress(KeyboardInterrupt):
+                closing.join()
 
 
 class ChangedSource(MovieError):
     """A movie has changed since it was opened."""
 
 
-class Sources:
-    """The content of the files that a call reads, as it is when this is made: sizes, and
-    frames from all of them. Their times of modification do not count."""
+@dataclass(eq=False)
+class Job:
+    """All that a result depends on. The content of files is that of now: their sizes, and
+    some frames, whatever their times of modification."""
 
-    def __init__(self, movies: Iterable[Movie]) -> None:
-        self.states = {m: m.opened_state or m.state() for m in movies if m.paths}
-        # Memory is hashed only where settings are needed.
+    channels: Sequence[Channel]
+    weights: Sequence[Channel | None]
+    estimator: AbstractEstimator
+    output: Output
+    chunk_frames: int
+
+    def __post_init__(self) -> None:
+        movies = dict.fromkeys(c.movie for c in (*self.channels, *self.weights) if c)
+        self.files = [movie for movie in movies if movie.paths]
         self.content = ft.cache(_content)
-        for movie in self.states:
+        for movie in self.files:
             self.content(movie)
 
-    def check(self) -> None:
+    @ft.cached_property
+    def settings(self) -> dict[str, Any]:
+        """In terms of JSON. It takes long for frames in memory, which are all hashed."""
+        sources = [
+            (self.content(c.movie), c.index, *map(int, c.box)) for c in self.channels
+        ]
+        return {
+            "source": [list(source) for source in sources],
+            "weights": [None if w is None else self.content(w.movie) for w in self.weights],
+            "estimator": _hash(self.estimator),
+            "quantity": self.output.quantity,
+            "dtype": self.output.dtype,
+            "offsets": list(self.output.offsets),
+            "gains": list(self.output.gains),
+            "chunk_frames": self.chunk_frames,
+            "versions of jaxbkgd and jax": [__version__, jax.__version__],
+            "device": jax.local_devices()[0].device_kind,
+            "64-bit mode": jax.config.read("jax_enable_x64"),
+        }
+
+    def check_sources(self) -> None:
         """Refuses a movie that has changed, and warns of one whose time has."""
-        for movie, before in self.states.items():
-            with contextlib.suppress(OSError):
-                if movie.state() == before:
-                    continue
+        for movie in self.files:
             if _content(movie) != self.content(movie):
-                raise ChangedSource(
-                    f"{movie.name}: has changed since it was opened; begin anew once it is "
-                    "whole (resume=False, in the command line --fresh)"
-                )
-            warnings.warn(
-                f"{movie.name}: its time of modification has changed, but not its size nor "
-                "the frames that were compared; the result is kept",
-                stacklevel=3,
-            )
+                what = f"{movie.name}: has changed since it was opened; begin anew once it"
+                rule = "is whole (resume=False, in the command line --fresh)"
+                raise ChangedSource(f"{what} {rule}")
+            if movie.state() != movie.opened_state:
+                what = f"{movie.name}: its time of modification has changed, but not its"
+                rule = "size nor the frames that were compared; the result is kept"
+                warnings.warn(f"{what} {rule}", stacklevel=3)
 
 
 def _content(movie: Movie) -> list[Any]:
     return [movie.fingerprint(), *[p.stat().st_size for p in movie.paths if p.is_file()]]
 
 
-def settings_of(
-    sources: Sources,
-    channels: Sequence[Channel],
-    weights: Sequence[Channel | None],
-    estimator: AbstractEstimator,
-    output: Output,
-    chunk_frames: int,
-) -> dict[str, Any]:
-    """All that a result depends on, in terms of JSON."""
-    content = sources.content
-    return {
-        "source": [[content(c.movie), c.index, list(map(int, c.box))] for c in channels],
-        "weights": [None if w is None else content(w.movie) for w in weights],
-        "estimator": _hash(estimator),
-        "quantity": output.quantity,
-        "dtype": output.dtype,
-        "offsets": list(output.offsets),
-        "gains": list(output.gains),
-        "chunk_frames": chunk_frames,
-        "version of jaxbkgd": __version__,
-        "version of jax": jax.__version__,
-        "device": jax.local_devices()[0].device_kind,
-        "64-bit mode": jax.config.read("jax_enable_x64"),
-    }
-
-
 def _check_settings(journal: Journal, now: dict[str, Any]) -> None:
     before = journal.settings or {}
+    hashed = "source", "weights", "estimator"
     changes = [
-        f"{name} {before.get(name)}, not {value}"
-        if name not in ("source", "weights", "estimator")
-        else name
+        name if name in hashed else f"{name} {before.get(name)}, not {value}"
         for name, value in sorted(now.items())
         if before.get(name) != value
     ]
@@ -220,81 +189,60 @@ def _check_settings(journal: Journal, now: dict[str, Any]) -> None:
 def _hash(estimator: AbstractEstimator) -> str:
     """A hash of all that it holds, which is the same in every process."""
     pickled = io.BytesIO()
-    refusals = TypeError, ValueError, AttributeError, pickle.PicklingError, RecursionError
     try:
         _Pickler(pickled).dump(estimator)
-    except refusals as error:
+    except Exception as error:
         raise TypeError(
-            f"{type(estimator).__name__} holds something that another run could not "
-            f"recognise ({error}), so that it could not be resumed; let it hold arrays, "
-            "numbers, functions and what can be pickled, or write to an array"
+            f"{type(estimator).__name__} holds what another run could not recognise "
+            f"({error}), so that it could not be resumed; let it hold functions of a "
+            "module and what can be pickled, or write to an array"
         ) from error
     return hashlib.sha256(pickled.getvalue()).hexdigest()
 
 
 class _Pickler(pickle.Pickler):
-    """Describes what pickle refuses, or orders by chance."""
+    """Describes classes and functions of a module, also those wrapped by JAX, by name."""
 
     def persistent_id(self, obj: Any) -> Any:
-        match obj:
-            case type():
-                return obj.__module__, obj.__qualname__
-            case set() | frozenset():
-                return type(obj), sorted(map(pickle.dumps, obj))
-            case types.CodeType():
-                return obj.co_code, obj.co_consts, obj.co_names
-            case types.FunctionType():
-                name = obj.__module__, obj.__qualname__
-                # A function of a module may hold what changes as it runs.
-                is_local = "<locals>" in obj.__qualname__ or obj.__name__ == "<lambda>"
-                cells = obj.__closure__ or () if is_local else ()
-                held = [cell.cell_contents for cell in cells]
-                return name, obj.__code__, obj.__defaults__, obj.__kwdefaults__, held
-        # A function that JAX has compiled, with what it remembers of its calls.
-        wrapped = getattr(obj, "__wrapped__", None) if callable(obj) else None
-        return wrapped and (type(obj).__qualname__, wrapped)
+        name = getattr(obj, "__qualname__", "<")
+        is_of_module = isinstance(obj, type) or "<" not in name
+        is_method = hasattr(obj, "__self__")
+        return (obj.__module__, name) if is_of_module and not is_method else None
 
 
-def group_targets(sink: Any, channel_count: int, is_list: bool) -> list[Target]:
-    """Each path or array to write to, with the numbers of its channels."""
-    if not is_list:
-        return [(sink, list(range(channel_count)))]
-    sinks = list(sink) if isinstance(sink, list | tuple) else [sink]
-    if len(sinks) != channel_count:
-        raise ValueError(
-            f"There are {channel_count} channels, but {len(sinks)} sinks; give a list "
-            "with a sink for each channel."
-        )
-    return [(sink, [index]) for index, sink in enumerate(sinks)]
-
-
-def check_targets(targets: Sequence[Target], movies: Iterable[Movie]) -> None:
-    """Nothing that is read may be written to, or removed, and nothing written twice."""
-    arrays = [target for target, _ in targets if isinstance(target, np.ndarray)]
+def group_targets(
+    sink: Any, channel_count: int, is_list: bool, movies: Iterable[Movie]
+) -> list[Target]:
+    """Each path or array to write to, with the numbers of its channels. Nothing that is
+    read may be written to, or removed, and nothing written twice."""
+    places = list(sink) if is_list and isinstance(sink, list | tuple) else [sink]
+    if is_list and len(places) != channel_count:
+        what = f"There are {channel_count} channels, but {len(places)} sinks"
+        raise ValueError(f"{what}; give a list with a sink for each channel.")
+    arrays = [place for place in places if isinstance(place, np.ndarray)]
     for number, array in enumerate(arrays):
         others = [np.may_share_memory(array, other) for other in arrays[:number]]
         if any([movie.shares_memory(array) for movie in movies] + others):
-            raise ValueError(
-                "An array to fill shares memory with the movie or with another one; give "
-                "an array of its own."
-            )
-    paths = [path.resolve() for target, _ in targets if (path := as_path(target))]
+            what = "An array to fill shares memory with the movie or with another one"
+            raise ValueError(f"{what}; give an array of its own.")
+    paths = [path.resolve() for place in places if (path := as_path(place))]
     for path in paths:
         if paths.count(path) > 1:
             raise MovieError(f"{path}: is given for two channels; give each a name")
         touched = [path, *(draft_of(path, suffix) for suffix in DRAFT_SUFFIXES)]
         if any(movie.includes(name) for movie in movies for name in touched):
-            raise MovieError(
-                f"{path}: is the movie itself, or would be a part of it when it is read "
-                "again; give a name elsewhere"
-            )
+            what = "is the movie itself, or would be a part of it when it is read again"
+            raise MovieError(f"{path}: {what}; give a name elsewhere")
+    if is_list:
+        return [(place, [index]) for index, place in enumerate(places)]
+    return [(sink, list(range(channel_count)))]
 
 
 def begun_chunk_frames(targets: Sequence[Target]) -> int | None:
     """The chunks of an earlier run's drafts."""
     for target, _ in targets:
         if path := as_path(target):
-            journal = Journal(draft_of(path, JOURNAL_SUFFIX))
+            journal = Journal(draft_of(path, ".part.journal"))
             journal.close()
             if journal.settings is not None and "chunk_frames" in journal.settings:
                 return journal.settings["chunk_frames"]

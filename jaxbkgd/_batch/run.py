@@ -1,8 +1,6 @@
-"""A movie in, its background out: by chunks, on every core and device, resumed after
-whatever goes wrong."""
+"""The background of a whole movie, by chunks, on every core and device."""
 
 import contextlib
-import functools as ft
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -14,50 +12,25 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from .._estimators.base import AbstractEstimator
 from .._movies.movie import Box, Channel, Movie, movie_of_array, MovieError
-from .._movies.open import open_movie
-from .._movies.sources import is_split, open_channels
+from .._movies.open import is_split, open_channels, open_movie
 from .._workers import on_threads, progress_bar, run_interruptibly
-from .compute import (
-    Buffers,
-    compile_estimate,
-    Dtype,
-    make_output,
-    Output,
-    Quantity,
-    run_window,
-)
-from .plan import plan_chunks, strips, Window, windows
-from .results import (
-    as_path,
-    begun_chunk_frames,
-    check_targets,
-    group_targets,
-    open_results,
-    Results,
-    settings_of,
-    Sources,
-)
+from . import compute
+from .compute import Dtype, Quantity
+from .plan import plan_chunks, Window, windows
+from .results import as_path, begun_chunk_frames, group_targets, Job, open_results, Results
 
 
 @dataclass(frozen=True)
 class MovieSummary:
-    """What [`jaxbkgd.estimate_movie`][] has done.
-
-    **Attributes:**
-
-    - `frames`: of the movie.
-    - `resumed_frames`: those that earlier runs had done.
-    - `seconds`: that this run took, compilation included.
-    - `megapixels_per_second`: of all channels, in this run.
-    - `noise_corrections`: of each channel, see [`jaxbkgd.Background`][].
-    - `chunk_frames`, `workers`: what was chosen.
-    - `nonfinite_frames`: frames whose result has a NaN or an infinity.
-    - `clipped_frames`: frames with a background that uint16 could not hold.
-    """
+    """What [`jaxbkgd.estimate_movie`][] has done. `resumed_frames` are those that earlier
+    runs had done; `seconds` include compilation, `megapixels_per_second` are of all
+    channels; `noise_corrections` are of each, see [`jaxbkgd.Background`][].
+    `nonfinite_frames` and `clipped_frames` are those with a result that is not finite, or
+    that uint16 could not hold."""
 
     frames: int
     resumed_frames: int
@@ -89,22 +62,21 @@ def estimate_movie(
 ) -> MovieSummary:
     """Estimates the background of a whole movie, and writes it as it goes.
 
-    Memory is bounded by the chunks that are worked on. A result has its name only when it
-    is complete. Until then it lies beside it as `NAME.part`, with `NAME.part.journal`; the
-    same call goes on from there, whatever has ended the one before. The result is that of
-    `estimator(frames)` on the whole movie, to the bit, for the estimators of this package.
-    (In a function that is compiled with the estimator as an argument, the last digit may
-    differ.)
+    Memory is bounded by the chunks that are worked on. A file has its name only when it is
+    complete; until then it lies beside it as `NAME.part`, and the same call resumes it,
+    whatever ended the one before. The result is that of `estimator(frames)` on the whole
+    movie, to the bit for the estimators of this package. Returns a
+    [`jaxbkgd.MovieSummary`][].
 
     **Arguments:**
 
-    - `source`: a path, an array or memory map (frames, height, width) or (frames, channels,
-        height, width), an open movie or a channel; see [`jaxbkgd.open_movie`][]. A list or
-        tuple of sources holds a channel each.
+    - `source`: a path, an array (frames, height, width) or (frames, channels, height,
+        width), an open movie or a channel; see [`jaxbkgd.open_movie`][]. A list or tuple of
+        sources holds a channel each.
     - `estimator`: any estimator; each chunk is read with its `halo_frames`.
-    - `sink`: where to write, by the suffix of the name `.tif`, `.ome.tif`, `.zarr` or
-        `.ome.zarr`, or a NumPy array to fill; for a list of sources, or for boxes, a list
-        of these. Several channels of one source are written to one sink.
+    - `sink`: a name that ends in `.tif`, `.ome.tif`, `.zarr` or `.ome.zarr`, or a NumPy
+        array to fill; for a list of sources, or for boxes, a list of these. Several
+        channels of one source are written to one sink.
     - `quantity`: `"background"` or `"residual"`, in the unit of the frames, or `"snr"`, see
         [`jaxbkgd.snr`][].
     - `dtype`: `"float32"`, or `"uint16"` for a background that is rounded to the nearest
@@ -113,42 +85,33 @@ def estimate_movie(
         y1, which are estimated as channels.
     - `offsets`: the camera's offset in ADU, a number for all channels or one for each.
     - `gains`: electrons per ADU, a number for all channels or one for each; for `"snr"`.
-    - `weights`: how much a pixel counts, zero or positive, or booleans that are False for
-        pixels to leave out; for estimators that take weights, as [`jaxbkgd.LocalMean`][].
-        An array (height, width), or a source (frames, height, width), for all channels, or
-        a list with one for each, which may be `None`. With boxes, weights are of the whole
-        frame.
-    - `chunk_frames`: frames in a chunk, by default a megapixel, half of that between arrays
-        on CPU, or less where memory is short; with `halo_frames`, at least four times
-        these.
-    - `workers`: the number of threads, by default the cores of this process, or fewer where
-        memory is short.
+    - `weights`: how much a pixel counts, 0 or more, or booleans that are False for pixels
+        to leave out; for estimators that take weights, as [`jaxbkgd.LocalMean`][]. An array
+        (height, width) or a source (frames, height, width) for all channels, or a list with
+        one or `None` for each. With boxes, weights are of the whole frame.
+    - `chunk_frames`, `workers`: the frames in a chunk, and the number of threads, by
+        default a megapixel or four halos, and the cores, or fewer where memory is short.
     - `progress`: whether to show a progress bar, where there is a terminal.
     - `resume`: whether to go on with what an earlier call has left, or begin anew.
     - `overwrite`: whether a result that has the name already is replaced, in the end.
 
-    **Returns:**
-
-    A [`jaxbkgd.MovieSummary`][].
-
     **Raises:**
 
-    [`jaxbkgd.MovieError`][], a `ValueError`, if a movie cannot be read or written, or what
-    an earlier call has left was begun with other settings; `ValueError` or `TypeError` for
-    arguments that do not fit the estimator or each other. What is done by then is kept.
+    [`jaxbkgd.MovieError`][], a `ValueError`, if a movie cannot be read or written, or was
+    begun with other settings; `ValueError` or `TypeError` for arguments that do not fit the
+    estimator or each other. What is done by then is kept.
     """
     clock = time.perf_counter()
     with contextlib.ExitStack() as files:
         channels = open_channels(source, boxes, files=files)
         is_list = is_split(source, boxes)
         count, is_stack = len(channels), len(channels) == 1 and not is_list
-        output = make_output(
+        output = compute.make_output(
             estimator, quantity, dtype, offsets, gains, weights, count, is_stack
         )
         masks = _open_weights(weights, channels, files)
         movies = list({c.movie: None for c in (*channels, *masks) if c is not None})
-        targets = group_targets(sink, count, is_list)
-        check_targets(targets, movies)
+        targets = group_targets(sink, count, is_list, movies)
         fast = run_interruptibly(estimator.for_inference)
         # Raises now what would be raised in the middle of the work.
         seen_frames = min(len(channels[0]), 2 * fast.halo_frames + 1)
@@ -165,31 +128,22 @@ def estimate_movie(
             workers=workers,
             is_between_arrays=is_to_arrays and not any(movie.paths for movie in movies),
         )
-        sources = Sources(movies)
-        settings = ft.partial(
-            settings_of, sources, channels, masks, estimator, output, chunk_frames
-        )
-        plan = targets, channels, dtype, chunk_frames, ft.cache(settings)
-        opened = open_results(*plan, resume=resume, overwrite=overwrite)
+        job = Job(channels, masks, estimator, output, chunk_frames)
+        opened = open_results(job, targets, resume=resume, overwrite=overwrite)
         results = files.enter_context(opened)
         frame_count = len(channels[0])
         frame_megapixels = sum(math.prod(channel.shape[1:]) for channel in channels) / 1e6
         todo = results.missing(windows(frame_count, chunk_frames, fast.halo_frames))
         resumed_frames = frame_count - sum(w.stop - w.start for w in todo)
-        if is_to_arrays and chunk_frames == 1 and output.can_reuse(fast):
-            parts = strips(channels, fast.halo_lines)
-            todo = [window._replace(lines=lines) for window in todo for lines in parts]
-        nonfinite, clipped, begun = set[int](), set[int](), time.perf_counter()
-        work = _worker(channels, masks, fast, output, results)
+        counts, begun = np.zeros(2, int), time.perf_counter()
+        work = _worker(job, fast, results)
         with progress_bar(frame_count, progress, resumed_frames) as report:
-            done = on_threads(work, todo, workers)
-            for number, (nonfinite_numbers, clipped_numbers) in enumerate(done, 1):
-                nonfinite.update(nonfinite_numbers)
-                clipped.update(clipped_numbers)
+            for number, counted in enumerate(on_threads(work, todo, workers), 1):
+                counts += counted
                 frames = (frame_count - resumed_frames) * number // len(todo)
                 rate = frames * frame_megapixels / (time.perf_counter() - begun)
                 report(resumed_frames + frames, f"{rate:.0f} Mpx/s")
-        sources.check()
+        job.check_sources()
         results.commit()
 
     seconds = time.perf_counter() - clock
@@ -201,8 +155,8 @@ def estimate_movie(
         noise_corrections=tuple(map(float, corrections)),
         chunk_frames=chunk_frames,
         workers=workers,
-        nonfinite_frames=len(nonfinite),
-        clipped_frames=len(clipped),
+        nonfinite_frames=int(counts[0]),
+        clipped_frames=int(counts[1]),
     )
 
 
@@ -217,42 +171,39 @@ def _noise_corrections(
 
 
 def _worker(
-    channels: Sequence[Channel],
-    weights: Sequence[Channel | None],
-    fast: AbstractEstimator,
-    output: Output,
-    results: Results,
-) -> Callable[[Window], tuple[list[int], list[int]]]:
+    job: Job, fast: AbstractEstimator, results: Results
+) -> Callable[[Window], Int[np.ndarray, "2"]]:
     """A function that reads, estimates and writes a window, in any number of threads, and
-    gives the numbers of its frames that are not finite, and that are clipped."""
-    estimate = compile_estimate(fast, output)
+    counts its frames that are not finite, and that are clipped."""
+    estimate = compute.compile_estimate(fast, job.output)
     devices = jax.local_devices()
     is_on_cpu = devices[0].platform == "cpu"
     # Buffers that no thread uses now.
-    unused = {device: SimpleQueue[Buffers | None]() for device in devices}
+    unused = {device: SimpleQueue[compute.Buffers | None]() for device in devices}
 
-    def work(window: Window) -> tuple[list[int], list[int]]:
-        lines = slice(None) if window.lines is None else window.lines.seen
-        chunks = [channel[window.seen][:, lines] for channel in channels]
+    def work(window: Window) -> Int[np.ndarray, "2"]:
+        chunks = [channel[window.seen] for channel in job.channels]
         # One frame of weights stands for all.
         masks = [
-            None if w is None else w[window.seen if len(w) > 1 else slice(1)][:, lines]
-            for w in weights
+            None if w is None else w[window.seen if len(w) > 1 else slice(1)]
+            for w in job.weights
         ]
         # Each device has windows of its own: none waits for another.
         device = devices[window.number % len(devices)]
         try:
             buffers = unused[device].get_nowait()
         except Empty:
-            buffers = Buffers(output.can_reuse(fast)) if is_on_cpu else None
-        name = channels[0].movie.name
+            buffers = compute.Buffers(fast, job.output) if is_on_cpu else None
+        name = job.channels[0].movie.name
         with jax.default_device(device):
-            images, *numbers = run_window(name, estimate, chunks, window, masks, buffers)
+            images, counts = compute.run_window(
+                name, estimate, chunks, window, masks, buffers
+            )
         results.write(window, images)
         # They are views of what the next window may write over.
         del images
         unused[device].put(buffers)
-        return numbers[0].tolist(), numbers[1].tolist()
+        return counts
 
     return work
 
@@ -264,26 +215,20 @@ def _open_weights(
     is_list = isinstance(weights, list | tuple)
     listed = list(weights) if is_list else [weights] * len(channels)
     if len(listed) != len(channels):
-        raise ValueError(
-            f"There are {len(channels)} channels, but weights for {len(listed)}; give one "
-            "for all, or a list with one for each."
-        )
+        what = f"There are {len(channels)} channels, but weights for {len(listed)}"
+        raise ValueError(f"{what}; give one for all, or a list with one for each.")
     opened: list[Channel | None] = []
     for mask, channel in zip(listed, channels, strict=True):
-        if mask is None:
-            opened.append(None)
-            continue
         if as_path(mask):
             mask = files.enter_context(open_movie(mask))
-        if not isinstance(mask, Movie):
+        elif not (mask is None or isinstance(mask, Movie)):
             frames = np.asarray(mask)[None] if np.ndim(mask) == 2 else mask
             mask = movie_of_array(frames, "the weights")
         height, width = channel.movie.shape[2:]
-        if mask.shape not in [(n, 1, height, width) for n in (1, len(channel))]:
-            raise MovieError(
-                f"{mask.name}: has the shape (frames, channels, height, width) "
-                f"{mask.shape}; as weights of these frames it must have 1 or "
-                f"{len(channel)} frames, one channel, and {height} x {width} pixels"
-            )
-        opened.append(Channel(mask, 0, channel.box))
+        shapes = [(frames, 1, height, width) for frames in (1, len(channel))]
+        if mask is not None and mask.shape not in shapes:
+            rule = f"1 or {len(channel)} frames, one channel, and {height} x {width} pixels"
+            what = f"has the shape (frames, channels, height, width) {mask.shape}"
+            raise MovieError(f"{mask.name}: {what}; as weights it must have {rule}")
+        opened.append(None if mask is None else Channel(mask, 0, channel.box))
     return opened

@@ -18,7 +18,7 @@ from .._estimators.base import AbstractEstimator
 from .._estimators.channels import map_channels
 from .._estimators.checks import checked_count
 from .._movies.movie import Channel, Movie, Pixels
-from .._movies.sources import is_split, open_channels
+from .._movies.open import is_split, open_channels
 from .._workers import progress_bar
 from .descent import descend, Problem, secant_descent, Window
 from .lag import read_frames

@@ -15,7 +15,7 @@ from .._estimators.channels import checked_frames
 from .._estimators.checks import is_traced
 from .._estimators.spatial_mean import spatial_mean
 from .._movies.movie import Channel
-from .._movies.sources import open_channels
+from .._movies.open import open_channels
 
 
 # The difference of Gaussian means as wide as a molecule and much wider shows molecules.

@@ -10,7 +10,7 @@ import numpy as np
 from .._batch.compute import Dtype, make_output, Quantity
 from .._batch.run import estimate_movie, MovieSummary
 from .._estimators.radii_estimator import RadiiEstimator
-from .._movies.sources import is_split, open_channels
+from .._movies.open import is_split, open_channels
 from .._workers import one_thread_a_call
 from . import arguments, report
 from .arguments import CLIP_HELP, USUAL_RADIUS

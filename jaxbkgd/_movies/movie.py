@@ -12,21 +12,30 @@ import numpy as np
 from jaxtyping import Shaped
 
 
-# No camera has frames of 2^28 pixels (16384 x 16384). A damaged header may say so, and
-# would cost gigabytes before the first pixel is read.
+# No camera has frames of 2^28 pixels, but a damaged header may say so.
 _MAX_FRAME_PIXELS, _MAX_PIXELS = 2**28, 2**60
 
 # Frames, evenly spaced over a movie on disk, that tell it from another.
 _FINGERPRINT_FRAMES = 8
 
-# A part of the camera's frame in pixels, (x0, y0, x1, y1), as smlmlp gives it: the corner
-# (x1, y1) is outside.
+# Of lengths in micrometres and of times in seconds.
+UNITS = {
+    "pm": 1e-6, "picometer": 1e-6, "Å": 1e-4, "angstrom": 1e-4, "nm": 1e-3,
+    "nanometer": 1e-3, "um": 1.0, "micron": 1.0, "microns": 1.0, "micrometer": 1.0,
+    "micrometre": 1.0, "mm": 1e3, "millimeter": 1e3, "cm": 1e4, "centimeter": 1e4,
+    "m": 1e6, "meter": 1e6, "in": 2.54e4, "inch": 2.54e4, "ns": 1e-9, "nanosecond": 1e-9,
+    "us": 1e-6, "microsecond": 1e-6, "ms": 1e-3, "msec": 1e-3, "millisecond": 1e-3,
+    "s": 1.0, "sec": 1.0, "second": 1.0, "seconds": 1.0, "min": 60.0, "minute": 60.0,
+    "h": 3600.0, "hour": 3600.0,
+}  # fmt: skip
+
+# A part of the camera's frame in pixels, (x0, y0, x1, y1), without x1 and y1.
 Box = tuple[int, int, int, int]
 
 
 class MovieError(ValueError):
-    """A movie that cannot be read or written. The message is one line: the movie's name,
-    what is wrong and, where there is one, the remedy."""
+    """A movie that cannot be read or written, in one line: its name, what is wrong and the
+    remedy."""
 
 
 @runtime_checkable
@@ -44,10 +53,9 @@ class Pixels(Protocol):
 class Movie(contextlib.AbstractContextManager["Movie"]):
     """Frames of one or several channels that are read as they are sliced.
 
-    [`jaxbkgd.open_movie`][] makes one of a file or an array. A reader of another format
-    gives its `pixels` to this class. Any number of threads may read it. It is a context
-    manager that closes its file. `numpy.asarray(movie)` reads all of it, (frames, channels,
-    height, width).
+    [`jaxbkgd.open_movie`][] makes one of a file or an array; give it the `pixels` of a
+    reader of your own. Any number of threads may read it. As a context manager it closes
+    its file. `numpy.asarray(movie)` reads all, (frames, channels, height, width).
 
     **Arguments**, which are attributes too:
 
@@ -61,7 +69,7 @@ class Movie(contextlib.AbstractContextManager["Movie"]):
 
     **Raises:**
 
-    [`jaxbkgd.MovieError`][] for pixels of another kind, and for a shape without pixels.
+    [`jaxbkgd.MovieError`][] for other pixels, and for a shape without pixels.
 
     !!! example
 
@@ -75,21 +83,6 @@ class Movie(contextlib.AbstractContextManager["Movie"]):
 
         ```
     """
-
-    # What holds for a subclass that sets `shape` and `dtype`, and overrides `read`.
-    name: str = "the movie"
-    format: str = "movie"
-    paths: Sequence[Path] = ()
-    pixel_size_um: tuple[float, float] | None = None
-    frame_interval_s: float | None = None
-    shape: tuple[int, int, int, int]
-    dtype: np.dtype
-    pixels: Any = None
-    chunk_frames: int = 1
-    opened_state: Any = None
-    _close: Callable[[], object] | None = None
-    # Of an array that is computed as it is read: from what.
-    _identity: str = ""
 
     def __init__(
         self,
@@ -110,7 +103,7 @@ class Movie(contextlib.AbstractContextManager["Movie"]):
         self.dtype = np.dtype(pixels.dtype).newbyteorder("=")
         self.shape = check_pixels(name, pixels.shape, self.dtype)
         self.chunk_frames = getattr(pixels, "chunk_frames", 1)
-        self.pixels = pixels
+        self.pixels: Any = pixels
         self._close = close
         self.opened_state = self.state()
 
@@ -121,13 +114,8 @@ class Movie(contextlib.AbstractContextManager["Movie"]):
     def read(
         self, start: int, stop: int, channel: int = 0
     ) -> Shaped[np.ndarray, "frames height width"]:
-        """Reads frames `start` up to, but not including, `stop` of a channel, counted from
-        0, as an array (stop - start, height, width) of the movie's `dtype`.
-
-        **Raises:**
-
-        [`jaxbkgd.MovieError`][] if the movie is closed, or its file is truncated or broken.
-        """
+        """Frames `start` up to, but not including, `stop` of a channel, counted from 0.
+        Raises `MovieError` if the movie is closed, or its file is truncated or broken."""
         pixels = self.pixels
         if pixels is None:
             raise MovieError(f"{self.name}: is closed; open it again to read it")
@@ -149,20 +137,18 @@ class Movie(contextlib.AbstractContextManager["Movie"]):
 
     @property
     def channels(self) -> "list[Channel]":
-        """The channels, a list of [`jaxbkgd.Channel`][]: `movie.channels[0][10:20]` reads
-        an array (10, height, width)."""
+        """The channels: `movie.channels[0][10:20]` reads an array (10, height, width)."""
         return [Channel(self, index) for index in range(self.shape[1])]
 
     def state(self) -> Any:
-        """The sizes and times of the files, in terms of JSON. It changes when the movie is
-        written to."""
+        """The sizes and times of the files, hashed, or None of an array."""
         return _hash_of_sizes_and_times(self.paths) if self.paths else None
 
     def fingerprint(self) -> str:
-        """A hash that tells this movie from another: of shape, type and, of an array in
-        memory, all frames (about a second for a gigabyte); else of eight frames."""
-        about = (self.shape, self.dtype.str, self._identity)
-        digest = hashlib.blake2b(repr(about).encode(), digest_size=32)
+        """A hash of shape, type and, of an array in memory, all frames (about a second for
+        a gigabyte); else of eight frames."""
+        about = repr((self.shape, self.dtype.str))
+        digest = hashlib.blake2b(about.encode(), digest_size=32)
         is_in_memory = isinstance(self.pixels, np.ndarray) and not self.paths
         count = self.shape[0] if is_in_memory else _FINGERPRINT_FRAMES
         for index in sorted({round(x) for x in np.linspace(0, self.shape[0] - 1, count)}):
@@ -172,8 +158,7 @@ class Movie(contextlib.AbstractContextManager["Movie"]):
         return digest.hexdigest()
 
     def includes(self, path: Path) -> bool:
-        """Whether a file at this real path is, or would be, a part of the movie, or holds
-        it."""
+        """Whether this real path is or would be a part of the movie, or holds it."""
         sources = [source.resolve() for source in self.paths]
         return any(s == path or s in path.parents or path in s.parents for s in sources)
 
@@ -187,7 +172,7 @@ class Channel:
     """One channel of a movie, or a box of it, that is read as it is sliced.
 
     `channel[10:20]` reads an array (10, height, width), `channel[10]` one frame (height,
-    width), and `numpy.asarray(channel)` all. No frames are kept in memory.
+    width), and `numpy.asarray(channel)` all.
 
     **Arguments**, which are attributes too, as are `shape`, (frames, height, width), and
     `dtype`:
@@ -199,8 +184,7 @@ class Channel:
 
     **Raises:**
 
-    [`jaxbkgd.MovieError`][] for a box outside the frames, and if the movie cannot be read;
-    `TypeError` and `IndexError` for what is no number of a frame.
+    [`jaxbkgd.MovieError`][] for a box outside the frames, and if the movie cannot be read.
     """
 
     ndim = 3
@@ -210,10 +194,8 @@ class Channel:
         x0, y0, x1, y1 = (0, 0, width, height) if box is None else box
         if not (0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height):
             rule = f"0 <= x0 < x1 <= {width} and 0 <= y0 < y1 <= {height}"
-            fault = (
-                f"the box {box} is not inside its frames; give x0, y0, x1, y1 with {rule}"
-            )
-            raise MovieError(f"{movie.name}: {fault}")
+            fault = f"the box {box} is not inside its frames; give x0, y0, x1, y1 with"
+            raise MovieError(f"{movie.name}: {fault} {rule}")
         self.movie = movie
         self.index = index
         self.box = x0, y0, x1, y1
@@ -227,22 +209,22 @@ class Channel:
     def __len__(self) -> int:
         return self.shape[0]
 
+    def __iter__(self) -> Iterator[Shaped[np.ndarray, "height width"]]:
+        return (self[frame] for frame in range(len(self)))
+
     def __getitem__(self, frames: slice | SupportsIndex) -> Shaped[np.ndarray, "..."]:
         if isinstance(frames, slice):
             start, stop, step = frames.indices(len(self))
-            if step == 1:
-                x0, y0, x1, y1 = self.box
-                read = self.movie.read(start, max(start, stop), self.index)
-                return np.ascontiguousarray(read[:, y0:y1, x0:x1])
-            chosen = [self[frame] for frame in range(start, stop, step)]
-            return np.array(chosen, self.dtype).reshape(-1, *self.shape[1:])
+            if step != 1:
+                chosen = [self[frame] for frame in range(start, stop, step)]
+                return np.array(chosen, self.dtype).reshape(-1, *self.shape[1:])
+            x0, y0, x1, y1 = self.box
+            read = self.movie.read(start, max(start, stop), self.index)
+            return np.ascontiguousarray(read[:, y0:y1, x0:x1])
         frame = operator.index(frames)
         if not -len(self) <= frame < len(self):
             raise IndexError(f"there is no frame {frame}; the channel has {len(self)}")
         return self[frame % len(self) : frame % len(self) + 1][0]
-
-    def __iter__(self) -> Iterator[Shaped[np.ndarray, "height width"]]:
-        return (self[frame] for frame in range(len(self)))
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         if copy is False:
@@ -272,7 +254,7 @@ def movie_of_array(array: Any, name: str = "the array") -> Movie:
     if isinstance(array, np.ma.MaskedArray):
         raise MovieError(f"{name}: is masked; fill it, and give its mask as weights")
     library = type(array).__module__.partition(".")[0]
-    pixels, paths, identity = array if len(array.shape) != 3 else _OneChannel(array), [], ""
+    pixels, paths = array if len(array.shape) != 3 else _OneChannel(array), []
     if isinstance(array, np.ndarray):
         pixels = base = array if array.ndim != 3 else array[:, None]
         while isinstance(base, np.ndarray) and not isinstance(base, np.memmap):
@@ -281,12 +263,7 @@ def movie_of_array(array: Any, name: str = "the array") -> Movie:
             # Else the file's time might change when the system writes to it later.
             base.flush()
             paths = [Path(str(base.filename))]
-    elif library == "dask":
-        # The name says from what it is computed.
-        identity = array.name
-    movie = Movie(pixels, name=name, format=f"{library} array", paths=paths)
-    movie._identity = identity
-    return movie
+    return Movie(pixels, name=name, format=f"{library} array", paths=paths)
 
 
 def check_pixels(
@@ -331,11 +308,9 @@ def named_errors(says: str, kind: type[Exception] = OSError) -> Iterator[None]:
 def _hash_of_sizes_and_times(paths: Sequence[Path]) -> str:
     """Of files, and of all files in folders."""
     digest = hashlib.sha256()
-    for path in map(str, paths):
-        walk = sorted(os.walk(path))
-        files = [os.path.join(at, name) for at, _, names in walk for name in sorted(names)]
-        for file in files or [path]:
-            status = os.stat(file)
-            about = file.removeprefix(path), status.st_size, status.st_mtime_ns
+    for path in paths:
+        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+            status = file.stat()
+            about = str(file.relative_to(path)), status.st_size, status.st_mtime_ns
             digest.update(repr(about).encode())
     return digest.hexdigest()

@@ -4,13 +4,13 @@ import contextlib
 import importlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .movie import Movie, movie_of_array, MovieError, named_errors, one_line
+from .movie import Box, Channel, Movie, movie_of_array, MovieError, named_errors, one_line
 from .raw import open_dax, open_npy, open_picasso
 from .sinks import ArraySink, is_zarr, Layout, Sink
 
@@ -28,17 +28,13 @@ def open_movie(source: Any) -> Movie:
 
     - `source`: a path (see the page on formats), the URL of a Zarr (`https://`, `s3://`),
         or an array (frames, height, width) or (frames, channels, height, width) of NumPy,
-        JAX, dask or Zarr. Pixels are integers, booleans, or floats of at most 64 bits. A
+        JAX, dask or Zarr, of integers, booleans, or floats of at most 64 bits. A
         [`jaxbkgd.Movie`][] is returned as it is.
-
-    **Returns:**
-
-    A [`jaxbkgd.Movie`][], a context manager whose `channels` are sliced by frame.
 
     **Raises:**
 
-    [`jaxbkgd.MovieError`][], a `ValueError`, if it is missing, broken, of no format that is
-    read, or no array as above; `TypeError` for an array whose dtype NumPy does not know.
+    [`jaxbkgd.MovieError`][], a `ValueError`, if it is missing, broken, or of no format that
+    is read.
 
     !!! example
 
@@ -71,14 +67,11 @@ def open_movie(source: Any) -> Movie:
         if not path.is_file() or path.stat().st_size == 0:
             raise MovieError(f"{path}: is empty, or not a regular file")
         match path.suffix.lower():
-            case ".tif" | ".tiff" | ".btf" | ".tf8" | ".stk":
-                from .tiff import open_tiff
+            case ".tif" | ".tiff" | ".btf" | ".tf8" | ".stk" | ".index" as suffix:
+                from . import tiff
 
-                return open_tiff(path)
-            case ".index":
-                from .tiff import open_ndtiff
-
-                return open_ndtiff(path)
+                is_index = suffix == ".index"
+                return tiff.open_ndtiff(path) if is_index else tiff.open_tiff(path)
             case ".dax" | ".inf":
                 return open_dax(path)
             case ".raw" | ".yaml":
@@ -101,7 +94,7 @@ def open_sink(sink: Any, layout: Layout, *, overwrite: bool = False) -> Sink | A
         importlib.import_module("filelock")
         match path.suffix.lower():
             case ".tif" | ".tiff":
-                from .tiff_sink import TiffSink
+                from .tiff_pages import TiffSink
 
                 return TiffSink(path, layout, overwrite=overwrite)
             case ".zarr":
@@ -118,8 +111,50 @@ def _named_packages(path: str | os.PathLike[str]) -> Iterator[None]:
         yield
     except ImportError as error:
         is_url = "://" in str(path)
-        remedy = "pip install " + (
-            "'zarr[remote]' aiohttp s3fs" if is_url else "'jaxbkgd[movies]'"
-        )
+        what = "'zarr[remote]' aiohttp s3fs" if is_url else "'jaxbkgd[movies]'"
         fault = f"needs a Python package ({one_line(error)})"
-        raise MovieError(f"{path}: {fault}; install it with: {remedy}") from error
+        raise MovieError(f"{path}: {fault}; install it with: pip install {what}") from error
+
+
+def is_split(source: Any, boxes: Sequence[Box] | None = None) -> bool:
+    """Whether a source stands for a list of channels with one result each."""
+    return isinstance(source, list | tuple) or boxes is not None
+
+
+def open_channels(
+    source: Any, boxes: Sequence[Box] | None = None, *, files: contextlib.ExitStack
+) -> list[Channel]:
+    """The channels of a source as that of [`jaxbkgd.estimate_movie`][], all of one length.
+    Movies that are opened here are closed by `files`."""
+    sources = list(source) if isinstance(source, list | tuple) else [source]
+    if not sources:
+        raise ValueError("There is no source; give a path or an array, or a list of them.")
+    opened = [_open_source(entry, files) for entry in sources]
+    if not is_split(source, boxes):
+        return opened[0]
+    for channels in opened:
+        if len(channels) > 1:
+            what = f"{channels[0].movie.name}: holds {len(channels)} channels"
+            raise MovieError(f"{what}; estimate it by itself, in no list and without boxes")
+    channels = [channel for (channel,) in opened]
+    if boxes is not None:
+        if isinstance(source, list | tuple | Channel) or not boxes:
+            what = f"boxes are {boxes} of {len(sources)} sources"
+            raise ValueError(f"{what}; give at least one, of one movie or array.")
+        return [Channel(channels[0].movie, 0, box) for box in boxes]
+    lengths = [str(len(channel)) for channel in channels]
+    if len(set(lengths)) > 1:
+        what = f"the channels have {', '.join(lengths)} frames"
+        raise MovieError(
+            f"{channels[0].movie.name}: {what}; give movies of the same length"
+        )
+    return channels
+
+
+def _open_source(source: Any, files: contextlib.ExitStack) -> list[Channel]:
+    if isinstance(source, Channel):
+        return [source]
+    movie = open_movie(source)
+    if not isinstance(source, Movie):
+        files.enter_context(contextlib.closing(movie))
+    return movie.channels

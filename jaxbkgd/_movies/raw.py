@@ -3,11 +3,12 @@
 import io
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Shaped
 
 from .movie import check_pixels, Movie, MovieError, named_errors
 
@@ -17,30 +18,21 @@ _MAX_TEXT_BYTES = 2**22
 # A damaged header may say that it is 4 GiB long.
 _MAX_NPY_HEADER_BYTES = 2**16
 
-_DAX_TYPES = {
-    f"16 bit integers (binary, {name} endian)": np.dtype(f"{order}u2")
-    for name, order in (("big", ">"), ("little", "<"))
-}
-_PICASSO_TYPES = {
-    name: np.dtype(short)
-    for short in ("u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f2", "f4", "f8")
-    for name in (np.dtype(short).name, short)
-}
 _SIZE = "[1-9][0-9]{0,18}"
+_DAX_TYPE = r"16 bit integers \(binary, (big|little) endian\)"
+_PICASSO_TYPE = "u?int(8|16|32|64)|float(16|32|64)|[ui][1248]|f[248]"
 
 
 def open_dax(path: Path) -> Movie:
-    """Opens a DAX movie: `NAME.dax`, and `NAME.inf` beside it; `path` is either.
-
-    The .inf has lines `name = value`. Read are `frame dimensions` (width x height, after
-    binning), `number of frames`, `data type` and, where it is there, `Frames Per Second`.
-    The format is that of storm-analysis and storm-control, of the Zhuang lab.
-    """
+    """Opens a DAX movie of the Zhuang lab: `NAME.dax`, and `NAME.inf` beside it; `path` is
+    either."""
     header = _Header(path, ".dax .inf", _parse_inf)
     size = header.require("frame dimensions", f"{_SIZE} x {_SIZE}", "such as 256 x 256")
     width, height = map(int, size.split(" x "))
     shape = header.size("number of frames"), 1, height, width
-    dtype = _DAX_TYPES[header.choice("data type", _DAX_TYPES)]
+    rule = "16 bit integers (binary, big endian), or (binary, little endian)"
+    stored = header.require("data type", _DAX_TYPE, rule)
+    dtype = np.dtype(">u2" if "big" in stored else "<u2")
     movie = _open_frames(header.movie, "DAX", shape, dtype, header.name)
     rate_hz = header.number("Frames Per Second")
     movie.frame_interval_s = 1 / rate_hz if rate_hz else None
@@ -48,16 +40,13 @@ def open_dax(path: Path) -> Movie:
 
 
 def open_picasso(path: Path) -> Movie:
-    """Opens a Picasso movie: `NAME.raw`, and `NAME.yaml` beside it; `path` is either.
-
-    Of the first document of the .yaml, `Frames`, `Height`, `Width`, `Data Type`, `Byte
-    Order` and, where it is there, `Pixelsize` or `Camera.Pixelsize` in nm are read. The
-    format is that of `picasso/io.py` of the Jungmann lab.
-    """
+    """Opens a Picasso movie of the Jungmann lab: `NAME.raw`, and `NAME.yaml` beside it;
+    `path` is either."""
     header = _Header(path, ".raw .yaml", _parse_yaml)
     frames, height, width = map(header.size, ("Frames", "Height", "Width"))
-    dtype = _PICASSO_TYPES[header.choice("Data Type", _PICASSO_TYPES)]
-    dtype = dtype.newbyteorder("<" if header.choice("Byte Order", "<>") == "<" else ">")
+    dtype = np.dtype(header.require("Data Type", _PICASSO_TYPE, "such as uint16"))
+    is_little = header.require("Byte Order", "[<>]", "'<' or '>'") == "<"
+    dtype = dtype.newbyteorder("<" if is_little else ">")
     shape = frames, 1, height, width
     movie = _open_frames(header.movie, "Picasso raw", shape, dtype, header.name)
     size_um = (header.number("Pixelsize") or header.number("Camera.Pixelsize") or 0) / 1000
@@ -76,9 +65,8 @@ def open_npy(path: Path) -> Movie:
         names = "read_array_header_1_0", "read_array_header_2_0"
         shape, is_fortran, dtype = getattr(np.lib.format, names[not is_first])(start)
     if is_fortran:
-        raise MovieError(
-            f"{path}: is in Fortran order; save numpy.ascontiguousarray(frames)"
-        )
+        remedy = "save numpy.ascontiguousarray(frames)"
+        raise MovieError(f"{path}: is in Fortran order; {remedy}")
     shape = shape if len(shape) != 3 else (shape[0], 1, *shape[1:])
     return _open_frames(path, "NumPy file", shape, dtype, "header", start.tell())
 
@@ -127,10 +115,6 @@ class _Header:
     def size(self, name: str) -> int:
         return int(self.require(name, _SIZE, "a whole number above 0, such as 256"))
 
-    def choice(self, name: str, choices: Iterable[str]) -> str:
-        pattern = "|".join(map(re.escape, choices))
-        return self.require(name, pattern, f"one of: {', '.join(choices)}")
-
     def number(self, name: str) -> float | None:
         """A field that the frames do not depend on: None where it is no sensible number."""
         text = self._fields.get(name, "")
@@ -152,7 +136,7 @@ def _open_frames(
 ) -> Movie:
     """Frames that fill the file from `offset` to its end; `header` names what gave their
     shape. Writers write it last, so a file of another size is refused."""
-    pixels = _MappedFrames(path, shape, dtype, offset)
+    pixels = _FileFrames(path, shape, dtype, offset)
     more = path.stat().st_size - offset - math.prod(shape) * dtype.itemsize
     if more:
         fault = f"has {more} bytes more than its {header} says ({shape[0]} frames)"
@@ -160,32 +144,29 @@ def _open_frames(
     return Movie(pixels, name=str(path), format=format, paths=[path])
 
 
-class _MappedFrames:
-    """Frames of a file that is mapped into memory, (frames, channels, height, width).
+class _FileFrames:
+    """Frames of a file, (frames, channels, height, width), from the byte `offset` on."""
 
-    Each read copies its frames. First the size of the file is compared with the end of
-    these frames: to touch a mapped file beyond its end ends the process.
-    """
-
-    def __init__(
-        self, path: Path, shape: tuple[int, ...], dtype: np.dtype, offset: int
-    ) -> None:
+    def __init__(self, path: Path, shape: tuple, dtype: np.dtype, offset: int) -> None:
         self.shape = check_pixels(str(path), shape, dtype)
         self.dtype = dtype
         self._path = path
         self._offset = offset
+        self._frame_bytes = math.prod(shape[1:]) * dtype.itemsize
         self._refuse_end_before(shape[0])
-        self._frames = np.memmap(path, dtype, "r", offset, self.shape)
 
-    def __getitem__(self, index: tuple[slice, int]) -> np.ndarray:
-        self._refuse_end_before(min(index[0].stop, self.shape[0]))
-        return np.array(self._frames[index])
+    def __getitem__(self, index: tuple[slice, int]) -> Shaped[np.ndarray, "..."]:
+        start, stop, _ = index[0].indices(self.shape[0])
+        self._refuse_end_before(stop)
+        place = self._offset + start * self._frame_bytes
+        shape = max(0, stop - start), *self.shape[1:]
+        read = np.fromfile(self._path, self.dtype, math.prod(shape), offset=place)
+        return read.reshape(shape)[:, index[1]]
 
     def _refuse_end_before(self, stop: int) -> None:
-        frames, channels, height, width = self.shape
-        frame_bytes = channels * height * width * self.dtype.itemsize
-        whole = (self._path.stat().st_size - self._offset) // frame_bytes
+        whole = (self._path.stat().st_size - self._offset) // self._frame_bytes
         if whole < stop:
+            frames, _, height, width = self.shape
             size = f"{frames} ({height} x {width} px of {self.dtype.name})"
             fault = f"truncated: the file ends in frame {max(0, whole)} of {size}"
             raise MovieError(f"{self._path}: {fault}; copy it again, or correct its header")

@@ -2,32 +2,142 @@
 
 import abc
 import contextlib
+import errno
+import json
 import math
 import os
 import shutil
 import threading
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
-from .journal import Journal, LOCK_SUFFIX
-from .movie import MovieError, named_errors
+from .movie import MovieError, named_errors, one_line
 
 
 JOURNAL_SUFFIX = ".part.journal"
+_LOCK_SUFFIX = ".lock"
 _ASIDE_SUFFIX = ".part.old"
 # Suffixes of the files beside a movie while it is written.
-DRAFT_SUFFIXES = (".part", JOURNAL_SUFFIX, JOURNAL_SUFFIX + LOCK_SUFFIX, _ASIDE_SUFFIX)
+DRAFT_SUFFIXES = (".part", JOURNAL_SUFFIX, JOURNAL_SUFFIX + _LOCK_SUFFIX, _ASIDE_SUFFIX)
+
+# The line that is added before the draft gets its name.
+_COMMITTING = "committing"
+
+
+class Journal:
+    """The settings of a draft, and the numbers of its finished chunks, one on a line.
+
+    A line is added in one write, so the process may be killed at any instant. One process
+    at a time holds a journal, by a lock on a file beside it that the system gives back when
+    the process ends. A journal without a path is kept in memory.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        self.settings: dict[str, Any] | None = None
+        self.done: set[int] = set()
+        self.is_committing = False
+        self._file: BinaryIO | None = None
+        self._lock: Any = None
+        self._adding = threading.Lock()
+        if path is not None and path.exists():
+            self._read(self._open(path))
+
+    def _read(self, file: BinaryIO) -> None:
+        content = file.read()
+        # The process may have ended as it wrote a line.
+        whole = content[: content.rfind(b"\n") + 1]
+        file.truncate(len(whole))
+        # A journal that cannot be read counts as none: the job begins anew.
+        with contextlib.suppress(ValueError, TypeError):
+            settings, *lines = map(json.loads, whole.splitlines())
+            done = {int(line) for line in lines if line != _COMMITTING}
+            self.settings, self.done = dict(settings), done
+            self.is_committing = _COMMITTING in lines
+
+    def clear(self) -> None:
+        if self.path is not None:
+            (self._file or self._open(self.path)).truncate(0)
+        self.settings, self.done, self.is_committing = None, set(), False
+
+    def begin(self, settings: dict[str, Any]) -> None:
+        self.settings = settings
+        self._add_line(settings)
+
+    def add(self, chunk: int) -> None:
+        self._add_line(chunk)
+        self.done.add(chunk)
+
+    def commit(self) -> None:
+        self._add_line(_COMMITTING)
+
+    def remove(self) -> None:
+        """Removes the journal. Where its file cannot be removed, an empty one is left."""
+        if self.path is not None and self._file is not None:
+            with contextlib.suppress(OSError):
+                self._file.truncate(0)
+            # Windows refuses to remove open files.
+            self._file.close()
+            with contextlib.suppress(OSError):
+                self.path.unlink()
+            # With the draft gone, nobody waits for the lock.
+            with contextlib.suppress(OSError):
+                os.unlink(self._lock.lock_file)
+        self.close()
+
+    def close(self) -> None:
+        """Leaves the journal for a later run."""
+        file, lock, self._file, self._lock = self._file, self._lock, None, None
+        if file is not None:
+            file.close()
+        if lock is not None:
+            lock.release()
+
+    def _open(self, path: Path) -> BinaryIO:
+        import filelock
+
+        # A fallback takes the file itself for a lock, which a killed run leaves.
+        lock = filelock.FileLock(
+            path.with_name(path.name + _LOCK_SUFFIX),
+            timeout=0,
+            thread_local=False,
+            fallback_to_soft=False,
+        )
+        try:
+            lock.acquire()
+        except filelock.Timeout as error:
+            remedy = "wait for the other run to end, or write elsewhere"
+            raise MovieError(f"{path}: is in use; {remedy}") from error
+        except (OSError, NotImplementedError) as error:
+            what = f"cannot be locked there ({one_line(error)})"
+            rule = "start no other run that writes to the same name"
+            warnings.warn(f"{path}: {what}; {rule}", stacklevel=2)
+        # Unbuffered, so that a line is one write; all writes go to the end.
+        self._lock, self._file = lock, path.open("a+b", buffering=0)
+        self._file.seek(0)
+        return self._file
+
+    def _add_line(self, content: Any) -> None:
+        if self._file is None:
+            return
+        line = json.dumps(content).encode() + b"\n"
+        with self._adding:
+            end = os.fstat(self._file.fileno()).st_size
+            if self._file.write(line) < len(line):
+                # Else the next line would continue this part.
+                self._file.truncate(end)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 @dataclass(frozen=True)
 class Layout:
     """The frames to be written: their `shape` (frames, channels, height, width), and the
-    length of the chunks that they come in, each at a multiple of it. The last chunk may be
-    shorter. `pixel_size_um` is (y, x)."""
+    length of the chunks that they come in. `pixel_size_um` is (y, x)."""
 
     shape: tuple[int, int, int, int]
     dtype: np.dtype
@@ -37,7 +147,6 @@ class Layout:
 
     @property
     def frame_bytes(self) -> int:
-        """Of all channels."""
         return self.dtype.itemsize * math.prod(self.shape[1:])
 
 
@@ -46,7 +155,7 @@ class Target:
 
     `begin` starts it, or `resume` goes on with what an earlier run has left. `give_name`
     and then `finish` complete it, `close` leaves it for a later run, and `discard` removes
-    it. These return when no thread is writing any more, and refuse later writes.
+    it. These wait for threads that write, and refuse later writes.
     """
 
     is_begun = is_committed = False
@@ -74,16 +183,12 @@ class Target:
             self.journal.add(chunk)
 
     def close(self) -> None:
-        """Leaves the draft for a later run."""
         with self._changed:
             self._is_closed = True
             self._changed.wait_for(lambda: not self._writers)
 
-    def give_name(self) -> None:
-        """Completes the movie. Until `finish`, a later run knows it for its own."""
-        self.close()
-
-    finish = discard = close
+    # Until `finish`, a later run knows the movie for its own.
+    give_name = finish = discard = close
 
     def commit(self) -> None:
         """Completes a movie that is written alone."""
@@ -110,7 +215,7 @@ class ArraySink(Target):
     def __init__(self, array: np.ndarray, layout: Layout) -> None:
         frames, channels, *frame = layout.shape
         shapes = [layout.shape] + ([(frames, *frame)] if channels == 1 else [])
-        if (array.shape, array.dtype) not in [(shape, layout.dtype) for shape in shapes]:
+        if array.shape not in shapes or array.dtype != layout.dtype:
             rule = f"shape {' or '.join(map(str, shapes))} and dtype {layout.dtype}"
             fault = f"has shape {array.shape} and dtype {array.dtype}; give one of {rule}"
             raise MovieError(f"the array to fill {fault}")
@@ -119,21 +224,18 @@ class ArraySink(Target):
         super().__init__("the array to fill", layout, Journal(None))
         self._array = array
 
-    def write(self, start: int, frames: np.ndarray, first_line: int = 0) -> None:
-        """Writes frames (any, channels, height, width), or lines of them from `first_line`
-        on."""
-        lines = slice(first_line, first_line + frames.shape[-2])
+    def write(self, start: int, frames: np.ndarray) -> None:
+        """Writes frames (any, channels, height, width) from frame `start` on."""
         with self._writing():
-            part = self._array[start : start + len(frames), ..., lines, :]
+            part = self._array[start : start + len(frames)]
             part[...] = frames.reshape(part.shape)
 
 
 class Sink(Target, abc.ABC):
     """A file or folder that is written as a draft, `NAME.part`, and renamed when complete.
 
-    The journal, `NAME.part.journal`, describes the draft. It is locked by a file beside it,
-    `NAME.part.journal.lock`. A format makes the draft in `_begin`, or opens it in
-    `_resume`; `_write` gets contiguous frames (any, channels, height, width) of the
+    `NAME.part.journal` describes the draft. A format makes the draft in `_begin`, or opens
+    it in `_resume`; `_write` gets contiguous frames (any, channels, height, width) of the
     layout's dtype; `_complete` checks the draft.
     """
 
@@ -158,7 +260,6 @@ class Sink(Target, abc.ABC):
     def _resume(self) -> None: ...
     @abc.abstractmethod
     def _write(self, start: int, frames: np.ndarray) -> None: ...
-    @abc.abstractmethod
     def _complete(self) -> None: ...
 
     @property
@@ -169,16 +270,15 @@ class Sink(Target, abc.ABC):
     @property
     def is_committed(self) -> bool:
         """Whether an earlier run ended just after it gave the draft its name."""
-        has_name = self._destination.exists() and not self.draft.exists()
-        return self.journal.is_committing and has_name
+        is_renamed = self._destination.exists() and not self.draft.exists()
+        return self.journal.is_committing and is_renamed
 
     def check(self) -> None:
         check_destination(self.path, overwrite=self._overwrite)
-        has_name = os.path.lexists(self._destination)
+        place, wants_zarr = self._destination, self._destination.suffix.lower() == ".zarr"
         # A folder that is no Zarr may hold anything.
-        is_of_format = is_zarr(self._destination) or self._destination.is_file()
-        wants_zarr = self._destination.suffix.lower() == ".zarr"
-        if has_name and (not is_of_format or wants_zarr != self._destination.is_dir()):
+        is_of_format = is_zarr(place) if wants_zarr else place.is_file()
+        if os.path.lexists(place) and not is_of_format:
             fault = "is no movie of this format, so it is not overwritten"
             raise MovieError(f"{self.path}: {fault}; choose another name")
 
@@ -266,12 +366,12 @@ def check_destination(path: Path, *, overwrite: bool) -> None:
     """Refuses now what could not be written in the end."""
     destination = Path(os.path.realpath(path))
     folder = destination.parent if path.is_symlink() else path.parent
+    fault = None
     if not folder.is_dir():
-        remedy = "make it first, or choose another place"
-        fault = f"there is no folder {folder}; {remedy}"
-        raise MovieError(f"{path}: cannot be written, because {fault}")
-    if not os.access(folder, os.W_OK):
+        fault = f"there is no folder {folder}; make it first, or choose another place"
+    elif not os.access(folder, os.W_OK):
         fault = f"{folder} refuses files; choose another place"
+    if fault is not None:
         raise MovieError(f"{path}: cannot be written, because {fault}")
     if os.path.lexists(destination) and not overwrite:
         remedy = "overwrite it (overwrite=True, in the command line --overwrite)"

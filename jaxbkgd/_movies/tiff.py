@@ -1,12 +1,12 @@
 """TIFF files: the channels and the order of their frames, and the units of their pixels.
 
-tifffile arranges the pages of OME-TIFF (docs.openmicroscopy.org/ome-model) and NDTiff
-(github.com/micro-manager/NDStorage), but reads missing files and pages as zeros, and
-positions as frames, so these are refused here.
+tifffile arranges the pages of OME-TIFF and NDTiff, but reads missing files and pages as
+zeros, and positions as frames, so these are refused here.
 """
 
 import logging
 import math
+import warnings
 from pathlib import Path, PureWindowsPath
 from typing import Any
 from xml.etree import ElementTree
@@ -15,43 +15,26 @@ import numpy as np
 import tifffile
 from jaxtyping import Int
 
-from .movie import Movie, MovieError
+from .movie import Movie, MovieError, UNITS
 from .tiff_pages import clear_errors, find_pages, Pages, read_metadata, TiffPixels
 
 
-# tifffile logs what it finds in a broken file, and a MovieError says it. Without a handler
-# Python would print the log to stderr.
+# What tifffile logs of a broken file, a MovieError says.
 logging.getLogger("tifffile").addHandler(logging.NullHandler())
 
 # Resolution tags without other metadata are mostly those of a printer (72 dpi is 353 um).
-# No microscope has camera pixels larger than this in its sample.
 _MAX_PLAUSIBLE_PIXEL_UM = 10.0
 
 # Axes of tifffile: tile, mosaic and phase (for position).
 _POSITION_AXES = "RMP"
 
-_LENGTHS_UM = {
-    "pm": 1e-6, "Å": 1e-4, "angstrom": 1e-4, "nm": 1e-3, "nanometer": 1e-3,
-    "um": 1.0, "micron": 1.0, "microns": 1.0, "micrometer": 1.0, "micrometre": 1.0,
-    "mm": 1e3, "cm": 1e4, "m": 1e6, "in": 2.54e4, "inch": 2.54e4,
-}  # fmt: skip
-_TIMES_S = {
-    "ns": 1e-9, "us": 1e-6, "ms": 1e-3, "msec": 1e-3,
-    "s": 1.0, "sec": 1.0, "second": 1.0, "seconds": 1.0, "min": 60.0, "h": 3600.0,
-}  # fmt: skip
-
-# No movie has more planes. A damaged description may say so, and would fill the memory.
+# A damaged description may say that there are more, and would fill the memory.
 _MAX_PLANES = 10_000_000
 
 
 def open_tiff(path: Path, *, is_part: bool = False) -> Movie:
-    """A TIFF, BigTIFF, OME-TIFF, NDTiff, ImageJ, MetaMorph or ScanImage file.
-
-    Channels are those that OME-XML, ImageJ, Micro-Manager or tifffile say; times and depths
-    become frames, in the order of the file. Pixel sizes are those of OME-XML, of ImageJ or
-    else of the resolution tags if these are at most 10 um. A part of a movie may say how
-    many frames the whole has.
-    """
+    """A TIFF, BigTIFF, OME-TIFF, NDTiff, ImageJ, MetaMorph or ScanImage file. Times and
+    depths become frames. A part of a movie may say how many frames the whole has."""
     with clear_errors(path), tifffile.TiffFile(path) as tiff:
         page = tiff.pages.first
         size = _pixel_size(page)
@@ -84,7 +67,7 @@ def open_tiff(path: Path, *, is_part: bool = False) -> Movie:
             format=format,
             paths=[path],
             pixel_size_um=size,
-            frame_interval_s=_positive_in(interval, metadata.get("tunit"), _TIMES_S, "s"),
+            frame_interval_s=_positive_in(interval, metadata.get("tunit"), "s"),
         )
 
 
@@ -97,9 +80,10 @@ def _arrange(pages: Pages, is_part: bool) -> Int[np.ndarray, "frames channels"]:
     channels = axes.get("C", 1)
     if channels == 1 and (count >= frames or is_part):
         return np.arange(count)[:, None]
-    if channels > 1 and count % frames and list(axes)[-1] == "C":
-        # The acquisition was stopped before its times and depths were full.
-        axes, frames = {"C": channels}, channels
+    if 1 < channels <= count < frames and not count % channels and list(axes)[-1] == "C":
+        what = f"says {said}, but has {count} pages; was it stopped, or cut short?"
+        warnings.warn(f"{pages.path}: {what}", stacklevel=2)
+        return np.arange(count).reshape(-1, channels)
     if channels == 1 or frames < 1 or count % frames:
         what = f"truncated: it says {frames} frames ({said}), but has {count}"
         raise MovieError(f"{pages.path}: {what}; copy it again, or open its folder")
@@ -116,7 +100,7 @@ def _pixel_size(
     units = {2: imagej_unit or "inch", 3: "cm"}
     unit = units.get(int(page.tags.valueof(296, 2)), imagej_unit)
     rationals = [page.tags.valueof(code, (0, 1)) for code in (283, 282)]
-    y, x = (_positive_in(d / n if n else 0, unit, _LENGTHS_UM, "") for n, d in rationals)
+    y, x = (_positive_in(d / n if n else 0, unit, "") for n, d in rationals)
     is_plausible = y and x and (imagej_unit or max(y, x) <= _MAX_PLAUSIBLE_PIXEL_UM)
     return (y, x) if y and x and is_plausible else None
 
@@ -150,14 +134,14 @@ def open_ndtiff(index: Path) -> Movie:
     with clear_errors(index), tifffile.TiffFile(first, is_ndtiff=True) as tiff:
         order, files = _arrange_series(index, list(tiff.series), first)
         summary = (tiff.micromanager_metadata or {}).get("Summary", {})
-    size = _positive_in(summary.get("PixelSize_um"), "um", _LENGTHS_UM, "um")
+    size = _positive_in(summary.get("PixelSize_um"), "um", "um")
     return Movie(
         TiffPixels(str(index.parent), files, order),
         name=str(index.parent),
         format="NDTiff",
         paths=[index, *(pages.path for pages in files)],
         pixel_size_um=None if size is None else (size, size),
-        frame_interval_s=_positive_in(summary.get("Interval_ms"), "ms", _TIMES_S, "ms"),
+        frame_interval_s=_positive_in(summary.get("Interval_ms"), "ms", "ms"),
     )
 
 
@@ -173,10 +157,8 @@ def _open_ome(path: Path, xml: str) -> Movie:
         if describing.suffix.lower() in (".ome", ".xml"):
             root = _parse(describing, describing.read_text("utf-8"))
         else:
-            opened, root = (
-                describing,
-                _parse(describing, str(tifffile.tiffcomment(describing))),
-            )
+            opened, said = describing, str(tifffile.tiffcomment(describing))
+            root = _parse(describing, said)
     images = root.findall("{*}Image/{*}Pixels")
     if not images:
         raise MovieError(f"{describing}: its OME-XML describes no image")
@@ -188,18 +170,21 @@ def _open_ome(path: Path, xml: str) -> Movie:
         series = [each for each in tiff.series if each.kind == "ome"]
         is_joined = root.find(".//{*}StageLabel") is None
         order, files = _arrange_series(describing, series, path, uuids, is_joined)
-    size = [
-        _positive_in(pixels.get(name), pixels.get(f"{name}Unit"), _LENGTHS_UM, "um")
-        for name in ("PhysicalSizeY", "PhysicalSizeX")
-    ]
-    interval, unit = (pixels.get(name) for name in ("TimeIncrement", "TimeIncrementUnit"))
+    y, x, interval = (
+        _positive_in(pixels.get(name), pixels.get(f"{name}Unit"), default)
+        for name, default in (
+            ("PhysicalSizeY", "um"),
+            ("PhysicalSizeX", "um"),
+            ("TimeIncrement", "s"),
+        )
+    )
     return Movie(
         TiffPixels(str(describing), files, order),
         name=str(describing),
         format="OME-TIFF",
         paths=[pages.path for pages in files],
-        pixel_size_um=(size[0], size[1]) if size[0] and size[1] else None,
-        frame_interval_s=_positive_in(interval, unit, _TIMES_S, "s"),
+        pixel_size_um=(y, x) if y and x else None,
+        frame_interval_s=interval,
     )
 
 
@@ -226,10 +211,8 @@ def _arrange_series(
 ) -> tuple[Int[np.ndarray, "frames channels"], list[Pages]]:
     """The pages of frames and channels in the series that the file `asked` belongs to,
     counted over its files, and the files. Series of a page each may be joined. `uuids` are
-    those of files in OME-XML.
-
-    An acquisition that was stopped lacks channels of its last frame, which is left out.
-    """
+    those of files in OME-XML. Of a stopped acquisition, an incomplete last frame is left
+    out."""
     there = asked.resolve().name
     found = [
         each
@@ -275,16 +258,14 @@ def _arrange_series(
     raise MovieError(f"{describing}: {problem}; put all of its files in one folder")
 
 
-def _positive_in(
-    value: Any, unit: str | None, units: dict[str, float], default: str
-) -> float | None:
+def _positive_in(value: Any, unit: str | None, default: str) -> float | None:
     """A positive number in micrometres or seconds, or None if it has no meaning."""
     # Unicode has two characters for the prefix, and ImageJ writes it as an escape.
     unit = str(unit or default).strip()
     for micro in ("\u00b5", "\u03bc", "\\u00B5"):
         unit = unit.replace(micro, "u")
     try:
-        number = float(value) * units[unit]
+        number = float(value) * UNITS[unit]
     except (TypeError, ValueError, KeyError):
         return None
     # Resolutions are fractions, and add digits to a decimal number.

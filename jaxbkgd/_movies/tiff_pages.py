@@ -1,12 +1,13 @@
-"""The pages of TIFF files, and frames that are read from them as they are sliced."""
+"""The pages of TIFF files, which are read as they are sliced, or written in any order."""
 
 import contextlib
 import itertools
 import json
 import math
 import struct
+import uuid
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,18 +16,22 @@ import numpy as np
 import tifffile
 from jaxtyping import Int, Shaped
 
-from .movie import check_pixels, MovieError, one_line
+from .movie import check_pixels, MovieError, named_errors, one_line
+from .sinks import Sink
 
+
+# Offsets in classic TIFF have 32 bits; the margin is for the header.
+_CLASSIC_TIFF_MAX_BYTES = 2**32 - 2**16
+_TIFF_DIRECTORY_BYTES = 512
 
 # Tags that describe pixels. tifffile describes pages of equal tags once.
 _KIND_TAGS = (254, 256, 257, 258, 259, 266, 277, 284, 317, 322, 323, 339)
 
-# Tiles hold a part of a frame, and are not much larger than a frame.
+# A damaged header may say that a tile has more pixels.
 _MAX_TILE_PIXELS = 2**28
 
-
-# More channels in a movie of one frame are frames: programs that know no axes call them so.
-_MAX_CHANNELS_OF_ONE_FRAME = 8
+# What programs that know no axes call channels are frames, if there are more.
+MAX_CHANNELS = 8
 
 
 @dataclass(frozen=True)
@@ -57,8 +62,7 @@ def find_pages(path: Path, like: Pages | None = None) -> Pages:
     """The pages of a file, which have to be like others, by default the first.
 
     tifffile stops at a broken directory without an error, and takes all pages to be like
-    the first, so the chain of directories is followed here. A page that is not like the
-    first, or not all in the file, is a MovieError.
+    the first, so the chain of directories is followed here.
     """
     directories, places = [], []
     kinds: dict[tuple[bytes, ...], bool] = {}
@@ -100,7 +104,6 @@ def find_pages(path: Path, like: Pages | None = None) -> Pages:
                 ):
                     raise ValueError("is truncated: its pixels are not all in the file")
             except Exception as error:
-                # tifffile raises errors of many types on damage.
                 is_cut = isinstance(error, struct.error)
                 reason = "is truncated: the file ends" if is_cut else one_line(error)
                 raise MovieError(f"{path}: page {number} {reason}") from error
@@ -153,24 +156,16 @@ def _read_axes(tiff: tifffile.TiffFile) -> dict[str, int]:
     return dict(zip(names[:-2], map(int, shape), strict=False)) if is_paged else {}
 
 
-@contextlib.contextmanager
-def clear_errors(path: Path) -> Iterator[None]:
+def clear_errors(path: Path) -> contextlib.AbstractContextManager[None]:
     """Raises errors of tifffile, which are of many types on damage, as MovieError."""
-    try:
-        yield
-    except (MovieError, OSError, ModuleNotFoundError):
-        raise
-    except Exception as error:
-        reason = f"is not a TIFF file, or broken ({one_line(error)})"
-        raise MovieError(f"{path}: {reason}") from error
+    return named_errors(f"{path}: is not a TIFF file, or broken", Exception)
 
 
 class TiffPixels:
     """Frames (frames, channels, height, width) from the pages of TIFF files.
 
-    Files are open only while they are read, so threads share nothing. `order` has the page
-    of each frame and channel, counted over all files. The value of a pixel is `scale[0] +
-    scale[1] * stored`. A MovieError is raised if the first or last frame cannot be read.
+    Files are open only while they are read. `order` has the page of each frame and channel,
+    counted over all files. The value of a pixel is `scale[0] + scale[1] * stored`.
     """
 
     def __init__(
@@ -180,11 +175,9 @@ class TiffPixels:
         order: Int[np.ndarray, "frames channels"],
         scale: tuple[float, float] = (0.0, 1.0),
     ) -> None:
-        if order.shape[0] == 1 and order.shape[1] > _MAX_CHANNELS_OF_ONE_FRAME:
-            warnings.warn(
-                f"{name}: its 1 frame of {order.shape[1]} channels is read as frames",
-                stacklevel=2,
-            )
+        if order.shape[0] == 1 and order.shape[1] > MAX_CHANNELS:
+            what = f"its 1 frame of {order.shape[1]} channels is read as frames"
+            warnings.warn(f"{name}: {what}", stacklevel=2)
             order = order.reshape(-1, 1)
         self.scale = scale
         self.dtype = stored = files[0].dtype.newbyteorder("=")
@@ -207,8 +200,8 @@ class TiffPixels:
         self, index: tuple[slice, int]
     ) -> Shaped[np.ndarray, "frames height width"]:
         frames, channel = index
-        pages = self._order[frames, channel]
         start = frames.indices(len(self._order))[0]
+        pages = self._order[frames, channel]
         read = np.empty((len(pages), *self.shape[2:]), self.dtype)
         numbered = enumerate(pages.tolist(), start)
         for file, group in itertools.groupby(numbered, lambda item: self._files[item[1]]):
@@ -221,7 +214,7 @@ class TiffPixels:
     def _fill(
         self,
         number: int,
-        read: Shaped[np.ndarray, "frames height width"],
+        read: Shaped[np.ndarray, "..."],
         pages: dict[int, int],
         start: int,
     ) -> None:
@@ -246,9 +239,82 @@ class TiffPixels:
                     if stored.base is not read:
                         read[frame - start] = stored
         except Exception as error:
-            # tifffile and its codecs raise errors of many types on damage.
-            reason = error.strerror if isinstance(error, OSError) else None
-            reason = reason or one_line(error)
-            raise MovieError(
-                f"{path}: frame {frame} of {self.shape[0]} cannot be read ({reason})"
-            ) from error
+            what = f"frame {frame} of {self.shape[0]} cannot be read ({one_line(error)})"
+            raise MovieError(f"{path}: {what}") from error
+
+
+class TiffSink(Sink):
+    """A TIFF file whose frames follow one another, or a BigTIFF file above 4 GB.
+
+    A name that ends in .ome.tif makes it OME-TIFF. Else it has metadata of ImageJ or, as
+    BigTIFF, of tifffile.
+    """
+
+    # That of the first frame in the draft.
+    _offset: int
+
+    def _begin(self) -> None:
+        layout = self.layout
+        frames, channels, height, width = layout.shape
+        size = frames * (layout.frame_bytes + channels * _TIFF_DIRECTORY_BYTES)
+        is_big = size > _CLASSIC_TIFF_MAX_BYTES
+        is_ome = self._destination.name.lower().endswith((".ome.tif", ".ome.tiff"))
+        is_imagej = not (is_ome or is_big) and layout.dtype.str[1:] in ("u1", "u2", "f4")
+        metadata = self._metadata(is_ome)
+        resolution = {}
+        if layout.pixel_size_um is not None:
+            y, x = layout.pixel_size_um
+            resolution = {"resolution": (1e4 / x, 1e4 / y), "resolutionunit": "CENTIMETER"}
+        with tifffile.TiffWriter(
+            self.draft, bigtiff=is_big, ome=is_ome, imagej=is_imagej, byteorder="<"
+        ) as writer:
+            # Without pixels, it leaves a hole in the file for them.
+            writer.write(
+                None,
+                shape=(frames, *([channels] if channels > 1 else []), height, width),
+                dtype=layout.dtype,
+                photometric="minisblack",
+                metadata={"axes": "TCYX" if channels > 1 else "TYX", **metadata},
+                software=False,
+                **resolution,
+            )
+        self._resume()
+
+    def _metadata(self, is_ome: bool) -> dict[str, Any]:
+        layout, metadata = self.layout, {}
+        interval = layout.frame_interval_s
+        if not is_ome:
+            # With a resolution per cm, ImageJ takes this unit to be micrometres.
+            metadata = {"unit": "um"} if layout.pixel_size_um is not None else {}
+            return metadata if interval is None else metadata | {"finterval": interval}
+        # The same movie has the same UUID wherever and whenever it is written.
+        about = repr((layout.shape, layout.dtype.str, layout.pixel_size_um))
+        metadata["UUID"] = str(uuid.uuid5(uuid.NAMESPACE_OID, about))
+        metadata["Creator"] = "jaxbkgd"
+        for axis, size in zip("YX", layout.pixel_size_um or (), strict=False):
+            metadata |= {f"PhysicalSize{axis}": size, f"PhysicalSize{axis}Unit": "\u00b5m"}
+        if interval is not None:
+            metadata |= {"TimeIncrement": interval, "TimeIncrementUnit": "s"}
+        return metadata
+
+    def _resume(self) -> None:
+        """Opens the draft if it is complete but for its pixels."""
+        frames, channels, *shape = self.layout.shape
+        try:
+            pages = find_pages(self.draft)
+        except (struct.error, tifffile.TiffFileError) as error:
+            raise MovieError(f"{self.draft}: is no TIFF file ({error})") from error
+        place, size = pages.places[0], self.layout.frame_bytes // channels
+        follow = place + size * np.arange(frames * channels)
+        is_alike = (pages.shape, pages.dtype) == (tuple(shape), self.layout.dtype)
+        if not is_alike or place < 0 or not np.array_equal(pages.places, follow):
+            what = "is truncated, or not the beginning of this movie"
+            raise MovieError(f"{self.draft}: {what}; remove it, and start anew")
+        self._offset = int(place)
+
+    def _write(self, start: int, frames: np.ndarray) -> None:
+        stored = np.asarray(frames, self.layout.dtype.newbyteorder("<"))
+        # Every thread has a file of its own, which no other thread closes.
+        with self.draft.open("r+b") as file:
+            file.seek(self._offset + start * self.layout.frame_bytes)
+            file.write(stored.reshape(-1).view(np.uint8).data)

@@ -1,8 +1,4 @@
-"""Zarr and OME-Zarr, read and written by zarr-python.
-
-Formats: Zarr v2 and v3 (zarr-specs.readthedocs.io), OME-Zarr 0.4 and 0.5
-(ngff.openmicroscopy.org).
-"""
+"""Zarr v2 and v3, and OME-Zarr (ngff.openmicroscopy.org), by zarr-python."""
 
 import functools as ft
 import math
@@ -20,41 +16,25 @@ import zarr
 from zarr.codecs import BloscCodec
 from zarr.storage import WrapperStore, ZipStore
 
-from .movie import check_pixels, Movie, MovieError, named_errors
+from .movie import check_pixels, Movie, MovieError, named_errors, UNITS
 from .sinks import Layout, Sink
 
 
 # Chunks that were read in part are kept, since the next frames are in them too.
 _CACHE_BYTES = 2**27
 
-# Large enough for a disk to be fast, small enough to be read in part.
-_TARGET_CHUNK_BYTES = 2**22
-
 _AXES = {
     "t": "t", "time": "t", "frame": "t", "frames": "t", "c": "c", "channel": "c", "z": "z",
     "channels": "c", "depth": "z", "y": "y", "height": "y", "x": "x", "width": "x",
-}  # fmt: skip
-
-# In micrometres and seconds. OME-Zarr names units as UDUNITS-2 does.
-_UNITS = {
-    "picometer": 1e-6, "angstrom": 1e-4, "nanometer": 1e-3, "micrometer": 1.0,
-    "millimeter": 1e3, "centimeter": 1e4, "meter": 1e6, "nanosecond": 1e-9,
-    "microsecond": 1e-6, "millisecond": 1e-3, "second": 1.0, "minute": 60.0, "hour": 3600.0,
 }  # fmt: skip
 
 
 def open_zarr(source: Path | str) -> Movie:
     """Opens a Zarr v2 or v3 array, or the image of an OME-Zarr, in full resolution.
 
-    `source` is a folder, a .zip of it, or a URL. Frames are the times; depths are frames
-    too, all those of the first time before those of the second. A chunk that was never
-    written holds the fill value; the first that is read is warned of, since a lost chunk
-    looks the same.
-
-    **Raises:**
-
-    `MovieError` if the metadata are broken or describe several images and, when frames are
-    read, if a chunk is damaged.
+    `source` is a folder, a .zip of it, or a URL. Frames are times and depths, all depths of
+    the first time before those of the second. The first missing chunk that is read, which
+    holds the fill value, is warned of.
     """
     # Broken files raise errors of any type in zarr-python and its codecs.
     with named_errors(f"{source}: cannot be read", Exception):
@@ -116,20 +96,16 @@ def _read_axes(
         y, x = attributes.get("pixel_size_um") or (None, None)
         scales = {"t": attributes.get("frame_interval_s"), "y": y, "x": x}
     else:
-        # Before OME-Zarr 0.4 axes had no types, and before 0.3 no names.
-        entries: Any = multiscale.get("axes", "tczyx")
-        entries = [{"name": e} if isinstance(e, str) else e for e in entries]
+        entries: Any = multiscale["axes"]
         names = [entry["name"] for entry in entries]
-        units = [_UNITS.get(str(entry.get("unit")), math.nan) for entry in entries]
+        sizes = np.array([UNITS.get(str(entry.get("unit")), math.nan) for entry in entries])
         for level in (multiscale["datasets"][0], multiscale):
             for transformation in level.get("coordinateTransformations") or ():
                 if transformation["type"] == "scale":
-                    units = [
-                        a * b for a, b in zip(units, transformation["scale"], strict=True)
-                    ]
-        scales = {
-            _AXES.get(name.lower()): unit for name, unit in zip(names, units, strict=True)
-        }
+                    sizes *= transformation["scale"]
+        scales = dict(
+            zip((_AXES.get(n.lower()) for n in names), sizes.tolist(), strict=True)
+        )
     axes = "".join(_AXES.get(str(name).lower(), "?") for name in names)
     _require(
         len(axes) == len(set(axes) - {"?"}) == array.ndim and axes.endswith("yx"),
@@ -152,8 +128,8 @@ class _CheckedStore(WrapperStore[Any]):
         if value is None:
             self.missing = key
         elif self.is_blosc and byte_range is None:
-            byte_count = int.from_bytes(value.as_numpy_array()[12:16].tobytes(), "little")
-            _require(16 <= byte_count == len(value), f"{key} is truncated")
+            says = int.from_bytes(value.as_numpy_array()[12:16].tobytes(), "little")
+            _require(16 <= says == len(value), f"{key} is truncated")
         return value
 
 
@@ -165,9 +141,6 @@ class _ZarrPixels:
         codecs = *array.filters, *array.compressors
         is_pickled = any(isinstance(codec, numcodecs.Pickle) for codec in codecs)
         _require(not is_pickled, "its pixels are pickled")
-        sides = zip(array.shape[-2:], array.chunks[-2:], strict=True)
-        tiles = math.prod(-(-length // step) for length, step in sides)
-        _require(tiles <= 2**16, f"its frames are in {tiles} chunks, which takes too long")
         self._name = name
         self._axes = axes
         self._is_warned = False
@@ -189,25 +162,25 @@ class _ZarrPixels:
     def __getitem__(self, index: tuple[slice, int]) -> np.ndarray:
         frames, channel = index
         start, stop, _ = frames.indices(self.shape[0])
-        parts = []
-        while start < stop:
-            first = start - start % self.chunk_frames
-            end = min(first + self.chunk_frames, self.shape[0])
-            if first == start and end <= stop:
+        read = np.empty((max(0, stop - start), *self.shape[2:]), self.dtype)
+        low = start
+        while low < stop:
+            first = low - low % self.chunk_frames
+            high = end = min(first + self.chunk_frames, self.shape[0])
+            if first == low and end <= stop:
                 # All whole chunks at once: zarr-python reads them concurrently.
-                end = stop if stop == self.shape[0] else stop - stop % self.chunk_frames
-                parts.append(self._decode(start, end, channel))
+                high = stop if stop == self.shape[0] else stop - stop % self.chunk_frames
+                block = self._decode(low, high, channel)
             else:
                 with self._lock:
-                    block = self._decode_block(first, end, channel)
-                parts.append(block[start - first : stop - first].copy())
-            start = end
-        if len(parts) == 1:
-            return parts[0]
-        return np.concatenate(parts or [np.empty((0, *self.shape[2:]), self.dtype)])
+                    block = self._decode_block(first, end, channel)[low - first :]
+            high = min(high, stop)
+            read[low - start : high - start] = block[: high - low]
+            low = high
+        return read
 
     def _decode(self, start: int, stop: int, channel: int) -> np.ndarray:
-        """Whole chunks, or all that there are of the last ones."""
+        """Whole chunks, or all that there is of the last one."""
         chosen = {"t": slice(start // self.depths, stop // self.depths)}
         chosen["c"] = slice(channel, channel + 1)
         selection = tuple(chosen.get(axis, slice(None)) for axis in self._axes)
@@ -220,18 +193,12 @@ class _ZarrPixels:
         return read.transpose(order).reshape(stop - start, *self.shape[2:])
 
     def _warn_of_missing(self, key: str) -> None:
-        fill, count = self._array.fill_value, self._array.nchunks
+        fill = self._array.fill_value
         _require(fill is not None, f"chunk {key} is missing, and there is no fill value")
-        # Not all servers list what they have.
-        missing = count - self._array.nchunks_initialized
-        is_folder = self._store.supports_listing and "://" not in self._name
-        _require(missing < count or not is_folder, "not one chunk was written")
         self._is_warned = True
-        warnings.warn(
-            f"{self._name}: {missing} of {count} chunks are missing, such as {key}, which "
-            f"means that all their pixels are {fill}; if they should not be, copy it again",
-            stacklevel=6,
-        )
+        what = f"chunks are missing, such as {key}, whose pixels are all {fill}"
+        remedy = "if they should not be, copy it again"
+        warnings.warn(f"{self._name}: {what}; {remedy}", stacklevel=6)
 
 
 def _require(holds: bool, otherwise: str) -> None:
@@ -253,15 +220,14 @@ class ZarrSink(Sink):
         self._shape = (frames, *([channels] if channels > 1 else []), *frame)
 
     def _begin(self) -> None:
-        layout = self.layout
-        about = {
-            "pixel_size_um": layout.pixel_size_um,
-            "frame_interval_s": layout.frame_interval_s,
-        }
-        about: Any = {key: value for key, value in about.items() if value is not None}
+        layout, attributes = self.layout, {}
         if self._is_ome:
-            attributes = {"ome": self._ome_attributes()}
-            zarr.create_group(self.draft, zarr_format=3, attributes=attributes)
+            about: Any = {"ome": self._ome_attributes()}
+            zarr.create_group(self.draft, zarr_format=3, attributes=about)
+        else:
+            for name in ("pixel_size_um", "frame_interval_s"):
+                if (value := getattr(layout, name)) is not None:
+                    attributes[name] = value
         zarr.create_array(
             self.draft,
             name="0" if self._is_ome else None,
@@ -273,7 +239,7 @@ class ZarrSink(Sink):
             fill_value=0,
             zarr_format=3,
             dimension_names=list(self._axes),
-            attributes=None if self._is_ome else about,
+            attributes=attributes,
         )
         self._resume()
 
@@ -299,12 +265,10 @@ class ZarrSink(Sink):
     def _chunk_frames(self) -> int:
         """The divisor of the layout's chunk that is nearest to 4 MiB: no two threads then
         write to the same chunk."""
-        target = _TARGET_CHUNK_BYTES / (
-            math.prod(self._shape[-2:]) * self.layout.dtype.itemsize
-        )
+        frame_bytes = math.prod(self._shape[-2:]) * self.layout.dtype.itemsize
         most = min(self.layout.chunk_frames, self._shape[0])
         divisors = [x for x in range(1, most + 1) if most % x == 0]
-        return min(divisors, key=lambda x: abs(math.log(x / target)))
+        return min(divisors, key=lambda x: abs(math.log(x * frame_bytes / 2**22)))
 
     def _ome_attributes(self) -> dict[str, Any]:
         y, x = self.layout.pixel_size_um or (None, None)
