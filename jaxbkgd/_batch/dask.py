@@ -85,7 +85,8 @@ def estimate_dask(
         estimator, quantity, dtype, offsets, gains, weights, count, count == 1
     )
     estimator = estimator.for_inference()
-    halo_frames = min(estimator.halo_frames, len(array))
+    aligned_frames = estimator.aligned_frames
+    halo_frames = min(estimator.halo_frames + aligned_frames - 1, len(array))
     movie: Any = array
     # Chunks that cut a frame are joined.
     frames = "auto" if max(movie.numblocks[1:]) > 1 else movie.chunks[0]
@@ -104,7 +105,12 @@ def estimate_dask(
     # which needs no JAX device.
     name, pickled = f"estimator-{tokenize(estimator)}", cloudpickle.dumps(estimator)
     return da.map_overlap(
-        ft.partial(_estimate_chunk, output=output, halo_frames=halo_frames),
+        ft.partial(
+            _estimate_chunk,
+            output=output,
+            halo_frames=halo_frames,
+            aligned_frames=aligned_frames,
+        ),
         array,
         *masks,
         depth={0: halo_frames},
@@ -118,11 +124,19 @@ def estimate_dask(
 
 
 def _estimate_chunk(
-    *stacks: Any, pickled: bytes, output: Output, halo_frames: int, block_info: Any
+    *stacks: Any,
+    pickled: bytes,
+    output: Output,
+    halo_frames: int,
+    aligned_frames: int,
+    block_info: Any,
 ) -> np.ndarray:
     """Estimates a chunk, which comes with its halo, and its weights if there are any."""
     start, stop = block_info[None]["array-location"][0]
     low = start - min(halo_frames, start)
+    # From a multiple of the aligned frames on.
+    left_out = -low % aligned_frames
+    low, stacks = low + left_out, tuple(stack[left_out:] for stack in stacks)
     window = Window(0, start, stop, slice(None), slice(start - low, stop - low))
     of_each: list[Any] = [[s] if s.ndim == 3 else [*np.moveaxis(s, 1, 0)] for s in stacks]
     with _COMPILING:

@@ -16,9 +16,9 @@ from .._workers import core_count
 # Pixels of all channels in a chunk; and between arrays on CPU, where it stays in cache.
 _CHUNK_PIXELS, _CACHED_PIXELS = 2**20, 2**19
 
-# Bytes that a pixel takes as it is read, converted, filtered and written; and with a halo,
-# where an estimator may hold a dozen images. Twice that must be free.
-_PIXEL_BYTES, _PIXEL_BYTES_WITH_HALO = 32, 64
+# Bytes that a pixel takes as it is read, converted, filtered and written. Twice that must be
+# free.
+_PIXEL_BYTES = 32
 
 # On a GPU or TPU, one thread moves frames while the other one computes.
 _WORKERS_PER_ACCELERATOR = 2
@@ -34,12 +34,16 @@ class Window(NamedTuple):
     kept: slice
 
 
-def windows(length: int, chunk_frames: int, halo_frames: int) -> Iterator[Window]:
-    """The chunks of a movie. All see as many frames, so that nothing is compiled twice."""
-    count = min(length, chunk_frames + 2 * halo_frames)
+def windows(
+    length: int, chunk_frames: int, halo_frames: int, aligned_frames: int = 1
+) -> Iterator[Window]:
+    """The chunks of a movie. All see as many frames, so that nothing is compiled twice, from
+    a multiple of `aligned_frames` on."""
+    count = chunk_frames + 2 * halo_frames + aligned_frames - 1
+    count = min(length, count + (length - count) % aligned_frames)
     for number, start in enumerate(range(0, length, chunk_frames)):
-        low, stop = min(max(0, start - halo_frames), length - count), start + chunk_frames
-        stop = min(stop, length)
+        low = max(0, start - halo_frames) // aligned_frames * aligned_frames
+        low, stop = min(low, length - count), min(start + chunk_frames, length)
         yield Window(
             number, start, stop, slice(low, low + count), slice(start - low, stop - low)
         )
@@ -68,9 +72,8 @@ def plan_chunks(
         stats = (not is_on_cpu and device.memory_stats()) or {}
         if "bytes_limit" in stats:
             free.append(len(devices) * (stats["bytes_limit"] - stats["bytes_in_use"]))
-    pixel_bytes = _PIXEL_BYTES_WITH_HALO if halo_frames else _PIXEL_BYTES
     # Frames that all workers together may hold.
-    held = min(free) // (2 * pixel_bytes * frame_pixels)
+    held = min(free) // (2 * _PIXEL_BYTES * frame_pixels)
     if workers is None:
         most = core_count() if is_on_cpu else _WORKERS_PER_ACCELERATOR * len(devices)
         # With chunks shorter than twice the halo, more workers would do less.

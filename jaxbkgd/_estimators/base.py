@@ -99,12 +99,6 @@ class AbstractEstimator(SavedModule):
         return 1
 
     @property
-    def halo_lines(self) -> int | None:
-        """Lines that must be seen above and below a strip of a frame to estimate it to the
-        same bit, or `None` if it takes the whole frame."""
-        return None
-
-    @property
     def molecule_radius_pix(self) -> float | None:
         """Twice the standard deviation of the image of a molecule, in pixels, if the
         estimator leaves molecules out; `None` if it does not."""
