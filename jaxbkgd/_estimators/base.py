@@ -6,17 +6,10 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import jax
 import numpy as np
-from jaxtyping import Array, Shaped
 
 from .background import Background, joined, sharded_as_frames
-from .channels import (
-    as_frames,
-    Channels,
-    check_stacks,
-    checked_weights,
-    is_sequence,
-    map_channels,
-)
+from .channels import as_frames, Channels, checked_weights, is_sequence, map_channels
+from .checks import is_traced
 from .saved import SavedModule
 
 
@@ -38,49 +31,37 @@ class AbstractEstimator(SavedModule):
     stack; lists of channels, checks of the frames and JSON texts come with this class. Its
     learnable parameters are its inexact arrays.
 
-    !!! example
+    ```python
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> import jaxbkgd
+    >>> class FrameLevel(jaxbkgd.AbstractEstimator):
+    ...     scale: jax.Array
+    ...     @property
+    ...     def halo_frames(self):
+    ...         return 0
+    ...     def estimate_stack(self, frames):
+    ...         level = jnp.mean(frames, axis=(-2, -1), keepdims=True)
+    ...         bkgds = self.scale * jnp.broadcast_to(level, frames.shape)
+    ...         return jaxbkgd.Background(bkgds, jnp.ones(()))
+    >>> estimator = FrameLevel(jnp.array(1.0))
+    >>> estimator([jnp.ones((4, 8, 8)), jnp.ones((4, 8, 9))]).bkgds[1].shape
+    (4, 8, 9)
+    >>> float(FrameLevel.from_json(estimator.to_json()).scale)
+    1.0
 
-        ```python
-        >>> import jax
-        >>> import jax.numpy as jnp
-        >>> import jaxbkgd
-        >>> class FrameLevel(jaxbkgd.AbstractEstimator):
-        ...     scale: jax.Array
-        ...     @property
-        ...     def halo_frames(self):
-        ...         return 0
-        ...     def estimate_stack(self, frames):
-        ...         level = jnp.mean(frames, axis=(-2, -1), keepdims=True)
-        ...         bkgds = self.scale * jnp.broadcast_to(level, frames.shape)
-        ...         return jaxbkgd.Background(bkgds, jnp.ones(()))
-        >>> estimator = FrameLevel(jnp.array(1.0))
-        >>> estimator([jnp.ones((4, 8, 8)), jnp.ones((4, 8, 9))]).bkgds[1].shape
-        (4, 8, 9)
-        >>> float(FrameLevel.from_json(estimator.to_json()).scale)
-        1.0
-
-        ```
+    ```
 
     **Attributes:**
 
-    - `takes_weights`: whether it takes `weights`, which `estimate_stack` then has as a
-        second argument.
-    - `takes_donated`: whether it takes `donated`, which `estimate_stack` then has as an
-        argument.
+    - `takes_weights`, `takes_donated`: whether it takes `weights`, `donated`, which
+        `estimate_stack` then has as arguments of these names.
     - `can_predict`: whether it has `predict`.
     """
 
     takes_weights: ClassVar[bool] = False
     takes_donated: ClassVar[bool] = False
     can_predict: ClassVar[bool] = False
-
-    def __check_init__(self) -> None:
-        methods = ("estimate_stack", "__call__")
-        if all(getattr(type(self), m) is getattr(AbstractEstimator, m) for m in methods):
-            raise TypeError(
-                f"{type(self).__name__} is abstract: it must implement "
-                "estimate_stack(self, frames), which gives the Background of one stack."
-            )
 
     def __hash__(self) -> int:
         # That of equinox needs hashable arrays; `jax.jit(estimator)` needs a hash.
@@ -104,23 +85,22 @@ class AbstractEstimator(SavedModule):
         estimator leaves molecules out; `None` if it does not."""
         return None
 
+    @abc.abstractmethod
     def estimate_stack(self, frames: Any) -> Background:
-        """The background of one stack: to be implemented by an estimator of one's own.
+        """The background of one stack: a [`jaxbkgd.Background`][] with one array of the
+        shape of `frames` and one factor.
 
         **Arguments:**
 
         - `frames`: a JAX array `(..., height, width)` of a real dtype.
-
-        **Returns:**
-
-        A [`jaxbkgd.Background`][] with one array of the shape of `frames` and one factor.
         """
-        return self(frames)
 
     def __call__(
         self, channels: Channels, weights: Any = None, *, donated: Any = None
     ) -> Background:
-        """**Arguments:**
+        """The background of all channels, in the structure of `channels`.
+
+        **Arguments:**
 
         - `channels`: one stack of frames `(..., height, width)`, or a list or tuple of
             them, one a channel, of any shapes and real dtypes.
@@ -131,17 +111,18 @@ class AbstractEstimator(SavedModule):
         - `donated`: backgrounds of such channels that are needed no longer, if the
             estimator takes them. On CPU the new ones may be written over them.
 
-        **Returns:**
-
-        A [`jaxbkgd.Background`][] with the structure of `channels`.
-
-        **Raises:**
-
-        `TypeError` or `ValueError` for channels or weights that are not as above, or are
-        not as many as the estimator has parameters for.
+        **Raises:** `TypeError` or `ValueError` for channels or weights that are not as
+        above, or are not as many as the estimator has parameters for.
         """
         frames = map_channels(as_frames, channels)
-        check_stacks(frames)
+        stacks = frames if is_sequence(frames) else [frames]
+        # Within `jax.vmap`, stacks look like frames.
+        if len(stacks) > 1 and all(s.ndim == 2 and not is_traced(s) for s in stacks):
+            raise ValueError(
+                f"A list of {len(stacks)} images would be {len(stacks)} channels of one "
+                "frame; give frames of one channel as one stack, numpy.stack(frames), and "
+                "single frames of several channels as [frame[None], ...]."
+            )
         options: dict[str, Any] = {}
         if weights is not None:
             if not self.takes_weights:
@@ -158,14 +139,20 @@ class AbstractEstimator(SavedModule):
         def estimate(frames, estimate_stack, *values):
             def function(frames, *values):
                 given = dict(zip(options, values, strict=True))
-                return _checked_background(self, estimate_stack(frames, **given), frames)
+                background: Any = estimate_stack(frames, **given)
+                shape = np.shape(getattr(background, "bkgds", ()))
+                if shape != frames.shape:
+                    raise ValueError(
+                        f"{type(self).__name__}.estimate_stack must give a Background with "
+                        f"bkgds of the shape of its frames, {frames.shape}, not {shape}."
+                    )
+                return background
 
             return sharded_as_frames(function, frames, *values)
 
-        count = len(frames) if is_sequence(frames) else 1
         # A transfer guard is to watch the frames, not the constants of the estimator.
         with jax.transfer_guard("allow"):
-            functions = self._stack_functions(count)
+            functions = self._stack_functions(len(stacks))
             functions = functions if is_sequence(frames) else functions[0]
             return joined(map_channels(estimate, frames, functions, *options.values()))
 
@@ -174,22 +161,18 @@ class AbstractEstimator(SavedModule):
         return [self.estimate_stack] * count
 
     def predict(self, channels: Channels, gap_frames: int) -> Prediction:
-        """The background, and two predictions of each frame that have not seen it, for an
-        estimator of which [`jaxbkgd.FramePairLoss`][] is to learn the time scale.
+        """Predictions of each frame that have not seen it, for an estimator of which
+        [`jaxbkgd.FramePairLoss`][] is to learn the time scale: `background`, and `near` and
+        `far` in the structure of `channels`, estimates of each frame from those at least
+        `gap_frames` away, and at least one frame farther.
 
         **Arguments:**
 
         - `channels`: as above, with at least `2 * gap_frames + 2` frames.
         - `gap_frames`: 1 or more.
 
-        **Returns:**
-
-        `background`, and `near` and `far` in the structure of `channels`: estimates of
-        each frame from those at least `gap_frames` away, and at least one frame farther.
-
-        **Raises:**
-
-        `ValueError` for too few frames or no gap, and for an estimator that cannot predict.
+        **Raises:** `ValueError` for too few frames or no gap, and for an estimator that
+        cannot predict.
         """
         raise ValueError(
             f"{type(self).__name__} has no predict, which gives each frame's background "
@@ -200,16 +183,3 @@ class AbstractEstimator(SavedModule):
         """An estimator of the same class that gives the same, and may cost less, where the
         parameters are known and stay. [`jaxbkgd.estimate_movie`][] uses it."""
         return self
-
-
-def _checked_background(
-    estimator: AbstractEstimator, background: Any, frames: Shaped[Array, "..."]
-) -> Background:
-    is_background = isinstance(background, Background)
-    if not is_background or np.shape(background.bkgds) != frames.shape:
-        found = f"bkgds of shape {np.shape(background.bkgds)}" if is_background else "none"
-        raise ValueError(
-            f"{type(estimator).__name__}.estimate_stack must give a Background with bkgds "
-            f"of the shape of its frames, {frames.shape}, but there are {found}."
-        )
-    return background

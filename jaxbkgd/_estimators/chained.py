@@ -1,44 +1,31 @@
 """Estimators one after another: the pipeline of `smlmlp.bkgd_combination`."""
 
 import functools as ft
-import operator
-from typing import Any
+import math
+from collections.abc import Callable, Sequence
 
-import jax
+from jaxtyping import Array, Shaped
 
 from .background import Background
 from .base import AbstractEstimator
-from .channels import Channels
 from .local_mean import LocalMean
 
 
 class Chained(AbstractEstimator):
     """Estimators one after another, each of what those before it have left.
 
-    Their backgrounds add up, and their noise corrections are multiplied. The product is
-    exact where each but the last leaves noise that is independent from pixel to pixel, as
-    [`jaxbkgd.TemporalMedian`][] does.
+    Their backgrounds add up, and their noise corrections are multiplied, which is exact
+    where each but the last leaves noise that is independent from pixel to pixel, as
+    [`jaxbkgd.TemporalMedian`][] does. smlmlp's default pipeline, `bkgd_combination`:
 
-    smlmlp's default pipeline, `bkgd_combination`:
+    ```python
+    >>> import jaxbkgd
+    >>> median = jaxbkgd.TemporalMedian(25, noise="unit")
+    >>> mean = jaxbkgd.SpatialMean(7.0, truncation="hard", noise="separable")
+    >>> jaxbkgd.Chained(median, mean).halo_frames
+    25
 
-    !!! example
-
-        ```python
-        >>> import jax.numpy as jnp
-        >>> import jaxbkgd
-        >>> estimator = jaxbkgd.Chained(
-        ...     jaxbkgd.TemporalMedian(25, noise="unit"),
-        ...     jaxbkgd.SpatialMean(7.0, truncation="hard", noise="separable"),
-        ... )
-        >>> background = estimator(jnp.full((60, 64, 64), 100.0))
-        >>> background.bkgds.shape, round(float(background.noise_corrections), 3)
-        ((60, 64, 64), 0.853)
-
-        ```
-
-    **Attributes:**
-
-    - `estimators`: in their order.
+    ```
     """
 
     estimators: tuple[AbstractEstimator, ...]
@@ -48,27 +35,20 @@ class Chained(AbstractEstimator):
 
         - `estimators`: one or more, the first of which sees the frames themselves.
 
-        **Raises:**
-
-        `ValueError` for none, or for a [`jaxbkgd.SoftClip`][] with gains after another
-        estimator: what that has left has no photon noise to be worked out from.
-        `TypeError` for one that is no estimator.
+        **Raises:** `TypeError` for none, or one that is no estimator, and `ValueError` for
+        a [`jaxbkgd.SoftClip`][] with gains after another estimator.
         """
-        if not estimators:
-            raise ValueError("There is no estimator to chain; give one or more.")
-        for estimator in estimators:
-            if not isinstance(estimator, AbstractEstimator):
-                raise TypeError(
-                    f"An estimator must be an AbstractEstimator, but is {estimator!r}; "
-                    "give each as an argument of its own."
-                )
+        if not (estimators and all(isinstance(e, AbstractEstimator) for e in estimators)):
+            raise TypeError(
+                "Chained needs one AbstractEstimator or more, each as an argument of its "
+                f"own, but was given {estimators!r}."
+            )
         for estimator in estimators[1:]:
             clip = estimator.clip if isinstance(estimator, LocalMean) else None
             if clip is not None and clip.gains is not None:
                 raise ValueError(
                     f"A clip has the gains {clip.gains}, but what an estimator before it "
-                    "has left has no photon noise to be worked out from; leave them out, "
-                    "and the noise is measured."
+                    "has left has no photon noise; leave the gains out."
                 )
         self.estimators = estimators
 
@@ -77,27 +57,28 @@ class Chained(AbstractEstimator):
         """The sum of theirs: what one leaves must be known as far as the next one sees."""
         return sum(estimator.halo_frames for estimator in self.estimators)
 
-    def __call__(
-        self, channels: Channels, weights: Any = None, *, donated: Any = None
-    ) -> Background:
-        """See [`jaxbkgd.AbstractEstimator`][]; a chain takes no weights."""
-        if weights is not None or donated is not None:
-            raise TypeError("Chained takes no weights, and no donated backgrounds.")
-        backgrounds = []
-        for estimator in self.estimators:
-            backgrounds.append(estimator(channels))
-            channels = backgrounds[-1].residuals(channels)
-        bkgds = [background.bkgds for background in backgrounds]
-        factors = [background.noise_corrections for background in backgrounds]
-        return Background(
-            jax.tree.map(lambda *terms: ft.reduce(operator.add, terms), *bkgds),
-            jax.tree.map(lambda *terms: ft.reduce(operator.mul, terms), *factors),
-        )
+    def estimate_stack(self, frames: Shaped[Array, "*batch height width"]) -> Background:
+        """The background of one stack; see `__call__`."""
+        (estimate,) = self._stack_functions(1)
+        return estimate(frames)
+
+    def _stack_functions(self, count: int) -> list[Callable[..., Background]]:
+        of_each = [estimator._stack_functions(count) for estimator in self.estimators]
+        return [
+            ft.partial(_estimate_chained, steps) for steps in zip(*of_each, strict=True)
+        ]
 
     def for_inference(self) -> "Chained":
         """The chain of its estimators' forms for inference."""
         return Chained(*(estimator.for_inference() for estimator in self.estimators))
 
-    @classmethod
-    def _restored(cls, fields: dict[str, Any]) -> "Chained":
-        return cls(*fields["estimators"])
+
+def _estimate_chained(
+    steps: Sequence[Callable[..., Background]], frames: Shaped[Array, "..."]
+) -> Background:
+    backgrounds = []
+    for estimate in steps:
+        backgrounds.append(estimate(frames))
+        frames = backgrounds[-1].residuals(frames)
+    bkgds = sum(background.bkgds for background in backgrounds)
+    return Background(bkgds, math.prod(b.noise_corrections for b in backgrounds))

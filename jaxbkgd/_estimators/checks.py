@@ -44,12 +44,8 @@ def real_array(
     maximum: float = math.inf,
     unit: str = "",
 ) -> Float[np.ndarray, "..."]:
-    """Real, finite numbers of any shape as float64, which lie within the limits.
-
-    **Raises:**
-
-    `TypeError` for a value that is no number or array of numbers, and `ValueError` for
-    numbers that are not finite or lie outside of the limits.
+    """Finite numbers of any shape within the limits, as float64. `TypeError` for a value
+    that is no number or array of numbers, and `ValueError` for numbers out of the limits.
     """
     try:
         numbers = np.asarray(value)
@@ -63,9 +59,9 @@ def real_array(
     numbers = numbers.astype(np.float64)
     is_above = (numbers >= minimum) if includes_minimum else (numbers > minimum)
     if not np.all(is_above & np.isfinite(numbers) & (numbers <= maximum)):
-        lower = "positive" if minimum == 0 else f"above {minimum:g}"
-        if includes_minimum:
-            lower = "zero or positive" if minimum == 0 else f"at least {minimum:g}"
+        lower = f"at least {minimum:g}" if minimum else "positive"
+        if includes_minimum and not minimum:
+            lower = "zero or positive"
         upper = f"at most {maximum:g} {unit}".strip()
         if maximum == math.inf:
             upper = f"finite{unit and ', in ' + unit}"

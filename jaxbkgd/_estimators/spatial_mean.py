@@ -22,15 +22,7 @@ from .._filter.primitive import separable_filter
 from .background import Background
 from .channels import as_frames, working_dtype
 from .checks import check_choice
-from .radii import (
-    bound_of,
-    channel_radii,
-    check_below,
-    check_bound,
-    frozen_mask,
-    require_concrete,
-    unbounded_radii,
-)
+from .radii import bound_of, channel_radii, check_below, frozen_mask, unbounded_radii
 from .radii_estimator import RadiiEstimator
 
 
@@ -47,8 +39,6 @@ def spatial_mean(
 ) -> Float[Array, "*batch height width"]:
     """The background of each frame: its mean under a Gaussian of `sigma = radius / 2`.
 
-    With "hard" truncation this is `smlmlp.bkgd_spatial_mean`, whose definition it
-    follows; with "smooth" truncation it is continuous in the radius, for learning.
     Borders repeat the edge pixel. A NaN or an infinity reaches the pixels whose kernel
     covers it, and no others.
 
@@ -56,34 +46,26 @@ def spatial_mean(
 
     - `frames`: `(..., height, width)`, of any real dtype.
     - `radius_pix`: the averaging radius in pixels, a number or a `(y, x)` pair.
-    - `max_radius_pix`: a static bound for the radius, which sets the number of taps. It
-        is needed where the radius is traced (under `jax.jit` or `jax.grad`); otherwise
-        the radius itself sets the number of taps.
-    - `truncation`: `"hard"` or `"smooth"`.
+    - `max_radius_pix`: a static bound for the radius, which sets the number of taps, and
+        is needed where the radius is traced (under `jax.jit` or `jax.grad`).
+    - `truncation`: `"hard"`, which is `smlmlp.bkgd_spatial_mean`, or `"smooth"`, which is
+        continuous in the radius, for learning.
 
-    **Returns:**
+    **Returns:** the background, of the shape of the frames and in their unit: float64 for
+    float64 frames, which JAX has in 64-bit mode only, and float32 for all others.
 
-    The background, of the shape of the frames and in their unit: float64 for float64
-    frames, which JAX has in 64-bit mode only, and float32 for all others.
+    **Raises:** `TypeError` or `ValueError` for frames that are not real or have fewer than
+    two axes, a radius that is not positive and finite or exceeds its bound, and a traced
+    radius without a bound.
 
-    **Raises:**
+    ```python
+    >>> import jaxbkgd
+    >>> import jax.numpy as jnp
+    >>> frames = jnp.full((10, 64, 64), 100, jnp.uint16)
+    >>> jaxbkgd.spatial_mean(frames, (6.0, 10.0)).shape
+    (10, 64, 64)
 
-    `TypeError` or `ValueError` for frames that are not real or have fewer than two axes,
-    a radius that is not positive and finite or exceeds its bound, and a traced radius
-    without a bound.
-
-    !!! example
-
-        ```python
-        >>> import jaxbkgd
-        >>> import jax.numpy as jnp
-        >>> frames = jnp.full((10, 64, 64), 100, jnp.uint16)
-        >>> jaxbkgd.spatial_mean(frames, 7.0).shape
-        (10, 64, 64)
-        >>> jaxbkgd.spatial_mean(frames, (6.0, 10.0)).dtype
-        dtype('float32')
-
-        ```
+    ```
     """
     frames = as_frames(frames)
     radii, kernels = _radii_and_kernels(radius_pix, max_radius_pix, truncation)
@@ -98,34 +80,21 @@ def noise_correction(
     noise: NoiseKind = "exact",
 ) -> Float[Array, ""]:
     """The standard deviation of `frame - spatial_mean(frame)` over that of the frame, for
-    noise that is independent from pixel to pixel, away from the borders. The formula is
-    derived in [How it works](how-it-works.md#the-noise-factor).
+    noise that is independent from pixel to pixel, away from the borders, derived in
+    [How it works](how-it-works.md#the-noise-factor). It is differentiable in the radius.
 
-    **Arguments:**
+    **Arguments** and errors are those of [`jaxbkgd.spatial_mean`][], and
 
-    - `radius_pix`, `max_radius_pix`, `truncation`: as in [`jaxbkgd.spatial_mean`][].
     - `noise`: `"exact"` is the norm of the residual's kernel, `||delta - g_y (x) g_x||`.
         `"separable"` is `||delta - g_y|| ||delta - g_x||`, the factor that
         `smlmlp.bkgd_spatial_mean` gives; it is too small (0.85 for 0.99 at 7 px).
 
-    **Returns:**
+    ```python
+    >>> import jaxbkgd
+    >>> round(float(jaxbkgd.noise_correction(7.0)), 3)
+    0.99
 
-    The factor, a scalar without unit, differentiable in the radius.
-
-    **Raises:**
-
-    As [`jaxbkgd.spatial_mean`][] does for the radius.
-
-    !!! example
-
-        ```python
-        >>> import jaxbkgd
-        >>> round(float(jaxbkgd.noise_correction(7.0)), 3)
-        0.99
-        >>> round(float(jaxbkgd.noise_correction(7.0, noise="separable")), 3)
-        0.853
-
-        ```
+    ```
     """
     check_choice("noise", noise, NoiseKind)
     radii, kernels = _radii_and_kernels(radius_pix, max_radius_pix, truncation)
@@ -135,29 +104,21 @@ def noise_correction(
 class SpatialMean(RadiiEstimator):
     """[`jaxbkgd.spatial_mean`][] as a module whose radii are learned.
 
-    The radii are its only inexact array, `unbounded_radii`, so that
-    `equinox.filter_grad` and optax train them and nothing else. They are stored as
-    `logit(radius / max_radius_pix)`, so that no step of an optimizer leaves the open
-    interval from 0 to `max_radius_pix`. Below 0.39 px a smooth kernel has one tap, and no
-    gradient leads out of there: start above 1 px.
+    The radii are its only inexact array, `unbounded_radii`: `logit(radius /
+    max_radius_pix)`, so that no step of an optimizer leaves the open interval from 0 to
+    `max_radius_pix`. (Between modules they mean the same for the same bound only.) Below
+    0.39 px a smooth kernel has one tap, and no gradient leads out of there: start above
+    1 px.
 
-    !!! example
+    ```python
+    >>> import jax.numpy as jnp
+    >>> import jaxbkgd
+    >>> frames = jnp.full((10, 64, 64), 100.0)
+    >>> background = jaxbkgd.SpatialMean(7.0)(frames)
+    >>> background.snr(frames, gains=2.0).shape
+    (10, 64, 64)
 
-        ```python
-        >>> import jax.numpy as jnp
-        >>> import jaxbkgd
-        >>> frames = jnp.full((10, 64, 64), 100.0)
-        >>> background = jaxbkgd.SpatialMean(7.0)(frames)
-        >>> background.bkgds.shape
-        (10, 64, 64)
-        >>> background.snr(frames, gains=2.0).shape
-        (10, 64, 64)
-
-        ```
-
-    To replace the radii, take the `unbounded_radii` of another module with the same bound.
-    Saved by `to_json`, a module is whole. What `eqx.tree_serialise_leaves` saves are shares
-    of `max_radius_pix`, to be loaded into a module with the same bound.
+    ```
     """
 
     max_radius_pix: float = eqx.field(static=True)
@@ -182,9 +143,9 @@ class SpatialMean(RadiiEstimator):
             and both axes, which stay equal as they are learned; a `(y, x)` pair for all
             channels; or a sequence with one number or pair for each channel. Two
             numbers are a pair, never two channels.
-        - `max_radius_pix`: a static bound above all radii. Where these are traced, it sets
-            the number of taps, and so the cost. By default four times the largest initial
-            radius.
+        - `max_radius_pix`: a static bound above all radii, by default four times the
+            largest. Where the radii are traced, it sets the number of taps, and so the
+            cost.
         - `truncation`: `"smooth"`, or `"hard"` for the taps of smlmlp, whose gradient
             misses the jumps where a tap enters.
         - `noise`: the kind of noise factor; see [`jaxbkgd.noise_correction`][].
@@ -192,10 +153,8 @@ class SpatialMean(RadiiEstimator):
             all, a pair of them beside a pair of radii, or one or a pair for each channel.
             Weight decay [moves them all the same](faq.md#how-do-i-freeze-radii).
 
-        **Raises:**
-
-        `TypeError` or `ValueError` for radii that are not positive and finite, are not
-        below the bound, or are traced without a bound.
+        **Raises:** `TypeError` or `ValueError` for radii that are not positive and finite,
+        are not below the bound, or are traced without a bound.
         """
         check_choice("truncation", truncation, Truncation)
         check_choice("noise", noise, NoiseKind)
@@ -230,8 +189,7 @@ class SpatialMean(RadiiEstimator):
         return self.radii
 
     def _kernels_for(self, radii: Sequence[float], *, is_bound: bool) -> KernelPair:
-        y, x = radii
-        return _kernels(y, x, self.truncation, is_bound=is_bound)
+        return _kernels(radii, self.truncation, is_bound=is_bound)
 
     def _estimate_channel(
         self, frames: Any, *, radii: Any, kernels: KernelPair, donated: Any = None
@@ -281,20 +239,20 @@ def _radii_and_kernels(
             f"radius_pix must be a number or a (y, x) pair, but got {radius_pix!r}; "
             "`SpatialMean` takes radii for several channels."
         )
-    if max_radius_pix is None:
-        y, x = np.broadcast_to(require_concrete(radii), (1, 2))[0].tolist()
-        kernels = _kernels(y, x, truncation, is_bound=False)
-    else:
-        bound = check_bound(max_radius_pix)
-        check_below(bound, radius_pix)
-        kernels = _kernels(bound, bound, truncation, is_bound=True)
-    return jnp.broadcast_to(jnp.asarray(radii, float), (1, 2))[0], kernels
+    bound = bound_of(radii, max_radius_pix)
+    check_below(bound, radius_pix)
+    is_bound = max_radius_pix is not None
+    largest = np.broadcast_to(bound if is_bound else radii[0], 2).tolist()
+    kernels = _kernels(largest, truncation, is_bound=is_bound)
+    return jnp.broadcast_to(jnp.asarray(radii[0], float), 2), kernels
 
 
-def _kernels(y: float, x: float, truncation: Truncation, *, is_bound: bool) -> KernelPair:
+def _kernels(
+    radii: Sequence[float], truncation: Truncation, *, is_bound: bool
+) -> KernelPair:
     """For the radii (y, x), or for all below them."""
-    y_kernel, x_kernel = (
-        GaussianKernel(half_width(radius, truncation), truncation, is_bound=is_bound)
-        for radius in (y, x)
+    y, x = (half_width(radius, truncation) for radius in radii)
+    return (
+        GaussianKernel(y, truncation, is_bound=is_bound),
+        GaussianKernel(x, truncation, is_bound=is_bound),
     )
-    return y_kernel, x_kernel
