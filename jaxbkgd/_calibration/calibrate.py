@@ -1,6 +1,7 @@
 """Calibration: an estimator's radii are learned from the movie that it is for."""
 
 import contextlib
+import functools as ft
 import math
 import os
 import warnings
@@ -20,7 +21,7 @@ from .._estimators.checks import checked_count
 from .._movies.movie import Channel, Movie, Pixels
 from .._movies.sources import is_split, open_channels
 from .._workers import progress_bar
-from .descent import descend, Problem, secant_descent, Window
+from .descent import descend, point_of, Problem, secant_descent, Window
 from .lag import read_frames
 from .objectives import FramePairLoss, Objective, TruthLoss
 
@@ -48,13 +49,11 @@ class CalibrationHistory(eqx.Module):
         for [`jaxbkgd.LocalMean`][] after time in frames; without radii, the learnable
         parameters in one row.
     - `radii_std`: the standard deviation of the learned radii, `(channels, axes)`, from the
-        scatter of gradients between blocks of frames and the curvature of the loss (Huber,
-        Proc. 5th Berkeley Symp. 1, 221, 1967). It is infinite at the bound and where the
-        loss does not curve upwards; NaN for frozen radii, from fewer than 8 blocks, and for
-        more than 32 parameters.
+        scatter of gradients between blocks of frames and the curvature of the loss.
+        Infinite at the bound and where the loss does not curve upwards; NaN for frozen
+        radii, from fewer than 8 blocks, and for more than 32 parameters.
     - `is_at_bound`: whether a radius is as large as its bound allows, `(channels, axes)`.
-    - `is_converged`: whether the radii have settled.
-    - `stop_reason`: why the calibration ended, in words.
+    - `is_converged`, `stop_reason`: whether the radii have settled, and why it ended.
     - `objective`: what was minimised.
     - `lag`: frames between the two of a pair, for [`jaxbkgd.FramePairLoss`][]; else None.
     """
@@ -84,22 +83,19 @@ def calibrate(
     """Learns an estimator's radii from a movie.
 
     The loss is averaged over up to 16 windows of frames, spread evenly over the movie, of
-    about 32 megapixels in all, or 16 frames if these are more. For an estimator that sees
-    many frames at a time, windows are one or two runs of about 16 megapixels, or 64 frames
-    if these are more. Every step sees all windows.
-
-    The calibration ends when the radii of 4 successive steps are within a thousandth, when
-    the steps are used up, or on Ctrl-C, which before the end of the first step raises
-    `KeyboardInterrupt`. The radii with the lowest loss are kept. Another calibration with
-    the same shapes, static settings and objective is not compiled again.
+    about 32 megapixels in all; for an estimator that sees many frames at a time, over one
+    or two long runs. Calibration ends when the radii of 4 successive steps are within a
+    thousandth, when the steps are used up, or on Ctrl-C, which before the end of the first
+    step raises `KeyboardInterrupt`. The radii with the lowest loss are kept. Another
+    calibration with the same shapes, static settings and objective is not compiled again.
 
     **Arguments:**
 
     - `channels`: the movie, as [`jaxbkgd.estimate_movie`][] takes it: a path, an open
         movie or a channel of it, an array (frames, height, width) or (frames, channels,
         height, width); or a list or tuple of these, one a channel and of equal length.
-    - `estimator`: the estimator to calibrate, as `SpatialMean(7.0, max_radius_pix=60)`. All
-        its inexact arrays are learned, from their present values.
+    - `estimator`: the estimator to calibrate. All its inexact arrays are learned, from
+        their present values.
     - `objective`: the loss, see [`jaxbkgd.Objective`][]. By default
         [`jaxbkgd.FramePairLoss`][], with a lag found from the movie.
     - `optimizer`: from optax. By default the secant method along each parameter: Newton's
@@ -107,33 +103,26 @@ def calibrate(
     - `steps`: the most steps to take.
     - `progress`: whether to show loss and radii in a progress bar.
 
-    **Returns:**
+    **Returns:** the calibrated estimator, of the same type, and a
+    [`jaxbkgd.CalibrationHistory`][].
 
-    The calibrated estimator, of the same type, and a [`jaxbkgd.CalibrationHistory`][].
+    **Raises:** `TypeError` or `ValueError` for channels that are no movies of one length,
+    are shorter than the lag asks for, or are not finite; and for an objective that does not
+    give one finite number at the first radii. If it fails later, it stops with a warning.
 
-    **Raises:**
+    ```python
+    >>> import jax
+    >>> import jaxbkgd
+    >>> frames, _ = jaxbkgd.simulate_movie(
+    ...     jax.random.key(0), frame_count=20, bkgd_length_scale_pix=8.0
+    ... )
+    >>> start = jaxbkgd.SpatialMean(7.0, max_radius_pix=20.0)
+    >>> objective = jaxbkgd.FramePairLoss(lag=8)
+    >>> estimator, history = jaxbkgd.calibrate(frames, start, objective=objective)
+    >>> bool(3 < estimator.radii_pix[0, 0] < 6)
+    True
 
-    `TypeError` or `ValueError` for channels that are no movies of one length, are shorter
-    than the lag asks for, or are not finite; and for an objective that does not give one
-    finite number at the first radii. If it fails later, calibration stops with a warning.
-
-    !!! example
-
-        ```python
-        >>> import jax
-        >>> import jaxbkgd
-        >>> frames, _ = jaxbkgd.simulate_movie(
-        ...     jax.random.key(0), frame_count=20, bkgd_length_scale_pix=8.0
-        ... )
-        >>> start = jaxbkgd.SpatialMean(7.0, max_radius_pix=20.0)
-        >>> objective = jaxbkgd.FramePairLoss(lag=8)
-        >>> estimator, history = jaxbkgd.calibrate(frames, start, objective=objective)
-        >>> history.is_converged
-        True
-        >>> bool(3 < estimator.radii_pix[0, 0] < 6)
-        True
-
-        ```
+    ```
     """
     checked_count("steps", steps)
     problem = _pose_problem(channels, estimator, objective or FramePairLoss())
@@ -177,7 +166,7 @@ def losses_at(
     """The loss of each estimator on the windows that `calibrate` draws of these channels;
     they differ in their inexact arrays alone. Ctrl-C interrupts it within a step."""
     problem = _pose_problem(channels, estimators[0], objective)
-    points = [eqx.filter(estimator, eqx.is_inexact_array) for estimator in estimators]
+    points = map(point_of, estimators)
     return np.array([problem.losses_and_gradients(point)[0].mean() for point in points])
 
 
@@ -240,15 +229,17 @@ def _draw_windows(channels: Any, lag: int, has_halo: bool) -> list[Window]:
         last, offsets = pair_count - length, [0, lag]
         if length > lag:
             length, offsets = length + lag, [0]
-    starts = np.linspace(0, last, count).round().astype(int).tolist()
-    is_list = isinstance(channels, list | tuple)
-    names: Any = [f" of channel {i + 1}" for i in range(len(channels))] if is_list else ""
-
-    def window(runs: list[tuple[int, int]]) -> Window:
-        def read(channel: Channel, name: str) -> Array:
-            return jnp.concatenate([read_frames(channel, *run, name) for run in runs])
-
+    names: Any = ""
+    if isinstance(channels, list | tuple):
+        names = [f" of channel {i + 1}" for i in range(len(channels))]
+    windows = []
+    for start in np.linspace(0, last, count).round().astype(int).tolist():
+        runs = [(start + offset, start + offset + length) for offset in offsets]
+        read = ft.partial(_read_runs, runs=runs)
         indices = jnp.concatenate([jnp.arange(*run) for run in runs])
-        return Window(map_channels(read, channels, names), indices)
+        windows.append(Window(map_channels(read, channels, names), indices))
+    return windows
 
-    return [window([(s + o, s + o + length) for o in offsets]) for s in starts]
+
+def _read_runs(channel: Channel, name: str, runs: list[tuple[int, int]]) -> Array:
+    return jnp.concatenate([read_frames(channel, *run, name) for run in runs])
