@@ -44,18 +44,16 @@ class CalibrationHistory(eqx.Module):
 
     **Attributes:**
 
-    - `losses`: the objective before each step, `(steps,)`, in its unit.
-    - `radii`: the radii at each of these, `(steps, channels, axes)`: y and x in pixels,
-        for [`jaxbkgd.LocalMean`][] after time in frames; without radii, the learnable
-        parameters in one row.
-    - `radii_std`: the standard deviation of the learned radii, `(channels, axes)`, from the
-        scatter of gradients between blocks of frames and the curvature of the loss.
-        Infinite at the bound and where the loss does not curve upwards; NaN for frozen
-        radii, from fewer than 8 blocks, and for more than 32 parameters.
-    - `is_at_bound`: whether a radius is as large as its bound allows, `(channels, axes)`.
+    - `losses`: the objective before each step, in its unit.
+    - `radii`: the radii at each of these: y and x in pixels, for [`jaxbkgd.LocalMean`][]
+        after time in frames; without radii, the learnable parameters in one row.
+    - `radii_std`: the standard deviation of the learned radii, from the scatter of
+        gradients between blocks of frames and the curvature of the loss. Infinite at the
+        bound and where the loss does not curve upwards; NaN for frozen radii, from fewer
+        than 8 blocks, and for more than 32 parameters.
+    - `is_at_bound`: whether a radius is as large as its bound allows.
     - `is_converged`, `stop_reason`: whether the radii have settled, and why it ended.
-    - `objective`: what was minimised.
-    - `lag`: frames between the two of a pair, for [`jaxbkgd.FramePairLoss`][]; else None.
+    - `objective`, `lag`: what was minimised, and the lag of a [`jaxbkgd.FramePairLoss`][].
     """
 
     losses: Float[np.ndarray, " steps"]
@@ -86,20 +84,19 @@ def calibrate(
     about 32 megapixels in all; for an estimator that sees many frames at a time, over one
     or two long runs. Calibration ends when the radii of 4 successive steps are within a
     thousandth, when the steps are used up, or on Ctrl-C, which before the end of the first
-    step raises `KeyboardInterrupt`. The radii with the lowest loss are kept. Another
-    calibration with the same shapes, static settings and objective is not compiled again.
+    step raises `KeyboardInterrupt`. The radii with the lowest loss are kept.
 
     **Arguments:**
 
     - `channels`: the movie, as [`jaxbkgd.estimate_movie`][] takes it: a path, an open
         movie or a channel of it, an array (frames, height, width) or (frames, channels,
         height, width); or a list or tuple of these, one a channel and of equal length.
-    - `estimator`: the estimator to calibrate. All its inexact arrays are learned, from
-        their present values.
+    - `estimator`: what to calibrate. All its inexact arrays are learned, from their present
+        values.
     - `objective`: the loss, see [`jaxbkgd.Objective`][]. By default
         [`jaxbkgd.FramePairLoss`][], with a lag found from the movie.
-    - `optimizer`: from optax. By default the secant method along each parameter: Newton's
-        steps, with the curvature from the last two gradients.
+    - `optimizer`: from optax, which moves all that is learned as one vector. By default
+        Newton's steps along each number, with the curvature from the last two gradients.
     - `steps`: the most steps to take.
     - `progress`: whether to show loss and radii in a progress bar.
 
@@ -113,13 +110,11 @@ def calibrate(
     ```python
     >>> import jax
     >>> import jaxbkgd
-    >>> frames, _ = jaxbkgd.simulate_movie(
-    ...     jax.random.key(0), frame_count=20, bkgd_length_scale_pix=8.0
-    ... )
+    >>> key, objective = jax.random.key(0), jaxbkgd.FramePairLoss(lag=8)
+    >>> frames, _ = jaxbkgd.simulate_movie(key, frame_count=20, bkgd_length_scale_pix=8.0)
     >>> start = jaxbkgd.SpatialMean(7.0, max_radius_pix=20.0)
-    >>> objective = jaxbkgd.FramePairLoss(lag=8)
     >>> estimator, history = jaxbkgd.calibrate(frames, start, objective=objective)
-    >>> bool(3 < estimator.radii_pix[0, 0] < 6)
+    >>> history.radii.shape == (len(history.losses), 1, 2)
     True
 
     ```
@@ -127,9 +122,8 @@ def calibrate(
     checked_count("steps", steps)
     problem = _pose_problem(channels, estimator, objective or FramePairLoss())
     with progress_bar(steps, progress) as report:
-        visits, is_converged, stop_reason = descend(
-            problem, optimizer or _SECANT, steps, report
-        )
+        descent = descend(problem, optimizer or _SECANT, steps, report)
+    visits, is_converged, stop_reason = descent
     best = min(visits, key=lambda visit: visit.loss)
     radii_std = np.full_like(best.radii, np.nan)
     if not stop_reason.startswith("interrupted"):
@@ -141,12 +135,12 @@ def calibrate(
     # What has not moved is frozen there.
     is_at_bound = problem.is_at_bound(best.point) & (np.ptp(radii, axis=0) > 0)
     if is_at_bound.any():
-        warnings.warn(
+        text = (
             f"{is_at_bound.sum()} of {is_at_bound.size} radii went to their bound: the "
             "background is even, or max_radius_pix or max_radius_frames too small, in "
-            f"bounds of {problem.bounds}.",
-            stacklevel=2,
+            f"bounds of {problem.bounds}."
         )
+        warnings.warn(text, stacklevel=2)
     return problem.estimator_at(best.point), CalibrationHistory(
         losses=np.array([visit.loss for visit in visits]),
         radii=radii,
@@ -186,12 +180,12 @@ def _pose_problem(
             objective = objective.fitted(opened)
         elif isinstance(objective, TruthLoss):
             # Within `jax.jit`, an index beyond the last frame would not be noticed.
-            lengths = [len(t) for t in jax.tree.leaves(objective.bkgds) if t.ndim == 3]
-            if any(length != len(opened[0]) for length in lengths):
-                raise ValueError(
-                    f"The movie has {len(opened[0])} frames, but the true background "
-                    f"{lengths[0]}; give one image, or one for each frame."
-                )
+            for truth in jax.tree.leaves(objective.bkgds):
+                if truth.ndim == 3 and len(truth) != len(opened[0]):
+                    raise ValueError(
+                        f"The movie has {len(opened[0])} frames, but the true background "
+                        f"{len(truth)}; give one image, or one for each frame."
+                    )
         channels: Any = tuple(opened) if isinstance(source, tuple) else opened
         if len(opened) == 1 and not is_split(source):
             (channels,) = opened

@@ -92,12 +92,10 @@ class Problem:
         return np.asarray(self.radii_at(point)) > _AT_BOUND * np.array(self.bounds)
 
     def standard_deviations(self, point: Point) -> Float[np.ndarray, "channels axes"]:
-        """The uncertainty of the radii, from the scatter of independent gradients.
-
-        The parameters at which a mean of independent losses is minimal have the covariance
-        `H^-1 S H^-1`, where `S` is that of the mean's gradient and `H` its second
-        derivative (Huber, Proc. 5th Berkeley Symp. 1, 221, 1967).
-        """
+        """The uncertainty of the radii. The parameters at which a mean of independent
+        losses is minimal have the covariance `H^-1 S H^-1`, where `S` is that of the mean's
+        gradient, from the scatter of the losses' gradients, and `H` its derivative (Huber,
+        Proc. 5th Berkeley Symp. 1, 221, 1967)."""
         jacobian = np.asarray(jax.jacobian(self.radii_at)(point), np.float64)
         unknown = np.full(jacobian.shape[:-1], np.nan)
         if point.size > _MOST_PARAMETERS:
@@ -220,9 +218,11 @@ def descend(
             loss, gradient = float(losses.mean()), gradients.mean(axis=0)
             entries = gradient if visits else gradients.ravel()
             if not np.isfinite([loss, *entries]).all():
-                found = f"the loss is {loss:g}, its gradient {gradient.tolist()}"
                 place = "" if visits else "At the first radii "
-                raise ValueError(f"{place}{found}; they must be finite.")
+                raise ValueError(
+                    f"{place}the loss is {loss:g}, its gradient {gradient.tolist()}; they "
+                    "must be finite."
+                )
             if not (visits or gradients.any()):
                 raise ValueError(
                     "There is nothing to learn, since the objective does not depend on the "

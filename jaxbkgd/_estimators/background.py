@@ -48,8 +48,8 @@ class Background(eqx.Module):
         - `channels`: the frames that were estimated, above the camera's offset, in ADU.
         - `gains`: the gain in electrons per ADU, a number for all or one a channel.
 
-        **Raises:** `ValueError` for a gain that is not positive and finite, and for gains
-        that do not fit the channels; else as `residuals` does.
+        **Raises:** `ValueError` for gains that are not positive and finite, or do not fit
+        the channels; else as `residuals` does.
         """
         if not is_sequence(gains):
             is_shared = not is_sequence(channels) or np.ndim(gains) == 0
@@ -89,10 +89,8 @@ def snr(
     - `bkgd`: the background above the camera's offset, in ADU. Where it is not positive
         no photon noise is expected, and the ratio is not finite and has no gradient.
     - `noise_correction`: see [`jaxbkgd.noise_correction`][].
-    - `gain`: electrons per ADU, a positive number, or a map, which may have dead pixels.
-
-    **Raises:** `TypeError` for what is no number or array, or does not broadcast, and
-    `ValueError` for a gain that is not positive and finite.
+    - `gain`: electrons per ADU, a positive number (`ValueError` for another), or a map,
+        which may have dead pixels.
 
     ```python
     >>> import jaxbkgd

@@ -27,9 +27,10 @@ class Prediction(NamedTuple):
 class AbstractEstimator(SavedModule):
     """An estimator of the background: called with channels, it gives a `Background`.
 
-    One of your own implements `halo_frames` and `estimate_stack`, the background of one
-    stack; lists of channels, checks of the frames and JSON texts come with this class. Its
-    learnable parameters are its inexact arrays.
+    One of your own implements `halo_frames` and `estimate_stack`; lists of channels, checks
+    of the frames and JSON texts come with this class. Its learnable parameters are its
+    inexact arrays. With `takes_weights = True`, `estimate_stack` has `weights` as a second
+    argument; with `takes_donated = True`, `donated`; with `can_predict`, it has `predict`.
 
     ```python
     >>> import jax
@@ -47,16 +48,8 @@ class AbstractEstimator(SavedModule):
     >>> estimator = FrameLevel(jnp.array(1.0))
     >>> estimator([jnp.ones((4, 8, 8)), jnp.ones((4, 8, 9))]).bkgds[1].shape
     (4, 8, 9)
-    >>> float(FrameLevel.from_json(estimator.to_json()).scale)
-    1.0
 
     ```
-
-    **Attributes:**
-
-    - `takes_weights`, `takes_donated`: whether it takes `weights`, `donated`, which
-        `estimate_stack` then has as arguments of these names.
-    - `can_predict`: whether it has `predict`.
     """
 
     takes_weights: ClassVar[bool] = False
@@ -75,25 +68,20 @@ class AbstractEstimator(SavedModule):
 
     @property
     def halo_lines(self) -> int | None:
-        """Lines that must be seen above and below a strip of a frame to estimate it to the
-        same bit, or `None` if it takes the whole frame."""
+        """Lines that must be seen above and below a strip to estimate it to the same bit;
+        `None` if it takes the whole frame."""
         return None
 
     @property
     def molecule_radius_pix(self) -> float | None:
-        """Twice the standard deviation of the image of a molecule, in pixels, if the
-        estimator leaves molecules out; `None` if it does not."""
+        """Twice the standard deviation of the image of a molecule, if the estimator leaves
+        molecules out."""
         return None
 
     @abc.abstractmethod
     def estimate_stack(self, frames: Any) -> Background:
-        """The background of one stack: a [`jaxbkgd.Background`][] with one array of the
-        shape of `frames` and one factor.
-
-        **Arguments:**
-
-        - `frames`: a JAX array `(..., height, width)` of a real dtype.
-        """
+        """The background of one stack, a JAX array `(..., height, width)` of a real dtype:
+        a [`jaxbkgd.Background`][] with one array of its shape and one factor."""
 
     def __call__(
         self, channels: Channels, weights: Any = None, *, donated: Any = None
@@ -104,12 +92,11 @@ class AbstractEstimator(SavedModule):
 
         - `channels`: one stack of frames `(..., height, width)`, or a list or tuple of
             them, one a channel, of any shapes and real dtypes.
-        - `weights`: how much a pixel counts, if the estimator takes weights: zero or
-            positive, or booleans that are False for pixels to leave out. Of a shape that
-            broadcasts to that of the frames, as `(height, width)` or `(frames, 1, 1)`; for
-            a list of channels, one for each.
-        - `donated`: backgrounds of such channels that are needed no longer, if the
-            estimator takes them. On CPU the new ones may be written over them.
+        - `weights`: for an estimator that takes them, how much a pixel counts: zero or
+            positive, or False for pixels to leave out. Of a shape that broadcasts to that
+            of the frames, as `(height, width)` or `(frames, 1, 1)`; one for each channel.
+        - `donated`: backgrounds of such channels that are needed no longer, over which, on
+            CPU, an estimator that takes them may write.
 
         **Raises:** `TypeError` or `ValueError` for channels or weights that are not as
         above, or are not as many as the estimator has parameters for.
@@ -132,8 +119,6 @@ class AbstractEstimator(SavedModule):
                 )
             options["weights"] = map_channels(checked_weights, frames, weights)
         if donated is not None:
-            if not self.takes_donated:
-                raise TypeError(f"{type(self).__name__} takes no donated backgrounds.")
             options["donated"] = donated
 
         def estimate(frames, estimate_stack, *values):
@@ -161,23 +146,12 @@ class AbstractEstimator(SavedModule):
         return [self.estimate_stack] * count
 
     def predict(self, channels: Channels, gap_frames: int) -> Prediction:
-        """Predictions of each frame that have not seen it, for an estimator of which
-        [`jaxbkgd.FramePairLoss`][] is to learn the time scale: `background`, and `near` and
+        """Predictions of each frame that have not seen it, of which
+        [`jaxbkgd.FramePairLoss`][] learns the time scale: `background`, and `near` and
         `far` in the structure of `channels`, estimates of each frame from those at least
-        `gap_frames` away, and at least one frame farther.
-
-        **Arguments:**
-
-        - `channels`: as above, with at least `2 * gap_frames + 2` frames.
-        - `gap_frames`: 1 or more.
-
-        **Raises:** `ValueError` for too few frames or no gap, and for an estimator that
-        cannot predict.
-        """
-        raise ValueError(
-            f"{type(self).__name__} has no predict, which gives each frame's background "
-            "from the frames around it; LocalMean has."
-        )
+        `gap_frames` away, and at least one frame farther. `ValueError` for fewer than
+        `2 * gap_frames + 2` frames, and for an estimator that cannot predict."""
+        raise ValueError(f"{type(self).__name__} has no predict; LocalMean has.")
 
     def for_inference(self: _Estimator) -> _Estimator:
         """An estimator of the same class that gives the same, and may cost less, where the

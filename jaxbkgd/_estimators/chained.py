@@ -16,14 +16,13 @@ class Chained(AbstractEstimator):
 
     Their backgrounds add up, and their noise corrections are multiplied, which is exact
     where each but the last leaves noise that is independent from pixel to pixel, as
-    [`jaxbkgd.TemporalMedian`][] does. smlmlp's default pipeline, `bkgd_combination`:
+    [`jaxbkgd.TemporalMedian`][] does. smlmlp's default pipeline, `bkgd_combination`, is
 
     ```python
     >>> import jaxbkgd
     >>> median = jaxbkgd.TemporalMedian(25, noise="unit")
     >>> mean = jaxbkgd.SpatialMean(7.0, truncation="hard", noise="separable")
-    >>> jaxbkgd.Chained(median, mean).halo_frames
-    25
+    >>> estimator = jaxbkgd.Chained(median, mean)
 
     ```
     """
@@ -63,9 +62,9 @@ class Chained(AbstractEstimator):
         return estimate(frames)
 
     def _stack_functions(self, count: int) -> list[Callable[..., Background]]:
-        of_each = [estimator._stack_functions(count) for estimator in self.estimators]
+        steps = [estimator._stack_functions(count) for estimator in self.estimators]
         return [
-            ft.partial(_estimate_chained, steps) for steps in zip(*of_each, strict=True)
+            ft.partial(_estimate_chained, of_one) for of_one in zip(*steps, strict=True)
         ]
 
     def for_inference(self) -> "Chained":

@@ -101,9 +101,12 @@ def _checked_array(name: str, values: Any) -> Shaped[Array | np.ndarray, "..."]:
             f"from a file, but are {'a masked one' if is_masked else array.dtype}; convert "
             "their dtype, or fill what is masked, first."
         )
-    dtype = array.dtype
-    if isinstance(array, jax.Array) or dtype.itemsize < 8:
-        return array if dtype.isnative else array.astype(dtype.newbyteorder("="))
+    if isinstance(array, jax.Array):
+        return array
+    dtype = array.dtype.newbyteorder("=")
     # Left to itself, JAX would wrap 64-bit integers to 32 bits.
-    is_wide = jax.config.read("jax_enable_x64")
-    return array.astype(dtype.newbyteorder("=") if is_wide else np.float32, copy=False)
+    if dtype.itemsize >= 8 and not jax.config.read("jax_enable_x64"):
+        dtype = np.dtype(np.float32)
+    elif dtype == np.longdouble:
+        dtype = np.dtype(np.float64)
+    return array.astype(dtype, copy=False)

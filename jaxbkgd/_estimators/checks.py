@@ -44,9 +44,8 @@ def real_array(
     maximum: float = math.inf,
     unit: str = "",
 ) -> Float[np.ndarray, "..."]:
-    """Finite numbers of any shape within the limits, as float64. `TypeError` for a value
-    that is no number or array of numbers, and `ValueError` for numbers out of the limits.
-    """
+    """Finite numbers of any shape within the limits, as float64; `TypeError` for what is no
+    number or array of numbers, `ValueError` for numbers beyond the limits."""
     try:
         numbers = np.asarray(value)
     except ValueError:
@@ -59,9 +58,9 @@ def real_array(
     numbers = numbers.astype(np.float64)
     is_above = (numbers >= minimum) if includes_minimum else (numbers > minimum)
     if not np.all(is_above & np.isfinite(numbers) & (numbers <= maximum)):
-        lower = f"at least {minimum:g}" if minimum else "positive"
-        if includes_minimum and not minimum:
-            lower = "zero or positive"
+        lower = "zero or positive" if includes_minimum else "positive"
+        if minimum:
+            lower = f"at least {minimum:g}"
         upper = f"at most {maximum:g} {unit}".strip()
         if maximum == math.inf:
             upper = f"finite{unit and ', in ' + unit}"

@@ -27,7 +27,7 @@ from .radii_estimator import RadiiEstimator
 
 
 # The static halves of one channel's kernels, (y, x).
-KernelPair = tuple[GaussianKernel, GaussianKernel]
+KernelPair = tuple[GaussianKernel, ...]
 
 
 def spatial_mean(
@@ -51,19 +51,16 @@ def spatial_mean(
     - `truncation`: `"hard"`, which is `smlmlp.bkgd_spatial_mean`, or `"smooth"`, which is
         continuous in the radius, for learning.
 
-    **Returns:** the background, of the shape of the frames and in their unit: float64 for
-    float64 frames, which JAX has in 64-bit mode only, and float32 for all others.
+    **Returns:** the background, of the shape of the frames and in their unit, float64 for
+    float64 frames, and float32 for all others.
 
-    **Raises:** `TypeError` or `ValueError` for frames that are not real or have fewer than
-    two axes, a radius that is not positive and finite or exceeds its bound, and a traced
-    radius without a bound.
+    **Raises:** `TypeError` or `ValueError` for frames or radii that are not as above.
 
     ```python
     >>> import jaxbkgd
     >>> import jax.numpy as jnp
-    >>> frames = jnp.full((10, 64, 64), 100, jnp.uint16)
-    >>> jaxbkgd.spatial_mean(frames, (6.0, 10.0)).shape
-    (10, 64, 64)
+    >>> jaxbkgd.spatial_mean(jnp.ones((10, 64, 64), jnp.uint16), (6.0, 10.0)).dtype
+    dtype('float32')
 
     ```
     """
@@ -88,13 +85,6 @@ def noise_correction(
     - `noise`: `"exact"` is the norm of the residual's kernel, `||delta - g_y (x) g_x||`.
         `"separable"` is `||delta - g_y|| ||delta - g_x||`, the factor that
         `smlmlp.bkgd_spatial_mean` gives; it is too small (0.85 for 0.99 at 7 px).
-
-    ```python
-    >>> import jaxbkgd
-    >>> round(float(jaxbkgd.noise_correction(7.0)), 3)
-    0.99
-
-    ```
     """
     check_choice("noise", noise, NoiseKind)
     radii, kernels = _radii_and_kernels(radius_pix, max_radius_pix, truncation)
@@ -106,16 +96,14 @@ class SpatialMean(RadiiEstimator):
 
     The radii are its only inexact array, `unbounded_radii`: `logit(radius /
     max_radius_pix)`, so that no step of an optimizer leaves the open interval from 0 to
-    `max_radius_pix`. (Between modules they mean the same for the same bound only.) Below
-    0.39 px a smooth kernel has one tap, and no gradient leads out of there: start above
-    1 px.
+    `max_radius_pix`. Below 0.39 px a smooth kernel has one tap, and no gradient leads out
+    of there: start above 1 px.
 
     ```python
     >>> import jax.numpy as jnp
     >>> import jaxbkgd
-    >>> frames = jnp.full((10, 64, 64), 100.0)
-    >>> background = jaxbkgd.SpatialMean(7.0)(frames)
-    >>> background.snr(frames, gains=2.0).shape
+    >>> background = jaxbkgd.SpatialMean(7.0)(jnp.full((10, 64, 64), 100.0))
+    >>> background.bkgds.shape
     (10, 64, 64)
 
     ```
@@ -144,8 +132,7 @@ class SpatialMean(RadiiEstimator):
             channels; or a sequence with one number or pair for each channel. Two
             numbers are a pair, never two channels.
         - `max_radius_pix`: a static bound above all radii, by default four times the
-            largest. Where the radii are traced, it sets the number of taps, and so the
-            cost.
+            largest. Where they are traced, it sets the number of taps, and so the cost.
         - `truncation`: `"smooth"`, or `"hard"` for the taps of smlmlp, whose gradient
             misses the jumps where a tap enters.
         - `noise`: the kind of noise factor; see [`jaxbkgd.noise_correction`][].
@@ -153,8 +140,8 @@ class SpatialMean(RadiiEstimator):
             all, a pair of them beside a pair of radii, or one or a pair for each channel.
             Weight decay [moves them all the same](faq.md#how-do-i-freeze-radii).
 
-        **Raises:** `TypeError` or `ValueError` for radii that are not positive and finite,
-        are not below the bound, or are traced without a bound.
+        **Raises:** `TypeError` or `ValueError` for radii that are not positive, finite and
+        below the bound, or are traced without a bound.
         """
         check_choice("truncation", truncation, Truncation)
         check_choice("noise", noise, NoiseKind)
@@ -251,8 +238,5 @@ def _kernels(
     radii: Sequence[float], truncation: Truncation, *, is_bound: bool
 ) -> KernelPair:
     """For the radii (y, x), or for all below them."""
-    y, x = (half_width(radius, truncation) for radius in radii)
-    return (
-        GaussianKernel(y, truncation, is_bound=is_bound),
-        GaussianKernel(x, truncation, is_bound=is_bound),
-    )
+    widths = [half_width(radius, truncation) for radius in radii]
+    return tuple(GaussianKernel(w, truncation, is_bound=is_bound) for w in widths)
