@@ -104,8 +104,8 @@ def calibrate(
     [`jaxbkgd.CalibrationHistory`][].
 
     **Raises:** `TypeError` or `ValueError` for channels that are no movies of one length,
-    are shorter than the lag asks for, or are not finite; and for an objective that does not
-    give one finite number at the first radii. If it fails later, it stops with a warning.
+    too short, or not finite, and for an objective that does not give one finite number at
+    the first radii. If it fails later, it stops with a warning.
 
     ```python
     >>> import jax

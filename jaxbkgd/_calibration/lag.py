@@ -31,9 +31,9 @@ def decorrelation_lag(source: Any) -> int:
     """A lag in frames at which molecules no longer correlate, in any channel of a movie.
 
     The structure function `D(lag)`, half the mean square of the residuals' change over
-    `lag` frames, rises while molecules vanish and appear. Where `D(2 lag)` exceeds `D(lag)`
-    by at most 0.5 %, or twice the standard error of the difference if that is more, up to
-    3 %, little correlation is left; the result is 1.5 times this lag.
+    `lag` frames, rises while molecules vanish and appear. The lag is 1.5 times that where
+    `D(2 lag)` exceeds `D(lag)` by at most 0.5 %, or twice the standard error of the
+    difference if that is more, up to 3 %.
     """
     if any(map(is_traced, jax.tree.leaves(source))):
         raise ValueError(
@@ -48,9 +48,8 @@ def _channel_lag(channel: Channel) -> int:
     count = len(residuals)
     if count < 3 or not np.ptp(residuals, axis=0).any():
         raise ValueError(
-            f"A lag can't be found from {count} frames that are fewer than 3, or in which "
-            "nothing changes; give a longer movie, or a lag that molecules do not stay on "
-            "for."
+            f"A lag can't be found from {count} frames, if it is fewer than 3 or nothing "
+            "changes; give a longer movie, or a lag that molecules do not stay on for."
         )
 
     @ft.cache

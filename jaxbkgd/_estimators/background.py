@@ -32,11 +32,8 @@ class Background(eqx.Module):
     noise_corrections: Any
 
     def residuals(self, channels: Channels) -> Any:
-        """The frames less their background, in their unit and structure.
-
-        **Raises:** `ValueError` for channels of another structure or shape than the
-        backgrounds, and `TypeError` for frames that are not real.
-        """
+        """The frames less their background, in their unit and structure. `ValueError` for
+        frames of another structure or shape than the backgrounds."""
         return map_channels(_residual, channels, self.bkgds)
 
     def snr(self, channels: Channels, gains: Any) -> Any:
@@ -48,8 +45,7 @@ class Background(eqx.Module):
         - `channels`: the frames that were estimated, above the camera's offset, in ADU.
         - `gains`: the gain in electrons per ADU, a number for all or one a channel.
 
-        **Raises:** `ValueError` for gains that are not positive and finite, or do not fit
-        the channels; else as `residuals` does.
+        **Raises:** `ValueError` for gains that are not positive and finite, or do not fit.
         """
         if not is_sequence(gains):
             is_shared = not is_sequence(channels) or np.ndim(gains) == 0
@@ -79,9 +75,7 @@ def snr(
 ) -> Float[Array, "..."]:
     """The signal in units of the photon noise expected where there is no molecule:
     `signal / (noise_correction * sqrt(bkgd / gain))`; see
-    [How it works](how-it-works.md#the-noise-factor). The camera's read noise is not in it:
-    1.5 e- beside a background of 60 e- make the ratio's deviation 1.02 where there is no
-    molecule, beside 20 e- 1.05.
+    [How it works](how-it-works.md#the-noise-factor). The camera's read noise is not in it.
 
     **Arguments:** (broadcast against each other)
 

@@ -95,11 +95,11 @@ class AbstractEstimator(SavedModule):
         - `weights`: for an estimator that takes them, how much a pixel counts: zero or
             positive, or False for pixels to leave out. Of a shape that broadcasts to that
             of the frames, as `(height, width)` or `(frames, 1, 1)`; one for each channel.
-        - `donated`: backgrounds of such channels that are needed no longer, over which, on
-            CPU, an estimator that takes them may write.
+        - `donated`: for an estimator that takes them, backgrounds of such channels that
+            are needed no longer, over which it may write on CPU.
 
-        **Raises:** `TypeError` or `ValueError` for channels or weights that are not as
-        above, or are not as many as the estimator has parameters for.
+        **Raises:** `TypeError` or `ValueError` for what is not as above, and for channels
+        that are not as many as the estimator has parameters for.
         """
         frames = map_channels(as_frames, channels)
         stacks = frames if is_sequence(frames) else [frames]

@@ -22,12 +22,9 @@ _Estimator = TypeVar("_Estimator", bound="RadiiEstimator")
 
 
 class RadiiEstimator(AbstractEstimator):
-    """An estimator whose radii are learned, one row a channel or one for all.
-
-    They are stored as `logit(radius / bound)`, so that no step of an optimizer leaves the
-    open interval from 0 to the bound. The bound sets the number of taps where the radii are
-    traced; elsewhere the radii do.
-    """
+    """An estimator whose radii are learned, one row a channel or one for all, and stored as
+    `logit(radius / bound)`. The bound sets the number of taps where the radii are traced;
+    elsewhere the radii do."""
 
     radius_units: ClassVar[tuple[str, ...]] = ("px", "px")
 

@@ -19,32 +19,24 @@ _Saved = TypeVar("_Saved", bound="SavedModule")
 
 
 class SavedModule(eqx.Module):
-    """A module that is saved as a JSON text and comes back from it.
-
-    Fields may be `None`, booleans, numbers, strings, arrays, modules of this kind, and
-    tuples of these; a list comes back as a tuple.
-    """
+    """A module that is saved as a JSON text and comes back from it. Fields may be `None`,
+    booleans, numbers, strings, arrays, modules of this kind, and tuples of these; a list
+    comes back as a tuple."""
 
     # The arguments of the constructor that are saved, which are attributes of the same
     # names. Without them, the fields are saved, and come back without the constructor.
     _saved_names: ClassVar[tuple[str, ...] | None] = None
 
     def to_json(self) -> str:
-        """This object as a JSON text, to be kept in a file and read by `from_json`.
-
-        **Raises:** `ValueError` for traced arrays, and `TypeError` for fields that JSON
-        cannot hold.
-        """
+        """This object as a JSON text, which `from_json` reads. `ValueError` for traced
+        arrays, and `TypeError` for fields that JSON cannot hold."""
         return json.dumps(self, default=_encoded, indent=2)
 
     @classmethod
     def from_json(cls: type[_Saved], text: str) -> _Saved:
-        """What `to_json` of this class, or of one derived from it, wrote as `text`. Names
-        that the class does not know are passed over.
-
-        **Raises:** `ValueError` or `TypeError` for a text that holds no such object, or one
-        of a later version.
-        """
+        """What `to_json` of this class, or of one derived from it, wrote as `text`; names
+        that the class does not know are passed over. `ValueError` or `TypeError` for a text
+        that holds no such object, or one of a later version."""
         try:
             return _module(cls, json.loads(text))
         except json.JSONDecodeError as error:

@@ -46,8 +46,8 @@ def spatial_mean(
 
     - `frames`: `(..., height, width)`, of any real dtype.
     - `radius_pix`: the averaging radius in pixels, a number or a `(y, x)` pair.
-    - `max_radius_pix`: a static bound for the radius, which sets the number of taps, and
-        is needed where the radius is traced (under `jax.jit` or `jax.grad`).
+    - `max_radius_pix`: a static bound, which sets the number of taps; needed where the
+        radius is traced (under `jax.jit` or `jax.grad`).
     - `truncation`: `"hard"`, which is `smlmlp.bkgd_spatial_mean`, or `"smooth"`, which is
         continuous in the radius, for learning.
 
@@ -132,7 +132,7 @@ class SpatialMean(RadiiEstimator):
             channels; or a sequence with one number or pair for each channel. Two
             numbers are a pair, never two channels.
         - `max_radius_pix`: a static bound above all radii, by default four times the
-            largest. Where they are traced, it sets the number of taps, and so the cost.
+            largest, which sets the number of taps where the radii are traced.
         - `truncation`: `"smooth"`, or `"hard"` for the taps of smlmlp, whose gradient
             misses the jumps where a tap enters.
         - `noise`: the kind of noise factor; see [`jaxbkgd.noise_correction`][].

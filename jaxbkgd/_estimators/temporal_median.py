@@ -112,12 +112,10 @@ def _of_middles(
     reach: int,
     frames: Float[Array, "frames height width"],
 ) -> Any:
-    """A function of the two middle values of each window, which are one and the same where
-    their number is odd.
+    """A function of the two middle values of each window, which are the same if it is odd.
 
     The window stays sorted as it slides: the frame that leaves closes a gap, and the one
-    that enters opens one, in all pixels at once. Beyond the movie's ends, and for NaN,
-    there is infinity, which sorts behind everything.
+    that enters opens one. Beyond the movie's ends, and for NaN, there is infinity.
     """
     length = frames.shape[0]
     window = 2 * reach + 1
@@ -154,9 +152,8 @@ def _of_middles(
 
 @ft.lru_cache(maxsize=64)
 def _exact_noise(radius: int) -> float:
-    """`sqrt(1 - 2 / n + v)` for a window of n frames, whose median of white Gaussian noise
-    of variance 1 has the variance v. (A value's covariance with the median is `1 / n`, that
-    with the mean: Basu's theorem.)"""
+    """`sqrt(1 - 2 / n + v)`, with the variance v of the median of n normal numbers, whose
+    covariance with each of these is `1 / n` (Basu's theorem)."""
     with jax.ensure_compile_time_eval():
         x = jnp.linspace(-8, 8, 4001)
         # Of the middle one of sorted values, with `radius` on either side.
