@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import reference_mean
+from reference import dense_mean
 from scipy.optimize import minimize
 
 from jaxbkgd import (
@@ -57,7 +57,7 @@ def quietly(estimator: Any, channels: Any, **options: Any) -> Any:
 
 def error_of(radii_pix, frames=FRAMES, truth=WAVES):
     """The mean square error against the true background, in float64."""
-    return np.mean((reference_mean(frames, tuple(radii_pix), "smooth") - truth) ** 2)
+    return np.mean((dense_mean(frames, tuple(radii_pix), "smooth") - truth) ** 2)
 
 
 def frame_pair_loss(frames, bkgds, lag):
@@ -109,7 +109,7 @@ class TestRadii:
             assert history.lag == history.objective.lag == 1
             # 39 pairs make 13 windows of 3, so that each pair counts once.
             for step in (0, 2, -1):
-                bkgds = reference_mean(FRAMES, tuple(history.radii[step, 0]), "smooth")
+                bkgds = dense_mean(FRAMES, tuple(history.radii[step, 0]), "smooth")
                 expected = frame_pair_loss(FRAMES, bkgds, 1)
                 # float32: of the frames, over their noise.
                 loss = history.losses[step]
