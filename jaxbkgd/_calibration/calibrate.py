@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Bool, Float
 
 from .._estimators.base import AbstractEstimator
 from .._estimators.channels import map_channels
@@ -168,10 +168,8 @@ def _pose_problem(
     source: Source | Sequence[Source], estimator: AbstractEstimator, objective: Objective
 ) -> Problem:
     if not isinstance(estimator, AbstractEstimator):
-        raise TypeError(
-            "calibrate(movie, estimator) needs an AbstractEstimator, as SpatialMean(7.0), "
-            f"but was given {estimator!r}."
-        )
+        rule = "calibrate(movie, estimator) needs an AbstractEstimator, as SpatialMean(7.0)"
+        raise TypeError(f"{rule}, but was given {estimator!r}.")
     if not jax.tree.leaves(eqx.filter(estimator, eqx.is_inexact_array)):
         raise ValueError(f"{estimator!r} has nothing to learn; give one that has radii.")
     with contextlib.ExitStack() as files:
@@ -229,11 +227,7 @@ def _draw_windows(channels: Any, lag: int, has_halo: bool) -> list[Window]:
     windows = []
     for start in np.linspace(0, last, count).round().astype(int).tolist():
         runs = [(start + offset, start + offset + length) for offset in offsets]
-        read = ft.partial(_read_runs, runs=runs)
+        read = ft.partial(read_frames, runs=runs)
         indices = jnp.concatenate([jnp.arange(*run) for run in runs])
         windows.append(Window(map_channels(read, channels, names), indices))
     return windows
-
-
-def _read_runs(channel: Channel, name: str, runs: list[tuple[int, int]]) -> Array:
-    return jnp.concatenate([read_frames(channel, *run, name) for run in runs])

@@ -219,14 +219,12 @@ def descend(
             entries = gradient if visits else gradients.ravel()
             if not np.isfinite([loss, *entries]).all():
                 place = "" if visits else "At the first radii "
-                raise ValueError(
-                    f"{place}the loss is {loss:g}, its gradient {gradient.tolist()}; they "
-                    "must be finite."
-                )
+                found = f"the loss is {loss:g}, its gradient {gradient.tolist()}"
+                raise ValueError(f"{place}{found}; they must be finite.")
             if not (visits or gradients.any()):
                 raise ValueError(
-                    "There is nothing to learn, since the objective does not depend on the "
-                    "radii: are they frozen, or is the movie constant?"
+                    "There is nothing to learn: the loss does not depend on the radii; "
+                    "are they frozen, or is the movie constant?"
                 )
             radii = np.asarray(problem.radii_at(point))
             # At its bound, the parameter of a radius goes on to infinity.

@@ -37,7 +37,7 @@ def decorrelation_lag(source: Any) -> int:
     """
     if any(map(is_traced, jax.tree.leaves(source))):
         raise ValueError(
-            "A lag can't be found from traced frames; give one, as FramePairLoss(lag=1)."
+            "A lag can't be found from traced frames; give FramePairLoss(lag)."
         )
     with contextlib.ExitStack() as files:
         return max(map(_channel_lag, open_channels(source, files=files)))
@@ -88,7 +88,7 @@ def _molecule_residuals(channel: Channel) -> Float[np.ndarray, "frames rows colu
     first, last = (count - used) // 2, (count + used) // 2
     return np.concatenate(
         [
-            _lattice(read_frames(channel, start, min(start + chunk, last)), stride)
+            _lattice(read_frames(channel, "", [(start, min(start + chunk, last))]), stride)
             for start in range(first, last, chunk)
         ]
     )
@@ -103,17 +103,18 @@ def _lattice(
 
 
 def read_frames(
-    channel: Channel, start: int, stop: int, name: str = ""
+    channel: Channel, name: str, runs: list[tuple[int, int]]
 ) -> Shaped[Array, "frames height width"]:
-    """Frames from `start` up to `stop`, all finite; an error calls the channel `name`."""
-    frames = checked_frames(channel[start:stop])
+    """The frames of runs (start, stop), all finite; an error calls the channel `name`."""
+    frames = np.concatenate([checked_frames(channel[slice(*run)]) for run in runs])
     # In NumPy: JAX itself would raise where it is set to find NaNs.
-    is_finite = np.isfinite(np.asarray(frames))
+    is_finite = np.isfinite(frames)
     if not is_finite.all():
         frame, y, x = np.argwhere(~is_finite)[0]
+        index = np.concatenate([np.arange(*run) for run in runs])[frame]
         raise ValueError(
-            f"Frame {start + frame}{name} holds {np.asarray(frames)[frame, y, x]} at "
-            f"y = {y}, x = {x}, and calibration needs finite frames; replace such pixels, "
-            "for example by their neighbours' median, or leave these frames out."
+            f"Frame {index}{name} holds {frames[frame, y, x]} at y = {y}, x = {x}, and "
+            "calibration needs finite frames; replace such pixels, for example by their "
+            "neighbours' median, or leave these frames out."
         )
     return jnp.asarray(frames)

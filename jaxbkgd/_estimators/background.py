@@ -118,10 +118,8 @@ def _ratio_to_noise(signal: Array, bkgd: Array, factor: Array, gain: Array) -> A
 def _residual(channel: ArrayLike, bkgd: Array) -> Array:
     frames = as_frames(channel)
     if frames.shape != bkgd.shape:
-        raise ValueError(
-            f"The frames have shape {frames.shape}, but their background has "
-            f"{bkgd.shape}; give the frames that it was estimated from."
-        )
+        shapes = f"shape {frames.shape}, and their background {bkgd.shape}"
+        raise ValueError(f"The frames have {shapes}; give those that were estimated.")
     return (frames if frames.dtype == jnp.float64 else frames.astype(bkgd.dtype)) - bkgd
 
 

@@ -106,17 +106,13 @@ class AbstractEstimator(SavedModule):
         # Within `jax.vmap`, stacks look like frames.
         if len(stacks) > 1 and all(s.ndim == 2 and not is_traced(s) for s in stacks):
             raise ValueError(
-                f"A list of {len(stacks)} images would be {len(stacks)} channels of one "
-                "frame; give frames of one channel as one stack, numpy.stack(frames), and "
-                "single frames of several channels as [frame[None], ...]."
+                f"A list of {len(stacks)} images would be {len(stacks)} channels; give one "
+                "stack, numpy.stack(frames), or for single frames [frame[None], ...]."
             )
         options: dict[str, Any] = {}
         if weights is not None:
             if not self.takes_weights:
-                raise TypeError(
-                    f"{type(self).__name__} takes no weights; LocalMean does, and an "
-                    "estimator of your own that sets takes_weights = True."
-                )
+                raise TypeError(f"{type(self).__name__} takes no weights; LocalMean does.")
             options["weights"] = map_channels(checked_weights, frames, weights)
         if donated is not None:
             options["donated"] = donated
@@ -127,10 +123,9 @@ class AbstractEstimator(SavedModule):
                 background: Any = estimate_stack(frames, **given)
                 shape = np.shape(getattr(background, "bkgds", ()))
                 if shape != frames.shape:
-                    raise ValueError(
-                        f"{type(self).__name__}.estimate_stack must give a Background with "
-                        f"bkgds of the shape of its frames, {frames.shape}, not {shape}."
-                    )
+                    name = f"{type(self).__name__}.estimate_stack"
+                    rule = f"must give a Background with bkgds of shape {frames.shape}"
+                    raise ValueError(f"{name} {rule}, but their shape is {shape}.")
                 return background
 
             return sharded_as_frames(function, frames, *values)

@@ -38,10 +38,8 @@ class Chained(AbstractEstimator):
         a [`jaxbkgd.SoftClip`][] with gains after another estimator.
         """
         if not (estimators and all(isinstance(e, AbstractEstimator) for e in estimators)):
-            raise TypeError(
-                "Chained needs one AbstractEstimator or more, each as an argument of its "
-                f"own, but was given {estimators!r}."
-            )
+            rule = "Chained needs one AbstractEstimator or more, each as an argument"
+            raise TypeError(f"{rule}, but was given {estimators!r}.")
         for estimator in estimators[1:]:
             clip = estimator.clip if isinstance(estimator, LocalMean) else None
             if clip is not None and clip.gains is not None:

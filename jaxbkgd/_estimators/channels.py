@@ -56,10 +56,7 @@ def checked_weights(
     # In NumPy: within a trace, JAX would trace the comparison of known weights, too.
     known_weights = np.ones(1) if is_traced(weights) else np.asarray(weights)
     if not np.all((known_weights >= 0) & (known_weights < np.inf)):
-        raise ValueError(
-            "weights must be zero or positive, and finite, but some are not; give 0 for "
-            "what is to be left out."
-        )
+        raise ValueError("weights must be zero or positive, and finite; 0 leaves out.")
     return weights
 
 

@@ -28,11 +28,10 @@ def is_real_dtype(dtype: np.dtype, *, allows_bool: bool = False) -> bool:
 
 def check_choice(name: str, value: Any, choices: Any) -> None:
     """Raises `ValueError` unless `value` is one of those of the type `Literal[...]`."""
-    if value not in get_args(choices):
-        raise ValueError(
-            f"{name} must be one of {', '.join(map(repr, get_args(choices)))}, but is "
-            f"{value!r}."
-        )
+    names = get_args(choices)
+    if value not in names:
+        rule = ", ".join(map(repr, names))
+        raise ValueError(f"{name} must be one of {rule}, but is {value!r}.")
 
 
 def real_array(
@@ -52,15 +51,13 @@ def real_array(
         # A ragged list.
         numbers = np.asarray(None)
     if not is_real_dtype(numbers.dtype) or isinstance(value, np.ma.MaskedArray):
-        raise TypeError(
-            f"{name} must be a number{unit and ' of ' + unit}, but is {value!r}."
-        )
+        kind = f"a number of {unit}" if unit else "a number"
+        raise TypeError(f"{name} must be {kind}, but is {value!r}.")
     numbers = numbers.astype(np.float64)
     is_above = (numbers >= minimum) if includes_minimum else (numbers > minimum)
     if not np.all(is_above & np.isfinite(numbers) & (numbers <= maximum)):
         lower = "zero or positive" if includes_minimum else "positive"
-        if minimum:
-            lower = f"at least {minimum:g}"
+        lower = f"at least {minimum:g}" if minimum else lower
         upper = f"at most {maximum:g} {unit}".strip()
         if maximum == math.inf:
             upper = f"finite{unit and ', in ' + unit}"

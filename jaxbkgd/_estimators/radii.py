@@ -24,10 +24,8 @@ def channel_radii(radii_pix: Any, unit: str = "pixels") -> Any:
     if radii.ndim < 2:
         radii = radii.reshape((1, 2) if radii.shape == (2,) else (-1, 1))
     if radii.size == 0 or radii.ndim != 2 or radii.shape[1] > 2:
-        raise ValueError(
-            "Radii must be a number, a (y, x) pair, or one of these for each channel, but "
-            f"got {radii_pix!r}."
-        )
+        rule = "Radii must be a number, a (y, x) pair, or one of these for each channel"
+        raise ValueError(f"{rule}, but got {radii_pix!r}.")
     return radii
 
 
@@ -39,9 +37,8 @@ def _stacked(radii_pix: Any, unit: str) -> Any:
         if shapes == {(), (2,)}:
             entries = [xp.broadcast_to(entry, (2,)) for entry in entries]
         elif len(shapes) != 1:
-            raise ValueError(
-                f"Each channel needs one radius or a (y, x) pair, but got {radii_pix!r}."
-            )
+            rule = "Each channel needs one radius or a (y, x) pair"
+            raise ValueError(f"{rule}, but got {radii_pix!r}.")
         return xp.stack(entries)
     if is_traced(radii_pix) and is_real_dtype(radii_pix.dtype):
         return radii_pix
@@ -85,20 +82,16 @@ def frozen_mask(frozen: Any, shape: tuple[int, ...]) -> tuple[tuple[bool, ...], 
     except ValueError:
         mask = np.array(None)
     if mask.dtype != bool:
-        raise ValueError(
-            "frozen must be True or False, or have a row of these for each channel, as the "
-            f"radii are, which have shape (channels, axes) {shape}, but is {frozen!r}."
-        )
+        rule = f"a row of these for each channel, as radii of (channels, axes) {shape}"
+        raise ValueError(f"frozen must be True or False, or {rule}, but is {frozen!r}.")
     return tuple(map(tuple, mask.tolist()))
 
 
 def rows_of_channels(rows: Any, channel_count: int) -> list[Any]:
     """The row of each channel, of which one may serve all."""
     if len(rows) not in (1, channel_count):
-        raise ValueError(
-            f"This module has radii for {len(rows)} channels, but was given "
-            f"{channel_count}; give a list with one stack for each channel."
-        )
+        counts = f"radii for {len(rows)} channels, but was given {channel_count}"
+        raise ValueError(f"This module has {counts}; give a list with a stack for each.")
     return list(rows) * (channel_count // len(rows))
 
 
@@ -112,18 +105,12 @@ def bound_of(radii: Any, bound: Any, name: str = "max_radius_pix") -> float:
     if bound is None:
         return min(4 * float(np.max(radii)), LARGEST_RADIUS_PIX)
     if is_traced(bound):
-        raise TypeError(
-            f"{name} sets the number of taps and must be static, but is traced; give a "
-            "Python number."
-        )
+        raise TypeError(f"{name} must be static, but is traced; give a Python number.")
     return checked_number(name, bound, maximum=LARGEST_RADIUS_PIX)
 
 
 def check_below(bound: float, radii: Any, name: str = "max_radius_pix") -> None:
     """Raises `ValueError` if a known radius exceeds the bound."""
-    leaves = [leaf for leaf in jax.tree.leaves(radii) if not is_traced(leaf)]
-    if any(np.max(leaf) > bound for leaf in leaves):
-        raise ValueError(
-            f"No radius may exceed what {name} allows, {bound:g}, but got {radii!r}; raise "
-            f"{name}."
-        )
+    known = [leaf for leaf in jax.tree.leaves(radii) if not is_traced(leaf)]
+    if any(np.max(radius) > bound for radius in known):
+        raise ValueError(f"{name} is {bound:g}, but got {radii!r}; raise {name}.")

@@ -13,8 +13,6 @@ import numpy as np
 from .checks import is_traced
 
 
-_VERSION = 1
-
 _Saved = TypeVar("_Saved", bound="SavedModule")
 
 
@@ -97,7 +95,7 @@ def _is_array(value: Any) -> bool:
 def _header(cls: type) -> dict[str, Any]:
     is_ours = cls.__module__.partition(".")[0] == "jaxbkgd"
     name = f"jaxbkgd.{cls.__name__}" if is_ours else f"{cls.__module__}.{cls.__qualname__}"
-    return {"format": name, "version": _VERSION}
+    return {"format": name, "version": 1}
 
 
 def _encoded(value: Any) -> Any:
@@ -109,10 +107,8 @@ def _encoded(value: Any) -> Any:
         return {"array": rounded(numbers), "dtype": numbers.dtype.name}
     if is_traced(value):
         raise ValueError("An array is traced; save outside of jax.jit and jax.grad.")
-    raise TypeError(
-        f"JSON cannot hold {value!r}; equinox.tree_serialise_leaves saves the arrays of an "
-        "estimator that has such a field."
-    )
+    remedy = "save the arrays with equinox.tree_serialise_leaves"
+    raise TypeError(f"JSON cannot hold {value!r}; {remedy}.")
 
 
 def _module(cls: type[Any], fields: Any) -> Any:

@@ -222,10 +222,8 @@ def _radii_and_kernels(
     check_choice("truncation", truncation, Truncation)
     radii = channel_radii(radius_pix)
     if radii.shape[0] != 1:
-        raise ValueError(
-            f"radius_pix must be a number or a (y, x) pair, but got {radius_pix!r}; "
-            "`SpatialMean` takes radii for several channels."
-        )
+        rule = "radius_pix must be a number or a (y, x) pair; SpatialMean takes more"
+        raise ValueError(f"{rule}, but got {radius_pix!r}.")
     bound = bound_of(radii, max_radius_pix)
     check_below(bound, radius_pix)
     is_bound = max_radius_pix is not None

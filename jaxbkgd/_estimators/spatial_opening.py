@@ -52,10 +52,7 @@ class SpatialOpening(AbstractEstimator):
         check_choice("noise", noise, OpeningNoise)
         radii = channel_radii(radii_pix)
         if is_traced(radii):
-            raise TypeError(
-                "The radii of an opening set the size of its ellipse and must be static, "
-                "but are traced; give Python numbers."
-            )
+            raise TypeError("Radii of an opening must be static; give Python numbers.")
         rows = np.broadcast_to(radii, (len(radii), 2)).tolist()
         self._radii = tuple((y, x) for y, x in rows)
         self.noise = noise
