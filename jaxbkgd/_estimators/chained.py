@@ -19,10 +19,9 @@ class Chained(AbstractEstimator):
     [`jaxbkgd.TemporalMedian`][] does. smlmlp's default pipeline, `bkgd_combination`, is
 
     ```python
-    >>> import jaxbkgd
-    >>> median = jaxbkgd.TemporalMedian(25, noise="unit")
-    >>> mean = jaxbkgd.SpatialMean(7.0, truncation="hard", noise="separable")
-    >>> estimator = jaxbkgd.Chained(median, mean)
+    >>> from jaxbkgd import Chained, SpatialMean, TemporalMedian
+    >>> mean = SpatialMean(7.0, truncation="hard", noise="separable")
+    >>> estimator = Chained(TemporalMedian(25, noise="unit"), mean)
 
     ```
     """

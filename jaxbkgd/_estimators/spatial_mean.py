@@ -55,14 +55,6 @@ def spatial_mean(
     float64 frames, and float32 for all others.
 
     **Raises:** `TypeError` or `ValueError` for frames or radii that are not as above.
-
-    ```python
-    >>> import jaxbkgd
-    >>> import jax.numpy as jnp
-    >>> jaxbkgd.spatial_mean(jnp.ones((10, 64, 64), jnp.uint16), (6.0, 10.0)).dtype
-    dtype('float32')
-
-    ```
     """
     frames = as_frames(frames)
     radii, kernels = _radii_and_kernels(radius_pix, max_radius_pix, truncation)
@@ -77,13 +69,13 @@ def noise_correction(
     noise: NoiseKind = "exact",
 ) -> Float[Array, ""]:
     """The standard deviation of `frame - spatial_mean(frame)` over that of the frame, for
-    noise that is independent from pixel to pixel, away from the borders, derived in
-    [How it works](how-it-works.md#the-noise-factor). It is differentiable in the radius.
+    noise that is independent from pixel to pixel, away from the borders
+    ([derivation](how-it-works.md#the-noise-factor)); differentiable in the radius.
 
     **Arguments** and errors are those of [`jaxbkgd.spatial_mean`][], and
 
     - `noise`: `"exact"` is the norm of the residual's kernel, `||delta - g_y (x) g_x||`.
-        `"separable"` is `||delta - g_y|| ||delta - g_x||`, the factor that
+        `"separable"`, `||delta - g_y|| ||delta - g_x||`, is what
         `smlmlp.bkgd_spatial_mean` gives; it is too small (0.85 for 0.99 at 7 px).
     """
     check_choice("noise", noise, NoiseKind)
@@ -102,8 +94,7 @@ class SpatialMean(RadiiEstimator):
     ```python
     >>> import jax.numpy as jnp
     >>> import jaxbkgd
-    >>> background = jaxbkgd.SpatialMean(7.0)(jnp.full((10, 64, 64), 100.0))
-    >>> background.bkgds.shape
+    >>> jaxbkgd.SpatialMean(7.0)(jnp.full((10, 64, 64), 100.0)).bkgds.shape
     (10, 64, 64)
 
     ```
@@ -140,8 +131,7 @@ class SpatialMean(RadiiEstimator):
             all, a pair of them beside a pair of radii, or one or a pair for each channel.
             Weight decay [moves them all the same](faq.md#how-do-i-freeze-radii).
 
-        **Raises:** `TypeError` or `ValueError` for radii that are not positive, finite and
-        below the bound, or are traced without a bound.
+        **Raises:** `TypeError` or `ValueError` for what is not as above.
         """
         check_choice("truncation", truncation, Truncation)
         check_choice("noise", noise, NoiseKind)

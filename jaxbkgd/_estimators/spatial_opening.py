@@ -19,8 +19,6 @@ from .radii import channel_radii, rows_of_channels
 
 
 OpeningNoise = Literal["simulated", "unit"]
-
-# One channel's radii (y, x).
 Radii = tuple[float, float]
 
 
@@ -46,8 +44,7 @@ class SpatialOpening(AbstractEstimator):
         - `noise`: `"simulated"` for the noise factor of white Gaussian noise, measured in a
             simulated frame to within 1 %; `"unit"` for 1, which smlmlp gives.
 
-        **Raises:** `TypeError` or `ValueError` for radii that are not positive and finite,
-        or are traced, and an unknown `noise`.
+        **Raises:** `TypeError` or `ValueError` for what is not as above.
         """
         check_choice("noise", noise, OpeningNoise)
         radii = channel_radii(radii_pix)
