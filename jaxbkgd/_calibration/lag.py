@@ -37,7 +37,7 @@ def decorrelation_lag(source: Any) -> int:
     """
     if any(map(is_traced, jax.tree.leaves(source))):
         raise ValueError(
-            "A lag can't be found from traced frames; give FramePairLoss(lag)."
+            "No lag can be found from traced frames; give FramePairLoss(lag=1)."
         )
     with contextlib.ExitStack() as files:
         return max(map(_channel_lag, open_channels(source, files=files)))
