@@ -1,5 +1,4 @@
-"""What all tests share: the definition of the estimator in float64, written with NumPy
-and SciPy alone, and JAX's 64-bit mode."""
+"""What all tests share: fixtures, a cache of compiled programs, and an estimator."""
 
 import os
 from collections.abc import Iterator
@@ -11,7 +10,7 @@ import jax.numpy as jnp
 import jaxtyping
 import numpy as np
 import pytest
-from scipy.special import erfinv, ndtr
+from reference import CUT_SIGMAS, dense_mean, reference_kernel
 
 from jaxbkgd import AbstractEstimator, Background
 
@@ -43,8 +42,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("fast")
 
 
-# Half of the central interval that holds 99 % of a normal density, in sigmas.
-CUT_SIGMAS = float(np.sqrt(2) * erfinv(0.99))
+# What others call the mean of each frame by itself.
+reference_mean = dense_mean
 
 
 @pytest.fixture
@@ -67,43 +66,6 @@ def as_installed() -> Iterator[None]:
 def rng() -> np.random.Generator:
     """The same numbers in each run."""
     return np.random.default_rng(20241122)
-
-
-def reference_kernel(radius_pix: float, truncation: str = "hard") -> np.ndarray:
-    """All taps along one axis, centre in the middle; those beyond the cut are zero."""
-    sigma = radius_pix / 2
-    # n = ceil(6 sigma) taps, and one more if n is even: n // 2 on either side.
-    half = int(np.ceil(6 * sigma)) // 2
-    distance = np.abs(np.arange(-half, half + 1))
-    inner, outer = distance - 0.5, distance + 0.5
-    if truncation == "smooth":
-        cut = CUT_SIGMAS * sigma
-        inner, outer = np.clip(inner, -cut, cut), np.clip(outer, -cut, cut)
-    # Of the tail, whose differences cancel least.
-    taps = ndtr(-inner / sigma) - ndtr(-outer / sigma)
-    if truncation == "hard":
-        taps[distance > CUT_SIGMAS * sigma] = 0
-    return taps / taps.sum()
-
-
-def reference_mean(
-    frames: np.ndarray,
-    radius_pix: float | tuple[float, float],
-    truncation: str = "hard",
-) -> np.ndarray:
-    """The background in float64: a sum over the taps that are not zero, so that what is
-    not finite goes where IEEE arithmetic takes it, and nowhere else."""
-    image = np.asarray(frames, np.float64)
-    for axis, radius in zip((-2, -1), np.broadcast_to(radius_pix, 2), strict=True):
-        taps = reference_kernel(float(radius), truncation)
-        pixels = np.arange(image.shape[axis])
-        total = np.zeros_like(image)
-        for offset, tap in enumerate(taps, start=-(taps.size // 2)):
-            if tap != 0:
-                inside = np.clip(pixels + offset, 0, pixels[-1])
-                total += tap * np.take(image, inside, axis=axis)
-        image = total
-    return image
 
 
 def reference_noise(

@@ -1,7 +1,28 @@
 """The filter in float64, as dense matrices: what all tests of averages compare with."""
 
 import numpy as np
-from conftest import reference_kernel
+from scipy.special import erfinv, ndtr
+
+
+# Half of the central interval that holds 99 % of a normal density, in sigmas.
+CUT_SIGMAS = float(np.sqrt(2) * erfinv(0.99))
+
+
+def reference_kernel(radius_pix: float, truncation: str = "hard") -> np.ndarray:
+    """All taps along one axis, centre in the middle; those beyond the cut are zero."""
+    sigma = radius_pix / 2
+    # n = ceil(6 sigma) taps, and one more if n is even: n // 2 on either side.
+    half = int(np.ceil(6 * sigma)) // 2
+    distance = np.abs(np.arange(-half, half + 1))
+    inner, outer = distance - 0.5, distance + 0.5
+    if truncation == "smooth":
+        cut = CUT_SIGMAS * sigma
+        inner, outer = np.clip(inner, -cut, cut), np.clip(outer, -cut, cut)
+    # Of the tail, whose differences cancel least.
+    taps = ndtr(-inner / sigma) - ndtr(-outer / sigma)
+    if truncation == "hard":
+        taps[distance > CUT_SIGMAS * sigma] = 0
+    return taps / taps.sum()
 
 
 def axis_matrix(taps: np.ndarray, size: int, edges: str = "repeated") -> np.ndarray:

@@ -26,8 +26,14 @@ from jaxbkgd import (
 
 
 RNG = np.random.default_rng(5)
-STACK = RNG.uniform(50, 150, (3, 8, 9)).astype(np.float32)
+STACK = RNG.poisson(60, (6, 8, 10)).astype(np.float32)
 OTHER = RNG.integers(0, 60000, (2, 8, 11)).astype(np.uint16)
+
+
+def over_time(**clip):
+    """As few taps and rounds as show what is shown here."""
+    bounds: Any = {"max_radius_pix": 3.0, "max_radius_frames": 2.0}
+    return LocalMean(2.0, 1.0, clip=SoftClip(rounds=1, **clip), **bounds)
 
 
 class TestStructure:
@@ -41,34 +47,19 @@ class TestStructure:
 
     @pytest.mark.parametrize("kind", [list, tuple])
     def test_a_sequence_gives_its_like(self, kind):
-        channels = kind([STACK, OTHER, STACK[0]])
-        background = SpatialMean(2.0)(channels)
-        for answer in (
-            background.bkgds,
-            background.residuals(channels),
-            background.snr(channels, 2.0),
-        ):
-            assert type(answer) is kind
-            assert [entry.shape for entry in answer] == [c.shape for c in channels]
-        assert type(background.noise_corrections) is kind
-        assert [factor.shape for factor in background.noise_corrections] == 3 * [()]
+        for channels in (kind([STACK, OTHER, STACK[0]]), kind([STACK])):
+            background = SpatialMean(2.0)(channels)
+            for answer in (
+                background.bkgds,
+                background.residuals(channels),
+                background.snr(channels, 2.0),
+            ):
+                assert type(answer) is kind
+                assert [entry.shape for entry in answer] == [c.shape for c in channels]
+            assert type(background.noise_corrections) is kind
+            assert all(factor.shape == () for factor in background.noise_corrections)
 
-    def test_a_sequence_of_one_stays_a_sequence(self):
-        background = SpatialMean(2.0)([STACK])
-        (bkgd,) = background.bkgds
-        assert bkgd.shape == STACK.shape
-
-    def test_it_passes_through_transformations(self):
-        background = eqx.filter_jit(SpatialMean(2.0))((STACK, STACK[0]))
-        assert isinstance(background, Background)
-        assert isinstance(background.bkgds, tuple)
-        assert len(jax.tree.leaves(background)) == 4
-        mapped = eqx.filter_vmap(SpatialMean(2.0))(STACK)
-        np.testing.assert_allclose(mapped.bkgds, background.bkgds[0], rtol=1e-6)
-
-
-class TestResiduals:
-    def test_they_are_the_frames_less_their_background(self):
+    def test_residuals_are_the_frames_less_their_background(self):
         channels = [STACK, OTHER]
         background = SpatialMean(2.0)(channels)
         for residual, channel in zip(background.residuals(channels), channels, strict=True):
@@ -121,10 +112,12 @@ class TestSnr:
         np.testing.assert_array_equal(ratios, [np.inf, 0, np.nan, np.nan, 12])
 
     @pytest.mark.parametrize(
-        "estimator", [SpatialMean(2.0), LocalMean(2.0, 1.0)], ids=["spatial", "local"]
+        "estimator",
+        [SpatialMean(2.0, max_radius_pix=3.0), over_time()],
+        ids=["spatial", "local"],
     )
     def test_frames_that_are_padded_with_zeros_leave_gradients_finite(self, estimator):
-        padded = np.concatenate([STACK, np.zeros((3, 8, 9), np.float32)])
+        padded = np.where(np.arange(6)[:, None, None] < 3, STACK, 0)
 
         @eqx.filter_jit
         @eqx.filter_grad
@@ -136,10 +129,9 @@ class TestSnr:
         assert np.all(np.isfinite(slopes))
         assert np.all(slopes != 0)
 
-    @pytest.mark.parametrize("gain", [0.5, 2.2])
-    def test_a_movie_without_molecules_has_unit_noise(self, gain):
+    def test_a_movie_without_molecules_has_unit_noise(self):
         rng = np.random.default_rng(20241122)
-        electrons = 400.0
+        electrons, gain = 400.0, 2.2
         frames = rng.poisson(electrons, (48, 96, 96)).astype(np.float32) / gain
         background = SpatialMean(5.0, noise="exact")(frames)
         ratios = np.asarray(background.snr(frames, gain), np.float64)
@@ -148,10 +140,6 @@ class TestSnr:
         standard_error = variances.std(ddof=1) / np.sqrt(variances.size)
         # The background's own noise adds less than 1e-4, a tenth of a standard error.
         assert abs(variances.mean() - 1) < 4 * standard_error
-        # The factor of smlmlp is too small, and so its ratios are too large.
-        background = SpatialMean(5.0, noise="separable")(frames)
-        ratios = np.asarray(background.snr(frames, gain))[:, 6:-6, 6:-6]
-        assert ratios.std() > 1.2
 
     def test_gains_are_for_all_channels_or_one_for_each(self):
         channels = [STACK, OTHER]
@@ -213,8 +201,7 @@ class TestAbstractEstimator:
         )
 
     def test_it_then_takes_lists_of_channels(self):
-        estimator = MeanOverTime(jnp.array(1.0))
-        background = estimator((STACK, OTHER))
+        background = MeanOverTime(jnp.array(1.0))((STACK, OTHER))
         assert isinstance(background.bkgds, tuple)
         for bkgd, stack in zip(background.bkgds, (STACK, OTHER), strict=True):
             np.testing.assert_allclose(bkgd - stack.mean(0), 0, atol=1e-2)
@@ -250,7 +237,7 @@ class TestAbstractEstimator:
             def estimate_stack(self, frames, weights=1.0):
                 return Background(frames[0], 1.0)
 
-        with pytest.raises(ValueError, match=r"Wrong\.estimate_stack must .*\(3, 8, 9\)"):
+        with pytest.raises(ValueError, match=r"Wrong\.estimate_stack must .*\(6, 8, 10\)"):
             Wrong()(STACK)
 
     def test_what_it_cannot_do_is_said(self):
@@ -259,42 +246,39 @@ class TestAbstractEstimator:
             TypeError, match="MeanOverTime takes no weights; LocalMean does"
         ):
             estimator(STACK, weights=STACK)
-        with pytest.raises(TypeError, match="MeanOverTime takes no donated backgrounds"):
-            estimator(STACK, donated=STACK)
         with pytest.raises(ValueError, match="MeanOverTime has no predict"):
             estimator.predict(STACK, 1)
-        assert estimator.halo_lines is estimator.molecule_radius_pix is None
+        assert estimator.molecule_radius_pix is None
 
 
 ALL: dict[str, Any] = {
-    "spatial": SpatialMean(2.0),
-    "local": LocalMean(2.0, 1.0),
+    "spatial": SpatialMean(2.0, max_radius_pix=3.0),
+    "local": over_time(gains=0.5),
     "median": TemporalMedian(1),
     "opening": SpatialOpening(1.0),
     "chained": Chained(TemporalMedian(1), SpatialMean(2.0)),
     "of a user": MeanOverTime(jnp.array(1.0)),
 }
-GAIN_KNOWN = LocalMean(2.0, 1.0, clip=SoftClip(gains=0.5, rounds=1))
-MOVIE = np.random.default_rng(6).poisson(60, (6, 8, 10)).astype(np.float32)
-
-
-@pytest.fixture(params=list(ALL))
-def estimator(request):
-    return ALL[request.param]
+# The chain has a median and a spatial mean.
+EACH_ONCE = ["local", "opening", "chained"]
 
 
 class TestTransformations:
-    def test_it_may_be_given_to_jit_and_vmap(self, estimator):
-        expected = estimator(MOVIE).bkgds
+    @pytest.mark.parametrize("name", ["local", "opening", "of a user"])
+    def test_it_may_be_given_to_jit_and_vmap(self, name):
+        estimator = ALL[name]
+        expected = estimator(STACK).bkgds
         # Sums in another order, in float32.
         close = ft.partial(np.testing.assert_allclose, rtol=1e-5)
-        close(jax.jit(estimator)(MOVIE).bkgds, expected)
-        close(jax.vmap(estimator)(np.stack([MOVIE, MOVIE])).bkgds[1], expected)
+        close(jax.jit(estimator)(STACK).bkgds, expected)
+        if name != "local":
+            close(jax.vmap(estimator)(np.stack([STACK, STACK])).bkgds[1], expected)
 
-    def test_equal_ones_have_one_hash(self, estimator):
-        same = jax.tree.map(lambda leaf: leaf + 0, estimator)
-        assert same == estimator
-        assert hash(same) == hash(estimator)
+    def test_equal_ones_have_one_hash(self):
+        for estimator in ALL.values():
+            same = jax.tree.map(lambda leaf: leaf + 0, estimator)
+            assert same == estimator
+            assert hash(same) == hash(estimator)
 
     @pytest.mark.parametrize("name", ["spatial", "local"])
     def test_its_form_for_inference_is_of_its_class_and_gives_the_same(self, name):
@@ -304,29 +288,28 @@ class TestTransformations:
         assert fast.for_inference().radii.tolist() == fast.radii.tolist()
         np.testing.assert_array_equal(fast.radii, estimator.radii)
         for got, expected in zip(
-            jax.tree.leaves(eqx.filter_jit(fast)(MOVIE)),
-            jax.tree.leaves(estimator(MOVIE)),
+            jax.tree.leaves(eqx.filter_jit(fast)(STACK)),
+            jax.tree.leaves(estimator(STACK)),
             strict=True,
         ):
             np.testing.assert_array_equal(got, expected)
 
-    @pytest.mark.parametrize("name", ["spatial", "local"])
-    def test_its_form_for_inference_has_fixed_radii(self, name):
-        fast = ALL[name].for_inference()
-        slopes = eqx.filter_grad(lambda e: jnp.sum(e(MOVIE).bkgds ** 2))(fast)
+    def test_its_form_for_inference_has_fixed_radii(self):
+        estimator = ALL["spatial"]
+        fast = estimator.for_inference()
+        slopes = eqx.filter_grad(lambda e: jnp.sum(e(STACK).bkgds ** 2))(fast)
         assert np.all(slopes.unbounded_radii == 0)
         assert jax.jit(lambda e: e.for_inference().radii)(fast).shape == fast.radii.shape
-        with pytest.raises(
-            ValueError, match=r"for_inference\(\) needs known radii.*outside"
-        ):
-            jax.jit(lambda e: e.for_inference().radii)(ALL[name])
+        match = r"for_inference\(\) needs known radii.*outside"
+        with pytest.raises(ValueError, match=match):
+            jax.jit(lambda e: e.for_inference().radii)(estimator)
 
 
 # Several at once, since each is compiled for anew.
 MODES: dict[str, Callable[[], list[Any]]] = {
     "without jit": lambda: [jax.disable_jit()],
-    "in 64 bits": lambda: [jax.enable_x64(True), jax.numpy_dtype_promotion("strict")],
     "strict": lambda: [
+        jax.enable_x64(True),
         jax.debug_nans(True),
         jax.debug_infs(True),
         jax.checking_leaks(),
@@ -339,12 +322,10 @@ MODES: dict[str, Callable[[], list[Any]]] = {
 
 
 @pytest.mark.parametrize("mode", list(MODES))
-@pytest.mark.parametrize("name", [name for name in ALL if name != "of a user"])
+@pytest.mark.parametrize("name", EACH_ONCE)
 def test_it_works_in_the_strict_modes_of_jax(name, mode):
     estimator = ALL[name]
-    if name == "local" and mode != "strict":
-        estimator = GAIN_KNOWN
-    frames, gain = jnp.asarray(MOVIE), jnp.asarray(2.0)
+    frames, gain = jnp.asarray(STACK), jnp.asarray(2.0)
     expected = estimator(frames).snr(frames, gain)
     with contextlib.ExitStack() as modes:
         for context in MODES[mode]():
@@ -354,10 +335,10 @@ def test_it_works_in_the_strict_modes_of_jax(name, mode):
     np.testing.assert_allclose(ratios, expected, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "uint8", "bool"])
-@pytest.mark.parametrize("name", [name for name in ALL if name != "of a user"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "bool"])
+@pytest.mark.parametrize("name", EACH_ONCE)
 def test_frames_of_any_real_dtype_are_float32_ones(name, dtype):
-    frames = jnp.asarray(MOVIE, dtype)
+    frames = jnp.asarray(STACK, dtype)
     background = ALL[name](frames)
     assert background.bkgds.dtype == jnp.float32
     assert background.residuals(frames).dtype == jnp.float32
@@ -366,66 +347,58 @@ def test_frames_of_any_real_dtype_are_float32_ones(name, dtype):
     np.testing.assert_allclose(background.bkgds, expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("axis_type", "spec"),
-    [
+@pytest.mark.parametrize("name", EACH_ONCE)
+def test_sharded_frames_come_back_as_they_were_sharded(name):
+    estimator, expected = ALL[name], ALL[name](STACK)
+    for axis_type, spec in [
         (AxisType.Explicit, P("devices")),
         (AxisType.Explicit, P(None, "devices")),
         (AxisType.Auto, P("devices")),
-    ],
-    ids=str,
-)
-def test_sharded_frames_come_back_as_they_were_sharded(estimator, axis_type, spec):
-    mesh = jax.make_mesh((2,), ("devices",), axis_types=(axis_type,))
-    frames = jax.device_put(MOVIE, NamedSharding(mesh, spec))
-    expected = estimator(MOVIE)
-    background = estimator(frames)
-    assert background.bkgds.sharding.is_equivalent_to(frames.sharding, 3)
-    # Sums in another order, in float32.
-    np.testing.assert_allclose(background.bkgds, expected.bkgds, rtol=1e-5)
-    np.testing.assert_allclose(
-        background.snr(frames, 2.0), expected.snr(MOVIE, 2.0), rtol=0, atol=1e-4
-    )
+    ]:
+        mesh = jax.make_mesh((2,), ("devices",), axis_types=(axis_type,))
+        frames = jax.device_put(STACK, NamedSharding(mesh, spec))
+        background = estimator(frames)
+        assert background.bkgds.sharding.is_equivalent_to(frames.sharding, 3)
+        # Sums in another order, in float32.
+        np.testing.assert_allclose(background.bkgds, expected.bkgds, rtol=1e-5)
+        if name == "chained":
+            ratios = expected.snr(STACK, 2.0)
+            np.testing.assert_allclose(background.snr(frames, 2.0), ratios, atol=1e-4)
 
 
-def test_programs_are_exported_with_symbolic_numbers_and_sizes_of_frames(estimator):
+@pytest.mark.parametrize("name", EACH_ONCE)
+def test_programs_are_exported_with_symbolic_numbers_and_sizes_of_frames(name):
+    estimator = ALL[name]
     sizes = "frames, height, width"
     shape = jax.export.symbolic_shape(sizes, constraints=["height >= 3", "width >= 3"])
     program = jax.export.export(jax.jit(lambda frames: estimator(frames).bkgds))(
         jax.ShapeDtypeStruct(shape, jnp.float32)
     )
     # Sums in another order, in float32.
-    expected = estimator(MOVIE).bkgds
-    np.testing.assert_allclose(program.call(MOVIE), expected, rtol=1e-5)
+    expected = estimator(STACK).bkgds
+    np.testing.assert_allclose(program.call(STACK), expected, rtol=1e-5)
 
 
 @pytest.mark.usefixtures("as_installed")
 class TestBadInput:
     def test_a_list_of_frames_is_no_list_of_channels(self):
-        with pytest.raises(ValueError, match=r"3 images would be 3 channels.*numpy\.stack"):
+        with pytest.raises(ValueError, match=r"6 images would be 6 channels.*numpy\.stack"):
             SpatialMean(2.0)(list(STACK))
         with pytest.raises(ValueError, match="2 images would be 2 channels"):
             Chained(SpatialMean(2.0))((STACK[0], OTHER[0]))
         single = SpatialMean(2.0)([STACK[:1], OTHER[:1]])
         assert [bkgd.shape[0] for bkgd in single.bkgds] == [1, 1]
 
-    def test_no_channels(self):
-        for empty in ([], ()):
-            with pytest.raises(ValueError, match="empty"):
-                SpatialMean(2.0)(empty)
-
     @pytest.mark.parametrize(
         ("channels", "name"),
         [
-            ([STACK, "frames"], "<U6"),
-            ([STACK, None], "object"),
             ([STACK, STACK + 1j], "complex64"),
-            ([STACK, STACK[0, 0]], r"\(9,\)"),
+            ([STACK, STACK[0, 0]], r"\(10,\)"),
             ((STACK, np.ma.masked_array(STACK)), "masked"),
             ({"first": STACK}, "object"),
             ((stack for stack in (STACK, STACK)), "object"),
-            ("frames", "<U6"),
-            (None, "object"),
+            ([], "empty"),
+            ((), "empty"),
         ],
     )
     def test_channels_that_are_no_frames(self, channels, name):
@@ -466,16 +439,12 @@ class TestBadInput:
                 background.residuals(frames)
 
     def test_gains_that_are_none(self):
-        background = SpatialMean(2.0)([STACK, OTHER])
+        background, match = SpatialMean(2.0)([STACK, OTHER]), "gain must be positive and f"
         for gains in (0.0, -1.0, [1.0, np.nan], np.float64(0)):
-            with pytest.raises(
-                ValueError, match="gain must be positive and finite, in elec"
-            ):
+            with pytest.raises(ValueError, match=match):
                 background.snr([STACK, OTHER], gains)
         for gain in (0, -1.0, np.nan, np.inf, jnp.zeros(())):
-            with pytest.raises(
-                ValueError, match="gain must be positive and finite, in elec"
-            ):
+            with pytest.raises(ValueError, match=match):
                 snr(STACK, STACK, noise_correction=1.0, gain=gain)
 
     def test_gains_that_are_not_as_many_as_the_channels(self):

@@ -1,19 +1,13 @@
 """LocalMean against its definition in float64: dense matrices along blocks, y and x."""
 
-import re
 from typing import Any
 
-import equinox as eqx
-import jax
-import jax.flatten_util
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import central_difference
 from reference import mean_matrix
 from scipy.special import expit
 
-from jaxbkgd import LocalMean, SoftClip, SpatialMean
+from jaxbkgd import LocalMean, SoftClip
 
 
 # Photo-electrons: an uneven background in a flickering light, and some molecules.

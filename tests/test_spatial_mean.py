@@ -1,5 +1,4 @@
 import functools as ft
-import json
 import math
 import re
 from typing import Any
@@ -8,7 +7,6 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from conftest import (
     central_difference,
@@ -16,7 +14,6 @@ from conftest import (
     entries_of_smooth_taps,
     reference_noise,
 )
-from hypothesis import given, settings, strategies as st
 from reference import dense_mean
 
 from jaxbkgd import noise_correction, spatial_mean, SpatialMean
@@ -36,7 +33,7 @@ def reference_loss(frames, radii, truncation="smooth"):
     return loss_of(dense_mean(frames, tuple(radii), truncation), np)
 
 
-BOUND = 32.0
+BOUND = 14.0
 
 
 def loss(frames, radii, truncation: Any = "smooth"):
@@ -51,25 +48,25 @@ def losses_at(radii, truncation):
 
 @jax.jit
 def losses_and_gradients(radii):
-    """For each of 200 pairs of radii: the loss and its gradients in frames and radii."""
+    """For each of 80 pairs of radii: the loss and its gradients in frames and radii."""
     function = jax.value_and_grad(loss, (0, 1))
     return jax.lax.map(lambda pair: function(FRAMES.astype(float), pair), radii)
 
 
 @pytest.fixture(scope="module")
 def radii_and_step():
-    """200 pairs of radii between 0.5 and 30 px, among them both sides of each place where
+    """80 pairs of radii between 0.5 and 12 px, among them both sides of each place where
     a tap enters, and a step that does not cross such a place."""
     step = 1e-4
-    enters = entries_of_smooth_taps(0.5 + 2 * step, 30 - 2 * step)
+    enters = entries_of_smooth_taps(0.5 + 2 * step, 12 - 2 * step)
     sides = np.concatenate([enters - 2 * step, enters + 2 * step])
-    between = np.linspace(0.503, 29.97, 200 - sides.size)
+    between = np.linspace(0.503, 11.97, 80 - sides.size)
     radii = np.sort(np.concatenate([sides, between]))
-    distances = np.abs(radii[:, None] - entries_of_smooth_taps(0.3, 31)).min(axis=1)
-    assert radii.size == 200
+    distances = np.abs(radii[:, None] - entries_of_smooth_taps(0.3, 13)).min(axis=1)
+    assert radii.size == 80
     assert distances.min() > step
     # Each radius once along y and once along x, beside another.
-    return np.stack([radii, np.roll(radii, 77)], axis=1), step
+    return np.stack([radii, np.roll(radii, 31)], axis=1), step
 
 
 class TestDerivatives:
@@ -108,8 +105,8 @@ class TestDerivatives:
 
     def test_the_loss_is_continuous_where_a_tap_enters(self, x64):
         for truncation, enters in [
-            ("smooth", entries_of_smooth_taps(0.5, 30)),
-            ("hard", 2 * np.arange(1, 39) / CUT_SIGMAS),
+            ("smooth", entries_of_smooth_taps(0.5, 12)),
+            ("hard", 2 * np.arange(1, 16) / CUT_SIGMAS),
         ]:
             pairs = np.repeat(enters[:, None], 2, axis=1)
             sides = losses_at(np.concatenate([pairs - 1e-9, pairs + 1e-9]), truncation)
@@ -119,12 +116,12 @@ class TestDerivatives:
             assert np.all(jumps > 1e-7) == (truncation == "hard")
 
     def test_the_hessian_agrees_with_differences(self, x64):
-        pairs = np.array([(0.9, 4.0), (2.0, 2.1), (7.0, 7.1), (13.3, 3.0), (25.0, 29.0)])
+        pairs = np.array([(0.9, 4.0), (2.0, 2.1), (7.0, 7.1), (11.3, 3.0), (9.0, 11.5)])
         step = 1e-5
         hessian = jax.hessian(ft.partial(loss, FRAMES.astype(float)))
         hessians = jax.jit(ft.partial(jax.lax.map, hessian))(pairs)
         shifts = step * np.concatenate([np.eye(2), -np.eye(2)])[:, None]
-        shifted = np.pad((pairs + shifts).reshape(-1, 2), ((0, 180), (0, 0)), "edge")
+        shifted = np.pad((pairs + shifts).reshape(-1, 2), ((0, 60), (0, 0)), "edge")
         _, (_, gradients) = losses_and_gradients(shifted)
         up_y, up_x, down_y, down_x = np.split(np.asarray(gradients[:20]), 4)
         expected = np.stack([up_y - down_y, up_x - down_x], axis=1) / (2 * step)
@@ -169,14 +166,11 @@ class TestNoise:
 
     @pytest.mark.parametrize("kind", ["exact", "separable"])
     def test_a_bound_changes_no_factor(self, kind):
-        bounded = noise_correction((2.0, 7.0), max_radius_pix=40.0, noise=kind)
-        # float32.
-        np.testing.assert_allclose(
-            bounded, noise_correction((2.0, 7.0), noise=kind), rtol=1e-6
-        )
-        np.testing.assert_allclose(
-            bounded, reference_noise((2.0, 7.0), kind=kind), rtol=1e-6
-        )
+        for bound in (None, 40.0):
+            factor = noise_correction((2.0, 7.0), max_radius_pix=bound, noise=kind)
+            # float32.
+            expected = reference_noise((2.0, 7.0), kind=kind)
+            np.testing.assert_allclose(factor, expected, rtol=1e-6)
 
 
 def set_parameters(module, value):
@@ -210,15 +204,15 @@ class TestModule:
             assert leaf.shape == shape
             assert module.radii_pix.shape == (shape[0], 2)
 
-    def test_saved_radii_are_shares_of_the_bound(self, tmp_path):
-        saved = SpatialMean(7.0, max_radius_pix=30.0)
+    def test_it_is_saved_and_loaded(self, tmp_path):
+        saved = SpatialMean([(2.0, 5.0), (3.0, 4.0)], max_radius_pix=20.0)
         eqx.tree_serialise_leaves(tmp_path / "module.eqx", saved)
-        other = SpatialMean(2.0, max_radius_pix=30.0)
-        loaded = eqx.tree_deserialise_leaves(tmp_path / "module.eqx", other)
-        np.testing.assert_array_equal(loaded.radii_pix, saved.radii_pix)
+        blank = SpatialMean([(1.0, 1.0), (1.0, 1.0)], max_radius_pix=20.0)
+        loaded = eqx.tree_deserialise_leaves(tmp_path / "module.eqx", blank)
+        assert eqx.tree_equal(loaded, saved)
 
     def test_radii_come_back(self):
-        for bound in 10.0 ** np.arange(-2, 6):
+        for bound in (0.01, 1.0, 30.0, 1e5):
             for fraction in [1e-6, 1e-3, 0.1, 0.25, 0.5, 0.9, 0.999, 0.999999]:
                 radius = bound * fraction
                 module = SpatialMean(radius, max_radius_pix=bound)
@@ -228,6 +222,7 @@ class TestModule:
 
     def test_the_bound_is_four_times_the_largest_radius(self):
         assert SpatialMean().max_radius_pix == 28.0
+        assert SpatialMean().halo_frames == 0
         assert SpatialMean([(1.0, 10.0), 3.0]).max_radius_pix == 40.0
         assert SpatialMean(7.0, max_radius_pix=9.5).max_radius_pix == 9.5
 
@@ -236,7 +231,6 @@ class TestModule:
         channels = [FRAMES, FRAMES[:, 1:]]
         known = module(channels)
         # Of a radius of 4 px: 1.29 times as many pixels, to the nearest.
-        assert module.halo_lines == module.for_inference().halo_lines == 5
         fixed = eqx.filter_jit(module.for_inference())(channels)
         closed_over = jax.jit(lambda channels: module(channels))(channels)
         jax.tree.map(np.testing.assert_array_equal, closed_over, known)
@@ -271,23 +265,9 @@ class TestModule:
             assert np.all(np.isfinite(gradient.unbounded_radii))
 
     def test_radii_stay_below_any_bound(self):
-        for bound in (1e-3, 0.1, 1.0, 1.0000001, 1.9999999, 28.0, 77.7, 1e5):
+        for bound in (1e-3, 1.0000001, 1.9999999, 77.7, 1e5):
             module = set_parameters(SpatialMean(bound / 3, max_radius_pix=bound), 1e6)
             assert np.all(np.asarray(module.radii_pix, float) < bound)
-
-    def test_a_step_of_any_size_leaves_it_usable(self):
-        for rate in (1e6, -1e6):
-            module, target = SpatialMean(3.0), FRAMES.mean()
-            optimizer = optax.sgd(rate)
-            state = optimizer.init(eqx.filter(module, eqx.is_inexact_array))
-            for _ in range(3):
-                _, gradient = module_loss_and_gradient(module, FRAMES, target)
-                updates, state = optimizer.update(gradient, state)
-                module = eqx.apply_updates(module, updates)
-            assert np.all((module.radii_pix > 0) & (module.radii_pix < 12))
-            background = module(FRAMES)
-            assert np.all(np.isfinite(background.bkgds))
-            assert np.isfinite(background.noise_corrections)
 
     @pytest.mark.parametrize(
         ("noise", "truncation"), [("exact", "smooth"), ("separable", "hard")]
@@ -304,31 +284,21 @@ class TestModule:
             rtol=3e-6,
         )
 
-    def test_each_channel_has_its_own_radii(self):
-        channels = [FRAMES, FRAMES[:1, :9], np.round(FRAMES[0, :, :8]).astype(np.uint16)]
-        radii = [2.0, (3.0, 1.0), 5.0]
+    @pytest.mark.parametrize("radii", [[2.0, (3.0, 1.0), 5.0], (3.0, 1.0)], ids=str)
+    def test_each_channel_has_its_own_radii_or_one_entry_serves_all(self, radii):
+        channels = [FRAMES, FRAMES[:1, :9], np.round(FRAMES[0]).astype(np.uint16)]
         background = SpatialMean(radii)(channels)
         for bkgd, factor, channel, radius in zip(
             background.bkgds,
             background.noise_corrections,
             channels,
-            radii,
+            radii if len(radii) == 3 else 3 * [radii],
             strict=True,
         ):
             expected = dense_mean(channel, radius, "smooth")
             np.testing.assert_allclose(bkgd, expected, rtol=2e-6)
             expected = reference_noise(radius, "smooth")
             np.testing.assert_allclose(factor, expected, rtol=2e-6)
-
-    def test_one_entry_serves_all_channels(self):
-        channels = [FRAMES, FRAMES[0]]
-        background = SpatialMean((3.0, 1.0))(channels)
-        for bkgd, channel in zip(background.bkgds, channels, strict=True):
-            expected = dense_mean(channel, (3.0, 1.0), "smooth")
-            np.testing.assert_allclose(bkgd, expected, rtol=2e-6)
-
-    def test_each_frame_is_estimated_by_itself(self):
-        assert SpatialMean().halo_frames == 0
 
     def test_its_gradients_are_those_of_the_function(self, x64):
         module = SpatialMean([(2.0, 5.0), 3.0], max_radius_pix=BOUND)
@@ -360,69 +330,23 @@ class TestModule:
                 slope *= radii[axis] * (1 - radii[axis] / BOUND)
                 np.testing.assert_allclose(slopes[channel, axis], slope, rtol=1e-6)
 
-    def test_adam_finds_the_radii_of_a_target(self):
-        target = spatial_mean(FRAMES, (2.0, 6.0), truncation="smooth")
-        module = SpatialMean((4.0, 4.0))
-        optimizer = optax.adam(0.1)
-        state = optimizer.init(eqx.filter(module, eqx.is_inexact_array))
-
-        def loss(module):
-            return jnp.mean((module(FRAMES).bkgds - target) ** 2)
-
-        @eqx.filter_jit
-        def step(module, state):
-            value, gradient = eqx.filter_value_and_grad(loss)(module)
-            updates, state = optimizer.update(gradient, state)
-            return eqx.apply_updates(module, updates), state, value
-
-        first = last = loss(module)
-        for _ in range(150):
-            module, state, last = step(module, state)
-        assert last < 1e-3 * first
-        # What 150 steps of 0.1 settle to.
-        np.testing.assert_allclose(module.radii_pix, [(2.0, 6.0)], rtol=0.02)
-
-    def test_it_is_saved_and_loaded(self, tmp_path):
-        saved = SpatialMean([(2.0, 5.0), (3.0, 4.0)], max_radius_pix=20.0)
-        eqx.tree_serialise_leaves(tmp_path / "module.eqx", saved)
-        blank = SpatialMean([(1.0, 1.0), (1.0, 1.0)], max_radius_pix=20.0)
-        loaded = eqx.tree_deserialise_leaves(tmp_path / "module.eqx", blank)
-        assert eqx.tree_equal(loaded, saved)
-
     def test_it_prints_what_it_was_made_of(self):
-        module = SpatialMean((6.0, 10.0), max_radius_pix=50.0, noise="separable")
-        printed = re.fullmatch(
-            r"SpatialMean\(radii_pix=\[\[(.*?), (.*?)\]\], max_radius_pix=50.0, "
-            r"truncation='smooth', noise='separable', frozen=\(\(False, False\),\)\)",
-            repr(module),
+        module = SpatialMean((6.0, 16.0), max_radius_pix=32.0, noise="separable")
+        expected = (
+            r"SpatialMean\(radii_pix=\(\((6\.0|5\.9)\d*, 16\.0\d*\),\), max_radius_pix=32.0"
+            r", truncation='smooth', noise='separable', frozen=\(\(False, False\),\)\)"
         )
-        assert printed is not None
-        np.testing.assert_allclose(
-            [float(radius) for radius in printed.groups()], [6.0, 10.0], rtol=1e-6
-        )
+        assert re.fullmatch(expected, repr(module))
         traced = []
         jax.jit(lambda module: traced.append(repr(module)))(module)
         assert "SpatialMean(" in traced[0]
 
-    def test_radii_can_be_frozen_and_replaced(self):
-        def where(module):
-            return module.unbounded_radii
-
-        module, target = SpatialMean(3.0), FRAMES.mean()
+    def test_radii_can_be_replaced(self):
+        module = SpatialMean(3.0)
         other = SpatialMean(5.0, max_radius_pix=module.max_radius_pix)
-        replaced = eqx.tree_at(where, module, where(other))
+        replaced = eqx.tree_at(lambda m: m.unbounded_radii, module, other.unbounded_radii)
         np.testing.assert_allclose(replaced.radii_pix, [(5.0, 5.0)], rtol=1e-6)
         assert eqx.tree_equal(replaced, other)
-
-        def loss(module):
-            frozen = eqx.tree_at(where, module, replace_fn=jax.lax.stop_gradient)
-            return jnp.mean((frozen(FRAMES).bkgds - target) ** 2)
-
-        gradient = eqx.filter_jit(eqx.filter_grad(loss))(module)
-        assert np.all(gradient.unbounded_radii == 0)
-        learned, fixed = eqx.partition(module, lambda _: False)
-        assert jax.tree.leaves(learned) == []
-        assert eqx.tree_equal(eqx.combine(learned, fixed), module)
 
     @pytest.mark.parametrize(
         ("radii_pix", "frozen", "mask"),
@@ -450,123 +374,10 @@ class TestModule:
         def radii_of(radius):
             return SpatialMean(radius, max_radius_pix=10.0).radii_pix
 
-        np.testing.assert_allclose(jax.jit(radii_of)(3.0), [(3.0, 3.0)], rtol=1e-6)
-        slope = jax.jit(jax.jacfwd(radii_of))(3.0)
+        radii, slope = jax.jit(lambda r: jax.jvp(radii_of, (r,), (jnp.ones(()),)))(3.0)
         # There and back again: roundings of float32.
+        np.testing.assert_allclose(radii, [(3.0, 3.0)], rtol=1e-6)
         np.testing.assert_allclose(slope, [(1.0, 1.0)], rtol=1e-6)
-
-
-FIELDS = {
-    "format": "jaxbkgd.SpatialMean",
-    "version": 1,
-    "radii_pix": [[6.0]],
-    "max_radius_pix": 50.0,
-    "truncation": "smooth",
-    "noise": "exact",
-    "frozen": [[False]],
-}
-
-
-class TestJson:
-    @pytest.mark.parametrize(
-        "module",
-        [
-            SpatialMean(),
-            SpatialMean((6.0, 10.0), max_radius_pix=50.0, truncation="hard"),
-            SpatialMean([3.0, 4.0], max_radius_pix=9.5),
-            SpatialMean([3.0, 4.0, 1 / 3], noise="separable", frozen=[True, False, False]),
-            SpatialMean([(2.0, 5.0), (math.pi, 4.0)], frozen=[(True, False), False]),
-            SpatialMean(1e-3, max_radius_pix=1e5),
-        ],
-    )
-    def test_a_module_comes_back(self, module):
-        loaded = SpatialMean.from_json(module.to_json())
-        assert loaded.unbounded_radii.shape == module.unbounded_radii.shape
-        # There and back again: roundings of float32.
-        np.testing.assert_allclose(loaded.radii_pix, module.radii_pix, rtol=1e-6)
-        for name in ("max_radius_pix", "truncation", "noise", "frozen"):
-            assert getattr(loaded, name) == getattr(module, name)
-
-    def test_two_channels_do_not_become_a_pair(self):
-        loaded = SpatialMean.from_json(SpatialMean([(3.0, 3.0), (4.0, 4.0)]).to_json())
-        assert loaded.radii_pix.shape == (2, 2)
-        tied = SpatialMean.from_json(json.dumps({**FIELDS, "radii_pix": [[3.0], [4.0]]}))
-        np.testing.assert_allclose(tied.radii_pix, [(3.0, 3.0), (4.0, 4.0)], rtol=1e-6)
-
-    def test_it_comes_back_in_64_bit_mode(self, x64):
-        module = SpatialMean((math.pi, 10.0))
-        loaded = SpatialMean.from_json(module.to_json())
-        np.testing.assert_allclose(loaded.radii_pix, module.radii_pix, rtol=1e-14)
-
-    def test_learned_radii_come_back_from_beside_the_bound(self):
-        module = set_parameters(SpatialMean(3.0), 1e6)
-        loaded = SpatialMean.from_json(module.to_json())
-        np.testing.assert_allclose(loaded.radii_pix, module.radii_pix, rtol=1e-6)
-        assert np.all(loaded.radii_pix < loaded.max_radius_pix)
-
-    def test_it_is_read_without_this_package(self):
-        fields = json.loads(SpatialMean((6.0, 10.0), max_radius_pix=50.0).to_json())
-        (radii,) = fields.pop("radii_pix")
-        # float32.
-        np.testing.assert_allclose(radii, (6.0, 10.0), rtol=1e-6)
-        expected = {**FIELDS, "frozen": [[False, False]]}
-        del expected["radii_pix"]
-        assert fields == expected
-
-    def test_a_name_that_it_does_not_know_is_passed_over(self):
-        text = json.dumps({**FIELDS, "comment": "a calibration of May"})
-        assert eqx.tree_equal(
-            SpatialMean.from_json(text), SpatialMean.from_json(json.dumps(FIELDS))
-        )
-
-    @pytest.mark.parametrize(
-        ("text", "name"),
-        [
-            ("", "no JSON"),
-            ("radii_pix = 3", "no JSON"),
-            ("[1, 2]", "must be a JSON object"),
-            ("null", "must be a JSON object"),
-            ("{}", "must be a JSON object"),
-            (
-                json.dumps({"format": "jaxbkgd.SpatialMean", "version": 2}),
-                "update jaxbkgd if the version is a later one",
-            ),
-            (json.dumps({"format": "jaxbkgd.LocalMean", "version": 1}), "LocalMean"),
-            (
-                json.dumps({"format": "jaxbkgd.SpatialMean", "version": 1}),
-                "radii_pix, max_radius_pix, truncation, noise, frozen",
-            ),
-        ],
-    )
-    def test_what_is_no_module_is_refused(self, text, name):
-        with pytest.raises(ValueError, match=name):
-            SpatialMean.from_json(text)
-
-    @pytest.mark.usefixtures("as_installed")
-    @pytest.mark.parametrize(
-        ("name", "value", "message"),
-        [
-            ("radii_pix", [[-3.0]], "must be positive"),
-            ("radii_pix", [[math.nan]], "must be positive"),
-            ("radii_pix", [["3"]], "A radius must be a number"),
-            ("radii_pix", [[3.0], [4.0, 5.0]], "Each channel needs one radius"),
-            ("radii_pix", [[60.0]], "raise max_radius_pix"),
-            ("radii_pix", None, "A radius must be a number"),
-            ("radii_pix", {}, "A radius must be a number"),
-            ("max_radius_pix", "60", "max_radius_pix must be a number"),
-            ("max_radius_pix", None, "max_radius_pix must be a number"),
-            ("max_radius_pix", [60.0], "max_radius_pix must be one number"),
-            ("truncation", "soft", "truncation must be one of"),
-            ("truncation", ["hard"], "truncation must be one of"),
-            ("noise", None, "noise must be one of"),
-            ("frozen", "no", "frozen must be True or False"),
-            ("frozen", [[0.0]], "frozen must be True or False"),
-            ("frozen", None, "frozen must be True or False"),
-        ],
-    )
-    def test_a_field_that_cannot_be_right_is_refused(self, name, value, message):
-        with pytest.raises(ValueError, match=message):
-            SpatialMean.from_json(json.dumps({**FIELDS, name: value}))
 
 
 class Value:
@@ -577,7 +388,14 @@ class Value:
 
 
 # Each with what the message must name.
-NOT_NUMBERS = [(True, "True"), ("7", "'7'"), (1j, "1j"), (None, "None"), (Value(), "<a v")]
+NOT_NUMBERS = [
+    (True, "True"),
+    ("7", "'7'"),
+    (1j, "1j"),
+    (None, "None"),
+    (b"7", "b'7'"),
+    (Value(), "<a v"),
+]
 NOT_RADII = [
     (0, "0"),
     (0.0, "0.0"),
@@ -599,22 +417,17 @@ NOT_RADII = [
 class TestBadInput:
     """Each value that cannot be right is refused at the door, with its name."""
 
-    @pytest.mark.parametrize("function", [spatial_mean, noise_correction])
-    @pytest.mark.parametrize("truncation", ["hard", "smooth"])
-    @pytest.mark.parametrize(("radius_pix", "name"), [*NOT_NUMBERS, *NOT_RADII])
     @pytest.mark.parametrize("bound", [None, 9.0])
-    def test_a_radius(self, function, truncation, radius_pix, name, bound):
-        inputs = (FRAMES,) if function is spatial_mean else ()
-
-        def call():
-            return function(
-                *inputs, radius_pix, max_radius_pix=bound, truncation=truncation
-            )
-
-        with pytest.raises((TypeError, ValueError), match=name):
-            call()
-        with pytest.raises((TypeError, ValueError), match=name):
-            jax.jit(call)()
+    @pytest.mark.parametrize(("radius_pix", "name"), [*NOT_NUMBERS, *NOT_RADII])
+    def test_a_radius(self, radius_pix, name, bound):
+        for call in (
+            lambda: spatial_mean(FRAMES, radius_pix, max_radius_pix=bound),
+            lambda: noise_correction(radius_pix, max_radius_pix=bound),
+        ):
+            with pytest.raises((TypeError, ValueError), match=name):
+                call()
+            with pytest.raises((TypeError, ValueError), match=name):
+                jax.jit(call)()
 
     @pytest.mark.parametrize(
         ("radii_pix", "name"),
@@ -624,20 +437,16 @@ class TestBadInput:
             ([(1.0, 2.0), (3.0, -4.0)], "-4.0"),
             ([(1.0, 2.0, 3.5)], "3.5"),
             ([3.0, (1.0, 2.0, 3.5)], "3.5"),
+            ((True, 2.0), "radi"),
+            ((2.0, "3"), "radi"),
+            ((2.0, None), "radi"),
+            (((True, 2.0), (3.0, 3.0)), "radi"),
         ],
     )
     def test_radii_of_a_module(self, radii_pix, name):
-        with pytest.raises((TypeError, ValueError), match=name):
-            SpatialMean(radii_pix)
-        with pytest.raises((TypeError, ValueError), match=name):
-            SpatialMean(radii_pix, max_radius_pix=100.0)
-
-    @pytest.mark.parametrize(
-        "radii_pix", [(True, 2.0), (2.0, "3"), (2.0, None), ((True, 2.0), (3.0, 3.0))]
-    )
-    def test_a_radius_beside_a_good_one(self, radii_pix):
-        with pytest.raises((TypeError, ValueError), match="radi"):
-            SpatialMean(radii_pix)
+        for bound in (None, 100.0):
+            with pytest.raises((TypeError, ValueError), match=name):
+                SpatialMean(radii_pix, max_radius_pix=bound)
 
     def test_radii_without_their_mask(self):
         radii = np.ma.masked_array([3.0, 4.0], [True, False])
@@ -746,42 +555,6 @@ class TestBadInput:
         ]:
             with pytest.raises((TypeError, ValueError), match=name):
                 call()
-
-
-anything = st.one_of(
-    st.none(),
-    st.booleans(),
-    st.integers(),
-    st.floats(),
-    st.complex_numbers(),
-    st.text(max_size=3),
-    st.binary(max_size=3),
-    st.datetimes(),
-)
-anything |= st.lists(anything, max_size=3) | st.tuples(anything, anything)
-
-
-def is_radius(value):
-    return type(value) in (int, float) and 0 < value <= 1e5
-
-
-@pytest.mark.usefixtures("as_installed")
-def test_nothing_but_a_radius_or_a_pair_passes():
-    @settings(deadline=None, derandomize=True, max_examples=200)
-    @given(value=anything)
-    def check(value):
-        entries = list(value) if isinstance(value, list | tuple) else [value]
-        is_good = 1 <= len(entries) <= 2 and all(map(is_radius, entries))
-        try:
-            # A bound, so that all are one compilation.
-            factor = noise_correction(value, max_radius_pix=1e5)
-        except (TypeError, ValueError):
-            assert not is_good
-        else:
-            assert is_good
-            assert 0 <= factor <= 1
-
-    check()
 
 
 @pytest.mark.parametrize("radius_pix", [1e-3, 1e-12, 1e-30, 1e-50, 5e-324])

@@ -51,10 +51,6 @@ def test_channels_have_their_own_radii_or_share_one():
     np.testing.assert_array_equal(alone.radii_pix, [(2, 2), (1, 3), (1.5, 1.5)])
 
 
-def test_a_stack_without_frames_has_a_bkgd_without_frames():
-    assert SpatialOpening()(FRAMES[:0]).bkgds.shape == (0, 12, 17)
-
-
 def test_a_nan_reaches_the_pixels_whose_ellipses_cover_it():
     frames = FRAMES[:2].astype(np.float32)
     frames[0, 5, 8] = np.nan
@@ -88,12 +84,9 @@ def test_radii_that_are_no_length_are_refused(radii: Any, message: str):
         SpatialOpening(radii)
 
 
-def test_traced_radii_are_refused():
+def test_traced_radii_and_radii_for_other_channels_are_refused():
     with pytest.raises(TypeError, match="must be static"):
         jax.jit(lambda radius: SpatialOpening(radius)(FRAMES))(3.0)
-
-
-def test_radii_for_other_channels_are_refused():
     with pytest.raises(ValueError, match="radii for 3 channels, but was given 2"):
         SpatialOpening([1.0, 2.0, 3.0])([FRAMES, FRAMES])
 

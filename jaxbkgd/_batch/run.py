@@ -133,9 +133,7 @@ def estimate_movie(
         results = files.enter_context(opened)
         frame_count = len(channels[0])
         frame_megapixels = sum(math.prod(channel.shape[1:]) for channel in channels) / 1e6
-        chunks = windows(
-            frame_count, chunk_frames, fast.halo_frames, fast.aligned_frames
-        )
+        chunks = windows(frame_count, chunk_frames, fast.halo_frames, fast.aligned_frames)
         todo = results.missing(chunks)
         resumed_frames = frame_count - sum(w.stop - w.start for w in todo)
         counts, begun = np.zeros(2, int), time.perf_counter()

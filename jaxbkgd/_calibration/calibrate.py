@@ -1,6 +1,7 @@
 """Calibration: an estimator's radii are learned from the movie that it is for."""
 
 import contextlib
+import functools as ft
 import math
 import os
 import warnings
@@ -12,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Bool, Float
 
 from .._estimators.base import AbstractEstimator
 from .._estimators.channels import map_channels
@@ -20,7 +21,7 @@ from .._estimators.checks import checked_count
 from .._movies.movie import Channel, Movie, Pixels
 from .._movies.open import is_split, open_channels
 from .._workers import progress_bar
-from .descent import descend, Problem, secant_descent, Window
+from .descent import descend, point_of, Problem, secant_descent, Window
 from .lag import read_frames
 from .objectives import FramePairLoss, Objective, TruthLoss
 
@@ -43,20 +44,16 @@ class CalibrationHistory(eqx.Module):
 
     **Attributes:**
 
-    - `losses`: the objective before each step, `(steps,)`, in its unit.
-    - `radii`: the radii at each of these, `(steps, channels, axes)`: y and x in pixels,
-        for [`jaxbkgd.LocalMean`][] after time in frames; without radii, the learnable
-        parameters in one row.
-    - `radii_std`: the standard deviation of the learned radii, `(channels, axes)`, from the
-        scatter of gradients between blocks of frames and the curvature of the loss (Huber,
-        Proc. 5th Berkeley Symp. 1, 221, 1967). It is infinite at the bound and where the
-        loss does not curve upwards; NaN for frozen radii, from fewer than 8 blocks, and for
-        more than 32 parameters.
-    - `is_at_bound`: whether a radius is as large as its bound allows, `(channels, axes)`.
-    - `is_converged`: whether the radii have settled.
-    - `stop_reason`: why the calibration ended, in words.
-    - `objective`: what was minimised.
-    - `lag`: frames between the two of a pair, for [`jaxbkgd.FramePairLoss`][]; else None.
+    - `losses`: the objective before each step, in its unit.
+    - `radii`: the radii at each of these: y and x in pixels, for [`jaxbkgd.LocalMean`][]
+        after time in frames; without radii, the learnable parameters in one row.
+    - `radii_std`: the standard deviation of the learned radii, from the scatter of
+        gradients between blocks of frames and the curvature of the loss. Infinite at the
+        bound and where the loss does not curve upwards; NaN for frozen radii, from fewer
+        than 8 blocks, and for more than 32 parameters.
+    - `is_at_bound`: whether a radius is as large as its bound allows.
+    - `is_converged`, `stop_reason`: whether the radii have settled, and why it ended.
+    - `objective`, `lag`: what was minimised, and the lag of a [`jaxbkgd.FramePairLoss`][].
     """
 
     losses: Float[np.ndarray, " steps"]
@@ -84,63 +81,49 @@ def calibrate(
     """Learns an estimator's radii from a movie.
 
     The loss is averaged over up to 16 windows of frames, spread evenly over the movie, of
-    about 32 megapixels in all, or 16 frames if these are more. For an estimator that sees
-    many frames at a time, windows are one or two runs of about 16 megapixels, or 64 frames
-    if these are more. Every step sees all windows.
-
-    The calibration ends when the radii of 4 successive steps are within a thousandth, when
-    the steps are used up, or on Ctrl-C, which before the end of the first step raises
-    `KeyboardInterrupt`. The radii with the lowest loss are kept. Another calibration with
-    the same shapes, static settings and objective is not compiled again.
+    about 32 megapixels in all; for an estimator that sees many frames at a time, over one
+    or two long runs. Calibration ends when the radii of 4 successive steps are within a
+    thousandth, when the steps are used up, or on Ctrl-C, which before the end of the first
+    step raises `KeyboardInterrupt`. The radii with the lowest loss are kept.
 
     **Arguments:**
 
     - `channels`: the movie, as [`jaxbkgd.estimate_movie`][] takes it: a path, an open
         movie or a channel of it, an array (frames, height, width) or (frames, channels,
         height, width); or a list or tuple of these, one a channel and of equal length.
-    - `estimator`: the estimator to calibrate, as `SpatialMean(7.0, max_radius_pix=60)`. All
-        its inexact arrays are learned, from their present values.
+    - `estimator`: what to calibrate. All its inexact arrays are learned, from their present
+        values.
     - `objective`: the loss, see [`jaxbkgd.Objective`][]. By default
         [`jaxbkgd.FramePairLoss`][], with a lag found from the movie.
-    - `optimizer`: from optax. By default the secant method along each parameter: Newton's
-        steps, with the curvature from the last two gradients.
+    - `optimizer`: from optax, which moves all that is learned as one vector. By default
+        Newton's steps along each number, with the curvature from the last two gradients.
     - `steps`: the most steps to take.
     - `progress`: whether to show loss and radii in a progress bar.
 
-    **Returns:**
+    **Returns:** the calibrated estimator, of the same type, and a
+    [`jaxbkgd.CalibrationHistory`][].
 
-    The calibrated estimator, of the same type, and a [`jaxbkgd.CalibrationHistory`][].
+    **Raises:** `TypeError` or `ValueError` for channels that are no movies of one length,
+    too short, or not finite, and for an objective that does not give one finite number at
+    the first radii. If it fails later, it stops with a warning.
 
-    **Raises:**
+    ```python
+    >>> import jax
+    >>> import jaxbkgd
+    >>> key, objective = jax.random.key(0), jaxbkgd.FramePairLoss(lag=8)
+    >>> frames, _ = jaxbkgd.simulate_movie(key, frame_count=20, bkgd_length_scale_pix=8.0)
+    >>> start = jaxbkgd.SpatialMean(7.0, max_radius_pix=20.0)
+    >>> estimator, history = jaxbkgd.calibrate(frames, start, objective=objective)
+    >>> history.radii.shape == (len(history.losses), 1, 2)
+    True
 
-    `TypeError` or `ValueError` for channels that are no movies of one length, are shorter
-    than the lag asks for, or are not finite; and for an objective that does not give one
-    finite number at the first radii. If it fails later, calibration stops with a warning.
-
-    !!! example
-
-        ```python
-        >>> import jax
-        >>> import jaxbkgd
-        >>> frames, _ = jaxbkgd.simulate_movie(
-        ...     jax.random.key(0), frame_count=20, bkgd_length_scale_pix=8.0
-        ... )
-        >>> start = jaxbkgd.SpatialMean(7.0, max_radius_pix=20.0)
-        >>> objective = jaxbkgd.FramePairLoss(lag=8)
-        >>> estimator, history = jaxbkgd.calibrate(frames, start, objective=objective)
-        >>> history.is_converged
-        True
-        >>> bool(3 < estimator.radii_pix[0, 0] < 6)
-        True
-
-        ```
+    ```
     """
     checked_count("steps", steps)
     problem = _pose_problem(channels, estimator, objective or FramePairLoss())
     with progress_bar(steps, progress) as report:
-        visits, is_converged, stop_reason = descend(
-            problem, optimizer or _SECANT, steps, report
-        )
+        descent = descend(problem, optimizer or _SECANT, steps, report)
+    visits, is_converged, stop_reason = descent
     best = min(visits, key=lambda visit: visit.loss)
     radii_std = np.full_like(best.radii, np.nan)
     if not stop_reason.startswith("interrupted"):
@@ -152,12 +135,12 @@ def calibrate(
     # What has not moved is frozen there.
     is_at_bound = problem.is_at_bound(best.point) & (np.ptp(radii, axis=0) > 0)
     if is_at_bound.any():
-        warnings.warn(
+        text = (
             f"{is_at_bound.sum()} of {is_at_bound.size} radii went to their bound: the "
             "background is even, or max_radius_pix or max_radius_frames too small, in "
-            f"bounds of {problem.bounds}.",
-            stacklevel=2,
+            f"bounds of {problem.bounds}."
         )
+        warnings.warn(text, stacklevel=2)
     return problem.estimator_at(best.point), CalibrationHistory(
         losses=np.array([visit.loss for visit in visits]),
         radii=radii,
@@ -177,7 +160,7 @@ def losses_at(
     """The loss of each estimator on the windows that `calibrate` draws of these channels;
     they differ in their inexact arrays alone. Ctrl-C interrupts it within a step."""
     problem = _pose_problem(channels, estimators[0], objective)
-    points = [eqx.filter(estimator, eqx.is_inexact_array) for estimator in estimators]
+    points = map(point_of, estimators)
     return np.array([problem.losses_and_gradients(point)[0].mean() for point in points])
 
 
@@ -185,10 +168,8 @@ def _pose_problem(
     source: Source | Sequence[Source], estimator: AbstractEstimator, objective: Objective
 ) -> Problem:
     if not isinstance(estimator, AbstractEstimator):
-        raise TypeError(
-            "calibrate(movie, estimator) needs an AbstractEstimator, as SpatialMean(7.0), "
-            f"but was given {estimator!r}."
-        )
+        rule = "calibrate(movie, estimator) needs an AbstractEstimator, as SpatialMean(7.0)"
+        raise TypeError(f"{rule}, but was given {estimator!r}.")
     if not jax.tree.leaves(eqx.filter(estimator, eqx.is_inexact_array)):
         raise ValueError(f"{estimator!r} has nothing to learn; give one that has radii.")
     with contextlib.ExitStack() as files:
@@ -197,12 +178,12 @@ def _pose_problem(
             objective = objective.fitted(opened)
         elif isinstance(objective, TruthLoss):
             # Within `jax.jit`, an index beyond the last frame would not be noticed.
-            lengths = [len(t) for t in jax.tree.leaves(objective.bkgds) if t.ndim == 3]
-            if any(length != len(opened[0]) for length in lengths):
-                raise ValueError(
-                    f"The movie has {len(opened[0])} frames, but the true background "
-                    f"{lengths[0]}; give one image, or one for each frame."
-                )
+            for truth in jax.tree.leaves(objective.bkgds):
+                if truth.ndim == 3 and len(truth) != len(opened[0]):
+                    raise ValueError(
+                        f"The movie has {len(opened[0])} frames, but the true background "
+                        f"{len(truth)}; give one image, or one for each frame."
+                    )
         channels: Any = tuple(opened) if isinstance(source, tuple) else opened
         if len(opened) == 1 and not is_split(source):
             (channels,) = opened
@@ -240,15 +221,13 @@ def _draw_windows(channels: Any, lag: int, has_halo: bool) -> list[Window]:
         last, offsets = pair_count - length, [0, lag]
         if length > lag:
             length, offsets = length + lag, [0]
-    starts = np.linspace(0, last, count).round().astype(int).tolist()
-    is_list = isinstance(channels, list | tuple)
-    names: Any = [f" of channel {i + 1}" for i in range(len(channels))] if is_list else ""
-
-    def window(runs: list[tuple[int, int]]) -> Window:
-        def read(channel: Channel, name: str) -> Array:
-            return jnp.concatenate([read_frames(channel, *run, name) for run in runs])
-
+    names: Any = ""
+    if isinstance(channels, list | tuple):
+        names = [f" of channel {i + 1}" for i in range(len(channels))]
+    windows = []
+    for start in np.linspace(0, last, count).round().astype(int).tolist():
+        runs = [(start + offset, start + offset + length) for offset in offsets]
+        read = ft.partial(read_frames, runs=runs)
         indices = jnp.concatenate([jnp.arange(*run) for run in runs])
-        return Window(map_channels(read, channels, names), indices)
-
-    return [window([(s + o, s + o + length) for o in offsets]) for s in starts]
+        windows.append(Window(map_channels(read, channels, names), indices))
+    return windows

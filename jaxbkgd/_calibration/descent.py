@@ -12,7 +12,7 @@ import numpy as np
 import optax
 from jax import lax
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Bool, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int
 
 from .._estimators.base import AbstractEstimator
 from .._estimators.channels import Channels
@@ -31,6 +31,9 @@ _CURVATURE_STEP = 0.05
 # Fewer gradients do not show how they scatter; more parameters cost too much.
 _FEWEST_GRADIENTS, _MOST_PARAMETERS = 8, 32
 
+# All that is learned of an estimator, as one vector.
+Point = Float[Array, " numbers"]
+
 
 class Window(NamedTuple):
     """Frames of all channels, and their places in the movie."""
@@ -40,82 +43,70 @@ class Window(NamedTuple):
 
 
 class Problem:
-    """The loss of each window as a function of a point, what is learned of an estimator."""
+    """The loss of each window as a function of a point."""
 
     def __init__(
         self, estimator: AbstractEstimator, objective: Objective, windows: list[Window]
     ):
         # Other threads may have another configuration of JAX, and would convert NumPy
         # arrays to other dtypes.
-        estimator, objective = jax.tree.map(
+        self._estimator, self.objective = estimator, objective = jax.tree.map(
             lambda leaf: jnp.asarray(leaf) if eqx.is_array(leaf) else leaf,
             (estimator, objective),
         )
-        self.objective, self._windows = objective, windows
-        self.start, self._rest = eqx.partition(estimator, eqx.is_inexact_array)
+        self._windows = windows
+        self.start = point_of(estimator)
         has_radii = isinstance(estimator, RadiiEstimator)
         self.units = estimator.radius_units if has_radii else ("",)
         self.bounds = estimator.max_radii if has_radii else (np.inf,)
-        self.mean_loss = eqx.Partial(_mean_loss, self._rest, objective, windows)
+        self.mean_loss = eqx.Partial(_mean_loss, estimator, objective, windows)
         # With the configuration of this thread. Without jax.jit, loops would be unrolled.
         with jax.disable_jit(False):
-            arguments = self.start, self._rest, objective, windows[0]
             compilable: Any = eqx.filter_jit(_value_and_gradient)
-            lowered = compilable.lower(*arguments)
+            lowered = compilable.lower(self.start, estimator, objective, windows[0])
         self._program = run_interruptibly(lowered.compile)
 
-    def estimator_at(self, point: PyTree) -> Any:
-        return eqx.combine(point, self._rest)
+    def estimator_at(self, point: Point) -> Any:
+        return _estimator_at(point, self._estimator)
 
-    def losses_and_gradients(self, point: PyTree) -> tuple[np.ndarray, np.ndarray]:
+    def losses_and_gradients(self, point: Point) -> tuple[np.ndarray, np.ndarray]:
         """The loss of each window, `(windows,)`, and its gradient, `(windows, numbers)`;
         Ctrl-C raises `KeyboardInterrupt` at once, and windows in flight are dropped."""
 
         def evaluate(index: int) -> tuple[int, float, np.ndarray]:
             window = self._windows[index]
-            value, gradient = self._program(point, self._rest, self.objective, window)
-            numbers = [np.ravel(leaf) for leaf in jax.tree.leaves(gradient)]
-            return index, float(value), np.concatenate(numbers, dtype=np.float64)
+            loss, gradient = self._program(point, self._estimator, self.objective, window)
+            return index, float(loss), np.asarray(gradient, np.float64)
 
         indices = range(len(self._windows))
         done = sorted(on_threads(evaluate, indices, core_count()), key=itemgetter(0))
-        _, values, gradients = zip(*done, strict=True)
-        return np.array(values), np.stack(gradients)
+        _, losses, gradients = zip(*done, strict=True)
+        return np.array(losses), np.stack(gradients)
 
-    def radii_at(self, point: PyTree) -> Float[Array, "channels axes"]:
+    def radii_at(self, point: Point) -> Float[Array, "channels axes"]:
         """The radii, or for an estimator without radii its parameters in one row."""
         estimator = self.estimator_at(point)
-        if isinstance(estimator, RadiiEstimator):
-            return estimator.radii
-        return ravel_pytree(point)[0][None]
+        return estimator.radii if isinstance(estimator, RadiiEstimator) else point[None]
 
-    def is_at_bound(self, point: PyTree) -> Bool[np.ndarray, "channels axes"]:
+    def is_at_bound(self, point: Point) -> Bool[np.ndarray, "channels axes"]:
         return np.asarray(self.radii_at(point)) > _AT_BOUND * np.array(self.bounds)
 
-    def standard_deviations(self, point: PyTree) -> Float[np.ndarray, "channels axes"]:
-        """The uncertainty of the radii, from the scatter of independent gradients.
-
-        The parameters at which a mean of independent losses is minimal have the covariance
-        `H^-1 S H^-1`, where `S` is that of the mean's gradient and `H` its second
-        derivative (Huber, Proc. 5th Berkeley Symp. 1, 221, 1967).
-        """
-        flat, unravel = ravel_pytree(point)
-        jacobian = jax.jacobian(lambda flat: self.radii_at(unravel(flat)))(flat)
-        jacobian = np.asarray(jacobian, np.float64)
+    def standard_deviations(self, point: Point) -> Float[np.ndarray, "channels axes"]:
+        """The uncertainty of the radii. The parameters at which a mean of independent
+        losses is minimal have the covariance `H^-1 S H^-1`, where `S` is that of the mean's
+        gradient, from the scatter of the losses' gradients, and `H` its derivative (Huber,
+        Proc. 5th Berkeley Symp. 1, 221, 1967)."""
+        jacobian = np.asarray(jax.jacobian(self.radii_at)(point), np.float64)
         unknown = np.full(jacobian.shape[:-1], np.nan)
-        if flat.size > _MOST_PARAMETERS:
+        if point.size > _MOST_PARAMETERS:
             return unknown
         gradients = self._independent_gradients(point)
         if len(gradients) < _FEWEST_GRADIENTS:
             return unknown
-
-        def mean_gradient(flat: Array) -> np.ndarray:
-            return self.losses_and_gradients(unravel(flat))[1].mean(axis=0)
-
         scatter = np.atleast_2d(np.cov(gradients, rowvar=False)) / len(gradients)
-        steps = _CURVATURE_STEP * jnp.eye(flat.size, dtype=flat.dtype)
+        steps = _CURVATURE_STEP * jnp.eye(point.size, dtype=point.dtype)
         curvature = np.stack(
-            [mean_gradient(flat + s) - mean_gradient(flat - s) for s in steps]
+            [self._mean_gradient(point + s) - self._mean_gradient(point - s) for s in steps]
         )
         curvature = (curvature + curvature.T) / (4 * _CURVATURE_STEP)
         # A frozen parameter has no gradient, and no learned radius depends on it.
@@ -127,65 +118,69 @@ class Problem:
         is_flat = jacobian[..., ~is_curved].any(axis=-1)
         return np.where(is_learned, np.where(is_flat, np.inf, stds), np.nan)
 
-    def _independent_gradients(self, point: PyTree) -> np.ndarray:
+    def _mean_gradient(self, point: Point) -> np.ndarray:
+        return self.losses_and_gradients(point)[1].mean(axis=0)
+
+    def _independent_gradients(self, point: Point) -> np.ndarray:
         """Gradients whose scatter is that of their mean, `(blocks, numbers)`: of the blocks
         of a FramePairLoss, else of the windows."""
         if not isinstance(self.objective, FramePairLoss):
             return self.losses_and_gradients(point)[1]
-        arguments = point, self._rest, self.objective
-        gradients = [
-            run_interruptibly(_block_gradients, *arguments, window)
-            for window in self._windows
-        ]
+        arguments = _block_gradients, point, self._estimator, self.objective
+        gradients = [run_interruptibly(*arguments, window) for window in self._windows]
         return np.concatenate(gradients).astype(np.float64)
+
+
+def point_of(estimator: AbstractEstimator) -> Point:
+    return ravel_pytree(eqx.filter(estimator, eqx.is_inexact_array))[0]
+
+
+def _estimator_at(point: Point, estimator: AbstractEstimator) -> AbstractEstimator:
+    learned, rest = eqx.partition(estimator, eqx.is_inexact_array)
+    return eqx.combine(ravel_pytree(learned)[1](point), rest)
 
 
 @eqx.filter_jit
 def _block_gradients(
-    point: PyTree, rest: AbstractEstimator, objective: FramePairLoss, window: Window
+    point: Point, estimator: AbstractEstimator, objective: FramePairLoss, window: Window
 ) -> Float[Array, "blocks numbers"]:
-    flat, unravel = ravel_pytree(point)
+    def losses(point: Point) -> Array:
+        return objective.independent_losses(_estimator_at(point, estimator), *window)
 
-    def losses(flat: Array) -> Array:
-        estimator = eqx.combine(unravel(flat), rest)
-        return objective.independent_losses(estimator, *window)
-
-    return jax.jacfwd(losses)(flat)
+    return jax.jacfwd(losses)(point)
 
 
 def _value_and_gradient(
-    point: PyTree, rest: AbstractEstimator, objective: Objective, window: Window
-) -> tuple[Array, PyTree]:
-    return jax.value_and_grad(lambda point: objective(eqx.combine(point, rest), *window))(
-        point
-    )
+    point: Point, estimator: AbstractEstimator, objective: Objective, window: Window
+) -> tuple[Array, Point]:
+    def loss(point: Point) -> Any:
+        return objective(_estimator_at(point, estimator), *window)
+
+    return jax.value_and_grad(loss)(point)
 
 
 def _mean_loss(
-    rest: AbstractEstimator, objective: Objective, windows: list[Window], point: PyTree
+    estimator: AbstractEstimator, objective: Objective, windows: list[Window], point: Point
 ) -> Float[Array, ""]:
     """The loss of all windows in one program, for optimizers that search along a line."""
     stacked = jax.tree.map(lambda *parts: jnp.stack(parts), *windows)
-    estimator = eqx.combine(point, rest)
-    return jnp.mean(lax.map(lambda window: objective(estimator, *window), stacked))
+    moved = _estimator_at(point, estimator)
+    return jnp.mean(lax.map(lambda window: objective(moved, *window), stacked))
 
 
-def secant_descent() -> optax.GradientTransformationExtraArgs:
+def secant_descent() -> optax.GradientTransformation:
     """Newton's steps along each number, with the curvature from the last two gradients.
 
     Where the loss does not curve upwards, or where Newton's step would be long, it follows
     the sign of the gradient, with steps that grow until they have passed a minimum.
     """
 
-    def init(params: PyTree) -> tuple[Array, Array, Array]:
+    def init(params: Any) -> tuple[Array, Array, Array]:
         # The length of the last step, the gradient before it, and whether that has turned.
-        flat, _ = ravel_pytree(params)
-        return jnp.full_like(flat, _FIRST_STEP), 0 * flat, jnp.zeros_like(flat, bool)
+        return jnp.full_like(params, _FIRST_STEP), 0 * params, jnp.zeros_like(params, bool)
 
-    def update(updates: PyTree, state: Any, *_: Any, **extra: Any) -> tuple[PyTree, Any]:
-        del extra
-        gradient, unravel = ravel_pytree(updates)
-        length, before, has_turned = state
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        gradient, (length, before, has_turned) = updates, state
         has_turned |= gradient * before < 0
         is_first = before == 0
         # The last step went against the sign of the gradient before.
@@ -196,15 +191,15 @@ def secant_descent() -> optax.GradientTransformationExtraArgs:
         newton = jnp.abs(gradient) / jnp.where(is_curved, curvature, 1)
         step = jnp.where(is_curved, jnp.minimum(newton, limit), limit)
         length = jnp.where(gradient == 0, length, step)
-        return unravel(-jnp.sign(gradient) * length), (length, gradient, has_turned)
+        return -jnp.sign(gradient) * length, (length, gradient, has_turned)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return optax.GradientTransformation(init, update)
 
 
 class Visit(NamedTuple):
     """A point, its loss and radii, and all its numbers but those that go to infinity."""
 
-    point: PyTree
+    point: Point
     loss: float
     radii: Float[np.ndarray, "channels axes"]
     numbers: Float[np.ndarray, " numbers"]
@@ -223,18 +218,17 @@ def descend(
             loss, gradient = float(losses.mean()), gradients.mean(axis=0)
             entries = gradient if visits else gradients.ravel()
             if not np.isfinite([loss, *entries]).all():
-                found = f"the loss is {loss:g}, its gradient {gradient.tolist()}"
                 place = "" if visits else "At the first radii "
+                found = f"the loss is {loss:g}, its gradient {gradient.tolist()}"
                 raise ValueError(f"{place}{found}; they must be finite.")
             if not (visits or gradients.any()):
                 raise ValueError(
-                    "There is nothing to learn, since the objective does not depend on the "
-                    "radii: are they frozen, or is the movie constant?"
+                    "There is nothing to learn: the loss does not depend on the radii; "
+                    "are they frozen, or is the movie constant?"
                 )
-            flat, unravel = ravel_pytree(point)
             radii = np.asarray(problem.radii_at(point))
             # At its bound, the parameter of a radius goes on to infinity.
-            moving = 0 * flat if problem.is_at_bound(point).any() else flat
+            moving = 0 * point if problem.is_at_bound(point).any() else point
             visits.append(Visit(point, loss, radii, np.append(radii, moving)))
             pairs = zip(radii.ravel(), it.cycle(problem.units), strict=False)
             texts = [f"{radius:.3g} {unit}".strip() for radius, unit in pairs]
@@ -245,9 +239,9 @@ def descend(
                 return visits, True, f"the radii had settled after {len(visits)} steps"
             if len(visits) == steps:
                 return visits, False, f"all {steps} steps were used up"
-            gradient = unravel(jnp.asarray(gradient, flat.dtype))
+            gradient = jnp.asarray(gradient, point.dtype)
             # Optimizers that search along a line take the value and the function, too.
-            extra = {"value": jnp.asarray(loss, flat.dtype), "value_fn": problem.mean_loss}
+            extra = {"value": jnp.asarray(loss, point.dtype), "value_fn": problem.mean_loss}
             updates, state = update(gradient, state, point, grad=gradient, **extra)
             point = eqx.apply_updates(point, updates)
     except (KeyboardInterrupt, Exception) as error:

@@ -31,41 +31,37 @@ def decorrelation_lag(source: Any) -> int:
     """A lag in frames at which molecules no longer correlate, in any channel of a movie.
 
     The structure function `D(lag)`, half the mean square of the residuals' change over
-    `lag` frames, rises while molecules vanish and appear. Where `D(2 lag)` exceeds `D(lag)`
-    by at most 0.5 %, or twice the standard error of the difference if that is more, up to
-    3 %, little correlation is left; the result is 1.5 times this lag.
+    `lag` frames, rises while molecules vanish and appear. The lag is 1.5 times that where
+    `D(2 lag)` exceeds `D(lag)` by at most 0.5 %, or twice the standard error of the
+    difference if that is more, up to 3 %.
     """
     if any(map(is_traced, jax.tree.leaves(source))):
         raise ValueError(
-            "A lag can't be found from traced frames; give one, as FramePairLoss(lag=1)."
+            "No lag can be found from traced frames; give FramePairLoss(lag=1)."
         )
     with contextlib.ExitStack() as files:
         return max(map(_channel_lag, open_channels(source, files=files)))
 
 
 def _channel_lag(channel: Channel) -> int:
-    if len(channel) < 3:
-        raise ValueError(
-            f"A lag can't be found from {len(channel)} frames, which may hold the same "
-            "molecules; give a longer movie, or a lag that molecules do not stay on for."
-        )
     residuals = _molecule_residuals(channel)
+    count = len(residuals)
+    if count < 3 or not np.ptp(residuals, axis=0).any():
+        raise ValueError(
+            f"A lag can't be found from {count} frames, if it is fewer than 3 or nothing "
+            "changes; give a longer movie, or a lag that molecules do not stay on for."
+        )
 
     @ft.cache
     def structure(lag: int) -> Float[np.ndarray, " pairs"]:
         squares = np.square(residuals[lag:] - residuals[:-lag])
         return squares.mean(axis=(1, 2), dtype=np.float64) / 2
 
-    if not structure(1).any():
-        raise ValueError(
-            "A lag can't be found from a movie in which nothing changes from one frame to "
-            "the next; is it a movie?"
-        )
     share = 0.0
     # A frame in the middle needs frames beyond the lag on one side.
-    longest = max((len(residuals) - 2) // 2, 1)
+    longest = max((count - 2) // 2, 1)
     for lag in range(1, longest + 1):
-        rises = structure(2 * lag) - structure(lag)[: len(residuals) - 2 * lag]
+        rises = structure(2 * lag) - structure(lag)[: count - 2 * lag]
         variance = float(np.mean(structure(lag)))
         share = np.mean(rises) / variance
         # Up to `lag` apart, entries may correlate.
@@ -75,9 +71,9 @@ def _channel_lag(channel: Channel) -> int:
             # At 1.5 times the lag, far less is left.
             return min(math.ceil(1.5 * lag), longest) if lag > 1 else 1
     warnings.warn(
-        f"Molecules stay on for long in the {len(residuals)} frames that were looked at: "
-        f"at a lag of {longest}, they still correlate by {share:.1%} of the variance, so "
-        "that the learned radii may be too small; give a lag, or a longer movie.",
+        f"Molecules stay on for long in the {count} frames that were looked at: at a lag "
+        f"of {longest}, they still correlate by {share:.1%} of the variance, so that the "
+        "learned radii may be too small; give a lag, or a longer movie.",
         stacklevel=2,
     )
     return longest
@@ -87,15 +83,15 @@ def _molecule_residuals(channel: Channel) -> Float[np.ndarray, "frames rows colu
     """Frames from the middle of a movie, filtered for molecules, on a lattice of pixels."""
     count, height, width = channel.shape
     used = min(count, _MOST_FRAMES)
-    stride = int(np.ceil(np.sqrt(used * height * width / _MOST_PIXELS)))
-    chunk = max(1, min(used, _CHUNK_PIXELS // (height * width)))
-    residuals = []
-    for start in range((count - used) // 2, (count + used) // 2, chunk):
-        # The last chunk overlaps the one before, so that all have one size.
-        begin = min(start, (count + used) // 2 - chunk)
-        lattice = _lattice(read_frames(channel, begin, begin + chunk), stride)
-        residuals.append(np.asarray(lattice)[start - begin :])
-    return np.concatenate(residuals)
+    stride = math.ceil(math.sqrt(used * height * width / _MOST_PIXELS))
+    chunk = max(1, _CHUNK_PIXELS // (height * width))
+    first, last = (count - used) // 2, (count + used) // 2
+    return np.concatenate(
+        [
+            _lattice(read_frames(channel, "", [(start, min(start + chunk, last))]), stride)
+            for start in range(first, last, chunk)
+        ]
+    )
 
 
 @ft.partial(jax.jit, static_argnames="stride")
@@ -107,17 +103,18 @@ def _lattice(
 
 
 def read_frames(
-    channel: Channel, start: int, stop: int, name: str = ""
+    channel: Channel, name: str, runs: list[tuple[int, int]]
 ) -> Shaped[Array, "frames height width"]:
-    """Frames from `start` up to `stop`, all finite; an error calls the channel `name`."""
-    frames = checked_frames(channel[start:stop])
+    """The frames of runs (start, stop), all finite; an error calls the channel `name`."""
+    frames = np.concatenate([checked_frames(channel[slice(*run)]) for run in runs])
     # In NumPy: JAX itself would raise where it is set to find NaNs.
-    is_finite = np.isfinite(np.asarray(frames))
+    is_finite = np.isfinite(frames)
     if not is_finite.all():
         frame, y, x = np.argwhere(~is_finite)[0]
+        index = np.concatenate([np.arange(*run) for run in runs])[frame]
         raise ValueError(
-            f"Frame {start + frame}{name} holds {np.asarray(frames)[frame, y, x]} at "
-            f"y = {y}, x = {x}, and calibration needs finite frames; replace such pixels, "
-            "for example by their neighbours' median, or leave these frames out."
+            f"Frame {index}{name} holds {frames[frame, y, x]} at y = {y}, x = {x}, and "
+            "calibration needs finite frames; replace such pixels, for example by their "
+            "neighbours' median, or leave these frames out."
         )
     return jnp.asarray(frames)

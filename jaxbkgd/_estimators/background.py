@@ -18,10 +18,8 @@ from .checks import checked_number, is_traced
 
 
 class Background(eqx.Module):
-    """The background of each channel, and the noise of what is left without it.
-
-    Both attributes have the structure of the channels they were estimated from: one
-    stack gives one array each, a list or tuple of stacks a list or tuple of arrays.
+    """The background of each channel, and the noise of what is left without it, in the
+    structure of the channels: an array each, or a list or tuple of arrays.
 
     **Attributes:**
 
@@ -37,40 +35,20 @@ class Background(eqx.Module):
     illumination: Any = None
 
     def residuals(self, channels: Channels) -> Any:
-        """The frames less their background.
-
-        **Arguments:**
-
-        - `channels`: the frames that were estimated.
-
-        **Returns:**
-
-        Residuals `(..., height, width)` in the unit of the frames, in the structure of
-        `channels`.
-
-        **Raises:**
-
-        `ValueError` for channels of another structure or shape than the backgrounds, and
-        `TypeError` for frames that are not real.
-        """
+        """The frames less their background, in their unit and structure. `ValueError` for
+        frames of another structure or shape than the backgrounds."""
         return map_channels(_residual, channels, self.bkgds)
 
     def snr(self, channels: Channels, gains: Any) -> Any:
-        """The signal-to-noise ratio of each pixel; see [`jaxbkgd.snr`][].
+        """The signal-to-noise ratio of each pixel, without unit, in the structure of
+        `channels`; see [`jaxbkgd.snr`][].
 
         **Arguments:**
 
         - `channels`: the frames that were estimated, above the camera's offset, in ADU.
         - `gains`: the gain in electrons per ADU, a number for all or one a channel.
 
-        **Returns:**
-
-        Maps `(..., height, width)` without unit, in the structure of `channels`.
-
-        **Raises:**
-
-        `ValueError` for a gain that is not positive and finite, and for gains that do not
-        fit the channels; else as `residuals` does.
+        **Raises:** `ValueError` for gains that are not positive and finite, or do not fit.
         """
         if not is_sequence(gains):
             is_shared = not is_sequence(channels) or np.ndim(gains) == 0
@@ -100,11 +78,8 @@ def snr(
     gain: Real[ArrayLike, "..."],
 ) -> Float[Array, "..."]:
     """The signal in units of the photon noise expected where there is no molecule:
-    `signal / (noise_correction * sqrt(bkgd / gain))`, in which `bkgd / gain` is the
-    variance in ADU² of `bkgd * gain` photo-electrons. The camera's read noise is not in it:
-    1.5 e- beside a background of 60 e- make the ratio's deviation 1.02 where there is no
-    molecule, beside 20 e- 1.05. It is derived in
-    [How it works](how-it-works.md#the-noise-factor).
+    `signal / (noise_correction * sqrt(bkgd / gain))`; see
+    [How it works](how-it-works.md#the-noise-factor). The camera's read noise is not in it.
 
     **Arguments:** (broadcast against each other)
 
@@ -112,25 +87,15 @@ def snr(
     - `bkgd`: the background above the camera's offset, in ADU. Where it is not positive
         no photon noise is expected, and the ratio is not finite and has no gradient.
     - `noise_correction`: see [`jaxbkgd.noise_correction`][].
-    - `gain`: electrons per ADU, a positive number, or a map, which may have dead pixels.
+    - `gain`: electrons per ADU, a positive number (`ValueError` for another), or a map,
+        which may have dead pixels.
 
-    **Returns:**
+    ```python
+    >>> import jaxbkgd
+    >>> float(jaxbkgd.snr(30.0, 100.0, noise_correction=0.5, gain=4.0))
+    12.0
 
-    The ratio without unit, of the shape that the arguments have together.
-
-    **Raises:**
-
-    `TypeError` for what is no number or array, or does not broadcast, and `ValueError` for
-    a gain that is not positive and finite.
-
-    !!! example
-
-        ```python
-        >>> import jaxbkgd
-        >>> float(jaxbkgd.snr(30.0, 100.0, noise_correction=0.5, gain=4.0))
-        12.0
-
-        ```
+    ```
     """
     if not is_traced(gain) and np.ndim(gain) == 0:
         checked_number("gain", gain, unit="electrons per ADU")
@@ -145,28 +110,20 @@ def snr(
         are_usable[0] = jnp.isfinite(arguments[0])
         # Derivatives that are not finite would pass a `where` of the caller, as NaN.
         usable = [jnp.where(i, a, 1) for i, a in zip(are_usable, arguments, strict=True)]
-        unusable = _ratio_to_noise(*map(lax.stop_gradient, arguments))
+        unusable = map(lax.stop_gradient, arguments)
         is_usable = ft.reduce(jnp.logical_and, are_usable)
-        return jnp.where(is_usable, _ratio_to_noise(*usable), unusable)
+        return jnp.where(is_usable, _ratio_to_noise(*usable), _ratio_to_noise(*unusable))
 
 
-def _ratio_to_noise(
-    signal: Real[Array, "..."],
-    bkgd: Real[Array, "..."],
-    noise_correction: Real[Array, "..."],
-    gain: Real[Array, "..."],
-) -> Float[Array, "..."]:
-    expected = jnp.sqrt(jnp.divide(bkgd, gain))
-    return jnp.divide(signal, jnp.multiply(noise_correction, expected))
+def _ratio_to_noise(signal: Array, bkgd: Array, factor: Array, gain: Array) -> Array:
+    return jnp.divide(signal, jnp.multiply(factor, jnp.sqrt(jnp.divide(bkgd, gain))))
 
 
 def _residual(channel: ArrayLike, bkgd: Array) -> Array:
     frames = as_frames(channel)
     if frames.shape != bkgd.shape:
-        raise ValueError(
-            f"The frames have shape {frames.shape}, but their background has "
-            f"{bkgd.shape}; give the frames that it was estimated from."
-        )
+        shapes = f"shape {frames.shape}, and their background {bkgd.shape}"
+        raise ValueError(f"The frames have {shapes}; give those that were estimated.")
     return (frames if frames.dtype == jnp.float64 else frames.astype(bkgd.dtype)) - bkgd
 
 
@@ -174,10 +131,6 @@ def sharded_as_frames(
     function: Callable[..., Background], frames: Shaped[Array, "..."], *values: Any
 ) -> Background:
     """`function` of frames on any mesh, whose background is sharded as the frames are."""
-
-    def replicated(mesh):
-        return NamedSharding(mesh, PartitionSpec())
-
     sharding = jax.typeof(frames).sharding
     if AxisType.Explicit in sharding.mesh.axis_types:
 
@@ -186,11 +139,13 @@ def sharded_as_frames(
             factor = background.noise_corrections
             if not is_traced(frames):
                 # A constant is on one device only.
-                factor = jax.device_put(factor, replicated(frames.sharding.mesh))
+                replicated = NamedSharding(frames.sharding.mesh, PartitionSpec())
+                factor = jax.device_put(factor, replicated)
             return background.bkgds, factor, background.illumination
 
-        out_sharding = (sharding, *[replicated(sharding.mesh)] * 2)
-        on_auto_mesh: Any = auto_axes(on_mesh, out_sharding=out_sharding)
+        replicated = NamedSharding(sharding.mesh, PartitionSpec())
+        shardings = sharding, replicated, replicated
+        on_auto_mesh: Any = auto_axes(on_mesh, out_sharding=shardings)
         return Background(*on_auto_mesh(frames, *values))
     background = function(frames, *values)
     if is_traced(frames) or len(frames.sharding.device_set) == 1:

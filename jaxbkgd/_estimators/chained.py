@@ -1,44 +1,29 @@
 """Estimators one after another: the pipeline of `smlmlp.bkgd_combination`."""
 
 import functools as ft
-import operator
-from typing import Any
+import math
+from collections.abc import Callable, Sequence
 
-import jax
+from jaxtyping import Array, Shaped
 
 from .background import Background
 from .base import AbstractEstimator
-from .channels import Channels
 from .local_mean import LocalMean
 
 
 class Chained(AbstractEstimator):
     """Estimators one after another, each of what those before it have left.
 
-    Their backgrounds add up, and their noise corrections are multiplied. The product is
-    exact where each but the last leaves noise that is independent from pixel to pixel, as
-    [`jaxbkgd.TemporalMedian`][] does.
+    Their backgrounds add up, and their noise corrections are multiplied, which is exact
+    where each but the last leaves noise that is independent from pixel to pixel, as
+    [`jaxbkgd.TemporalMedian`][] does. smlmlp's default pipeline, `bkgd_combination`, is
 
-    smlmlp's default pipeline, `bkgd_combination`:
+    ```python
+    >>> from jaxbkgd import Chained, SpatialMean, TemporalMedian
+    >>> mean = SpatialMean(7.0, truncation="hard", noise="separable")
+    >>> estimator = Chained(TemporalMedian(25, noise="unit"), mean)
 
-    !!! example
-
-        ```python
-        >>> import jax.numpy as jnp
-        >>> import jaxbkgd
-        >>> estimator = jaxbkgd.Chained(
-        ...     jaxbkgd.TemporalMedian(25, noise="unit"),
-        ...     jaxbkgd.SpatialMean(7.0, truncation="hard", noise="separable"),
-        ... )
-        >>> background = estimator(jnp.full((60, 64, 64), 100.0))
-        >>> background.bkgds.shape, round(float(background.noise_corrections), 3)
-        ((60, 64, 64), 0.853)
-
-        ```
-
-    **Attributes:**
-
-    - `estimators`: in their order.
+    ```
     """
 
     estimators: tuple[AbstractEstimator, ...]
@@ -48,20 +33,13 @@ class Chained(AbstractEstimator):
 
         - `estimators`: one or more, the first of which sees the frames themselves.
 
-        **Raises:**
-
-        `ValueError` for none, or for a [`jaxbkgd.LocalMean`][] with an illumination after
-        another estimator: what that has left is not proportional to the light.
-        `TypeError` for one that is no estimator.
+        **Raises:** `TypeError` for none, or one that is no estimator, and `ValueError` for
+        a [`jaxbkgd.LocalMean`][] with an illumination after another estimator: what that
+        has left is not proportional to the light.
         """
-        if not estimators:
-            raise ValueError("There is no estimator to chain; give one or more.")
-        for estimator in estimators:
-            if not isinstance(estimator, AbstractEstimator):
-                raise TypeError(
-                    f"An estimator must be an AbstractEstimator, but is {estimator!r}; "
-                    "give each as an argument of its own."
-                )
+        if not (estimators and all(isinstance(e, AbstractEstimator) for e in estimators)):
+            rule = "Chained needs one AbstractEstimator or more, each as an argument"
+            raise TypeError(f"{rule}, but was given {estimators!r}.")
         for estimator in estimators[1:]:
             if isinstance(estimator, LocalMean) and estimator.illumination_rank:
                 raise ValueError(
@@ -72,31 +50,37 @@ class Chained(AbstractEstimator):
         self.estimators = estimators
 
     @property
+    def aligned_frames(self) -> int:
+        """A multiple of those of all."""
+        return math.lcm(*(estimator.aligned_frames for estimator in self.estimators))
+
+    @property
     def halo_frames(self) -> int:
         """The sum of theirs: what one leaves must be known as far as the next one sees."""
         return sum(estimator.halo_frames for estimator in self.estimators)
 
-    def __call__(
-        self, channels: Channels, weights: Any = None, *, donated: Any = None
-    ) -> Background:
-        """See [`jaxbkgd.AbstractEstimator`][]; a chain takes no weights."""
-        if weights is not None or donated is not None:
-            raise TypeError("Chained takes no weights, and no donated backgrounds.")
-        backgrounds = []
-        for estimator in self.estimators:
-            backgrounds.append(estimator(channels))
-            channels = backgrounds[-1].residuals(channels)
-        bkgds = [background.bkgds for background in backgrounds]
-        factors = [background.noise_corrections for background in backgrounds]
-        return Background(
-            jax.tree.map(lambda *terms: ft.reduce(operator.add, terms), *bkgds),
-            jax.tree.map(lambda *terms: ft.reduce(operator.mul, terms), *factors),
-        )
+    def estimate_stack(self, frames: Shaped[Array, "*batch height width"]) -> Background:
+        """The background of one stack; see `__call__`."""
+        (estimate,) = self._stack_functions(1)
+        return estimate(frames)
+
+    def _stack_functions(self, count: int) -> list[Callable[..., Background]]:
+        steps = [estimator._stack_functions(count) for estimator in self.estimators]
+        return [
+            ft.partial(_estimate_chained, of_one) for of_one in zip(*steps, strict=True)
+        ]
 
     def for_inference(self) -> "Chained":
         """The chain of its estimators' forms for inference."""
         return Chained(*(estimator.for_inference() for estimator in self.estimators))
 
-    @classmethod
-    def _restored(cls, fields: dict[str, Any]) -> "Chained":
-        return cls(*fields["estimators"])
+
+def _estimate_chained(
+    steps: Sequence[Callable[..., Background]], frames: Shaped[Array, "..."]
+) -> Background:
+    backgrounds = []
+    for estimate in steps:
+        backgrounds.append(estimate(frames))
+        frames = backgrounds[-1].residuals(frames)
+    bkgds = sum(background.bkgds for background in backgrounds)
+    return Background(bkgds, math.prod(b.noise_corrections for b in backgrounds))

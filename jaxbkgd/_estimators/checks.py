@@ -28,11 +28,10 @@ def is_real_dtype(dtype: np.dtype, *, allows_bool: bool = False) -> bool:
 
 def check_choice(name: str, value: Any, choices: Any) -> None:
     """Raises `ValueError` unless `value` is one of those of the type `Literal[...]`."""
-    if value not in get_args(choices):
-        raise ValueError(
-            f"{name} must be one of {', '.join(map(repr, get_args(choices)))}, but is "
-            f"{value!r}."
-        )
+    names = get_args(choices)
+    if value not in names:
+        rule = ", ".join(map(repr, names))
+        raise ValueError(f"{name} must be one of {rule}, but is {value!r}.")
 
 
 def real_array(
@@ -44,28 +43,21 @@ def real_array(
     maximum: float = math.inf,
     unit: str = "",
 ) -> Float[np.ndarray, "..."]:
-    """Real, finite numbers of any shape as float64, which lie within the limits.
-
-    **Raises:**
-
-    `TypeError` for a value that is no number or array of numbers, and `ValueError` for
-    numbers that are not finite or lie outside of the limits.
-    """
+    """Finite numbers of any shape within the limits, as float64; `TypeError` for what is no
+    number or array of numbers, `ValueError` for numbers beyond the limits."""
     try:
         numbers = np.asarray(value)
     except ValueError:
         # A ragged list.
         numbers = np.asarray(None)
     if not is_real_dtype(numbers.dtype) or isinstance(value, np.ma.MaskedArray):
-        raise TypeError(
-            f"{name} must be a number{unit and ' of ' + unit}, but is {value!r}."
-        )
+        kind = f"a number of {unit}" if unit else "a number"
+        raise TypeError(f"{name} must be {kind}, but is {value!r}.")
     numbers = numbers.astype(np.float64)
     is_above = (numbers >= minimum) if includes_minimum else (numbers > minimum)
     if not np.all(is_above & np.isfinite(numbers) & (numbers <= maximum)):
-        lower = "positive" if minimum == 0 else f"above {minimum:g}"
-        if includes_minimum:
-            lower = "zero or positive" if minimum == 0 else f"at least {minimum:g}"
+        lower = "zero or positive" if includes_minimum else "positive"
+        lower = f"at least {minimum:g}" if minimum else lower
         upper = f"at most {maximum:g} {unit}".strip()
         if maximum == math.inf:
             upper = f"finite{unit and ', in ' + unit}"

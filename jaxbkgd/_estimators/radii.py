@@ -17,41 +17,29 @@ LARGEST_RADIUS_PIX = 1e5
 
 
 def channel_radii(radii_pix: Any, unit: str = "pixels") -> Any:
-    """Radii as an array (channels or 1, 2 or 1), a NumPy array where they are known.
-
-    Accepts a number, a pair (y, x), or a sequence with a number or pair a channel; two
-    numbers are a pair.
-    """
+    """Radii as an array (channels or 1, 2 or 1), a NumPy array where they are known, from a
+    number, a pair (y, x), or a sequence with a number or pair a channel; two numbers are a
+    pair."""
     radii: Any = _stacked(radii_pix, unit)
-    if radii.shape == (2,):
-        radii = radii[None, :]
-    elif radii.ndim < 2:
-        radii = radii.reshape((-1, 1))
+    if radii.ndim < 2:
+        radii = radii.reshape((1, 2) if radii.shape == (2,) else (-1, 1))
     if radii.size == 0 or radii.ndim != 2 or radii.shape[1] > 2:
-        raise ValueError(
-            "Radii must be a number, a (y, x) pair, or one of these for each channel, but "
-            f"got {radii_pix!r}."
-        )
+        rule = "Radii must be a number, a (y, x) pair, or one of these for each channel"
+        raise ValueError(f"{rule}, but got {radii_pix!r}.")
     return radii
 
 
 def _stacked(radii_pix: Any, unit: str) -> Any:
-    if not isinstance(radii_pix, list | tuple):
-        return _checked_radii(radii_pix, unit)
-    entries = [_stacked(entry, unit) for entry in radii_pix]
-    xp = jnp if any(map(is_traced, entries)) else np
-    shapes = {entry.shape for entry in entries}
-    if shapes == {(), (2,)}:
-        # Numbers beside pairs.
-        entries = [xp.broadcast_to(entry, (2,)) for entry in entries]
-    elif len(shapes) != 1:
-        raise ValueError(
-            f"Each channel needs one radius or a (y, x) pair, but got {radii_pix!r}."
-        )
-    return xp.stack(entries)
-
-
-def _checked_radii(radii_pix: Any, unit: str) -> Any:
+    if isinstance(radii_pix, list | tuple):
+        entries = [_stacked(entry, unit) for entry in radii_pix]
+        xp = jnp if any(map(is_traced, entries)) else np
+        shapes = {entry.shape for entry in entries}
+        if shapes == {(), (2,)}:
+            entries = [xp.broadcast_to(entry, (2,)) for entry in entries]
+        elif len(shapes) != 1:
+            rule = "Each channel needs one radius or a (y, x) pair"
+            raise ValueError(f"{rule}, but got {radii_pix!r}.")
+        return xp.stack(entries)
     if is_traced(radii_pix) and is_real_dtype(radii_pix.dtype):
         return radii_pix
     radii = real_array("A radius", radii_pix, maximum=LARGEST_RADIUS_PIX, unit=unit)
@@ -94,53 +82,35 @@ def frozen_mask(frozen: Any, shape: tuple[int, ...]) -> tuple[tuple[bool, ...], 
     except ValueError:
         mask = np.array(None)
     if mask.dtype != bool:
-        raise ValueError(
-            "frozen must be True or False, or have a row of these for each channel, as the "
-            f"radii are, which have shape (channels, axes) {shape}, but is {frozen!r}."
-        )
+        rule = f"a row of these for each channel, as radii of (channels, axes) {shape}"
+        raise ValueError(f"frozen must be True or False, or {rule}, but is {frozen!r}.")
     return tuple(map(tuple, mask.tolist()))
 
 
-def check_channel_count(row_count: int, channel_count: int) -> None:
-    """Raises `ValueError` unless there are radii for all channels, or for each."""
-    if row_count not in (1, channel_count):
-        raise ValueError(
-            f"This module has radii for {row_count} channels, but was given "
-            f"{channel_count}; give a list with one stack for each channel."
-        )
+def rows_of_channels(rows: Any, channel_count: int) -> list[Any]:
+    """The row of each channel, of which one may serve all."""
+    if len(rows) not in (1, channel_count):
+        counts = f"radii for {len(rows)} channels, but was given {channel_count}"
+        raise ValueError(f"This module has {counts}; give a list with a stack for each.")
+    return list(rows) * (channel_count // len(rows))
 
 
 def bound_of(radii: Any, bound: Any, name: str = "max_radius_pix") -> float:
     """`bound`, or four times the largest of known radii if it is `None`."""
+    if bound is None and is_traced(radii):
+        raise ValueError(
+            f"A traced radius needs {name}, a static bound that sets the number of taps; "
+            "give one, for example four times the radius that you expect."
+        )
     if bound is None:
-        largest = float(np.max(require_concrete(radii, name)))
-        return min(4 * largest, LARGEST_RADIUS_PIX)
-    return check_bound(bound, name)
+        return min(4 * float(np.max(radii)), LARGEST_RADIUS_PIX)
+    if is_traced(bound):
+        raise TypeError(f"{name} must be static, but is traced; give a Python number.")
+    return checked_number(name, bound, maximum=LARGEST_RADIUS_PIX)
 
 
 def check_below(bound: float, radii: Any, name: str = "max_radius_pix") -> None:
-    leaves = [leaf for leaf in jax.tree.leaves(radii) if not is_traced(leaf)]
-    if any(np.max(leaf) > bound for leaf in leaves):
-        raise ValueError(
-            f"No radius may exceed what {name} allows, {bound:g}, but got {radii!r}; raise "
-            f"{name}."
-        )
-
-
-def check_bound(max_radius: Any, name: str = "max_radius_pix") -> float:
-    if is_traced(max_radius):
-        raise TypeError(
-            f"{name} sets the number of taps and must be static, but is traced; give a "
-            "Python number."
-        )
-    return checked_number(name, max_radius, maximum=LARGEST_RADIUS_PIX)
-
-
-def require_concrete(radii: Any, bound_name: str = "max_radius_pix") -> np.ndarray:
-    """Radii as a NumPy array; `ValueError` where they are traced."""
-    if is_traced(radii):
-        raise ValueError(
-            f"A traced radius needs {bound_name}, a static bound that sets the number of "
-            "taps; give one, for example four times the radius that you expect."
-        )
-    return np.asarray(radii)
+    """Raises `ValueError` if a known radius exceeds the bound."""
+    known = [leaf for leaf in jax.tree.leaves(radii) if not is_traced(leaf)]
+    if any(np.max(radius) > bound for radius in known):
+        raise ValueError(f"{name} is {bound:g}, but got {radii!r}; raise {name}.")

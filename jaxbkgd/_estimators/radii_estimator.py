@@ -7,7 +7,6 @@ from typing import Any, ClassVar, TypeVar
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
@@ -15,7 +14,7 @@ from jaxtyping import Array, Float
 from .background import Background
 from .base import AbstractEstimator
 from .checks import is_traced
-from .radii import bounded_radii, check_bound, check_channel_count
+from .radii import bounded_radii, rows_of_channels
 from .saved import with_fields
 
 
@@ -23,12 +22,9 @@ _Estimator = TypeVar("_Estimator", bound="RadiiEstimator")
 
 
 class RadiiEstimator(AbstractEstimator):
-    """An estimator whose radii are learned, one row a channel or one for all.
-
-    They are stored as `logit(radius / bound)`, so that no step of an optimizer leaves the
-    open interval from 0 to the bound. The bound sets the number of taps where the radii are
-    traced; elsewhere the radii do.
-    """
+    """An estimator whose radii are learned, one row a channel or one for all, and stored as
+    `logit(radius / bound)`. The bound sets the number of taps where the radii are traced;
+    elsewhere the radii do."""
 
     radius_units: ClassVar[tuple[str, ...]] = ("px", "px")
 
@@ -58,12 +54,7 @@ class RadiiEstimator(AbstractEstimator):
 
     def for_inference(self: _Estimator) -> _Estimator:
         """The same with fixed radii: it has taps for these and no others, also where it is
-        compiled.
-
-        **Raises:**
-
-        `ValueError` where the radii are traced.
-        """
+        compiled. `ValueError` where the radii are traced."""
         if not is_traced(self.unbounded_radii):
             return with_fields(self, kernels=self._concrete_kernels())
         if self.kernels is not None:
@@ -82,21 +73,18 @@ class RadiiEstimator(AbstractEstimator):
         self, count: int, kernels: tuple[Any, ...] | None = None
     ) -> list[Callable[..., Background]]:
         # Folded into constants as XLA compiles, the radii would be rounded differently.
-        radii = lax.optimization_barrier(self.radii)
-        check_channel_count(len(radii), count)
-        rows = jnp.broadcast_to(radii, (count, radii.shape[1]))
+        radii = rows_of_channels(lax.optimization_barrier(self.radii), count)
         kernels = kernels or self._kernels_in_use()
         return [
             ft.partial(self._estimate_channel, radii=row, kernels=of_row)
-            for row, of_row in zip(rows, kernels * (count // len(kernels)), strict=True)
+            for row, of_row in zip(radii, rows_of_channels(kernels, count), strict=True)
         ]
 
     def _kernels_in_use(self) -> tuple[Any, ...]:
         if self.kernels is not None:
             return self.kernels
-        if is_traced(self.unbounded_radii):
-            return self._bounded_kernels()
-        return self._concrete_kernels()
+        is_learned = is_traced(self.unbounded_radii)
+        return self._bounded_kernels() if is_learned else self._concrete_kernels()
 
     def _bounded_kernels(self) -> tuple[Any, ...]:
         return (self._kernels_for(self.max_radii, is_bound=True),)
@@ -114,10 +102,3 @@ class RadiiEstimator(AbstractEstimator):
         pix_axes = 2 - (len(self.max_radii) - self.unbounded_radii.shape[1])
         fields["radii_pix"] = tuple(row[:pix_axes] for row in fields["radii_pix"])
         return fields
-
-    @classmethod
-    def _restored(cls: type[_Estimator], fields: dict[str, Any]) -> _Estimator:
-        for name in fields:
-            if name.startswith("max_radius"):
-                check_bound(fields[name], name)
-        return super()._restored(fields)

@@ -13,55 +13,28 @@ import numpy as np
 from .checks import is_traced
 
 
-_VERSION = 1
-
-# What a JSON object holds, if it is no dictionary.
-_TAGS = {"format", "array", "list", "dict"}
-
-_Module = TypeVar("_Module", bound=eqx.Module)
 _Saved = TypeVar("_Saved", bound="SavedModule")
 
 
 class SavedModule(eqx.Module):
-    """A module that is saved as a JSON text and comes back from it.
-
-    Fields may be `None`, booleans, numbers, strings, arrays, modules of this kind, and
-    tuples, lists and dictionaries of these.
-    """
+    """A module that is saved as a JSON text and comes back from it. Fields may be `None`,
+    booleans, numbers, strings, arrays, modules of this kind, and tuples of these; a list
+    comes back as a tuple."""
 
     # The arguments of the constructor that are saved, which are attributes of the same
     # names. Without them, the fields are saved, and come back without the constructor.
     _saved_names: ClassVar[tuple[str, ...] | None] = None
 
     def to_json(self) -> str:
-        """This object as a JSON text, to be kept in a file and read by `from_json`.
-
-        **Raises:**
-
-        `ValueError` for traced arrays, and `TypeError` for fields that JSON cannot hold;
-        `equinox.tree_serialise_leaves` saves the arrays of those.
-        """
-        return json.dumps(_encoded(type(self).__name__, self), indent=2)
+        """This object as a JSON text, which `from_json` reads. `ValueError` for traced
+        arrays, and `TypeError` for fields that JSON cannot hold."""
+        return json.dumps(self, default=_encoded, indent=2)
 
     @classmethod
     def from_json(cls: type[_Saved], text: str) -> _Saved:
-        """What `to_json` of this class, or of one derived from it, wrote as `text`. Names
-        that the class does not know are passed over.
-
-        **Raises:**
-
-        `ValueError` for a text that holds no such object, or one of a later version.
-
-        !!! example
-
-            ```python
-            >>> import jaxbkgd
-            >>> text = jaxbkgd.SpatialMean(5.0).to_json()
-            >>> jaxbkgd.SpatialMean.from_json(text).radii_pix.round(3).tolist()
-            [[5.0, 5.0]]
-
-            ```
-        """
+        """What `to_json` of this class, or of one derived from it, wrote as `text`; names
+        that the class does not know are passed over. `ValueError` or `TypeError` for a text
+        that holds no such object, or one of a later version."""
         try:
             return _module(cls, json.loads(text))
         except json.JSONDecodeError as error:
@@ -69,9 +42,7 @@ class SavedModule(eqx.Module):
 
     def _saved_fields(self) -> dict[str, Any]:
         if self._saved_names is None:
-            return {
-                field.name: getattr(self, field.name) for field in dataclasses.fields(self)
-            }
+            return dict(vars(self))
         fields = {name: getattr(self, name) for name in self._saved_names}
         return {name: rounded(v) if _is_array(v) else v for name, v in fields.items()}
 
@@ -84,15 +55,12 @@ class SavedModule(eqx.Module):
     def __repr__(self) -> str:
         if self._saved_names is None or not all(map(_is_array, jax.tree.leaves(self))):
             return super().__repr__()
-        fields = {name: getattr(self, name) for name in self._saved_names}
-        for name, value in fields.items():
-            if _is_array(value):
-                fields[name] = np.vectorize(lambda x: float(f"{x:.6g}"))(value).tolist()
+        fields = SavedModule._saved_fields(self)
         texts = ", ".join(f"{name}={value!r}" for name, value in fields.items())
         return f"{type(self).__name__}({texts})"
 
 
-def with_fields(module: _Module, **fields: Any) -> _Module:
+def with_fields(module: _Saved, **fields: Any) -> _Saved:
     """A copy of `module` with some fields replaced, which no constructor checks."""
     copy = object.__new__(type(module))
     for name, value in (vars(module) | fields).items():
@@ -105,9 +73,8 @@ def rounded(values: Any) -> Any:
     values = np.asarray(values)
     if values.ndim:
         return tuple(map(rounded, values))
-    return (
-        float(str(values)) if jnp.issubdtype(values.dtype, jnp.floating) else values.item()
-    )
+    is_floating = jnp.issubdtype(values.dtype, jnp.floating)
+    return float(str(values)) if is_floating else values.item()
 
 
 def require_names(fields: Any, names: Any) -> dict[str, Any]:
@@ -128,10 +95,23 @@ def _is_array(value: Any) -> bool:
 def _header(cls: type) -> dict[str, Any]:
     is_ours = cls.__module__.partition(".")[0] == "jaxbkgd"
     name = f"jaxbkgd.{cls.__name__}" if is_ours else f"{cls.__module__}.{cls.__qualname__}"
-    return {"format": name, "version": _VERSION}
+    return {"format": name, "version": 1}
 
 
-def _module(cls: type[_Saved], fields: Any) -> _Saved:
+def _encoded(value: Any) -> Any:
+    """As an object of JSON, what `json` has no type for."""
+    if isinstance(value, SavedModule):
+        return _header(type(value)) | value._saved_fields()
+    if _is_array(value):
+        numbers = np.asarray(value)
+        return {"array": rounded(numbers), "dtype": numbers.dtype.name}
+    if is_traced(value):
+        raise ValueError("An array is traced; save outside of jax.jit and jax.grad.")
+    remedy = "save the arrays with equinox.tree_serialise_leaves"
+    raise TypeError(f"JSON cannot hold {value!r}; {remedy}.")
+
+
+def _module(cls: type[Any], fields: Any) -> Any:
     """The module of the class `cls`, or of a derived one, that a JSON object holds."""
     header = {}
     if isinstance(fields, dict):
@@ -144,57 +124,22 @@ def _module(cls: type[_Saved], fields: Any) -> _Saved:
             f"{header}; import the module that defines the class, or update jaxbkgd if the "
             "version is a later one."
         )
-    kind = kinds[-1]
-    names = kind._saved_names or [field.name for field in dataclasses.fields(kind)]
-    fields = {name: _decoded(value) for name, value in require_names(fields, names).items()}
-    try:
-        return kind._restored(fields)
-    except TypeError as error:
-        raise ValueError(f"This JSON does not fit {kind.__name__}. {error}") from error
+    names = kinds[-1]._saved_names or [f.name for f in dataclasses.fields(kinds[-1])]
+    fields = require_names(fields, names)
+    return kinds[-1]._restored({name: _decoded(value) for name, value in fields.items()})
 
 
-def _with_subclasses(cls: type[_Saved]) -> Iterator[type[_Saved]]:
+def _with_subclasses(cls: type[Any]) -> Iterator[type[Any]]:
     yield cls
     for subclass in cls.__subclasses__():
         yield from _with_subclasses(subclass)
 
 
-def _encoded(name: str, value: Any) -> Any:
-    """`value` in JSON's types: a tuple is a list, all else that they lack an object."""
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    if isinstance(value, SavedModule):
-        fields = value._saved_fields().items()
-        return _header(type(value)) | {key: _encoded(key, entry) for key, entry in fields}
-    if isinstance(value, tuple):
-        return [_encoded(name, entry) for entry in value]
-    if isinstance(value, list):
-        return {"list": [_encoded(name, entry) for entry in value]}
-    if isinstance(value, dict):
-        entries = {key: _encoded(name, entry) for key, entry in value.items()}
-        return {"dict": entries} if _TAGS & set(entries) else entries
-    if _is_array(value):
-        numbers = np.asarray(value)
-        shape = list(numbers.shape)
-        return {"array": rounded(numbers), "dtype": numbers.dtype.name, "shape": shape}
-    if is_traced(value):
-        raise ValueError(f"{name} is traced; save outside of jax.jit and jax.grad.")
-    raise TypeError(
-        f"{name} is {value!r}, which JSON cannot hold; equinox.tree_serialise_leaves saves "
-        "the arrays of such an object."
-    )
-
-
 def _decoded(value: Any) -> Any:
     if isinstance(value, list):
         return tuple(map(_decoded, value))
-    if not isinstance(value, dict):
-        return value
-    if "format" in value:
+    if isinstance(value, dict) and "format" in value:
         return _module(SavedModule, value)
-    if "array" in value:
-        numbers = np.array(value["array"], jnp.dtype(value["dtype"]))
-        return jnp.asarray(numbers.reshape(value["shape"]))
-    if "list" in value:
-        return list(map(_decoded, value["list"]))
-    return {key: _decoded(entry) for key, entry in value.get("dict", value).items()}
+    if isinstance(value, dict) and "array" in value:
+        return jnp.asarray(np.array(value["array"], jnp.dtype(value["dtype"])))
+    return value

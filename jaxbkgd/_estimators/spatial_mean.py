@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Shaped
 
-from .._filter.correlation import halo_lines
 from .._filter.kernels import (
     GaussianKernel,
     half_width,
@@ -22,20 +21,12 @@ from .._filter.primitive import separable_filter
 from .background import Background
 from .channels import as_frames, working_dtype
 from .checks import check_choice
-from .radii import (
-    bound_of,
-    channel_radii,
-    check_below,
-    check_bound,
-    frozen_mask,
-    require_concrete,
-    unbounded_radii,
-)
+from .radii import bound_of, channel_radii, check_below, frozen_mask, unbounded_radii
 from .radii_estimator import RadiiEstimator
 
 
 # The static halves of one channel's kernels, (y, x).
-KernelPair = tuple[GaussianKernel, GaussianKernel]
+KernelPair = tuple[GaussianKernel, ...]
 
 
 def spatial_mean(
@@ -47,8 +38,6 @@ def spatial_mean(
 ) -> Float[Array, "*batch height width"]:
     """The background of each frame: its mean under a Gaussian of `sigma = radius / 2`.
 
-    With "hard" truncation this is `smlmlp.bkgd_spatial_mean`, whose definition it
-    follows; with "smooth" truncation it is continuous in the radius, for learning.
     Borders repeat the edge pixel. A NaN or an infinity reaches the pixels whose kernel
     covers it, and no others.
 
@@ -56,34 +45,15 @@ def spatial_mean(
 
     - `frames`: `(..., height, width)`, of any real dtype.
     - `radius_pix`: the averaging radius in pixels, a number or a `(y, x)` pair.
-    - `max_radius_pix`: a static bound for the radius, which sets the number of taps. It
-        is needed where the radius is traced (under `jax.jit` or `jax.grad`); otherwise
-        the radius itself sets the number of taps.
-    - `truncation`: `"hard"` or `"smooth"`.
+    - `max_radius_pix`: a static bound, which sets the number of taps; needed where the
+        radius is traced (under `jax.jit` or `jax.grad`).
+    - `truncation`: `"hard"`, which is `smlmlp.bkgd_spatial_mean`, or `"smooth"`, which is
+        continuous in the radius, for learning.
 
-    **Returns:**
+    **Returns:** the background, of the shape of the frames and in their unit, float64 for
+    float64 frames, and float32 for all others.
 
-    The background, of the shape of the frames and in their unit: float64 for float64
-    frames, which JAX has in 64-bit mode only, and float32 for all others.
-
-    **Raises:**
-
-    `TypeError` or `ValueError` for frames that are not real or have fewer than two axes,
-    a radius that is not positive and finite or exceeds its bound, and a traced radius
-    without a bound.
-
-    !!! example
-
-        ```python
-        >>> import jaxbkgd
-        >>> import jax.numpy as jnp
-        >>> frames = jnp.full((10, 64, 64), 100, jnp.uint16)
-        >>> jaxbkgd.spatial_mean(frames, 7.0).shape
-        (10, 64, 64)
-        >>> jaxbkgd.spatial_mean(frames, (6.0, 10.0)).dtype
-        dtype('float32')
-
-        ```
+    **Raises:** `TypeError` or `ValueError` for frames or radii that are not as above.
     """
     frames = as_frames(frames)
     radii, kernels = _radii_and_kernels(radius_pix, max_radius_pix, truncation)
@@ -98,34 +68,14 @@ def noise_correction(
     noise: NoiseKind = "exact",
 ) -> Float[Array, ""]:
     """The standard deviation of `frame - spatial_mean(frame)` over that of the frame, for
-    noise that is independent from pixel to pixel, away from the borders. The formula is
-    derived in [How it works](how-it-works.md#the-noise-factor).
+    noise that is independent from pixel to pixel, away from the borders
+    ([derivation](how-it-works.md#the-noise-factor)); differentiable in the radius.
 
-    **Arguments:**
+    **Arguments** and errors are those of [`jaxbkgd.spatial_mean`][], and
 
-    - `radius_pix`, `max_radius_pix`, `truncation`: as in [`jaxbkgd.spatial_mean`][].
     - `noise`: `"exact"` is the norm of the residual's kernel, `||delta - g_y (x) g_x||`.
-        `"separable"` is `||delta - g_y|| ||delta - g_x||`, the factor that
+        `"separable"`, `||delta - g_y|| ||delta - g_x||`, is what
         `smlmlp.bkgd_spatial_mean` gives; it is too small (0.85 for 0.99 at 7 px).
-
-    **Returns:**
-
-    The factor, a scalar without unit, differentiable in the radius.
-
-    **Raises:**
-
-    As [`jaxbkgd.spatial_mean`][] does for the radius.
-
-    !!! example
-
-        ```python
-        >>> import jaxbkgd
-        >>> round(float(jaxbkgd.noise_correction(7.0)), 3)
-        0.99
-        >>> round(float(jaxbkgd.noise_correction(7.0, noise="separable")), 3)
-        0.853
-
-        ```
     """
     check_choice("noise", noise, NoiseKind)
     radii, kernels = _radii_and_kernels(radius_pix, max_radius_pix, truncation)
@@ -135,29 +85,18 @@ def noise_correction(
 class SpatialMean(RadiiEstimator):
     """[`jaxbkgd.spatial_mean`][] as a module whose radii are learned.
 
-    The radii are its only inexact array, `unbounded_radii`, so that
-    `equinox.filter_grad` and optax train them and nothing else. They are stored as
-    `logit(radius / max_radius_pix)`, so that no step of an optimizer leaves the open
-    interval from 0 to `max_radius_pix`. Below 0.39 px a smooth kernel has one tap, and no
-    gradient leads out of there: start above 1 px.
+    The radii are its only inexact array, `unbounded_radii`: `logit(radius /
+    max_radius_pix)`, so that no step of an optimizer leaves the open interval from 0 to
+    `max_radius_pix`. Below 0.39 px a smooth kernel has one tap, and no gradient leads out
+    of there: start above 1 px.
 
-    !!! example
+    ```python
+    >>> import jax.numpy as jnp
+    >>> import jaxbkgd
+    >>> jaxbkgd.SpatialMean(7.0)(jnp.full((10, 64, 64), 100.0)).bkgds.shape
+    (10, 64, 64)
 
-        ```python
-        >>> import jax.numpy as jnp
-        >>> import jaxbkgd
-        >>> frames = jnp.full((10, 64, 64), 100.0)
-        >>> background = jaxbkgd.SpatialMean(7.0)(frames)
-        >>> background.bkgds.shape
-        (10, 64, 64)
-        >>> background.snr(frames, gains=2.0).shape
-        (10, 64, 64)
-
-        ```
-
-    To replace the radii, take the `unbounded_radii` of another module with the same bound.
-    Saved by `to_json`, a module is whole. What `eqx.tree_serialise_leaves` saves are shares
-    of `max_radius_pix`, to be loaded into a module with the same bound.
+    ```
     """
 
     max_radius_pix: float = eqx.field(static=True)
@@ -182,9 +121,8 @@ class SpatialMean(RadiiEstimator):
             and both axes, which stay equal as they are learned; a `(y, x)` pair for all
             channels; or a sequence with one number or pair for each channel. Two
             numbers are a pair, never two channels.
-        - `max_radius_pix`: a static bound above all radii. Where these are traced, it sets
-            the number of taps, and so the cost. By default four times the largest initial
-            radius.
+        - `max_radius_pix`: a static bound above all radii, by default four times the
+            largest, which sets the number of taps where the radii are traced.
         - `truncation`: `"smooth"`, or `"hard"` for the taps of smlmlp, whose gradient
             misses the jumps where a tap enters.
         - `noise`: the kind of noise factor; see [`jaxbkgd.noise_correction`][].
@@ -192,10 +130,7 @@ class SpatialMean(RadiiEstimator):
             all, a pair of them beside a pair of radii, or one or a pair for each channel.
             Weight decay [moves them all the same](faq.md#how-do-i-freeze-radii).
 
-        **Raises:**
-
-        `TypeError` or `ValueError` for radii that are not positive and finite, are not
-        below the bound, or are traced without a bound.
+        **Raises:** `TypeError` or `ValueError` for what is not as above.
         """
         check_choice("truncation", truncation, Truncation)
         check_choice("noise", noise, NoiseKind)
@@ -214,12 +149,6 @@ class SpatialMean(RadiiEstimator):
         return 0
 
     @property
-    def halo_lines(self) -> int | None:
-        """The half-width of the widest kernel, if the filter is local to the bit there."""
-        kernels = [kernel for pair in self._kernels_in_use() for kernel in pair]
-        return halo_lines(max(kernel.half_width for kernel in kernels))
-
-    @property
     def max_radii(self) -> tuple[float, float]:
         """The bounds of the radii (y, x)."""
         return self.max_radius_pix, self.max_radius_pix
@@ -230,8 +159,7 @@ class SpatialMean(RadiiEstimator):
         return self.radii
 
     def _kernels_for(self, radii: Sequence[float], *, is_bound: bool) -> KernelPair:
-        y, x = radii
-        return _kernels(y, x, self.truncation, is_bound=is_bound)
+        return _kernels(radii, self.truncation, is_bound=is_bound)
 
     def _estimate_channel(
         self, frames: Any, *, radii: Any, kernels: KernelPair, donated: Any = None
@@ -277,24 +205,19 @@ def _radii_and_kernels(
     check_choice("truncation", truncation, Truncation)
     radii = channel_radii(radius_pix)
     if radii.shape[0] != 1:
-        raise ValueError(
-            f"radius_pix must be a number or a (y, x) pair, but got {radius_pix!r}; "
-            "`SpatialMean` takes radii for several channels."
-        )
-    if max_radius_pix is None:
-        y, x = np.broadcast_to(require_concrete(radii), (1, 2))[0].tolist()
-        kernels = _kernels(y, x, truncation, is_bound=False)
-    else:
-        bound = check_bound(max_radius_pix)
-        check_below(bound, radius_pix)
-        kernels = _kernels(bound, bound, truncation, is_bound=True)
-    return jnp.broadcast_to(jnp.asarray(radii, float), (1, 2))[0], kernels
+        rule = "radius_pix must be a number or a (y, x) pair; SpatialMean takes more"
+        raise ValueError(f"{rule}, but got {radius_pix!r}.")
+    bound = bound_of(radii, max_radius_pix)
+    check_below(bound, radius_pix)
+    is_bound = max_radius_pix is not None
+    largest = np.broadcast_to(bound if is_bound else radii[0], 2).tolist()
+    kernels = _kernels(largest, truncation, is_bound=is_bound)
+    return jnp.broadcast_to(jnp.asarray(radii[0], float), 2), kernels
 
 
-def _kernels(y: float, x: float, truncation: Truncation, *, is_bound: bool) -> KernelPair:
+def _kernels(
+    radii: Sequence[float], truncation: Truncation, *, is_bound: bool
+) -> KernelPair:
     """For the radii (y, x), or for all below them."""
-    y_kernel, x_kernel = (
-        GaussianKernel(half_width(radius, truncation), truncation, is_bound=is_bound)
-        for radius in (y, x)
-    )
-    return y_kernel, x_kernel
+    widths = [half_width(radius, truncation) for radius in radii]
+    return tuple(GaussianKernel(w, truncation, is_bound=is_bound) for w in widths)

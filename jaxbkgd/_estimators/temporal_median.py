@@ -27,25 +27,7 @@ class TemporalMedian(AbstractEstimator):
 
     At either end of the movie there are fewer frames, and of an even number the two middle
     values are averaged. A NaN reaches the frames whose window covers it, and no others.
-    Nothing is learned. The gradient with respect to the frames is that of the middle
-    values, shared among the frames that are equal to them.
-
-    The noise factor is `sqrt(1 - 2 / n + v)` for a window of n frames, whose median of
-    white Gaussian noise of variance 1 has the variance v, an integral over the density of
-    the middle order statistic. A value's covariance with the median is `1 / n` (by Basu's
-    theorem).
-
-    !!! example
-
-        ```python
-        >>> import jax.numpy as jnp
-        >>> import jaxbkgd
-        >>> frames = jnp.full((100, 64, 64), 100.0).at[40:50].add(700.0)
-        >>> background = jaxbkgd.TemporalMedian(25)(frames)
-        >>> bool((background.bkgds == 100).all())
-        True
-
-        ```
+    Nothing is learned; frames that are equal share their gradient.
     """
 
     half_window_frames: int = eqx.field(static=True)
@@ -61,9 +43,7 @@ class TemporalMedian(AbstractEstimator):
         - `noise`: `"exact"` for the noise factor of white Gaussian noise, away from the
             movie's ends; `"unit"` for 1, which smlmlp gives.
 
-        **Raises:**
-
-        `ValueError` for a radius that is not a whole number from 0, and an unknown `noise`.
+        **Raises:** `ValueError` for no whole number from 0, and an unknown `noise`.
         """
         self.half_window_frames = checked_count(
             "half_window_frames", half_window_frames, 0, "a window of 51 frames has 25"
@@ -77,11 +57,9 @@ class TemporalMedian(AbstractEstimator):
         return self.half_window_frames
 
     def estimate_stack(self, frames: Shaped[Array, "*batch height width"]) -> Background:
-        """The background of one stack `(..., frames, height, width)`, float64 for float64
-        frames and float32 for all others. A single frame is its own median."""
+        """The background of one stack; a single frame is its own median."""
         noise = 1.0 if self.noise == "unit" else _exact_noise(self.half_window_frames)
-        frames = frames.astype(working_dtype(frames))
-        bkgds = frames
+        bkgds = frames = frames.astype(working_dtype(frames))
         if frames.ndim > 2 and frames.size:
             reach, count = self.half_window_frames, frames.shape[-3]
             # No window reaches farther than a movie whose length is known.
@@ -134,12 +112,10 @@ def _of_middles(
     reach: int,
     frames: Float[Array, "frames height width"],
 ) -> Any:
-    """A function of the two middle values of each window, which are one and the same where
-    their number is odd.
+    """A function of the two middle values of each window, which are the same if it is odd.
 
     The window stays sorted as it slides: the frame that leaves closes a gap, and the one
-    that enters opens one, in all pixels at once. Beyond the movie's ends, and for NaN,
-    there is infinity, which sorts behind everything.
+    that enters opens one. Beyond the movie's ends, and for NaN, there is infinity.
     """
     length = frames.shape[0]
     window = 2 * reach + 1
@@ -176,9 +152,8 @@ def _of_middles(
 
 @ft.lru_cache(maxsize=64)
 def _exact_noise(radius: int) -> float:
-    """The factor of `TemporalMedian`. (The covariance of a value with the median
-    is the same for all, and that of the mean with any shift-equivariant estimator is the
-    variance of the mean, by Basu's theorem.)"""
+    """`sqrt(1 - 2 / n + v)`, with the variance v of the median of n normal numbers, whose
+    covariance with each of these is `1 / n` (Basu's theorem)."""
     with jax.ensure_compile_time_eval():
         x = jnp.linspace(-8, 8, 4001)
         # Of the middle one of sorted values, with `radius` on either side.
