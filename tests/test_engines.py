@@ -203,7 +203,7 @@ def test_nothing_is_left_of_an_image_that_is_written_over(is_bound, rng, monkeyp
     kernels = kernels_for(is_bound=is_bound)
     settings = Settings("space", "repeated", is_finite=False)
     over = jax.jit(ft.partial(engines.filter_onto, kernels=kernels, settings=settings))
-    got = over(np.full_like(frames, np.nan), frames, *map(jnp.float64, RADII))
+    got = over(frames, *map(jnp.float64, RADII), np.full_like(frames, np.nan))
     close(got, images_by_matrices(frames, [kernels])[0])
 
 
