@@ -152,13 +152,9 @@ def test_a_channel_of_a_mean_over_time_has_its_radii_and_its_camera(folder):
     assert chosen.frozen == ((False, False, False),)
 
 
-@pytest.mark.parametrize(
-    ("movie", "out"), [("movie.npy", "bkgd.zarr"), ("movie.ome.tif", "bkgd.ome.tif")]
-)
-def test_the_suffix_is_the_format(movie, out, folder):
-    frames = _frames()
-    np.save("movie.npy", frames)
-    tifffile.imwrite("movie.ome.tif", frames, ome=True, metadata={"axes": "TYX"})
+def test_the_suffix_is_the_format(folder):
+    frames, movie, out = _frames(), "movie.ome.tif", "bkgd.zarr"
+    tifffile.imwrite(movie, frames, ome=True, metadata={"axes": "TYX"})
     assert _done(f"estimate {movie} --out {out}").stderr == ""
     _assert_is_background_of(_read(out), frames, (7, 7))
     for path, dtype in ((movie, "uint16"), (out, "float32")):
@@ -297,17 +293,6 @@ def test_frames_that_are_not_finite_are_counted(folder):
     assert rows["not finite"] == "NaN or infinity in 2 frames"
 
 
-def test_a_package_warns_in_one_line(folder, monkeypatch):
-    def warn(*arguments, **options):
-        warnings.warn("A chunk\nis missing.", stacklevel=2)
-        return real_estimate_movie(*arguments, **options)
-
-    real_estimate_movie = _estimate.estimate_movie
-    monkeypatch.setattr(_estimate, "estimate_movie", warn)
-    np.save("movie.npy", _frames())
-    assert _done(ESTIMATE).stderr == "jaxbkgd: A chunk is missing.\n"
-
-
 def _a_corrupt_page(folder: Path, page: int = 6) -> None:
     _write(folder / "movie.tif", _frames(), compression="zlib")
     with tifffile.TiffFile(folder / "movie.tif") as tiff:
@@ -366,7 +351,7 @@ def test_a_wrong_argument_is_one_line_and_leaves_nothing(options, pattern, folde
     assert Path("there.tif").read_text() == "precious"
 
 
-@pytest.mark.parametrize("kind", [MovieError, UsageError, ValueError, OSError])
+@pytest.mark.parametrize("kind", [MovieError, UsageError, ValueError])
 def test_an_error_is_one_line_and_its_traceback_is_shown_when_asked(
     kind, folder, monkeypatch
 ):
@@ -453,10 +438,9 @@ def test_the_same_command_goes_on_after_ctrl_c(folder, monkeypatch):
     assert Path("bkgd.tif").read_bytes() == Path("whole.tif").read_bytes()
 
 
-@pytest.mark.parametrize("name", ["estimate_movie", "open_channels"])
-def test_an_interruption_before_anything_is_written_says_so(name, folder, monkeypatch):
+def test_an_interruption_before_anything_is_written_says_so(folder, monkeypatch):
     np.save("movie.npy", _frames())
-    monkeypatch.setattr(_estimate, name, _press_ctrl_c)
+    monkeypatch.setattr(_estimate, "open_channels", _press_ctrl_c)
     _assert_interrupted(_run(ESTIMATE), NOTHING)
     assert [path.name for path in folder.iterdir()] == ["movie.npy"]
 
@@ -507,31 +491,14 @@ RUN = [sys.executable, "-m", "jaxbkgd"]
 
 
 def test_without_its_packages_the_command_alone_names_the_extra():
-    # As on a base install, where a walk over all modules goes on.
-    code = """if True:
-        import pkgutil, sys
-        for name in ("typer", "rich", "matplotlib", "PIL", "tifffile", "zarr"):
-            sys.modules[name] = None
-        import jaxbkgd._cli
-        failed = []
-        found = list(
-            pkgutil.walk_packages(jaxbkgd._cli.__path__, "jaxbkgd._cli.", failed.append)
-        )
-        for module in found:
-            try:
-                __import__(module.name)
-            except ImportError:
-                failed.append(module.name)
-        assert "jaxbkgd._cli.app" in failed and "jaxbkgd._cli.main" not in failed
-        from jaxbkgd._cli.main import main
-        main()
-    """
+    code = (
+        "import sys; sys.modules['typer'] = None; import jaxbkgd._cli.main as m; m.main()"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code, "--version"], capture_output=True, text=True
     )
-    line = r"the command line needs the Python package [a-z]+; install it with"
-    pattern = rf"jaxbkgd: {line}: pip install 'jaxbkgd\[cli\]'\n"
-    assert re.fullmatch(pattern, done.stderr), done.stderr
+    line = "the command line needs the Python package typer; install it with"
+    assert done.stderr == f"jaxbkgd: {line}: pip install 'jaxbkgd[cli]'\n"
     assert (done.returncode, done.stdout) == (2, "")
 
 
@@ -759,17 +726,13 @@ def test_a_calibration_is_for_as_many_channels_as_it_has(folder):
     _assert_one_line(result, "radii.json: has 3 channels, not 2")
 
 
-@pytest.mark.parametrize(
-    ("is_at_bound", "is_fault"),
-    [([True, False, False], False), ([False, True, True], True)],
-)
-def test_a_radius_in_time_at_its_bound_is_no_fault(is_at_bound, is_fault, folder):
-    np.save("movie.npy", _frames())
+def test_a_radius_in_time_at_its_bound_is_no_fault(folder, capsys):
     fields = json.loads(LocalMean(2.0, 1.0, clip=None).to_json())
-    about = {"is_converged": True, "is_at_bound": [is_at_bound]}
-    Path("radii.json").write_text(json.dumps(fields | {"calibration": about}))
-    result = _done(f"{ESTIMATE} --calibration radii.json")
-    assert ("a radius is at its bound" in result.stderr) == is_fault
+    for is_at_bound, fault in (([True, False, False], False), ([False, True, True], True)):
+        about = {"is_converged": True, "is_at_bound": [is_at_bound]}
+        Path("radii.json").write_text(json.dumps(fields | {"calibration": about}))
+        arguments.read_calibration(Path("radii.json"), None, 1)
+        assert ("a radius is at its bound" in capsys.readouterr().err) == fault
 
 
 @pytest.mark.parametrize(
