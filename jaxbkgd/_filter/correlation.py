@@ -112,8 +112,7 @@ def correlate_axis(
         shape[axis] = half_width
         beyond = jnp.zeros_like(image, shape=shape)
         padded = jnp.concatenate([beyond, image, beyond], axis)
-    # Else XLA would pad anew for each tap.
-    padded = lax.optimization_barrier(padded)
+    padded = lax.optimization_barrier(padded)  # else XLA would pad anew for each tap
     images = correlate(padded, rows, size, axis, on_cpu=on_cpu)
     if edges != "folded":
         return images
@@ -148,7 +147,8 @@ def fold_edges(
     `last` are the pixels within reach of the edges, not correlated."""
     # The weight with which a pixel at a distance from the edge writes beyond it.
     beyond = (jnp.sum(taps) - jnp.cumsum(taps))[:-1]
-    along = ft.partial(jnp.expand_dims, axis=[-1] if axis == -2 else [])
+    others = [other for other in range(-image.ndim, 0) if other != axis]
+    along = ft.partial(jnp.expand_dims, axis=others)
     positions = along(start + jnp.arange(image.shape[axis]))
     for edge, near, weights in ((0, first, beyond), (size - 1, last, beyond[::-1])):
         folded = jnp.sum(near * along(weights), axis=axis, keepdims=True)
