@@ -19,8 +19,6 @@ from jaxbkgd._filter.kernels import GapKernel, GaussianKernel, half_width, Trunc
 from jaxbkgd._filter.primitive import separable_filter, temporal_filter
 
 
-TRUNCATIONS: tuple[Truncation, ...] = ("hard", "smooth")
-
 BOUND = 4.0
 LONG_BOUND = 24.0
 
@@ -223,14 +221,6 @@ class TestTransformations:
             got = jax.jit(jax.value_and_grad(saved, (0, 1)))(FRAMES, PAIR)
             jax.tree.map(close(), got, expected)
         close()(eqx.filter_jit(loss)(FRAMES, PAIR), expected[0])
-
-    def test_a_slope_under_checkpoint_has_the_same_gradient(self, x64):
-        def slope(radii):
-            tangents = (np.ones_like(PAIR),)
-            return jax.jvp(lambda radii: loss(FRAMES, radii), (radii,), tangents)[1]
-
-        got = jax.jit(jax.grad(jax.checkpoint(slope)))(PAIR)
-        close()(got, jax.jit(jax.grad(slope))(PAIR))
 
     def test_hessians_agree_in_all_orders_of_modes(self, x64):
         modes = jax.jacfwd, jax.jacrev
@@ -559,12 +549,11 @@ class TestNotFinite:
             expected = dense_mean(frames, tuple(pairs[pair]), truncation)
             same_where_not_finite(got, expected)
 
-    @pytest.mark.parametrize("bound", [BOUND, LONG_BOUND])
-    def test_stays_out_of_derivatives_elsewhere(self, bound, rng, x64):
+    def test_stays_out_of_derivatives_elsewhere(self, rng, x64):
         frames = movie_with_what_is_not_finite(rng)
         clean = np.where(np.isfinite(frames), frames, 0.0)
         radii = np.array([2.0, 3.0])
-        function = mean("smooth", bound)
+        function = mean("smooth", LONG_BOUND)
 
         @jax.jit
         def derivatives(frames, cotangent):
@@ -591,12 +580,11 @@ any_radii = st.tuples(st.floats(0.125, BOUND, width=32), st.floats(0.125, BOUND,
 @given(
     frame=frames_of_any_content,
     radii=any_radii,
-    truncation=st.sampled_from(TRUNCATIONS),
     scale=st.floats(-10, 10, width=32),
     shift=st.floats(-100, 100, width=32),
 )
-def test_a_mean_is_a_mean(frame, radii, truncation, scale, shift):
-    function = mean(truncation)
+def test_a_mean_is_a_mean(frame, radii, scale, shift):
+    function = mean()
     radii = np.array(radii, np.float32)
     image = np.asarray(function(frame, radii))
     largest = np.abs(frame).max()
@@ -609,14 +597,6 @@ def test_a_mean_is_a_mean(frame, radii, truncation, scale, shift):
     np.testing.assert_allclose(moved, scale * image + shift, rtol=0, atol=rounding)
     mirrored = function(frame[::-1, ::-1], radii)
     np.testing.assert_allclose(mirrored[::-1, ::-1], image, rtol=0, atol=1e-6 * largest)
-
-
-def test_the_mean_moves_with_the_frame(rng, x64):
-    frame = np.zeros((60, 70))
-    frame[20:30, 20:28] = rng.normal(size=(10, 8))
-    image = mean()(frame, np.array([3.0, 5.0]))
-    moved = mean()(np.roll(frame, (12, 17), (0, 1)), np.array([3.0, 5.0]))
-    close()(moved, np.roll(image, (12, 17), (0, 1)))
 
 
 def test_another_radius_under_the_same_bound_is_not_compiled_again():

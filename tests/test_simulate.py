@@ -250,7 +250,7 @@ def test_other_numbers_are_not_compiled_again():
     simulate(0)
     names = []
     jax.monitoring.register_event_duration_secs_listener(
-        lambda name, *_, **__: names.append(name)
+        lambda event, duration_secs, **_: names.append(event)
     )
     simulate(1)
     simulate(2)
