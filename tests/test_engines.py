@@ -243,7 +243,7 @@ def over_time(movie, kernel, edges):
 
 
 @pytest.mark.parametrize(
-    ("shape", "edges"), zip(MOVIES, ("repeated", "folded", "empty"), strict=True)
+    ("shape", "edges"), list(zip(MOVIES, ("repeated", "folded", "empty"), strict=True))
 )
 def test_movies_are_filtered_over_time_by_a_dense_matrix(
     way_in_time, shape, edges, rng, x64
