@@ -1,7 +1,6 @@
 """Synthetic movies of blinking molecules over an uneven background, and their truth."""
 
 import math
-from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -12,7 +11,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Float32, Int32, Key, PRNGKeyArray, UInt16
 
-from ._estimators.checks import checked_count, checked_number, checked_numbers, is_traced
+from ._estimators.checks import checked_count, checked_number, is_traced
 
 
 RealScalar = float | Float[Array, ""]
@@ -25,14 +24,9 @@ _WAVE_COUNT = 1024
 _LOG_ODDS_OF_FIT = 21
 # The limits of float32, in which numbers are used.
 _TINY, _HUGE = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
-# The smallest and the largest value of a number, if not 0 and the largest of float32.
-_LIMITS = {
-    **dict.fromkeys(("on_time_frames", "psf_sigma_pix"), (_TINY, _HUGE)),
-    **dict.fromkeys(("bkgd_length_scale_pix", "haze_sigma_pix"), (_TINY, _HUGE)),
-    "gain_electrons_per_adu": (_TINY, _HUGE),
-    "cell_contrast": (0.0, 1.0),
-    "bkgd_remaining": (_TINY, 1.0),
-    "em_gain": (1.0, _HUGE),
+_ABOVE_ZERO = {
+    *("on_time_frames", "psf_sigma_pix", "bkgd_length_scale_pix", "bkgd_remaining"),
+    "gain_electrons_per_adu",
 }
 _COUNTS = ("frame_count", "height_pix", "width_pix")
 _PER_FRAME = ("molecules_per_frame", "on_time_frames")
@@ -41,8 +35,7 @@ _PER_FRAME = ("molecules_per_frame", "on_time_frames")
 class SimulatedTruth(eqx.Module):
     """What a simulated movie was made from.
 
-    `bkgds_adu` is the expected background of every frame in ADU above the camera's
-    offset, `(frames, height, width)`; with channels, a tuple with one for each.
+    `bkgds_adu` is the expected background of every frame in ADU above the camera's offset.
 
     The molecules are flat arrays, with one event for each molecule and frame in which it
     shines, in the order of the frames. Every frame has the same number of places; those
@@ -51,11 +44,11 @@ class SimulatedTruth(eqx.Module):
     - `frame`, `y_pix`, `x_pix`: the event's frame and place. Pixel centres are at integers
         from 0. Molecules whose light reaches in from outside the frame are listed, too.
     - `photons`: the photons (photoelectrons) expected from the molecule during that frame,
-        in all channels together and with those that fall beside the frame.
+        with those that fall beside the frame.
     - `is_on`: whether there is an event in this place.
     """
 
-    bkgds_adu: Any
+    bkgds_adu: Float32[Array, "frames height width"]
     frame: Int32[Array, " events"]
     y_pix: Float32[Array, " events"]
     x_pix: Float32[Array, " events"]
@@ -77,16 +70,11 @@ def simulate_movie(
     bkgd_photons: int | float = 60.0,
     bkgd_contrast: int | float = 0.3,
     bkgd_length_scale_pix: int | float = 20.0,
-    cell_contrast: int | float = 0.0,
-    haze_photons: int | float = 0.0,
-    haze_sigma_pix: int | float = 15.0,
     bkgd_remaining: int | float = 1.0,
     gain_electrons_per_adu: int | float = 0.46,
     offset_adu: int | float = 100.0,
     read_noise_electrons: int | float = 1.5,
-    em_gain: int | float = 1.0,
-    channel_shares: Sequence[int | float] | None = None,
-) -> tuple[Any, SimulatedTruth]:
+) -> tuple[UInt16[Array, "frames height width"], SimulatedTruth]:
     """A movie of blinking molecules over an uneven background, and its truth.
 
     Molecules lie anywhere, also just outside the frame, switch on at any instant, and stay
@@ -110,29 +98,19 @@ def simulate_movie(
     - `bkgd_contrast`: its standard deviation over space, divided by its mean.
     - `bkgd_length_scale_pix`: the background's logarithm at two places that are d
         pixels apart has the correlation exp(-d^2 / (2 bkgd_length_scale_pix^2)).
-    - `cell_contrast`: the share of background that is missing outside of a random cell.
-    - `haze_photons`, `haze_sigma_pix`: mean photons per pixel and frame, added to the
-        background, of drifting Gaussians out of focus, and their standard deviation.
-    - `bkgd_remaining`: the share of background and haze that is left in the last frame,
-        after exponential bleaching. Molecules do not fade.
+    - `bkgd_remaining`: the share of the background that is left in the last frame, after
+        exponential bleaching. Molecules do not fade.
     - `gain_electrons_per_adu`, `offset_adu`, `read_noise_electrons`: the camera, by default
         a usual sCMOS camera. Read noise is a standard deviation.
-    - `em_gain`: above 1, an EMCCD multiplies each electron by a random number of this mean
-        before read noise. This doubles the variance of photon noise (Robbins and Hadwen,
-        IEEE Trans. Electron Devices 50, 1227, 2003): [`jaxbkgd.snr`][] needs the `gain`
-        `gain_electrons_per_adu / em_gain / 2`.
-    - `channel_shares`: for a movie with channels, the share of a molecule's photons that
-        each gets, such as `(0.6, 0.4)`. Every channel has a background of its own.
 
     **Returns:**
 
-    The frames, 16-bit `(frames, height, width)`, and a `SimulatedTruth`. With
-    `channel_shares` the frames are a tuple with one such stack for each channel.
+    The frames, 16-bit `(frames, height, width)`, and a `SimulatedTruth`.
 
     **Raises:**
 
-    `TypeError` or `ValueError` for a key, size, number or share that is none or out of its
-    range, numbers that `jax.jit` traces, and more molecules than 32-bit indices count.
+    `TypeError` or `ValueError` for a key, size or number that is none or out of its range,
+    numbers that `jax.jit` traces, and more molecules than 32-bit indices count.
 
     !!! Example
 
@@ -149,135 +127,88 @@ def simulate_movie(
         ```
     """
     numbers = dict(locals())
-    key, shares = _checked_key(numbers.pop("key")), (1.0,)
-    if numbers.pop("channel_shares") is not None:
-        shares = checked_numbers("channel_shares", channel_shares)
-    if not math.isclose(sum(shares), 1, rel_tol=1e-6):
-        raise ValueError(
-            f"channel_shares must add up to 1, but are {shares}; for two channels give two "
-            "numbers, such as (0.6, 0.4), and for a movie without channels None."
-        )
+    key = _checked_key(numbers.pop("key"))
     sizes = {name: checked_count(name, numbers.pop(name)) for name in _COUNTS}
     for name, value in numbers.items():
         if is_traced(value):
             raise TypeError(f"{name} must be known before jax.jit, but is traced.")
-        minimum, maximum = _LIMITS.get(name, (0.0, _HUGE))
+        minimum = _TINY if name in _ABOVE_ZERO else 0.0
+        maximum = 1.0 if name == "bkgd_remaining" else _HUGE
         numbers[name] = checked_number(
             name, value, minimum=minimum, includes_minimum=True, maximum=maximum
         )
-    names = (*_PER_FRAME, "photons_per_frame", "photons_spread")
-    molecules = {name: numbers.pop(name) for name in names}
-    molecules_key, *keys = jax.random.split(key, 1 + 4 * len(shares))
+    sizes |= {name: numbers.pop(name) for name in _PER_FRAME}
     margin_pix = math.ceil(5 * numbers["psf_sigma_pix"])
-    events = _events(molecules_key, margin_pix=margin_pix, **sizes, **molecules)
-    # Haze and EM gain are compiled for the movies that have them only.
-    optional = {"haze_photons": numbers["haze_photons"] or None}
-    optional["em_gain"] = numbers["em_gain"] if numbers["em_gain"] > 1 else None
-    channels = [
-        _channel(keys[4 * i : 4 * i + 4], events, share, numbers | optional, **sizes)
-        for i, share in enumerate(shares)
-    ]
-    frames, bkgds_adu = zip(*channels, strict=True)
-    if channel_shares is None:
-        frames, bkgds_adu = frames[0], bkgds_adu[0]
-    return frames, SimulatedTruth(bkgds_adu, **events)
+    return _simulate(key, numbers, margin_pix=margin_pix, **sizes)
 
 
 @partial(jax.jit, static_argnames=("margin_pix", *_COUNTS, *_PER_FRAME))
-def _events(
+def _simulate(
     key: Key[Array, ""],
+    numbers: dict[str, RealScalar],
     *,
     margin_pix: int,
+    frame_count: int,
     height_pix: int,
     width_pix: int,
-    frame_count: int,
     molecules_per_frame: float,
-    **molecules: Any,
-) -> dict[str, Array]:
-    """The molecules of a `SimulatedTruth`, drawn in a frame with a margin on each side."""
-    wide = {
-        "height_pix": height_pix + 2 * margin_pix,
-        "width_pix": width_pix + 2 * margin_pix,
-    }
-    wider = wide["height_pix"] * wide["width_pix"] / (height_pix * width_pix)
-    molecules |= {"molecules_per_frame": wider * molecules_per_frame}
+    on_time_frames: float,
+) -> tuple[UInt16[Array, "frames height width"], SimulatedTruth]:
+    molecules_key, field_key, camera_key = jax.random.split(key, 3)
+    size = {"height_pix": height_pix, "width_pix": width_pix}
+    # The molecules lie in a frame with a margin on each side.
+    wide = {name: pixels + 2 * margin_pix for name, pixels in size.items()}
+    wider = math.prod(wide.values()) / (height_pix * width_pix)
     is_on, y_pix, x_pix, photons = blinking_molecules(
-        key, frame_count=frame_count, **wide, **molecules
+        molecules_key,
+        frame_count=frame_count,
+        molecules_per_frame=wider * molecules_per_frame,
+        photons_per_frame=numbers["photons_per_frame"],
+        on_time_frames=on_time_frames,
+        photons_spread=numbers["photons_spread"],
+        **wide,
     )
-    frame = jnp.arange(frame_count, dtype=jnp.int32)
-    return {
-        "frame": jnp.repeat(frame, is_on.shape[1]),
-        "y_pix": jnp.where(is_on, y_pix - margin_pix, 0).ravel(),
-        "x_pix": jnp.where(is_on, x_pix - margin_pix, 0).ravel(),
-        "photons": photons.ravel(),
-        "is_on": is_on.ravel(),
-    }
-
-
-@partial(jax.jit, static_argnames=_COUNTS)
-def _channel(
-    keys: list[Array],
-    events: dict[str, Array],
-    share: RealScalar,
-    numbers: dict[str, Any],
-    *,
-    frame_count: int,
-    **size: int,
-) -> tuple[UInt16[Array, "frames height width"], Float32[Array, "frames height width"]]:
-    """Frames, and their expected background in ADU."""
-    field_key, camera_key, cell_key, haze_key = keys
-    gain, em_gain = numbers["gain_electrons_per_adu"], numbers["em_gain"]
-    psf_sigma_pix, sigma_pix = numbers["psf_sigma_pix"], numbers["haze_sigma_pix"]
+    y_pix = jnp.where(is_on, y_pix - margin_pix, 0)
+    x_pix = jnp.where(is_on, x_pix - margin_pix, 0)
     contrast, scale_pix = numbers["bkgd_contrast"], numbers["bkgd_length_scale_pix"]
     field = uneven_field(field_key, contrast=contrast, length_scale_pix=scale_pix, **size)
-    outside = 1 - cell_inside(cell_key, **size)
-    first_bkgd = numbers["bkgd_photons"] * field * (1 - numbers["cell_contrast"] * outside)
-    electrons_per_photon = 1 if em_gain is None else em_gain
+    gain, psf_sigma_pix = numbers["gain_electrons_per_adu"], numbers["psf_sigma_pix"]
 
     def expose(frame: tuple[Array, ...]) -> tuple[Array, Array]:
         frame_key, time, *molecules = frame
-        bkgd = first_bkgd
-        if numbers["haze_photons"] is not None:
-            haze = drifting_haze(haze_key, time, sigma_pix=sigma_pix, **size)
-            bkgd += numbers["haze_photons"] * haze
-        bkgd *= jnp.exp(time * jnp.log(numbers["bkgd_remaining"]))
+        left = jnp.exp(time * jnp.log(numbers["bkgd_remaining"]))
+        bkgd = numbers["bkgd_photons"] * left * field
         signal = render_molecules(*molecules, psf_sigma_pix=psf_sigma_pix, **size)
-        photons = bkgd + share * signal
-        photon_key, read_key, em_key = jax.random.split(frame_key, 3)
-        noise = jax.random.normal(read_key, photons.shape, jnp.float32)
+        photon_key, read_key = jax.random.split(frame_key)
+        noise = jax.random.normal(read_key, bkgd.shape, jnp.float32)
         # Counts are 32-bit integers. A camera has saturated long before their end.
-        photons = jnp.minimum(photons, 1e9)
+        photons = jnp.minimum(bkgd + signal, 1e9)
         electrons = jax.random.poisson(photon_key, photons, dtype=jnp.int32)
-        electrons = electrons.astype(jnp.float32)
-        if em_gain is not None:
-            # The register makes an exponential number of each electron (Basden, Haniff and
-            # Mackay, Mon. Not. R. Astron. Soc. 345, 985, 2003); their sum is a gamma one.
-            electrons = em_gain * jax.random.gamma(em_key, electrons, dtype=jnp.float32)
-        electrons += numbers["read_noise_electrons"] * noise
+        electrons = electrons.astype(jnp.float32) + numbers["read_noise_electrons"] * noise
         adu = jnp.clip(jnp.round(electrons / gain + numbers["offset_adu"]), 0, 65535)
-        return adu.astype(jnp.uint16), electrons_per_photon * bkgd / gain
+        return adu.astype(jnp.uint16), bkgd / gain
 
     # One frame at a time keeps memory small, and the loop of the Poisson sampler, which
     # runs until each pixel has its count, in the cache.
-    names = ("y_pix", "x_pix", "photons")
-    molecules = (events[name].reshape(frame_count, -1) for name in names)
     frame_keys = jax.random.split(camera_key, frame_count)
     time = jnp.linspace(0, 1, frame_count, dtype=jnp.float32)
-    return lax.map(expose, (frame_keys, time, *molecules))
+    frames, bkgds_adu = lax.map(expose, (frame_keys, time, y_pix, x_pix, photons))
+    frame = jnp.repeat(jnp.arange(frame_count, dtype=jnp.int32), is_on.shape[1])
+    events = (y_pix.ravel(), x_pix.ravel(), photons.ravel(), is_on.ravel())
+    return frames, SimulatedTruth(bkgds_adu, frame, *events)
 
 
 def _checked_key(key: Any) -> Key[Array, ""]:
     remedy = "make one with jax.random.key(0)"
-    is_typed = isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
-    single = () if is_typed else jax.random.PRNGKey(0).shape
-    if not (is_typed or getattr(key, "dtype", None) == np.uint32):
+    if getattr(key, "dtype", None) == np.uint32:
+        key = jax.random.wrap_key_data(key)
+    if not (isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)):
         raise TypeError(f"key must be a JAX random key, but is {key!r}; {remedy}.")
-    if key.shape != single:
+    if key.shape != ():
         raise ValueError(
-            f"key must be one key, of shape {single}, but has shape {key.shape}; {remedy}, "
-            "or for many movies use jax.vmap over the keys of jax.random.split."
+            f"key must be one key, but has shape {key.shape}; {remedy}, or for many movies "
+            "use jax.vmap over the keys of jax.random.split."
         )
-    key = key if is_typed else jax.random.wrap_key_data(key)
     # JAX draws Poisson numbers from keys of this kind alone.
     bits = jax.random.bits(key, (2,), jnp.uint32)
     return jax.random.wrap_key_data(bits, impl="threefry2x32")
@@ -355,12 +286,9 @@ def blinking_molecules(
 def _capacities(
     frame_count: int, molecules_per_frame: float, on_time_frames: float
 ) -> tuple[int, int, int]:
-    """Places for all molecules, for all events, and for the events of one frame.
-
-    By Bernstein's inequality for sums with exponential tails (Boucheron, Lugosi and
-    Massart, "Concentration inequalities", 2013, theorem 2.10), each is too small once in a
-    billion times; what finds no place is in neither frames nor truth.
-    """
+    """Places for all molecules, for all events, and for the events of one frame, each too
+    few once in a billion times, by Bernstein's inequality for sums with exponential tails
+    (Boucheron, Lugosi and Massart, "Concentration inequalities", 2013, theorem 2.10)."""
 
     def capacity(mean: float, variance: float, tail: int | float) -> float:
         return mean + math.sqrt(2 * _LOG_ODDS_OF_FIT * variance) + _LOG_ODDS_OF_FIT * tail
@@ -416,56 +344,6 @@ def _log_normal(normal: Float32[Array, "..."], spread: RealScalar) -> Array:
     """Log-normal values of mean 1 and standard deviation `spread` from normal ones."""
     log_variance = jnp.logaddexp(0, 2 * jnp.log(spread))
     return jnp.exp(jnp.sqrt(log_variance) * normal - log_variance / 2)
-
-
-def cell_inside(key: Key[Array, ""], *, height_pix: int, width_pix: int) -> Image:
-    """1 inside of a cell that covers some 40 % of the frame, 0 outside; the edge has 6 px.
-
-    The logarithm of its radius is a trigonometric polynomial with normal coefficients.
-    """
-    centre_key, outline_key = jax.random.split(key)
-    centre = jax.random.uniform(centre_key, (2,), jnp.float32, 0.35, 0.65)
-    y_pix = jnp.arange(height_pix, dtype=jnp.float32) - (height_pix * centre[0] - 0.5)
-    x_pix = jnp.arange(width_pix, dtype=jnp.float32) - (width_pix * centre[1] - 0.5)
-    y_pix, x_pix = jnp.meshgrid(y_pix, x_pix, indexing="ij")
-    angle = jnp.arctan2(y_pix, x_pix)
-    log_radius = jnp.zeros_like(angle)
-    for order, (cosine, sine) in enumerate(
-        jax.random.normal(outline_key, (4, 2), jnp.float32), start=2
-    ):
-        wave = cosine * jnp.cos(order * angle) + sine * jnp.sin(order * angle)
-        log_radius += 0.3 / order * wave
-    edge_pix = 0.35 * math.sqrt(height_pix * width_pix) * jnp.exp(log_radius)
-    return jax.nn.sigmoid(edge_pix - jnp.hypot(y_pix, x_pix))
-
-
-def drifting_haze(
-    key: Key[Array, ""],
-    time: RealScalar,
-    *,
-    height_pix: int,
-    width_pix: int,
-    sigma_pix: RealScalar,
-) -> Image:
-    """Light of out-of-focus sources, of mean 1, as `time` goes from 0 to 1. Every source is
-    a Gaussian, which moves along each axis by a normal distance of one sigma."""
-    source_count = 16 + height_pix * width_pix // 512
-    place_key, drift_key = jax.random.split(key)
-    place = jax.random.uniform(place_key, (2, source_count), jnp.float32)
-    drift = jax.random.normal(drift_key, (2, source_count), jnp.float32)
-
-    def profiles(size_pix: int, place: Array, drift: Array) -> Array:
-        # In units of sigma. Sources lie as far as 4 outside the frame.
-        extent = size_pix / sigma_pix + 8
-        centre = extent * place - 4 + (time - 0.5) * drift
-        pixel = (jnp.arange(size_pix, dtype=jnp.float32) + 0.5) / sigma_pix
-        distance = pixel[None] - centre[:, None]
-        density = jnp.exp(-(distance**2) / 2) / math.sqrt(2 * math.pi)
-        return extent * density
-
-    profiles_y = profiles(height_pix, place[0], drift[0])
-    profiles_x = profiles(width_pix, place[1], drift[1])
-    return jnp.matmul(profiles_y.T, profiles_x, precision="highest") / source_count
 
 
 def render_molecules(

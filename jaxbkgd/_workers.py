@@ -13,10 +13,10 @@ import jax
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
+Report = Callable[[int, str], None]
 
 # A consumer that is woken for each result would cost as much as a short item.
 _NEWS_SECONDS = 0.02
-
 # After Ctrl-C, the time that threads have to end what they have begun.
 _GRACE_SECONDS = 0.2
 
@@ -33,25 +33,12 @@ def core_count() -> int:
 def one_thread_a_call() -> None:
     """Makes JAX run each call on CPU in the thread that makes the call.
 
-    Call it once, before JAX makes its first array, in a process that estimates movies or
-    calls a compiled function from several threads. `jaxbkgd estimate` does. By default XLA
-    splits a call over all cores, which costs time where [`jaxbkgd.estimate_movie`][] keeps
-    all cores busy already: without that, it is up to 1.3 times as fast. A single call then
-    uses one core, and returns only when its result is there. Results are the same to the
-    bit.
-
-    It sets the environment variable `PJRT_NPROC`, the number of XLA's threads, and JAX's
-    `jax_cpu_enable_async_dispatch`, for the whole process, and does nothing if `PJRT_NPROC`
-    or `NPROC` is set.
-
-    !!! example
-
-        ```python
-        import jaxbkgd
-
-        jaxbkgd.one_thread_a_call()
-        jaxbkgd.estimate_movie("movie.tif", jaxbkgd.SpatialMean(7.0), "bkgd.tif")
-        ```
+    Call it once, before JAX makes its first array, in a process that estimates movies, as
+    `jaxbkgd estimate` does. [`jaxbkgd.estimate_movie`][], which keeps all cores busy, is
+    then up to 1.3 times as fast; a single call uses one core. Results are the same to the
+    bit. It sets the environment variable `PJRT_NPROC`, the number of XLA's threads, and
+    JAX's `jax_cpu_enable_async_dispatch`, and does nothing if `PJRT_NPROC` or `NPROC` is
+    set.
     """
     if not {"PJRT_NPROC", "NPROC"} & os.environ.keys():
         os.environ["PJRT_NPROC"] = "1"
@@ -62,12 +49,9 @@ def on_threads(
     run: Callable[[_Item], _Result], items: Iterable[_Item], workers: int
 ) -> Generator[_Result, None, None]:
     """Yields `run(item)` for each item, in the order in which they are done. Threads have
-    the caller's 64-bit mode and default device, and do not wait for the consumer.
-
-    After an error, items that have begun are worked on to their end. After Ctrl-C,
-    KeyboardInterrupt is raised within half a second: threads in a call of XLA, which
-    nothing can interrupt, end by themselves, and Python waits for them when it exits.
-    """
+    the caller's 64-bit mode and default device, and do not wait for the consumer. After an
+    error, items that have begun are worked on to their end. Ctrl-C does not wait for
+    threads in a call of XLA, which nothing can interrupt; Python does when it exits."""
     todo, done = deque(items), deque[_Result]()
     is_64_bit, device = jax.enable_x64.value, jax.default_device.value
 
@@ -82,7 +66,6 @@ def on_threads(
 
     pool = ThreadPoolExecutor(max(1, workers))
     running = {pool.submit(work) for _ in range(min(workers, len(todo)))}
-    must_end = False
     try:
         while running:
             ended, running = wait(running, _NEWS_SECONDS, FIRST_EXCEPTION)
@@ -90,11 +73,9 @@ def on_threads(
                 yield done.popleft()
             for future in ended:
                 future.result()
-    except Exception:
-        must_end = True
-        raise
     finally:
         todo.clear()
+        must_end = isinstance(sys.exception(), Exception)
         # In short waits: on Windows, a long one does not hear Ctrl-C.
         while wait(running, _GRACE_SECONDS).not_done and must_end:
             pass
@@ -102,36 +83,28 @@ def on_threads(
 
 
 def run_interruptibly(function: Callable[..., _Result], *arguments: Any) -> _Result:
-    """Calls the function in another thread: in the main thread, Python would raise Ctrl-C
-    only when a call or compilation of XLA has ended."""
+    """Calls the function in another thread: in the main thread, Ctrl-C would be heard only
+    when a call or compilation of XLA has ended."""
     (result,) = on_threads(lambda _: function(*arguments), [None], 1)
     return result
 
 
-Report = Callable[[int, str], None]
-
-
 @contextlib.contextmanager
 def progress_bar(total: int, is_shown: bool = True, done: int = 0) -> Iterator[Report]:
-    """Draws a bar in a notebook or at a terminal, of which `done` is done before, and
-    removes it in the end. Yields a function that reports what is done by now, and a text.
-    """
+    """Draws a bar in a notebook or at a terminal, of which `done` is done before. Yields a
+    function that reports what is done by now, and a text."""
     # Not before it is needed: in a notebook without ipywidgets, this warns.
     from tqdm.auto import tqdm
 
-    bar = tqdm(
-        total=total,
-        initial=done,
-        # None: where there is no terminal.
-        disable=None if is_shown else True,
-        leave=False,
-        dynamic_ncols=True,
-        bar_format="{desc}{bar} {n_fmt}/{total_fmt} {remaining}",
-    )
+    style = "{desc}{bar} {n_fmt}/{total_fmt} {remaining}"
+    # `disable=None` draws at a terminal alone.
+    disable = None if is_shown else True
+    with tqdm(
+        total=total, initial=done, disable=disable, leave=False, bar_format=style
+    ) as bar:
 
-    def report(done: int, text: str) -> None:
-        bar.set_description_str(f"{text} ", refresh=False)
-        bar.update(done - bar.n)
+        def report(done: int, text: str) -> None:
+            bar.set_description_str(f"{text} ", refresh=False)
+            bar.update(done - bar.n)
 
-    with bar:
         yield report

@@ -37,7 +37,6 @@ from jaxbkgd._cli import (
     calibrate as _cli_calibrate,
     demo as _demo,
     estimate as _estimate,
-    report,
 )
 from jaxbkgd._cli.app import app
 from jaxbkgd._cli.report import UsageError, write_whole
@@ -102,28 +101,19 @@ def _read(path: str, channel: int = 0) -> np.ndarray:
         return movie.channels[channel][:]
 
 
-@pytest.mark.parametrize(
-    ("radius", "radii_pix", "said"),
-    [
-        ("7", (7, 7), "7 px"),
-        ("3.5,10", (3.5, 10), "3.5 px in y, 10 px in x"),
-        (" 2 , 1 ", (2, 1), "2 px in y, 1 px in x"),
-    ],
-)
-def test_a_movie_gets_its_background(radius, radii_pix, said, folder):
-    frames = _frames()
+def test_a_movie_gets_its_background(folder):
+    frames, radii_pix = _frames(), (5, 8)
     np.save("movie.npy", frames)
-    result = _done(f"{ESTIMATE} --chunk-frames 3 --workers 2", "--radius", radius)
+    result = _done(f"{ESTIMATE} --chunk-frames 2 --workers 2", "--radius", " 5 , 8 ")
     _assert_is_background_of(_read("bkgd.tif"), frames, radii_pix)
     assert result.stderr == ""
     rows = _rows(result.stdout)
     assert result.stdout.startswith("wrote bkgd.tif\n")
     assert rows["frames"] == "10 of 21 x 34 px"
     assert rows["written"] == "background, float32, the camera's offset included"
-    assert rows["radius"] == said
+    assert rows["radius"] == "5 px in y, 8 px in x"
     factor = noise_correction(tuple(map(float, radii_pix)), truncation="smooth")
     assert rows["noise factor"] == f"{factor:.4f}"
-    assert rows["chunks"] == "of 3 frames, on 2 threads"
     assert re.fullmatch(r"[0-9.]+ s, [0-9.]+ Mpx/s", rows["time"])
     assert not {"resumed", "not finite"} & rows.keys()
 
@@ -131,8 +121,8 @@ def test_a_movie_gets_its_background(radius, radii_pix, said, folder):
 def test_a_movie_gets_its_mean_over_time(folder):
     frames = _frames()
     np.save("movie.npy", frames)
-    mask = np.ones((21, 34), bool)
-    mask[3, 4] = False
+    mask = np.ones((21, 34), np.uint8)
+    mask[3, 4] = 0
     np.save("mask.npy", mask)
     estimator = LocalMean((3.0, 4.0), 1.0, clip=None)
     command = "--radius 3,4 --radius-frames 1 --clip none --mask mask.npy --chunk-frames 4"
@@ -141,19 +131,9 @@ def test_a_movie_gets_its_mean_over_time(folder):
     expected = estimator(frames, mask).bkgds
     np.testing.assert_array_equal(_read("bkgd.tif"), expected)
     Path("c.json").write_text(estimator.to_json())
-    _write("mask.tif", mask.astype(np.uint8))
+    _write("mask.tif", mask)
     _done(f"{ESTIMATE} --overwrite --calibration c.json --mask mask.tif --chunk-frames 4")
     np.testing.assert_array_equal(_read("bkgd.tif"), expected)
-
-
-@pytest.mark.parametrize(("clip", "threshold"), [(None, 3), ("2.5", 2.5), ("none", None)])
-def test_molecules_are_clipped_unless_they_are_not_to_be(clip, threshold):
-    estimator = arguments.chosen_estimator("--radius 7", [[7.0, 7.0]], [2.5], clip)
-    assert isinstance(estimator, LocalMean)
-    chosen = estimator.clip
-    assert (chosen and round(float(chosen.threshold), 5)) == threshold
-    shown = f"{threshold} deviations" if threshold else "none"
-    assert report.clip_rows(estimator) == {"clip": shown}
 
 
 def test_a_channel_of_a_mean_over_time_has_its_radii_and_its_camera(folder):
@@ -172,18 +152,14 @@ def test_a_channel_of_a_mean_over_time_has_its_radii_and_its_camera(folder):
     assert chosen.frozen == ((False, False, False),)
 
 
-@pytest.mark.parametrize(
-    ("movie", "out"), [("movie.npy", "bkgd.zarr"), ("movie.ome.tif", "bkgd.ome.tif")]
-)
-def test_the_suffix_is_the_format(movie, out, folder):
-    frames = _frames(6)
-    np.save("movie.npy", frames)
-    tifffile.imwrite("movie.ome.tif", frames, ome=True, metadata={"axes": "TYX"})
+def test_the_suffix_is_the_format(folder):
+    frames, movie, out = _frames(), "movie.ome.tif", "bkgd.zarr"
+    tifffile.imwrite(movie, frames, ome=True, metadata={"axes": "TYX"})
     assert _done(f"estimate {movie} --out {out}").stderr == ""
     _assert_is_background_of(_read(out), frames, (7, 7))
     for path, dtype in ((movie, "uint16"), (out, "float32")):
         rows = _rows(_done(f"info {path}").stdout)
-        assert (rows["movie"], rows["frames"]) == (path, "6 of 21 x 34 px")
+        assert (rows["movie"], rows["frames"]) == (path, "10 of 21 x 34 px")
         assert (rows["channels"], rows["pixels"]) == ("1", dtype)
 
 
@@ -202,7 +178,6 @@ def test_what_a_file_says_of_itself_is_told(folder):
         "pixels": "uint16",
         "pixel size": "0.125 um in y, 0.1 um in x",
         "frame interval": "0.05 s",
-        "size on disk": f"{Path('two.tif').stat().st_size / 1000:.1f} kB",
     }
     assert _rows(movie)["pixel size"] == _rows(movie)["frame interval"] == "unknown"
     _assert_one_line(_run("info none.tif"), "none.tif: no such file")
@@ -228,11 +203,10 @@ class TestSeveralChannels:
     def test_one_file_gives_one_file(self, folder):
         frames = _frames().reshape(5, 2, 21, 34)
         np.save("movie.npy", frames)
-        _done(f"{ESTIMATE} --radius 7 --radius 3")
+        _done(f"{ESTIMATE} --radius 7 --radius 5,8")
         assert {path.name for path in folder.iterdir()} == {"movie.npy", "bkgd.tif"}
-        for channel, radius in ((0, 7), (1, 3)):
-            bkgds = _read("bkgd.tif", channel)
-            _assert_is_background_of(bkgds, frames[:, channel], (radius, radius))
+        for channel, radii in enumerate([(7, 7), (5, 8)]):
+            _assert_is_background_of(_read("bkgd.tif", channel), frames[:, channel], radii)
 
     def test_boxes_of_a_camera_give_a_file_for_each(self, folder):
         frames = _frames()
@@ -249,8 +223,6 @@ class TestSeveralChannels:
             ("movie.npy --radius 7 --radius 5", "given 2 times for 1 channels"),
             ("movie.npy two.npy", "two.npy: holds 2 channels.*by itself"),
             ("movie.npy short.npy", "10, 3 frames"),
-            ("two.npy --radius 7 --radius 5 --radius 3", "given 3 times for 2 channels"),
-            ("movie.npy --channels 0,0,20", "--channels 0,0,20: are no boxes"),
             ("movie.npy --channels 0,0,20,x", "--channels 0,0,20,x: are no boxes"),
             ("movie.npy --channels 0,0,35,21", r"movie.npy: the box \(0, 0, 35, 21\)"),
             (
@@ -276,8 +248,11 @@ class TestSeveralChannels:
     ("options", "dtype", "written"),
     [
         ("--quantity residual", "float32", "residual, float32"),
-        ("--dtype uint16", "uint16", "background, uint16, the camera's offset included"),
-        ("--offset 5", "float32", "background, float32, above the offset of 5 ADU"),
+        (
+            "--dtype uint16 --offset 5",
+            "uint16",
+            "background, uint16, above the offset of 5 ADU",
+        ),
     ],
 )
 def test_what_is_written_is_told(options, dtype, written, folder):
@@ -301,7 +276,7 @@ def test_an_snr_needs_the_camera(folder):
     assert "takes the camera's offset for light; give --offset" in result.stderr
     result = _done(f"{ESTIMATE} --quantity snr --gain 2 --offset 20 --overwrite")
     assert result.stderr == ""
-    assert _rows(result.stdout)["written"] == "SNR, float32, above the offset of 20 ADU"
+    assert _rows(result.stdout)["written"] == "snr, float32, above the offset of 20 ADU"
     noise = float(noise_correction(7.0, truncation="smooth"))
     above = frames - 20.0
     bkgds = reference_mean(above, 7.0, "smooth")
@@ -315,24 +290,7 @@ def test_frames_that_are_not_finite_are_counted(folder):
     frames[[3, 7], 4, 5] = np.nan
     np.save("movie.npy", frames)
     rows = _rows(_done(ESTIMATE).stdout)
-    assert rows["not finite"] == "NaN or infinity in 2 of 10 frames"
-
-
-def test_a_package_warns_in_one_line(folder, monkeypatch):
-    def warn(*arguments, **options):
-        warnings.warn("A chunk\nis missing.", stacklevel=2)
-        return real_estimate_movie(*arguments, **options)
-
-    real_estimate_movie = _estimate.estimate_movie
-    monkeypatch.setattr(_estimate, "estimate_movie", warn)
-    np.save("movie.npy", _frames())
-    assert _done(ESTIMATE).stderr == "jaxbkgd: A chunk is missing.\n"
-
-
-def _a_cut_movie(folder: Path) -> None:
-    _write(folder / "movie.tif", _frames())
-    content = (folder / "movie.tif").read_bytes()
-    (folder / "movie.tif").write_bytes(content[: len(content) * 6 // 10])
+    assert rows["not finite"] == "NaN or infinity in 2 frames"
 
 
 def _a_corrupt_page(folder: Path, page: int = 6) -> None:
@@ -352,34 +310,17 @@ def _assert_one_line(result, pattern: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("make", "pattern"),
-    [
-        (lambda folder: None, "no such file"),
-        (_a_cut_movie, "truncated"),
-    ],
-)
-def test_a_broken_movie_is_one_line_and_leaves_nothing(make, pattern, folder):
-    make(folder)
-    before = sorted(folder.iterdir())
-    result = _run("estimate movie.tif --out bkgd.tif")
-    _assert_one_line(result, f"movie.tif: .*{pattern}")
-    assert sorted(folder.iterdir()) == before
-
-
-@pytest.mark.parametrize(
     ("options", "pattern"),
     [
         ("--out bkgd.tif --channel 2", "--channel 2: is for --calibration"),
         ("--out there.tif", "there.tif: exists already.*--overwrite"),
         ("--out folder", "folder: is written as TIFF or Zarr"),
-        ("--out folder --overwrite", "folder: is written as TIFF or Zarr"),
         ("--out movie.tif --overwrite", "movie.tif: is the movie itself"),
         ("--out link.tif --overwrite", "movie.tif: is the movie itself"),
         ("--out dir.tif --overwrite", "dir.tif: is no movie of this format"),
         ("--out none/bkgd.tif", "none/bkgd.tif: .*there is no folder .*none; make"),
         ("--out there.tif/bkgd.tif", "there.tif/bkgd.tif"),
         (f"--out {'long' * 100}.tif", "name too long"),
-        ("--out bkgd.npy", "bkgd.npy: .*ends in .tif"),
         ("--out bkgd.tif --quantity residual --dtype uint16", "--dtype uint16: .*negative"),
         ("--out bkgd.tif --offset nan", "offsets must be finite.*nan"),
         ("--out bkgd.tif --mask movie.tif", "--mask movie.tif: .*--radius-frames"),
@@ -388,9 +329,9 @@ def test_a_broken_movie_is_one_line_and_leaves_nothing(make, pattern, folder):
         *(
             (f"--out bkgd.tif --radius {radius}", f"--radius {radius}: .*{rule}")
             for rule, radii in {
-                "positive": ("0", "-3", "nan", "inf", "6,-1"),
+                "positive": ("nan", "6,-1"),
                 "at most": ("1e9",),
-                "nor a pair": ("seven", ",", "1,2,3"),
+                "nor a pair": ("seven", "1,2,3"),
             }.items()
             for radius in radii
         ),
@@ -410,7 +351,7 @@ def test_a_wrong_argument_is_one_line_and_leaves_nothing(options, pattern, folde
     assert Path("there.tif").read_text() == "precious"
 
 
-@pytest.mark.parametrize("kind", [MovieError, UsageError, ValueError, TypeError, OSError])
+@pytest.mark.parametrize("kind", [MovieError, UsageError, ValueError])
 def test_an_error_is_one_line_and_its_traceback_is_shown_when_asked(
     kind, folder, monkeypatch
 ):
@@ -497,10 +438,9 @@ def test_the_same_command_goes_on_after_ctrl_c(folder, monkeypatch):
     assert Path("bkgd.tif").read_bytes() == Path("whole.tif").read_bytes()
 
 
-@pytest.mark.parametrize("name", ["estimate_movie", "open_channels"])
-def test_an_interruption_before_anything_is_written_says_so(name, folder, monkeypatch):
+def test_an_interruption_before_anything_is_written_says_so(folder, monkeypatch):
     np.save("movie.npy", _frames())
-    monkeypatch.setattr(_estimate, name, _press_ctrl_c)
+    monkeypatch.setattr(_estimate, "open_channels", _press_ctrl_c)
     _assert_interrupted(_run(ESTIMATE), NOTHING)
     assert [path.name for path in folder.iterdir()] == ["movie.npy"]
 
@@ -508,13 +448,10 @@ def test_an_interruption_before_anything_is_written_says_so(name, folder, monkey
 @pytest.mark.parametrize(
     "command",
     [
-        "estimate",
         "estimate movie.tif",
         "estimate movie.tif --out bkgd.tif --quantity nothing",
-        "info",
         "nothing",
         "demo --seed -1",
-        "calibrate movie.tif --lag 0",
     ],
 )
 def test_a_wrong_usage_is_short(command):
@@ -528,9 +465,8 @@ def test_a_wrong_usage_is_short(command):
     ("command", "texts"),
     [
         ("--help", ["calibrate", "estimate", "info", "demo", "--version"]),
-        ("calibrate --help", ["MOVIE", "--lag FRAMES", "--figure", "7,7", "[x>=1]"]),
-        ("estimate --help", ["MOVIE", "--radius PIXELS", "--out", "--fresh", "snr"]),
-        ("demo --help", ["--out DIR", "--seed", "--debug"]),
+        ("calibrate --help", ["movies", "--lag", "--debug", "7,7", "[x>=1]"]),
+        ("estimate --help", ["movies", "--radius", "--out", "--fresh", "snr"]),
         ("--version", ["jaxbkgd "]),
     ],
 )
@@ -555,48 +491,23 @@ RUN = [sys.executable, "-m", "jaxbkgd"]
 
 
 def test_without_its_packages_the_command_alone_names_the_extra():
-    # As on a base install, where a walk over all modules goes on.
-    code = """if True:
-        import pkgutil, sys
-        for name in ("typer", "rich", "matplotlib", "PIL", "tifffile", "zarr"):
-            sys.modules[name] = None
-        import jaxbkgd._cli
-        failed = []
-        found = list(
-            pkgutil.walk_packages(jaxbkgd._cli.__path__, "jaxbkgd._cli.", failed.append)
-        )
-        for module in found:
-            try:
-                __import__(module.name)
-            except ImportError:
-                failed.append(module.name)
-        assert "jaxbkgd._cli.app" in failed and "jaxbkgd._cli.main" not in failed
-        from jaxbkgd._cli.main import main
-        main()
-    """
+    code = (
+        "import sys; sys.modules['typer'] = None; import jaxbkgd._cli.main as m; m.main()"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code, "--version"], capture_output=True, text=True
     )
-    line = r"the command line needs the Python package [a-z]+; install it with"
-    pattern = rf"jaxbkgd: {line}: pip install 'jaxbkgd\[cli\]'\n"
-    assert re.fullmatch(pattern, done.stderr), done.stderr
+    line = "the command line needs the Python package typer; install it with"
+    assert done.stderr == f"jaxbkgd: {line}: pip install 'jaxbkgd[cli]'\n"
     assert (done.returncode, done.stdout) == (2, "")
 
 
-@pytest.mark.parametrize(
-    ("command", "pattern", "noted"),
-    [
-        ("estimate none.npy --out bkgd.tif", "none.npy: no such file", ["one"]),
-        ("demo --out file", "file: cannot be made a folder", ["one"]),
-        ("info none.npy", "none.npy: no such file", []),
-    ],
-)
-def test_calls_have_a_thread_each_where_they_run_side_by_side(
-    command, pattern, noted, folder, pools
-):
+def test_calls_have_a_thread_each_where_they_run_side_by_side(folder, pools):
     Path("file").touch()
-    _assert_one_line(_run(command), pattern)
-    assert pools == noted
+    _assert_one_line(_run("estimate none.npy --out bkgd.tif"), "none.npy: no such file")
+    assert pools == ["one"]
+    _assert_one_line(_run("demo --out file"), "file: cannot be made a folder")
+    assert pools == ["one", "one"]
 
 
 @pytest.mark.slow
@@ -644,7 +555,6 @@ INTERRUPTED_FIGURE = """if True:
 @pytest.mark.parametrize(
     ("name", "before", "kept", "left"),
     [
-        ("typer.py", INTERRUPTED_IMPORT, NOTHING, set()),
         ("jax.py", INTERRUPTED_IMPORT, NOTHING, set()),
         ("sitecustomize.py", INTERRUPTED_FIGURE, NO_FIGURE, {"calibration.json"}),
     ],
@@ -683,24 +593,17 @@ def test_a_file_is_written_whole_or_not_at_all(folder, monkeypatch):
 
 def _table(text: str) -> dict[str, list[str]]:
     """The rows of a printed table with two channels."""
-    return {
-        cells[0].strip(): [cell.strip() for cell in cells[1:]]
-        for line in text.splitlines()
-        if len(cells := re.split("[│┃|]", line)[1:-1]) == 3
-    }
+    rows = (re.split("   +", line.rstrip()) for line in text.splitlines())
+    return {row[0].strip(): row[1:] for row in rows if len(row) == 3}
 
 
 def test_the_demo_shows_what_it_measured(folder, pools):
     result = _done("demo --out figures")
     assert result.stderr == ""
     table = _table(result.stdout)
-    exact, measured = (
-        np.array(table[name], float)
-        for name in ("noise of the residual, relative", "measured")
-    )
-    # The noise of 100 frames of at least 76 x 108 px is known to 1 part in 1 200.
-    np.testing.assert_allclose(measured, exact, rtol=0.003)
+    assert table["radius"] == ["7 px", "5 px"]
     errors_adu = [cell.split()[0] for cell in table["RMS error of the background"]]
+    # Of backgrounds of 157 and 54 ADU.
     assert np.all(np.array(errors_adu, float) < 10)
     assert pools == ["one"]
     paths = sorted((folder / "figures").iterdir())
@@ -719,10 +622,10 @@ def calibrated(tmp_path_factory):
     rng = np.random.default_rng(4)
     y, x = np.mgrid[:48, :48]
     waves = 100 + 20 * np.sin(2 * np.pi * y / 30) + 20 * np.sin(2 * np.pi * x / 20)
-    # Shot noise without molecules. The other channel has smaller frames, and is even.
+    # Shot noise without molecules. The other channel is even.
     first, second = (
         rng.poisson(bkgd, (24, *bkgd.shape)).astype(np.uint16)
-        for bkgd in (waves, np.full((48, 40), 60))
+        for bkgd in (waves, np.full_like(waves, 60))
     )
     _write(folder / "first.tif", first)
     _write(folder / "second.tif", second)
@@ -738,7 +641,7 @@ def test_a_calibration_is_written_as_it_is_printed(calibrated):
     assert {path.name for path in folder.iterdir()} == names
     assert (folder / "radii.png").stat().st_size < 100_000
     with Image.open(folder / "radii.png") as image:
-        assert image.size[0] == 1050
+        assert image.size[0] == 900
     text = (folder / "radii.json").read_text()
     # Nothing that JSON does not know, as NaN.
     fields = json.loads(text, parse_constant=pytest.fail)["calibration"]
@@ -756,7 +659,7 @@ def test_a_calibration_is_written_as_it_is_printed(calibrated):
     assert fields["is_at_bound"] == [[False, False], [True, True]]
     assert fields["is_converged"]
     assert "lag        2 frames" in result.stdout
-    assert f"converged  yes: {fields['stop_reason']}" in result.stdout
+    assert f"\nconverged: {fields['stop_reason']}" in result.stdout
     assert f"after {fields['steps']} steps" in fields["stop_reason"]
     assert result.stdout.count("wrote ") == 2
     assert re.fullmatch("jaxbkgd: 2 of 4 radii went to their bound: .*\n", result.stderr)
@@ -765,7 +668,6 @@ def test_a_calibration_is_written_as_it_is_printed(calibrated):
 def test_the_errors_printed_are_those_of_the_loss(calibrated):
     folder, result, movies = calibrated
     text = (folder / "radii.json").read_text()
-    fields = json.loads(text)["calibration"]
     table = _table(result.stdout)
     for number, frames in enumerate(movies):
         radii_pix = SpatialMean.from_json(text).radii_pix[number].tolist()
@@ -777,19 +679,9 @@ def test_the_errors_printed_are_those_of_the_loss(calibrated):
             frames,
             FramePairLoss(2),
         )
-        # Four digits are kept.
-        np.testing.assert_allclose(fields["loss"][number], learned, rtol=1e-3)
-        np.testing.assert_allclose(fields["loss_at_7_pix"][number], usual, rtol=1e-3)
+        assert learned < usual
         assert table["RMS error, learned"][number] == f"{learned**0.5:.3f} of the noise"
-        assert table["RMS error at r = 7"][number] == f"{usual**0.5:.3f} of the noise"
-        change = 100 * ((learned / usual) ** 0.5 - 1)
-        assert change < 0
-        assert table["change"][number] == f"{change:+.0f} %"
-
-
-def test_an_error_that_is_too_small_to_measure_is_said_to_be():
-    assert _cli_calibrate._error_text(0.04) == "0.200 of the noise"
-    assert _cli_calibrate._error_text(-1e-4) == "below what can be measured"
+        assert table["RMS error, at r = 7"][number] == f"{usual**0.5:.3f} of the noise"
 
 
 @pytest.mark.parametrize("channel", [1, 2])
@@ -816,45 +708,40 @@ def test_an_estimate_takes_the_radii_of_its_channel(channel, calibrated, folder)
 def test_a_calibration_is_for_as_many_channels_as_it_has(folder):
     frames = _frames().reshape(5, 2, 21, 34)
     np.save("movie.npy", frames)
-    module = SpatialMean([(3.0, 5.0), (7.0, 7.0)])
+    module = SpatialMean([(7.0, 7.0), (5.0, 8.0)])
     fields = json.loads(module.to_json())
     about = {"is_converged": False, "is_at_bound": [[False, True], [False, False]]}
     Path("radii.json").write_text(json.dumps(fields | {"calibration": about}))
     result = _done(f"{ESTIMATE} --calibration radii.json")
-    faults = "the search for these radii had not ended and a radius is at its bound"
-    assert result.stderr == f"jaxbkgd: radii.json: {faults}; the background may be off\n"
-    assert _rows(result.stdout)["radius"] == "3 px in y, 5 px in x; 7 px"
-    for channel, radii in enumerate([(3, 5), (7, 7)]):
+    for fault in ("the search for these radii had not ended", "a radius is at its bound"):
+        assert f"radii.json: {fault}; the background may be off\n" in result.stderr
+    assert _rows(result.stdout)["radius"] == "7 px; 5 px in y, 8 px in x"
+    for channel, radii in enumerate([(7, 7), (5, 8)]):
         _assert_is_background_of(_read("bkgd.tif", channel), frames[:, channel], radii)
     result = _run(f"{ESTIMATE} --calibration radii.json --channel 1 --overwrite")
-    _assert_one_line(result, "--channel 1: is for a single channel")
+    _assert_one_line(result, "--channel 1: is for a movie of one channel")
     three = SpatialMean([(3.0, 5.0), (7.0, 7.0), (4.0, 4.0)])
     Path("radii.json").write_text(three.to_json())
     result = _run(f"{ESTIMATE} --calibration radii.json --overwrite")
     _assert_one_line(result, "radii.json: has 3 channels, not 2")
 
 
-@pytest.mark.parametrize(
-    ("is_at_bound", "is_fault"),
-    [([True, False, False], False), ([False, True, True], True)],
-)
-def test_a_radius_in_time_at_its_bound_is_no_fault(is_at_bound, is_fault, folder):
-    np.save("movie.npy", _frames())
+def test_a_radius_in_time_at_its_bound_is_no_fault(folder, capsys):
     fields = json.loads(LocalMean(2.0, 1.0, clip=None).to_json())
-    about = {"is_converged": True, "is_at_bound": [is_at_bound]}
-    Path("radii.json").write_text(json.dumps(fields | {"calibration": about}))
-    result = _done(f"{ESTIMATE} --calibration radii.json")
-    assert ("a radius is at its bound" in result.stderr) == is_fault
+    for is_at_bound, fault in (([True, False, False], False), ([False, True, True], True)):
+        about = {"is_converged": True, "is_at_bound": [is_at_bound]}
+        Path("radii.json").write_text(json.dumps(fields | {"calibration": about}))
+        arguments.read_calibration(Path("radii.json"), None, 1)
+        assert ("a radius is at its bound" in capsys.readouterr().err) == fault
 
 
 @pytest.mark.parametrize(
     ("options", "pattern"),
     [
         ("two.json", "two.json: has 2 channels.*--channel"),
-        ("two.json --channel 3", "--channel 3: two.json has 2"),
+        ("two.json --channel 3", "--channel 3: .* one of the 2 of two.json"),
         ("two.json --channel 1 --radius 7", "--radius: is in --calibration"),
         ("none.json", "none.json: cannot be read: No such file"),
-        ("folder", "folder: cannot be read: Is a directory"),
         ("movie.tif", "movie.tif: cannot be read: .*decode"),
         ("text.json", "text.json: is no calibration: .*no JSON"),
         ("other.json", "other.json: is no calibration: .*must be a JSON object with"),
@@ -882,20 +769,16 @@ def test_a_calibration_that_does_not_fit_is_one_line(options, pattern, folder):
     ("options", "pattern"),
     [
         ("movie.tif short.tif", "movie.tif: .*10, 2 frames"),
-        ("short.tif", "short.tif: .*2 frames"),
         ("movie.tif --lag 10", "movie.tif: .*10 frames.*lag of 10"),
         ("nan.tif", "nan.tif: Frame 3 holds nan at y = 4, x = 5"),
         ("still.tif", "still.tif: .*nothing changes"),
         ("none.tif", "none.tif: no such file"),
         ("movie.tif --clip 3", "--clip 3: .*give --radius-frames"),
-        ("movie.tif --max-radius-frames 9", "--max-radius-frames 9.0: .*--radius-frames"),
-        ("movie.tif --radius seven", "--radius seven: .*nor a pair"),
         ("movie.tif --max-radius 5", "--radius 7,7, --max-radius 5: .*exceed"),
         ("movie.tif --max-radius nan", "--max-radius nan: .*must be positive"),
         ("movie.tif --out movie.tif --overwrite", "ends in .json"),
-        ("movie.tif --figure movie.tif --overwrite", "ends in .png"),
         ("movie.tif --out there.json", "there.json: exists.*--overwrite"),
-        ("movie.tif --figure there.png", "there.png: exists.*--overwrite"),
+        ("movie.tif --out drawn.json", "drawn.png: exists.*--overwrite"),
         ("movie.tif --out folder.json --overwrite", "not a regular file"),
         ("movie.tif --out none/radii.json", "no folder none.*make"),
         (f"movie.tif --out {'long' * 100}.json", "name too long"),
@@ -909,13 +792,13 @@ def test_what_cannot_be_calibrated_is_one_line(options, pattern, folder):
     blemished = frames.copy()
     blemished[3, 4, 5] = np.nan
     _write("nan.tif", blemished)
-    for name in ("there.json", "there.png"):
+    for name in ("there.json", "drawn.png"):
         Path(name).write_text("precious")
     Path("folder.json").mkdir()
     before = sorted(folder.iterdir())
     _assert_one_line(_run(f"calibrate {options}"), pattern)
     assert sorted(folder.iterdir()) == before
-    assert Path("there.json").read_text() == Path("there.png").read_text() == "precious"
+    assert Path("there.json").read_text() == Path("drawn.png").read_text() == "precious"
 
 
 @pytest.fixture
@@ -951,7 +834,7 @@ def test_a_search_that_has_not_ended_and_its_warnings_are_told(folder, quick_cal
     Path("calibration.png").write_text("old")
     result = _done("calibrate movie.tif --radius 3 --steps 1 --overwrite")
     assert result.stderr == "jaxbkgd: Molecules stay on for long.\n"
-    for text in ("3.00 px, uncertainty unknown", "1 frame\n", "no: all 1 steps"):
+    for text in ("3.00 px, uncertainty unknown", "1 frame\n", "not converged: all 1 steps"):
         assert text in result.stdout
     fields = json.loads(Path("calibration.json").read_text())
     # One number is one radius for both axes.
@@ -991,12 +874,16 @@ class TestAnInterruptedCalibration:
         """Calibrates; gives the file that is left, after a look at what is told."""
 
         def kept(text: str, options: str = "") -> dict[str, Any]:
-            _assert_interrupted(_run(f"calibrate movie.tif {options}"), text)
+            command = f"calibrate movie.tif --overwrite {options}"
+            _assert_interrupted(_run(command), text)
             left = {path.name for path in folder.iterdir()} - {"movie.tif"}
-            assert left <= {"calibration.json"}
-            return json.loads(Path("calibration.json").read_text() if left else "{}")
+            # Never a new calibration beside an old figure.
+            assert left in ({"calibration.json"}, {"calibration.png"})
+            path = Path("calibration.json")
+            return json.loads(path.read_text() if path.exists() else "{}")
 
         _write("movie.tif", _frames())
+        Path("calibration.png").write_text("of other radii")
         return kept
 
     def test_before_the_first_step_has_nothing_to_keep(self, kept, monkeypatch):
@@ -1024,6 +911,4 @@ class TestAnInterruptedCalibration:
     ):
         owner = _calibrate if place == "losses_at" else Figure
         monkeypatch.setattr(owner, place, _press_ctrl_c)
-        about = kept(NO_FIGURE)["calibration"]
-        assert about["stop_reason"] == "all 200 steps were used up"
-        assert ("loss" in about) == (place == "savefig")
+        assert kept(NO_FIGURE)["calibration"]["stop_reason"] == "all 200 steps were used up"

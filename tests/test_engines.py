@@ -105,12 +105,13 @@ def with_slopes(y, x):
 close = ft.partial(np.testing.assert_allclose, rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("is_small", [False, True])
 def test_values_slopes_and_adjoints_are_those_of_a_dense_matrix(
-    way, shape, request, rng, x64
+    way, is_small, request, rng, x64
 ):
-    # Compiling is slow: not every combination of three, but every pair of two.
-    place = WAYS.index(request.node.callspec.params["way"]) + SHAPES.index(shape)
+    # Compiling is slow: not every combination.
+    place = WAYS.index(request.node.callspec.params["way"]) + is_small
+    shape = SHAPES[is_small * (1 + place % 2)]
     images = with_slopes(*kernels_for(is_bound=place % 2 == 1))
     frames = rng.normal(100, 10, shape)
     for edges in ("repeated", "folded"):
@@ -119,17 +120,17 @@ def test_values_slopes_and_adjoints_are_those_of_a_dense_matrix(
             close(got, right)
 
 
-@pytest.mark.parametrize("edges", ["repeated", "folded"])
-def test_a_single_tap_changes_nothing(way, edges, rng, x64):
+def test_a_single_tap_changes_nothing(way, rng, x64):
     frames = rng.normal(100, 10, (2, 70, 40))
     kernels = (GaussianKernel(0, "smooth"), GaussianKernel(0, "smooth"))
     # The tap is a sum of twelve terms, over itself.
-    np.testing.assert_allclose(way(frames, (kernels,), edges)[0], frames, rtol=1e-15)
+    np.testing.assert_allclose(way(frames, (kernels,), "folded")[0], frames, rtol=1e-15)
 
 
-@pytest.mark.parametrize("dtype", [np.bool_, np.uint16, np.int32])
-def test_frames_of_any_real_dtype_are_converted(way, dtype, rng, x64):
-    frames = rng.integers(0, 2 if dtype is np.bool_ else 200, (2, 90, 40)).astype(dtype)
+def test_frames_of_any_real_dtype_are_converted(way, request, rng, x64):
+    dtypes = ("bool", "uint16", "int32", "uint16", "bool")
+    dtype = dtypes[WAYS.index(request.node.callspec.params["way"])]
+    frames = rng.integers(0, 2 if dtype == "bool" else 200, (2, 90, 40)).astype(dtype)
     images = (kernels_for(is_bound=False),)
     close(way(frames, images)[0], images_by_matrices(frames.astype(float), images)[0])
 
@@ -144,8 +145,9 @@ def test_what_is_not_finite_reaches_the_pixels_that_a_dense_matrix_reads(
     close(way(frames, images)[0], images_by_matrices(frames, images)[0])
 
 
-@pytest.mark.parametrize("edges", ["repeated", "empty"])
-@pytest.mark.parametrize("products", [False, True])
+@pytest.mark.parametrize(
+    ("edges", "products"), [("repeated", False), ("empty", False), ("repeated", True)]
+)
 def test_sums_of_slopes_and_of_products_are_those_of_dense_matrices(
     edges, products, monkeypatch, rng, x64
 ):
@@ -203,7 +205,7 @@ def test_nothing_is_left_of_an_image_that_is_written_over(is_bound, rng, monkeyp
     kernels = kernels_for(is_bound=is_bound)
     settings = Settings("space", "repeated", is_finite=False)
     over = jax.jit(ft.partial(engines.filter_onto, kernels=kernels, settings=settings))
-    got = over(np.full_like(frames, np.nan), frames, *map(jnp.float64, RADII))
+    got = over(frames, *map(jnp.float64, RADII), np.full_like(frames, np.nan))
     close(got, images_by_matrices(frames, [kernels])[0])
 
 
@@ -240,8 +242,9 @@ def over_time(movie, kernel, edges):
     return apply_matrices(movie, {-3: matrix(kernel, 5.0, movie.shape[-3], edges)})
 
 
-@pytest.mark.parametrize("shape", MOVIES)
-@pytest.mark.parametrize("edges", ["repeated", "folded", "empty"])
+@pytest.mark.parametrize(
+    ("shape", "edges"), list(zip(MOVIES, ("repeated", "folded", "empty"), strict=True))
+)
 def test_movies_are_filtered_over_time_by_a_dense_matrix(
     way_in_time, shape, edges, rng, x64
 ):
@@ -281,8 +284,7 @@ def movie_with_what_is_not_finite(rng):
     return movie
 
 
-@pytest.mark.parametrize("is_bound", [False, True])
-@pytest.mark.parametrize("edges", ["repeated", "empty"])
+@pytest.mark.parametrize(("is_bound", "edges"), [(False, "empty"), (True, "repeated")])
 def test_what_is_not_finite_stays_near_in_time(way_in_time, is_bound, edges, rng, x64):
     movie, kernel = movie_with_what_is_not_finite(rng), time_kernel(is_bound=is_bound)
     got, with_gap = way_in_time(movie, (kernel, GapKernel(kernel, 2)), edges)
@@ -291,12 +293,12 @@ def test_what_is_not_finite_stays_near_in_time(way_in_time, is_bound, edges, rng
     np.testing.assert_array_equal(np.isfinite(with_gap), np.isfinite(got))
 
 
-@pytest.mark.parametrize("edges", ["repeated", "empty"])
+@pytest.mark.parametrize("edges", ["repeated"])
 def test_a_frame_has_the_same_bits_in_every_chunk(way_in_time, edges, rng):
     movie = rng.normal(100, 10, (1, 60, 3, 100)).astype(np.float32)
     kernel = time_kernel(is_bound=False)
     (whole,) = way_in_time(movie, (kernel,), edges)
-    for first, last in [(0, 20), (25, 26), (51, 60)]:
+    for first, last in [(0, 20), (25, 26)]:
         start = max(0, first - kernel.half_width)
         stop = min(60, last + kernel.half_width)
         (got,) = way_in_time(movie[:, start:stop], (kernel,), edges)

@@ -1,3 +1,6 @@
+"""The filter's values and derivatives, and that all of JAX's transformations keep them."""
+
+import contextlib
 import functools as ft
 
 import equinox as eqx
@@ -16,10 +19,6 @@ from jaxbkgd._filter.kernels import GapKernel, GaussianKernel, half_width, Trunc
 from jaxbkgd._filter.primitive import separable_filter, temporal_filter
 
 
-TRUNCATIONS: tuple[Truncation, ...] = ("hard", "smooth")
-
-# A few taps, more taps than the frames of these tests have pixels, and both.
-RADII = (2.0, 21.0, (30.0, 1.7))
 BOUND = 4.0
 LONG_BOUND = 24.0
 
@@ -42,7 +41,8 @@ def close(rtol=1e-12):
 class TestValues:
     @pytest.mark.parametrize(
         ("radius_pix", "truncation"),
-        [(0.3, "hard"), *((radius, "hard") for radius in RADII), (2.0, "smooth")],
+        # With few taps, and with more than the frames have pixels.
+        [(0.3, "hard"), ((30.0, 1.7), "hard"), (2.0, "smooth")],
     )
     def test_a_filtered_frame_is_its_float64_mean(self, radius_pix, truncation, rng, x64):
         frames = rng.uniform(50, 150, (2, 33, 26))
@@ -53,8 +53,7 @@ class TestValues:
         radii = np.broadcast_to(np.float64(radius_pix), 2)
         np.testing.assert_allclose(bounded(frames, radii), expected, rtol=1e-12)
 
-    @pytest.mark.parametrize("shape", [(1, 1), (1, 64), (5, 7)])
-    @pytest.mark.parametrize("radius_pix", [2.0, 21.0])
+    @pytest.mark.parametrize(("shape", "radius_pix"), [((1, 1), 2.0), ((5, 7), 21.0)])
     def test_a_frame_smaller_than_the_kernel_repeats_its_edge(
         self, shape, radius_pix, rng, x64
     ):
@@ -74,16 +73,14 @@ class TestValues:
 
     @pytest.mark.parametrize(
         ("radius_pix", "truncation"),
-        [(0.3, "hard"), (7.0, "smooth"), (60.0, "hard"), (300.0, "hard"), (1e3, "smooth")],
+        [(7.0, "smooth"), (300.0, "hard"), (1e3, "smooth")],
     )
     def test_a_constant_frame_comes_back(self, radius_pix, truncation):
         frame = np.full((12, 17), 1234.5, np.float32)
         got = spatial_mean(frame, radius_pix, truncation=truncation)
         np.testing.assert_allclose(got, frame, rtol=1e-6)
 
-    @pytest.mark.parametrize(
-        "dtype", ["?", "u1", "i2", "u2", ">u2", "i4", "i8", "u8", "f2", "f4", "f8"]
-    )
+    @pytest.mark.parametrize("dtype", ["?", "i2", ">u2", "i8", "u8", "f2", "f8"])
     def test_frames_of_any_real_dtype_have_a_mean_in_float32(self, dtype, rng):
         frames = rng.uniform(0, 2, (2, 9, 8)) * np.linspace(1, 50, 8)
         frames = frames.astype(dtype)
@@ -92,15 +89,16 @@ class TestValues:
         # float32, of some ten terms.
         np.testing.assert_allclose(got, dense_mean(frames, 3.0), rtol=1e-6)
 
-    @pytest.mark.parametrize("dtype", [np.uint32, np.int64, np.uint64])
+    @pytest.mark.parametrize("dtype", [np.uint32, np.uint64])
     def test_large_integers_do_not_wrap(self, dtype):
         frame = np.full((2, 9, 8), np.iinfo(dtype).max - 5, dtype)
         got = spatial_mean(frame, 3.0)
         np.testing.assert_allclose(got, frame.astype(float), rtol=1e-6)
 
 
-@pytest.mark.parametrize("radius_pix", [2.0, (30.0, 1.7)])
-@pytest.mark.parametrize("truncation", TRUNCATIONS)
+@pytest.mark.parametrize(
+    ("radius_pix", "truncation"), [(2.0, "hard"), ((30.0, 1.7), "smooth")]
+)
 def test_the_transpose_is_the_adjoint(radius_pix, truncation, rng, x64):
     frames, cotangent = rng.normal(size=(2, 3, 33, 26))
     kernels = tuple(
@@ -182,11 +180,6 @@ class TestTransformations:
         nested = jax.vmap(jax.vmap(mean(), (None, 0)), (0, None))(stacks, self.RADII)
         close()(nested, each)
 
-    def test_vmap_over_the_radius_of_one_axis(self, x64):
-        radii = np.array([1.0, 4.0])
-        got = jax.vmap(lambda radius: mean()(FRAMES, jnp.stack([radius, 3.0])))(radii)
-        close()(got, [dense_mean(FRAMES, (r, 3.0), "smooth") for r in radii])
-
     def test_reverse_mode_equals_forward_mode(self, rng, x64):
         d_frames, d_radii = rng.normal(size=FRAMES.shape), rng.normal(size=2)
 
@@ -214,27 +207,20 @@ class TestTransformations:
         images = dense_mean(basis, tuple(PAIR), "smooth")
         close()(np.moveaxis(images, 0, -1).reshape(forward[0].shape), forward[0])
 
-    @pytest.mark.parametrize("policy", ["nothing_saveable", "everything_saveable"])
-    def test_gradients_under_checkpoint_are_the_same(self, policy, x64):
+    def test_checkpoint_scan_and_filter_jit_change_nothing(self, x64):
         def of_frames(frames, radii):
             def add(total, frame):
                 return total + loss(frame[None], radii), None
 
             return jax.lax.scan(add, 0.0, frames)[0]
 
-        policy = getattr(jax.checkpoint_policies, policy)
+        expected = value_and_gradients(FRAMES, PAIR)
+        policy = jax.checkpoint_policies.nothing_saveable
         for function in (loss, of_frames):
             saved = jax.checkpoint(function, policy=policy)
             got = jax.jit(jax.value_and_grad(saved, (0, 1)))(FRAMES, PAIR)
-            jax.tree.map(close(), got, value_and_gradients(FRAMES, PAIR))
-
-    def test_a_slope_under_checkpoint_has_the_same_gradient(self, x64):
-        def slope(radii):
-            tangents = (np.ones_like(PAIR),)
-            return jax.jvp(lambda radii: loss(FRAMES, radii), (radii,), tangents)[1]
-
-        got = jax.jit(jax.grad(jax.checkpoint(slope)))(PAIR)
-        close()(got, jax.jit(jax.grad(slope))(PAIR))
+            jax.tree.map(close(), got, expected)
+        close()(eqx.filter_jit(loss)(FRAMES, PAIR), expected[0])
 
     def test_hessians_agree_in_all_orders_of_modes(self, x64):
         modes = jax.jacfwd, jax.jacrev
@@ -251,7 +237,7 @@ class TestTransformations:
         close()(by_radii, by_radii.T)
         close()(by_frames, np.transpose(by_frames, (3, 4, 5, 0, 1, 2)))
 
-    @pytest.mark.parametrize("in_axes", [(0, None), (None, 0), (0, 0)])
+    @pytest.mark.parametrize("in_axes", [(0, None), (0, 0)])
     def test_gradients_under_vmap_equal_a_loop(self, in_axes, x64):
         stacks, pairs = np.stack([FRAMES, 2 * FRAMES]), np.stack([PAIR, PAIR[::-1]])
 
@@ -270,30 +256,6 @@ class TestTransformations:
                 mapped,
                 value_and_gradients(*inputs(index)),
             )
-
-    def test_checkpoint_scan_and_filter_jit_change_nothing(self, x64):
-        @jax.checkpoint
-        def checkpointed(frames, radii):
-            return loss(frames, radii)
-
-        def scanned(frames, radii):
-            def step(total, frame):
-                return total + loss(frame, radii), None
-
-            return jax.lax.scan(step, 0.0, frames)[0]
-
-        expected = value_and_gradients(FRAMES, PAIR)
-        for function in (checkpointed, scanned):
-            got = jax.jit(jax.value_and_grad(function, (0, 1)))(FRAMES, PAIR)
-            jax.tree.map(close(), got, expected)
-        close()(eqx.filter_jit(loss)(FRAMES, PAIR), expected[0])
-
-    def test_integer_frames_have_gradients_in_the_radii(self):
-        counts = np.round(10 * FRAMES).astype(np.int16)
-        gradient = jax.jit(jax.grad(loss, 1))
-        got, expected = gradient(counts, PAIR), gradient(counts.astype(float), PAIR)
-        # Both in float32: some hundred terms in another order.
-        np.testing.assert_allclose(got, expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("edges", ["repeated", "empty"])
@@ -368,8 +330,9 @@ class TestManyDevices:
         return jax.make_mesh((2,), ("frames",), axis_types=(kind,))
 
     @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
-    @pytest.mark.parametrize("is_compiled", [False, True])
-    @pytest.mark.parametrize("place", [0, 1, 2, None])
+    @pytest.mark.parametrize(
+        ("place", "is_compiled"), [(0, False), (1, True), (2, False), (None, True)]
+    )
     def test_frames_come_back_as_they_were_sharded(self, kind, is_compiled, place, x64):
         spec = PartitionSpec(*("frames" if axis == place else None for axis in range(3)))
         sharding = NamedSharding(self.mesh(kind), spec)
@@ -393,8 +356,9 @@ class TestManyDevices:
         expected = values(frames, PAIR)
         jax.tree.map(close(), (value, (d_frames, d_radii)), expected)
 
-    @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
-    @pytest.mark.parametrize("place", [0, 1])
+    @pytest.mark.parametrize(
+        ("kind", "place"), [(AxisType.Auto, 1), (AxisType.Explicit, 0)]
+    )
     def test_movies_on_a_mesh_are_filtered_over_time(self, kind, place, x64):
         spec = PartitionSpec(*("frames" if axis == place else None for axis in range(3)))
         sharding = NamedSharding(self.mesh(kind), spec)
@@ -453,24 +417,20 @@ def test_one_exported_program_serves_cpu_cuda_and_tpu(x64):
     jax.tree.map(close(), call(FRAMES, PAIR), value_and_gradients(FRAMES, PAIR))
 
 
-@pytest.mark.parametrize("dimensions", ["t, 24, 28", "t, h, w"])
-@pytest.mark.parametrize("radius_pix", [2.0, 60.0])
+@pytest.mark.parametrize(
+    ("dimensions", "radius_pix"), [("t, 24, 28", 2.0), ("t, h, w", 60.0)]
+)
 def test_exported_sizes_may_be_symbolic(dimensions, radius_pix, rng, x64):
     """With a few taps, and with more than frames have pixels."""
-    shape = export.symbolic_shape(dimensions)
-    frames = jax.ShapeDtypeStruct(shape, jnp.float64)
+    frames = jax.ShapeDtypeStruct(export.symbolic_shape(dimensions), jnp.float64)
     module = SpatialMean(radius_pix)
-    for background in (
-        lambda frames: spatial_mean(frames, radius_pix, truncation="smooth"),
-        lambda frames: module(frames).bkgds,
-    ):
-        call = revived(jax.jit(background), frames)
-        for size in [(3, 24, 28), (1, 24, 28), *[(2, 5, 40)] * ("h" in dimensions)]:
-            stack = rng.normal(100, 10, size)
-            stack[0, 1, 2] = np.inf
-            # The module's radius went through a logit and back.
-            expected = dense_mean(stack, radius_pix, "smooth")
-            np.testing.assert_allclose(call(stack), expected, rtol=1e-10)
+    call = revived(jax.jit(lambda frames: module(frames).bkgds), frames)
+    for size in [(3, 24, 28), *[(2, 5, 40)] * ("h" in dimensions)]:
+        stack = rng.normal(100, 10, size)
+        stack[0, 1, 2] = np.inf
+        # The module's radius went through a logit and back.
+        expected = dense_mean(stack, radius_pix, "smooth")
+        np.testing.assert_allclose(call(stack), expected, rtol=1e-10)
 
 
 def test_gradients_are_exported_with_symbolic_sizes(x64):
@@ -482,46 +442,38 @@ def test_gradients_are_exported_with_symbolic_sizes(x64):
 
     gradients = jax.jit(jax.grad(squares, (0, 1)))
     call = revived(gradients, frames, radii)
-    for stack in (FRAMES, FRAMES[:1, :3, :2]):
-        # Sums of some thousand terms of order one.
-        check = ft.partial(np.testing.assert_allclose, rtol=1e-10, atol=1e-11)
-        jax.tree.map(check, call(stack, PAIR), gradients(stack, PAIR))
+    # Sums of some thousand terms of order one.
+    check = ft.partial(np.testing.assert_allclose, rtol=1e-10, atol=1e-11)
+    jax.tree.map(check, call(FRAMES, PAIR), gradients(FRAMES, PAIR))
 
 
-STRICT_MODES = {
-    "disable_jit": jax.disable_jit,
-    "debug_nans": lambda: jax.debug_nans(True),
-    "debug_infs": lambda: jax.debug_infs(True),
-    "enable_checks": lambda: jax.enable_checks(True),
-    "checking_leaks": jax.checking_leaks,
-    "dtype promotion": lambda: jax.numpy_dtype_promotion("strict"),
-    "rank promotion": lambda: jax.numpy_rank_promotion("raise"),
-}
+@contextlib.contextmanager
+def all_checks():
+    with (
+        jax.debug_nans(True),
+        jax.debug_infs(True),
+        jax.enable_checks(True),
+        jax.checking_leaks(),
+        jax.numpy_dtype_promotion("strict"),
+        jax.numpy_rank_promotion("raise"),
+    ):
+        yield
 
 
-@pytest.mark.parametrize("mode", STRICT_MODES)
+@pytest.mark.parametrize("mode", [all_checks, jax.disable_jit])
 def test_strict_modes_of_jax_change_nothing(mode):
-    frames = np.float32(FRAMES)
-
-    def everything(frames):
-        # With products along x, and taps that may be zero.
-        radii = jnp.array([2.0, 3.0], jnp.float32)
-        return value_and_gradients_of_bounded(frames, radii), spatial_mean(frames, 60.0)
-
-    expected = everything(jnp.asarray(frames))
-    with STRICT_MODES[mode]():
-        got = everything(jnp.asarray(frames))
-    # float32, in another order.
-    check = ft.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
-    jax.tree.map(check, got, expected)
-
-
-def value_and_gradients_of_bounded(frames, radii):
-    def loss(frames, radii):
+    def squares(frames, radii):
+        # With taps that may be zero.
         bkgds = spatial_mean(frames, radii, max_radius_pix=40.0, truncation="smooth")
         return jnp.sum(bkgds**2)
 
-    return jax.value_and_grad(loss, (0, 1))(frames, radii)
+    point = jnp.asarray(FRAMES, jnp.float32), jnp.array([2.0, 3.0], jnp.float32)
+    expected = jax.value_and_grad(squares, (0, 1))(*point)
+    with mode():
+        got = jax.value_and_grad(squares, (0, 1))(*point)
+    # float32, in another order.
+    check = ft.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
+    jax.tree.map(check, got, expected)
 
 
 @pytest.mark.parametrize(
@@ -572,25 +524,23 @@ class TestNotFinite:
     """The reference sums over the taps that are not zero, and no others."""
 
     SETTINGS = (
-        (2.0, None),  # few taps
-        (2.0, 12.0),  # few taps under a bound much larger
-        ((0.3, 20.0), None),  # one tap along y, more than the frame is wide along x
-        ((3.0, 20.0), 60.0),
+        (2.0, None, "hard"),  # few taps
+        (2.0, 12.0, "smooth"),  # few taps under a bound much larger
+        ((0.3, 20.0), None, "smooth"),  # one tap along y, more than frames have along x
+        ((3.0, 20.0), 60.0, "hard"),
     )
 
-    @pytest.mark.parametrize("truncation", TRUNCATIONS)
-    @pytest.mark.parametrize(("radius_pix", "bound"), SETTINGS)
+    @pytest.mark.parametrize(("radius_pix", "bound", "truncation"), SETTINGS)
     def test_reaches_exactly_what_its_kernel_covers(
-        self, truncation, radius_pix, bound, rng, x64
+        self, radius_pix, bound, truncation, rng, x64
     ):
         frames = movie_with_what_is_not_finite(rng)
         got = spatial_mean(frames, radius_pix, max_radius_pix=bound, truncation=truncation)
         expected = dense_mean(frames, radius_pix, truncation)
         same_where_not_finite(got, expected)
 
-    @pytest.mark.parametrize("truncation", TRUNCATIONS)
-    def test_reaches_the_same_pixels_under_vmap(self, truncation, rng, x64):
-        frames = movie_with_what_is_not_finite(rng)
+    def test_reaches_the_same_pixels_under_vmap(self, rng, x64):
+        truncation, frames = "hard", movie_with_what_is_not_finite(rng)
         pairs = np.array([(2.0, 2.0), (0.3, 4.0)])
         function = mean(truncation)
         by_radii = jax.vmap(function, (None, 0))(frames, pairs)
@@ -599,12 +549,11 @@ class TestNotFinite:
             expected = dense_mean(frames, tuple(pairs[pair]), truncation)
             same_where_not_finite(got, expected)
 
-    @pytest.mark.parametrize("bound", [BOUND, LONG_BOUND])
-    def test_stays_out_of_derivatives_elsewhere(self, bound, rng, x64):
+    def test_stays_out_of_derivatives_elsewhere(self, rng, x64):
         frames = movie_with_what_is_not_finite(rng)
         clean = np.where(np.isfinite(frames), frames, 0.0)
         radii = np.array([2.0, 3.0])
-        function = mean("smooth", bound)
+        function = mean("smooth", LONG_BOUND)
 
         @jax.jit
         def derivatives(frames, cotangent):
@@ -620,13 +569,9 @@ class TestNotFinite:
         close()(slopes[is_finite], clean_slopes[is_finite])
 
 
-# Frames of two sizes, so that the compilations are few.
-frames_of_any_content = st.tuples(
-    st.sampled_from([(6, 5), (1, 9)]), st.integers(0, 2**32 - 1)
-).map(
-    lambda drawn: (
-        np.random.default_rng(drawn[1]).normal(100, 50, drawn[0]).astype(np.float32)
-    )
+# Frames of one size, so that the compilations are few.
+frames_of_any_content = st.integers(0, 2**32 - 1).map(
+    lambda seed: np.random.default_rng(seed).normal(100, 50, (6, 5)).astype(np.float32)
 )
 any_radii = st.tuples(st.floats(0.125, BOUND, width=32), st.floats(0.125, BOUND, width=32))
 
@@ -635,12 +580,11 @@ any_radii = st.tuples(st.floats(0.125, BOUND, width=32), st.floats(0.125, BOUND,
 @given(
     frame=frames_of_any_content,
     radii=any_radii,
-    truncation=st.sampled_from(TRUNCATIONS),
     scale=st.floats(-10, 10, width=32),
     shift=st.floats(-100, 100, width=32),
 )
-def test_a_mean_is_a_mean(frame, radii, truncation, scale, shift):
-    function = mean(truncation)
+def test_a_mean_is_a_mean(frame, radii, scale, shift):
+    function = mean()
     radii = np.array(radii, np.float32)
     image = np.asarray(function(frame, radii))
     largest = np.abs(frame).max()
@@ -653,14 +597,6 @@ def test_a_mean_is_a_mean(frame, radii, truncation, scale, shift):
     np.testing.assert_allclose(moved, scale * image + shift, rtol=0, atol=rounding)
     mirrored = function(frame[::-1, ::-1], radii)
     np.testing.assert_allclose(mirrored[::-1, ::-1], image, rtol=0, atol=1e-6 * largest)
-
-
-def test_the_mean_moves_with_the_frame(rng, x64):
-    frame = np.zeros((60, 70))
-    frame[20:30, 20:28] = rng.normal(size=(10, 8))
-    image = mean()(frame, np.array([3.0, 5.0]))
-    moved = mean()(np.roll(frame, (12, 17), (0, 1)), np.array([3.0, 5.0]))
-    close()(moved, np.roll(image, (12, 17), (0, 1)))
 
 
 def test_another_radius_under_the_same_bound_is_not_compiled_again():

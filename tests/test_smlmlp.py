@@ -42,18 +42,6 @@ KERNEL_TOLERANCE = 1e-6
 GOLDEN = np.load(Path(__file__).parent / "golden" / "golden.npz", allow_pickle=False)
 
 
-def _contiguous(frames: np.ndarray) -> np.ndarray:
-    return frames
-
-
-def _with_negative_strides(frames: np.ndarray) -> np.ndarray:
-    return frames[::-1, ::-1, ::-1].copy()[::-1, ::-1, ::-1]
-
-
-def _in_fortran_order(frames: np.ndarray) -> np.ndarray:
-    return np.asfortranarray(frames)
-
-
 def _every_other(frames: np.ndarray) -> np.ndarray:
     twice = np.ones([2 * size for size in frames.shape], frames.dtype)
     twice[1::2, ::2, 1::2] = frames
@@ -66,17 +54,12 @@ def _read_only(frames: np.ndarray) -> np.ndarray:
     return frames
 
 
-def _big_endian(frames: np.ndarray) -> np.ndarray:
-    return frames.astype(frames.dtype.newbyteorder(">"))
-
-
-LAYOUTS = (
-    _contiguous,
-    _with_negative_strides,
-    _in_fortran_order,
+LAYOUTS: tuple[Callable, ...] = (
+    lambda frames: frames[::-1, ::-1, ::-1].copy()[::-1, ::-1, ::-1],
+    np.asfortranarray,
     _every_other,
     _read_only,
-    _big_endian,
+    lambda frames: frames.astype(frames.dtype.newbyteorder(">")),
 )
 
 
@@ -112,55 +95,41 @@ def _bkgd_by_definition(frames: np.ndarray, radii_pix: tuple[float, float]) -> n
 # Golden values
 
 
-@pytest.mark.parametrize("index", range(len(CASES)), ids=[str(case) for case in CASES])
-def test_bkgds_equal_the_golden_values_in_every_dtype_and_memory_layout(index: int):
-    case, layout = CASES[index], LAYOUTS[index % len(LAYOUTS)]
-    frames = case.frames()
-    y, x = case.radii_pix
-    bkgds, _, _ = bkgd_spatial_mean([layout(frames)], y if x == y else (y, x))
-    assert bkgds[0].shape == frames.shape
-    _assert_close_to(subset(bkgds[0]), GOLDEN[f"bkgd {case}"], frames)
-
-
 @pytest.mark.parametrize("first", range(len(RADII_PIX)))
-def test_channels_of_different_shapes_each_have_their_own_radii(first: int):
+def test_channels_in_any_layout_have_the_golden_bkgds_kernels_and_factors(first: int):
     cases = CASES[first :: len(RADII_PIX)]
     channels = [case.frames() for case in cases]
-    bkgds, factors, _ = bkgd_spatial_mean(channels, [case.radii_pix for case in cases])
-    for case, bkgd, factor, frames in zip(cases, bkgds, factors, channels, strict=True):
-        _assert_close_to(subset(bkgd), GOLDEN[f"bkgd {case}"], frames)
+    layouts = LAYOUTS[first % 5 :] + LAYOUTS[: first % 5]
+    bkgds, factors, info = bkgd_spatial_mean(
+        [layout(frames) for layout, frames in zip(layouts, channels, strict=True)],
+        [case.radii_pix for case in cases],
+    )
+    for index, (case, frames) in enumerate(zip(cases, channels, strict=True)):
+        assert bkgds[index].shape == frames.shape
+        _assert_close_to(subset(bkgds[index]), GOLDEN[f"bkgd {case}"], frames)
+        expected = GOLDEN[f"factor {case}"]
+        assert factors[index] == pytest.approx(expected, rel=KERNEL_TOLERANCE)
+        for axis, radius in zip("yx", case.radii_pix, strict=True):
+            kernel, expected = (
+                info[f"spatial_mean_kernels_{axis}"][index],
+                f"kernel {radius}",
+            )
+            assert kernel.dtype == np.float32
+            np.testing.assert_allclose(kernel, GOLDEN[expected], rtol=KERNEL_TOLERANCE)
+
+
+def test_jax_arrays_give_the_bkgds_of_the_same_numpy_arrays():
+    # In 32-bit mode, JAX has no float64.
+    cases = [c for c in CASES if c.shape[1:] == (5, 7) and c.dtype != "float64"]
+    channels = [case.frames() for case in cases]
+    bkgds, factors, _ = bkgd_spatial_mean(
+        list(map(jnp.asarray, channels)), [case.radii_pix for case in cases]
+    )
+    for case, frames, bkgd, factor in zip(cases, channels, bkgds, factors, strict=True):
+        assert isinstance(bkgd, jax.Array)
+        assert bkgd.dtype == jnp.float32
+        _assert_close_to(bkgd, _bkgd_by_definition(frames, case.radii_pix), frames)
         assert factor == pytest.approx(GOLDEN[f"factor {case}"], rel=KERNEL_TOLERANCE)
-
-
-@pytest.mark.parametrize(
-    "case",
-    [
-        # In 32-bit mode, JAX has no float64.
-        case
-        for case in CASES
-        if case.shape[1:] == (5, 7) and case.dtype != "float64"
-    ],
-    ids=str,
-)
-def test_jax_arrays_give_the_bkgds_of_the_same_numpy_arrays(case: Case):
-    frames = case.frames()
-    bkgds, factors, _ = bkgd_spatial_mean([jnp.asarray(frames)], [case.radii_pix])
-    assert isinstance(bkgds[0], jax.Array)
-    assert bkgds[0].dtype == jnp.float32
-    _assert_close_to(bkgds[0], _bkgd_by_definition(frames, case.radii_pix), frames)
-    assert factors[0] == pytest.approx(GOLDEN[f"factor {case}"], rel=KERNEL_TOLERANCE)
-
-
-@pytest.mark.parametrize("radius", RADII_PIX)
-def test_kernels_and_noise_factors_equal_the_golden_values(radius: float):
-    _, factors, info = bkgd_spatial_mean([np.ones((1, 1, 1), np.float32)], radius)
-    for axis in "yx":
-        (kernel,) = info[f"spatial_mean_kernels_{axis}"]
-        assert kernel.dtype == np.float32
-        np.testing.assert_allclose(
-            kernel, GOLDEN[f"kernel {radius}"], rtol=KERNEL_TOLERANCE
-        )
-    assert factors[0] == pytest.approx(GOLDEN[f"factor {radius}"], rel=KERNEL_TOLERANCE)
 
 
 @pytest.mark.parametrize("radii", NOT_FINITE_RADII_PIX, ids=str)
@@ -184,7 +153,7 @@ REAL_DTYPES += ["uint64", "float16", "float32", "float64"]
 
 
 # Each example is compiled.
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(data=st.data())
 def test_any_frames_have_the_bkgd_of_the_definition(data: st.DataObject):
     dtype = np.dtype(data.draw(st.sampled_from(REAL_DTYPES)))
@@ -212,7 +181,7 @@ def test_any_frames_have_the_bkgd_of_the_definition(data: st.DataObject):
     assert factors[0] == pytest.approx(math.prod(norms), rel=KERNEL_TOLERANCE)
 
 
-@pytest.mark.parametrize("distance", [1, 3, 9])
+@pytest.mark.parametrize("distance", [1, 9])
 @pytest.mark.parametrize("side", [-1, 1])
 def test_a_tap_enters_at_the_same_radius_as_in_the_definition(distance: int, side: int):
     # One part in 1e9 beside it, which float32 could not tell.
@@ -232,23 +201,12 @@ def _two_channels() -> list[np.ndarray]:
     ]
 
 
-def test_two_channels_share_a_pair_as_smlmlp_documents():
-    channels = _two_channels()
-    bkgds, _, info = bkgd_spatial_mean(channels, (6.0, 10.0))
-    assert info["channels_mean_radii_pix"] == [(6.0, 10.0), (6.0, 10.0)]
-    for bkgd, frames in zip(bkgds, channels, strict=True):
-        _assert_close_to(bkgd, _bkgd_by_definition(frames, (6.0, 10.0)), frames)
-
-
 @pytest.mark.parametrize(
     ("radii", "pairs"),
     [
         (7, [(7, 7), (7, 7), (7, 7)]),
-        (np.float32(10.5), [(10.5, 10.5), (10.5, 10.5), (10.5, 10.5)]),
         ([3.0, 5.0], [(3, 5), (3, 5), (3, 5)]),
-        (np.array([3.0, 5.0]), [(3, 5), (3, 5), (3, 5)]),
         ([1.0, 2.0, 3.0], [(1, 1), (2, 2), (3, 3)]),
-        (((1.0, 2.0), (3.0, 5.0), (7.0, 2.0)), [(1, 2), (3, 5), (7, 2)]),
         (np.array([[1.0, 2.0], [3.0, 5.0], [7.0, 2.0]]), [(1, 2), (3, 5), (7, 2)]),
         ([(1.0, 2.0), 3.0, (7.0, 2.0)], [(1, 2), (3, 3), (7, 2)]),
     ],
@@ -264,15 +222,11 @@ def test_radii_are_one_for_all_a_pair_for_all_or_one_a_channel(radii, pairs):
         assert sizes == [_kernel_by_definition(radius).size for radius in radius_of]
 
 
-def test_the_radius_is_7_pixels_by_default():
-    _, _, info = bkgd_spatial_mean([np.ones((1, 1, 1), np.uint16)])
-    assert info["channels_mean_radii_pix"] == [(7, 7)]
-
-
-def test_the_answer_is_two_lists_and_a_dictionary_of_four_lists():
-    bkgds, factors, info = bkgd_spatial_mean(_two_channels(), (6.0, 10.0))
-    assert type(bkgds) is list
-    assert type(factors) is list
+def test_the_answer_is_two_lists_and_a_dictionary_of_lists():
+    first, second = _two_channels()
+    # JAX and NumPy channels may be mixed, and the radius is 7 px by default.
+    bkgds, factors, info = bkgd_spatial_mean([jnp.asarray(first), second])
+    assert (type(bkgds), type(factors)) == (list, list)
     assert [type(factor) for factor in factors] == [np.float32, np.float32]
     assert list(info) == [
         "channels_mean_radii_pix",
@@ -281,27 +235,18 @@ def test_the_answer_is_two_lists_and_a_dictionary_of_four_lists():
         "spatial_mean_kernels_x",
     ]
     assert [type(entry) for entry in info.values()] == [list] * 4
-
-
-def test_bkgds_of_numpy_channels_are_writable_float32_arrays_of_their_own():
-    channels = _two_channels()
-    bkgds, _, _ = bkgd_spatial_mean(channels, 0.3)
-    for bkgd, frames in zip(bkgds, channels, strict=True):
-        assert type(bkgd) is np.ndarray
-        assert bkgd.dtype == np.float32
-        assert bkgd.flags.writeable
-        assert not np.shares_memory(bkgd, frames)
-
-
-def test_numpy_and_jax_channels_may_be_mixed():
-    first, second = _two_channels()
-    bkgds, _, _ = bkgd_spatial_mean([jnp.asarray(first), second])
+    assert info["channels_mean_radii_pix"] == [(7, 7), (7, 7)]
     assert isinstance(bkgds[0], jax.Array)
-    assert isinstance(bkgds[1], np.ndarray)
+    assert type(bkgds[1]) is np.ndarray
+    assert bkgds[1].dtype == np.float32
+    assert bkgds[1].flags.writeable
+    # One tap: nothing is computed, but the answer is an array of its own.
+    (bkgd,), _, _ = bkgd_spatial_mean([second], 0.3)
+    assert not np.shares_memory(bkgd, second)
 
 
-@pytest.mark.parametrize("shape", [(0, 1, 1), (0, 64, 48)], ids=str)
-def test_a_stack_without_frames_has_a_bkgd_without_frames(shape: tuple[int, int, int]):
+def test_a_stack_without_frames_has_a_bkgd_without_frames():
+    shape = (0, 5, 7)
     for frames in (np.zeros(shape, np.uint16), jnp.zeros(shape)):
         bkgds, factors, _ = bkgd_spatial_mean([frames], 5.0)
         assert bkgds[0].shape == shape
@@ -309,7 +254,7 @@ def test_a_stack_without_frames_has_a_bkgd_without_frames(shape: tuple[int, int,
         assert factors[0] == pytest.approx(GOLDEN["factor 5.0"], rel=KERNEL_TOLERANCE)
 
 
-@pytest.mark.parametrize("layout", [_contiguous, _in_fortran_order, _every_other])
+@pytest.mark.parametrize("layout", [np.asfortranarray, _every_other])
 @pytest.mark.parametrize("as_channel", [np.asarray, jnp.asarray])
 def test_output_arrays_are_filled_and_cut_to_the_frames_of_their_channel(
     layout: Callable, as_channel: Callable
@@ -332,7 +277,7 @@ def test_output_arrays_are_filled_and_cut_to_the_frames_of_their_channel(
 
 @pytest.mark.parametrize("radius", [0.3, 3.0])
 def test_bkgds_are_right_where_outputs_lie_in_the_memory_of_the_channels(radius: float):
-    memory = np.concatenate(2 * [Case((5, 64, 48), "float32", (1, 1)).frames()])
+    memory = np.concatenate(2 * [Case((5, 5, 7), "float32", (1, 1)).frames()])
     copy = memory.copy()
     channels = [memory[:4], memory[5:9]]
     # A frame further on, and in the other channel.
@@ -348,12 +293,10 @@ def test_bkgds_are_right_where_outputs_lie_in_the_memory_of_the_channels(radius:
     "corrections",
     [
         [np.float32(0.5), np.float32(3.0)],
-        [0.5, 3.0],
-        [1, 3],
+        [0.5, 3],
         np.array([0.5, 3.0]),
-        np.array([0.5, 3.0], np.float32),
     ],
-    ids=["float32", "float", "int", "float64 array", "float32 array"],
+    ids=["float32", "numbers", "float64 array"],
 )
 def test_noise_corrections_are_multiplied_in_place(corrections):
     radii = [(3.0, 3.0), (5.0, 5.0)]
@@ -365,14 +308,6 @@ def test_noise_corrections_are_multiplied_in_place(corrections):
         before[1] * GOLDEN["factor 5.0"],
     ]
     np.testing.assert_allclose(corrections, expected, rtol=KERNEL_TOLERANCE)
-
-
-def test_parallel_changes_nothing():
-    channels = _two_channels()
-    bkgds, _, _ = bkgd_spatial_mean(channels, 3.0, parallel=True)
-    expected, _, _ = bkgd_spatial_mean(channels, 3.0)
-    for bkgd, same in zip(bkgds, expected, strict=True):
-        np.testing.assert_array_equal(bkgd, same)
 
 
 def _has_gpu() -> bool:
@@ -391,7 +326,7 @@ def test_cuda_computes_on_the_gpu():
 @pytest.mark.skipif(_has_gpu(), reason="JAX has a GPU here")
 def test_cuda_without_a_gpu_is_an_error_and_writes_nothing():
     output, corrections = np.full((3, 5, 7), -1, np.float32), [1.0]
-    with pytest.raises(RuntimeError, match="cuda=True asks for a GPU, but JAX has none"):
+    with pytest.raises(RuntimeError, match="cuda=True, but JAX has no GPU here; install"):
         bkgd_spatial_mean(
             _two_channels()[:1], 7.0, [output], noise_corrections=corrections, cuda=True
         )
@@ -413,37 +348,25 @@ BAD_INPUT = {
     "one channel too many": ({"channels": [FIRST, SECOND, SECOND]}, "2"),
     "complex frames": ({"channels": [FIRST, SECOND.astype(complex)]}, "complex"),
     "frames of strings": ({"channels": [FIRST, SECOND.astype(str)]}, "dtype"),
-    "frames of objects": ({"channels": [FIRST, SECOND.astype(object)]}, "object"),
     "masked frames": ({"channels": [FIRST, np.ma.array(SECOND)]}, "masked"),
     "a single frame": ({"channels": [FIRST, SECOND[0]]}, "(4, 6)"),
-    "four dimensions": ({"channels": [FIRST, SECOND[None]]}, "(1, 2, 4, 6)"),
     "frames without pixels": ({"channels": [FIRST, SECOND[:, :0]]}, "(2, 0, 6)"),
-    "no sequence of channels": ({"channels": 5}, "5"),
     "a radius of zero": ({"radii": 0.0}, "0.0"),
-    "corrections of two dimensions": ({"corrections": [[1.0, 2.0]] * 2}, "(2, 2)"),
     "corrections of bytes": ({"corrections": bytearray(b"12")}, "bytearray"),
-    "a scalar of corrections": ({"corrections": np.array(1.0)}, "()"),
     "a negative radius in a pair": ({"radii": (6.0, -1.0)}, "-1.0"),
     "a radius that is not a number": ({"radii": [(1.0, 2.0), (3.0, np.nan)]}, "nan"),
-    "an infinite radius": ({"radii": np.inf}, "inf"),
-    "a radius of text": ({"radii": "7"}, "'7'"),
-    "one radius in a list": ({"radii": [7.0]}, "1 channels, but 2 channels"),
-    "three radii": ({"radii": [1.0, 2.0, 3.0]}, "3 channels, but 2 channels"),
-    "one pair in a list": ({"radii": [(1.0, 2.0)]}, "1 channels, but 2 channels"),
-    "a triple of radii": ({"radii": [(1.0, 2.0, 3.0), (1.0, 2.0, 3.0)]}, "3.0"),
+    "three radii": ({"radii": [1.0, 2.0, 3.0]}, "3 channels, but was given 2"),
     "no radii": ({"radii": []}, "[]"),
     "one output too few": ({"last_outputs": []}, "1 arrays"),
     "one output too many": ({"last_outputs": [_output(), _output()]}, "3 arrays"),
     "an output with other pixels": ({"last_outputs": [_output((2, 6, 4))]}, "(2, 6, 4)"),
     "an output too short": ({"last_outputs": [_output((1, 4, 6))]}, "(1, 4, 6)"),
-    "an output of one frame": ({"last_outputs": [_output((4, 6))]}, "(4, 6)"),
     "an output of float64": ({"last_outputs": [_output(dtype=float)]}, "float64"),
     "a big-endian output": ({"last_outputs": [_output(dtype=">f4")]}, "f4"),
     "a read-only output": ({"last_outputs": [_read_only(SECOND)]}, "read-only"),
     "a JAX output": ({"last_outputs": [jnp.ones(SECOND.shape)]}, "NumPy"),
     "a list as output": ({"last_outputs": [SECOND.tolist()]}, "list"),
-    "one correction too few": ({"corrections": [1.0]}, "(1,)"),
-    "one correction too many": ({"corrections": [1.0] * 3}, "(3,)"),
+    "one correction too few": ({"corrections": [1.0]}, "of 2 numbers, but are [1.0]"),
     "corrections in a tuple": ({"corrections": (1.0, 1.0)}, "(1.0, 1.0)"),
     "one number as correction": ({"corrections": 1.0}, "1.0"),
     "a read-only array of corrections": (
@@ -451,7 +374,6 @@ BAD_INPUT = {
         "in place",
     ),
     "an array of whole corrections": ({"corrections": np.ones(2, int)}, "floating"),
-    "a correction of text": ({"corrections": [1.0, "1"]}, "'1'"),
     "a correction that is missing": ({"corrections": [1.0, None]}, "None"),
 }
 
@@ -472,12 +394,6 @@ def test_bad_input_is_an_error_and_nothing_is_written(bad: dict, message: str):
     for output, before in zip(outputs, outputs_before, strict=True):
         np.testing.assert_array_equal(output, before)
     np.testing.assert_array_equal(np.array(corrections), corrections_before)
-
-
-@pytest.mark.parametrize("radii", [[1.0, 2.0, 3.0], [7.0], [(1.0, 2.0)] * 3], ids=str)
-def test_a_wrong_number_of_radii_is_a_value_error(radii: list):
-    with pytest.raises(ValueError, match="but 2 channels"):
-        bkgd_spatial_mean(_two_channels(), radii)
 
 
 # Beside smlmlp itself
@@ -522,7 +438,7 @@ def _assert_same_info(info: dict[str, list], expected: dict[str, list]) -> None:
             np.testing.assert_allclose(kernel, same, rtol=KERNEL_TOLERANCE)
 
 
-@pytest.mark.parametrize("radii", [7, 7.0, (6.0, 10.0), [(6.0, 10.0)]], ids=str)
+@pytest.mark.parametrize("radii", [7, (6.0, 10.0), [(6.0, 10.0)]], ids=str)
 def test_one_channel_takes_the_radii_that_it_takes_in_smlmlp(smlmlp: Any, radii: Any):
     frames = _two_channels()[0]
     bkgds, _, info = bkgd_spatial_mean([frames], radii)
@@ -531,8 +447,16 @@ def test_one_channel_takes_the_radii_that_it_takes_in_smlmlp(smlmlp: Any, radii:
     _assert_same_info(info, expected_info)
 
 
-@pytest.mark.parametrize("dtype", ["bool", "int8", "int64", "uint64", "float16"])
-@pytest.mark.parametrize("parallel", [False, True])
+@pytest.mark.parametrize(
+    ("dtype", "parallel"),
+    [
+        ("bool", False),
+        ("int8", True),
+        ("int64", False),
+        ("uint64", False),
+        ("float16", True),
+    ],
+)
 def test_other_dtypes_have_the_bkgds_of_smlmlp(smlmlp: Any, dtype: str, parallel: bool):
     frames = Case((2, 5, 7), "int32", (3.0, 3.0)).frames()
     frames = (frames // 2**16 if dtype == "float16" else frames).astype(dtype)
@@ -541,7 +465,7 @@ def test_other_dtypes_have_the_bkgds_of_smlmlp(smlmlp: Any, dtype: str, parallel
     _assert_close_to(bkgds[0], expected[0], frames)
 
 
-@pytest.mark.parametrize("frames", [0, 1, 3])
+@pytest.mark.parametrize("frames", [0, 3])
 def test_outputs_are_filled_as_smlmlp_fills_them(smlmlp: Any, frames: int):
     channels = [stack[:frames] for stack in _two_channels()]
     ours, theirs = (
@@ -558,11 +482,8 @@ def test_outputs_are_filled_as_smlmlp_fills_them(smlmlp: Any, frames: int):
 @pytest.mark.parametrize(
     ("options", "has_outputs"),
     [
-        ({}, False),
         ({}, True),
         ({"do_temporal_median": False, "channels_mean_radii_pix": 3.0}, False),
-        ({"do_temporal_median": False, "do_spatial_opening": True}, True),
-        ({"do_spatial_opening": True, "median_window_fr": 5, "parallel": True}, False),
     ],
     ids=str,
 )

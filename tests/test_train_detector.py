@@ -21,13 +21,24 @@ pytestmark = pytest.mark.slow
 
 NOWHERE = -30.0  # a logit
 STEPS = 30  # of all trainings here, so that they share one program
+NAMES = ["r = 7 px", train_detector.TRAINED]
 
 
-@pytest.fixture(autouse=True)
-def small_movies(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(autouse=True, scope="module")
+def small_movies():
     small = {"MOVIES": 1, "FRAMES": 8, "LONG_MOVIES": 1, "LONG_FRAMES": 8}
-    for name, value in small.items():
-        monkeypatch.setattr(train_detector, name, value)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in small.items():
+            patch.setattr(train_detector, name, value)
+        yield
+
+
+@pytest.fixture(scope="module")
+def whole(small_movies, tmp_path_factory) -> Path:
+    """A folder in which two kinds were trained."""
+    folder = tmp_path_factory.mktemp("whole")
+    train_detector.main(folder, NAMES, [0], steps=STEPS)
+    return folder
 
 
 def prediction_of(places, size_pix=9, logit=0.0, std=0.3):
@@ -146,8 +157,8 @@ def test_radii_move_towards_each_other_from_far_starts(tmp_path):
     assert 2.5 < small < large < 22
 
 
-def test_frozen_radii_stay_and_the_weights_are_learned(tmp_path):
-    radii, state = radii_after("r = 7 px", tmp_path)
+def test_frozen_radii_stay_and_the_weights_are_learned(whole):
+    radii, state = radii_after("r = 7 px", whole)
     np.testing.assert_allclose(radii, 7.0, rtol=1e-6)
     first = train_detector.first_state(train_detector.KINDS["r = 7 px"], 0, STEPS)
     weights = [one.detector.layers[0].weight for one in (state, first)]
@@ -155,9 +166,10 @@ def test_frozen_radii_stay_and_the_weights_are_learned(tmp_path):
     assert np.all(np.isfinite(state.losses))
 
 
-def test_a_training_that_was_interrupted_ends_as_if_it_had_not_been(tmp_path, monkeypatch):
+def test_a_training_that_was_interrupted_ends_as_if_it_had_not_been(
+    whole, tmp_path, monkeypatch
+):
     monkeypatch.setattr(train_detector, "STEPS_PER_CHECKPOINT", 2)
-    name, kept = train_detector.TRAINED, []
     simulated = train_detector.training_movies
 
     def until_the_third(seed, step):
@@ -165,30 +177,28 @@ def test_a_training_that_was_interrupted_ends_as_if_it_had_not_been(tmp_path, mo
             raise KeyboardInterrupt
         return simulated(seed, step)
 
-    for folder, is_interrupted in (("whole", False), ("parts", True)):
-        (tmp_path / folder).mkdir()
-        if is_interrupted:
-            with monkeypatch.context() as patch:
-                patch.setattr(train_detector, "training_movies", until_the_third)
-                with pytest.raises(KeyboardInterrupt):
-                    train_detector.trained(name, 0, STEPS, tmp_path / folder)
-        kept.append(train_detector.trained(name, 0, STEPS, tmp_path / folder))
-    whole, parts = (jax.tree.leaves(eqx.filter(state, eqx.is_array)) for state in kept)
-    for left, right in zip(whole, parts, strict=True):
+    with monkeypatch.context() as patch:
+        patch.setattr(train_detector, "training_movies", until_the_third)
+        with pytest.raises(KeyboardInterrupt):
+            radii_after(train_detector.TRAINED, tmp_path)
+    states = [
+        radii_after(train_detector.TRAINED, folder)[1] for folder in (whole, tmp_path)
+    ]
+    leaves = (jax.tree.leaves(eqx.filter(state, eqx.is_array)) for state in states)
+    for left, right in zip(*leaves, strict=True):
         np.testing.assert_array_equal(left, right)
 
 
-def test_it_writes_its_table_and_figure_and_measures_nothing_twice(tmp_path, monkeypatch):
-    names = ["r = 7 px", train_detector.TRAINED]
-    results = train_detector.main(tmp_path, names, [0], steps=STEPS)
-    assert [result.background for result in results] == names
-    assert (tmp_path / "figures" / "train_detector.png").read_bytes().startswith(b"\x89PNG")
-    report = (tmp_path / "train_detector.md").read_text()
-    assert all(f"| {name} |" in report for name in names)
+def test_it_writes_its_table_and_figure_and_measures_nothing_twice(whole, monkeypatch):
+    figure = whole / "figures" / "train_detector.png"
+    assert figure.read_bytes().startswith(b"\x89PNG")
+    report = (whole / "train_detector.md").read_text()
+    assert all(f"| {name} |" in report for name in NAMES)
     monkeypatch.setattr(train_detector, "trained", None)
-    assert len(train_detector.main(tmp_path, names, [0], steps=STEPS)) == 2
+    results = train_detector.main(whole, NAMES, [0], steps=STEPS)
+    assert [result.background for result in results] == NAMES
     with pytest.raises(SystemExit, match="give another folder"):
-        train_detector.main(tmp_path, names, [0], steps=STEPS + 1)
+        train_detector.main(whole, NAMES, [0], steps=STEPS + 1)
 
 
 def test_the_true_background_takes_the_estimators_place():

@@ -25,12 +25,6 @@ def processor_flags(monkeypatch):
 
 
 @pytest.mark.usefixtures("processor_flags")
-def test_there_are_options_for_cpu_alone(monkeypatch):
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert _vectors.compiler_options() is None
-
-
-@pytest.mark.usefixtures("processor_flags")
 @pytest.mark.parametrize("options", [_vectors.WIDE_VECTORS, NO_OPTION])
 def test_an_option_that_xla_does_not_know_is_not_given(options, monkeypatch):
     monkeypatch.setattr(_vectors, "WIDE_VECTORS", options)
@@ -38,8 +32,12 @@ def test_an_option_that_xla_does_not_know_is_not_given(options, monkeypatch):
     assert _vectors.compiler_options() == (options if is_known else None)
 
 
-def test_processors_that_slow_down_with_512_bits_get_no_options(processor_flags):
-    processor_flags.remove("avx512_vbmi2")
+def test_gpus_and_processors_that_slow_down_get_no_options(processor_flags, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert _vectors.compiler_options() is None
+    monkeypatch.undo()
+    monkeypatch.setattr(_vectors, "_processor_flags", lambda: {"avx512f"})
+    _vectors.compiler_options.cache_clear()
     assert _vectors.compiler_options() is None
 
 

@@ -2,9 +2,10 @@
 
 import json
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
+import typer
 
 from .._estimators.local_mean import LocalMean
 from .._estimators.radii_estimator import RadiiEstimator
@@ -17,15 +18,16 @@ from .report import refusing, say, UsageError
 # The radius that smlmlp takes for every movie, and the threshold of LocalMean's clip.
 USUAL_RADIUS, USUAL_CLIP = "7", "3"
 
-CLIP_HELP = (
-    "With --radius-frames: leave out molecules above so many standard deviations of the "
-    f"noise, {USUAL_CLIP} by default, or none."
+NEEDS_TIME = "is for averages over time; give --radius-frames"
+
+CLIP = typer.Option(
+    help="With --radius-frames: leave out molecules above so many standard deviations of "
+    f"the noise, {USUAL_CLIP} by default, or none."
 )
+OVERWRITE = typer.Option("--overwrite", help="Replace what is there.")
 
 # Fields of a saved estimator or clip that may have an entry for each channel.
 _CHANNEL_FIELDS = {"radii_pix", "radius_frames", "frozen", "gains", "read_noise_electrons"}
-
-_Estimator = TypeVar("_Estimator", bound=RadiiEstimator)
 
 
 def parsed_radius(text: str) -> tuple[float, ...]:
@@ -44,20 +46,13 @@ def parsed_boxes(text: str) -> list[Box]:
         return [(x0, y0, x1, y1) for x0, y0, x1, y1 in boxes]
 
 
-def check_needs_time(**options: object) -> None:
-    """Refuse options of averages over time where there is none."""
-    for name, value in options.items():
-        if value is not None:
-            option = f"--{name.replace('_', '-')} {value}"
-            raise UsageError(f"{option}: is for averages over time; give --radius-frames")
-
-
 def chosen_estimator(
     given: str, rows: Any, radius_frames: Any, clip: str | None, **bounds: Any
 ) -> SpatialMean | LocalMean:
     """The mean of each frame under these radii, a row a channel, or over time too."""
-    if radius_frames in (None, []):
-        check_needs_time(clip=clip, max_radius_frames=bounds.pop("max_radius_frames", None))
+    if not radius_frames:
+        if clip is not None:
+            raise UsageError(f"--clip {clip}: {NEEDS_TIME}")
         with refusing(given):
             return SpatialMean(rows, **bounds)
     with refusing(f"--clip {clip}", "is neither none nor a threshold from 0.01 to 100"):
@@ -66,7 +61,7 @@ def chosen_estimator(
         return LocalMean(rows, radius_frames, clip=soft_clip, **bounds)
 
 
-def read_calibration(path: Path, channel: int | None, channel_count: int) -> RadiiEstimator:
+def read_calibration(path: Path, channel: int | None, needed: int) -> RadiiEstimator:
     """The estimator that `jaxbkgd calibrate` wrote, for one of its channels or for all."""
     with refusing(f"{path}: cannot be read"):
         text = path.read_text("utf-8")
@@ -77,24 +72,19 @@ def read_calibration(path: Path, channel: int | None, channel_count: int) -> Rad
         bounds = [row[-2:] for row in about.get("is_at_bound", [])]
         is_at_bound = np.any(bounds if channel is None else bounds[channel - 1 : channel])
     count = len(estimator.radii)
-    if channel is not None and channel_count > 1:
-        raise UsageError(f"--channel {channel}: is for a single channel; leave it out")
-    if channel is not None and channel > count:
-        raise UsageError(f"--channel {channel}: {path} has {count} of them")
-    if channel is None and count not in (1, channel_count):
-        remedy = "; say which one with --channel" if channel_count == 1 else ""
-        raise UsageError(f"{path}: has {count} channels, not {channel_count}{remedy}")
-    faults = []
+    if channel is not None and (needed > 1 or channel > count):
+        fault = f"is for a movie of one channel, and one of the {count} of {path}"
+        raise UsageError(f"--channel {channel}: {fault}")
+    if channel is None and count not in (1, needed):
+        raise UsageError(f"{path}: has {count} channels, not {needed}; see --channel")
     if not about.get("is_converged", True):
-        faults.append("the search for these radii had not ended")
+        say(f"{path}: the search for these radii had not ended; the background may be off")
     if is_at_bound:
-        faults.append("a radius is at its bound")
-    if faults:
-        say(f"{path}: {' and '.join(faults)}; the background may be off")
+        say(f"{path}: a radius is at its bound; the background may be off")
     return estimator if channel is None else one_channel(estimator, channel - 1)
 
 
-def one_channel(estimator: _Estimator, index: int, **fields: Any) -> _Estimator:
+def one_channel(estimator: RadiiEstimator, index: int, **fields: Any) -> RadiiEstimator:
     """The estimator for one of its channels, with these fields in place of its own."""
     saved = json.loads(estimator.to_json())
     for part in (saved, saved.get("clip") or {}):

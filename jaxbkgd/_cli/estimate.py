@@ -3,9 +3,10 @@
 import contextlib
 import re
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from typer import Argument, Option
 
 from .._batch.compute import Dtype, make_output, Quantity
 from .._batch.run import estimate_movie, MovieSummary
@@ -13,61 +14,53 @@ from .._estimators.radii_estimator import RadiiEstimator
 from .._movies.open import is_split, open_channels
 from .._workers import one_thread_a_call
 from . import arguments, report
-from .arguments import CLIP_HELP, USUAL_RADIUS
+from .arguments import CLIP, NEEDS_TIME, OVERWRITE, USUAL_RADIUS
 from .report import refusing, UsageError
 
 
 _SHARED = "Give it once for all channels, or once for each."
-OPTIONS = f"""
-movies MOVIE: A file, a folder or a quoted pattern such as 'movie_*.tif'; several, where
-  each channel has a file of its own.
-out OUT: The file to write: .tif, .ome.tif, .zarr or .ome.zarr. Several movies or boxes are
-  written to OUT-1, OUT-2 and so on.
-radius PIXELS: The averaging radius, {USUAL_RADIUS} by default: a number, or y,x as in 6,10.
-  {_SHARED}
-radius_frames FRAMES: Average over time too, with this radius. {_SHARED}
-clip DEVIATIONS: {CLIP_HELP}
-mask MASK: With --radius-frames: a .npy or .tif file of one frame, or of as many as the
-  movie has, that is 0 in pixels to leave out and 1 in others.
-calibration CALIBRATION.json: A file of `jaxbkgd calibrate`, instead of radii and --clip.
-channel NUMBER>=1: The channel of CALIBRATION.json to use, from 1 on.
-channels BOXES: Parts of the frames that are channels: x0,y0,x1,y1 in pixels, without x1 and
-  y1, with a semicolon between two, all in quotes.
-quantity: Write the background, the frames minus the background, or their signal-to-noise
-  ratio, which needs --gain and --offset.
-dtype: The type to write; uint16 rounds a background.
-offset ADU: The camera's offset, which is subtracted first. {_SHARED}
-gain E-/ADU: Electrons per ADU, for --quantity snr. {_SHARED}
-workers COUNT>=1: Threads, by default the cores.
-chunk_frames COUNT>=1: Frames in a chunk, by default a megapixel.
-resume --resume/--fresh: Resume an interrupted run, or start over.
-overwrite --overwrite: Replace OUT if it exists.
-"""
+_MOVIES = Argument(
+    help="A file, a folder or a quoted pattern; several, one for each channel."
+)
+_OUT = Option(
+    help="A .tif, .ome.tif, .zarr or .ome.zarr; for several results OUT-1, OUT-2."
+)
+_RADIUS = Option(help=f"In pixels, {USUAL_RADIUS} by default: a number, or y,x. {_SHARED}")
+_TIME = Option(help=f"Average over time too, with this radius in frames. {_SHARED}")
+_MASK = Option(help="With --radius-frames: a .npy or .tif, 0 in pixels to leave out.")
+_CALIBRATION = Option(help="A file of `jaxbkgd calibrate`, instead of radii and --clip.")
+_CHANNEL = Option(min=1, help="The channel of the calibration to use, from 1 on.")
+_BOXES = Option(help="Parts of frames that are channels: 'x0,y0,x1,y1;x0,y0,x1,y1', in px.")
+_QUANTITY = Option(help="residual: frames minus background; snr needs --gain, --offset.")
+_OFFSET = Option(help=f"The camera's offset in ADU, which is subtracted first. {_SHARED}")
+_GAIN = Option(help=f"Electrons per ADU, for --quantity snr. {_SHARED}")
+_WORKERS = Option(min=1, help="Threads, by default the cores.")
+_CHUNK = Option(min=1, help="Frames in a chunk, by default a megapixel.")
+_RESUME = Option("--resume/--fresh", help="Resume an interrupted run, or start over.")
 
 
 def estimate(
-    movies: list[Path],
-    out: Path,
-    radius: list[str] | None = None,
-    radius_frames: list[float] | None = None,
-    clip: str | None = None,
-    mask: Path | None = None,
-    calibration: Path | None = None,
-    channel: int | None = None,
-    channels: str | None = None,
-    quantity: Quantity = "background",
-    dtype: Dtype = "float32",
-    offset: list[float] | None = None,
-    gain: list[float] | None = None,
-    workers: int | None = None,
-    chunk_frames: int | None = None,
-    resume: bool = True,
-    overwrite: bool = False,
+    movies: Annotated[list[Path], _MOVIES],
+    out: Annotated[Path, _OUT],
+    radius: Annotated[list[str] | None, _RADIUS] = None,
+    radius_frames: Annotated[list[float] | None, _TIME] = None,
+    clip: Annotated[str | None, CLIP] = None,
+    mask: Annotated[Path | None, _MASK] = None,
+    calibration: Annotated[Path | None, _CALIBRATION] = None,
+    channel: Annotated[int | None, _CHANNEL] = None,
+    channels: Annotated[str | None, _BOXES] = None,
+    quantity: Annotated[Quantity, _QUANTITY] = "background",
+    dtype: Annotated[Dtype, Option(help="uint16 rounds a background.")] = "float32",
+    offset: Annotated[list[float] | None, _OFFSET] = None,
+    gain: Annotated[list[float] | None, _GAIN] = None,
+    workers: Annotated[int | None, _WORKERS] = None,
+    chunk_frames: Annotated[int | None, _CHUNK] = None,
+    resume: Annotated[bool, _RESUME] = True,
+    overwrite: Annotated[bool, OVERWRITE] = False,
 ) -> None:
     """Estimate the background of a movie, from each frame alone or over time too.
 
-    The background has the unit of the movie. Memory does not grow with the number of
-    frames. After Ctrl-C or a crash, the same command resumes the run.
+    It has the unit of the movie. After Ctrl-C or a crash, the same command resumes.
     """
     one_thread_a_call()
     source = movies if len(movies) > 1 else movies[0]
@@ -95,8 +88,8 @@ def estimate(
                 if value:
                     raise UsageError(f"--{name}: is in --calibration, too; leave one out")
             estimator = arguments.read_calibration(calibration, channel, count)
-        if not estimator.takes_weights:
-            arguments.check_needs_time(mask=mask)
+        if mask is not None and not estimator.takes_weights:
+            raise UsageError(f"--mask {mask}: {NEEDS_TIME}")
         weights: Any = mask
         if mask is not None and mask.suffix.lower() == ".npy":
             with refusing(f"--mask {mask}"):
@@ -128,14 +121,10 @@ def estimate(
     for sink in sinks:
         print(f"wrote {report.printable(sink)}")
     adu = "; ".join(f"{value:g}" for value in offset or [])
-    rest = f"above the offset of {adu} ADU" if adu else "the camera's offset included"
-    written = {
-        "background": f"background, {dtype}, {rest}",
-        "residual": f"residual, {dtype}",
-        "snr": f"SNR, {dtype}, {rest}",
-    }
+    rest = f", above the offset of {adu} ADU" if adu else ", the camera's offset included"
+    written = f"{quantity}, {dtype}{'' if quantity == 'residual' else rest}"
     sizes = "; ".join(f"{c.shape[1]} x {c.shape[2]} px" for c in opened)
-    about = {"frames": f"{summary.frames} of {sizes}", "written": written[quantity]}
+    about = {"frames": f"{summary.frames} of {sizes}", "written": written}
     report.print_rows(about | _rows(estimator, summary))
 
 
@@ -155,14 +144,12 @@ def _rows(estimator: RadiiEstimator, summary: MovieSummary) -> dict[str, str]:
         "radius": "; ".join(radii),
         **report.clip_rows(estimator),
         "noise factor": "; ".join(f"{f:.4f}" for f in summary.noise_corrections),
-        "chunks": f"of {summary.chunk_frames} frames, on {summary.workers} threads",
         "time": f"{summary.seconds:.2f} s, {summary.megapixels_per_second:.1f} Mpx/s",
     }
-    of_all = f"of {summary.frames} frames"
     if summary.resumed_frames:
         rows["resumed"] = f"{summary.resumed_frames} frames had been done before"
     if summary.clipped_frames:
-        rows["clipped"] = f"to uint16, in {summary.clipped_frames} {of_all}"
+        rows["clipped"] = f"to uint16, in {summary.clipped_frames} frames"
     if summary.nonfinite_frames:
-        rows["not finite"] = f"NaN or infinity in {summary.nonfinite_frames} {of_all}"
+        rows["not finite"] = f"NaN or infinity in {summary.nonfinite_frames} frames"
     return rows

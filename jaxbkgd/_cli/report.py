@@ -6,9 +6,6 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
-
 from .._estimators.local_mean import LocalMean
 from .._estimators.radii_estimator import RadiiEstimator
 from .._movies.movie import MovieError
@@ -50,12 +47,9 @@ def print_rows(rows: Mapping[str, str]) -> None:
 
 def print_table(title: str, columns: Sequence[Mapping[str, str]]) -> None:
     """Print a table with a column for each channel; all have the same rows."""
-    table = Table("", title=title)
-    for number in range(1, len(columns) + 1):
-        table.add_column(f"channel {number}", justify="right")
-    for name in columns[0]:
-        table.add_row(name, *(column[name] for column in columns))
-    Console(highlight=False, markup=False).print(table)
+    print(title)
+    cells = {name: [f"{column[name]:>27}" for column in columns] for name in columns[0]}
+    print_rows({name: "".join(row) for name, row in cells.items()})
 
 
 def yx_text(y: float, x: float, unit: str) -> str:
@@ -81,8 +75,8 @@ def check_output(path: Path, suffix: str, *, overwrite: bool) -> None:
 
 def check_name(path: Path) -> None:
     """Refuse a name that the system does not take, as one that is too long."""
-    with refusing(f"{path}: cannot be written"):
-        draft_of(path).exists()
+    with refusing(f"{path}: cannot be written"), contextlib.suppress(FileNotFoundError):
+        draft_of(path).lstat()
 
 
 def write_whole(path: Path, content: bytes) -> None:

@@ -1,8 +1,5 @@
-"""Correlation with symmetric rows of taps along one axis of an image.
-
-There are two engines: sums of shifted slices for few taps, and products with banded
-matrices for many.
-"""
+"""Correlation with symmetric rows of taps along one axis of an image: by sums of shifted
+slices for few taps, by products with banded matrices for many."""
 
 import dataclasses
 import functools as ft
@@ -13,23 +10,24 @@ import jax.numpy as jnp
 from jax import export, lax
 from jaxtyping import Array, Float, Shaped
 
-from .kernels import Kernel, Kernels, Radii
+from .kernels import Frames, Image, Kernel, Kernels, Radii
 
 
 # What lies beyond an edge: the edge pixel repeated, or zeros. "folded" is the adjoint of
 # "repeated": zeros lie beyond, and what the filter would write there is added to the edge.
 Edges = Literal["repeated", "folded", "empty"]
 
+Padded = Shaped[Array, "*batch padded_height padded_width"]
+
 # A number of pixels, or a symbolic one of `jax.export`, which has no public type.
 Size = Any
 
-# The most taps, the centre and one side, for which shifted slices are faster, as found
-# with jax 0.12 on a Zen 5 machine. Along long axes the products are slower.
+# The most taps, centre and one side, for which shifted slices are faster (jax 0.12, Zen 5).
 _MOST_TAPS = 28
 _MOST_TAPS_OF_LONG_AXES = 48
 _LONG_AXIS_PIXELS = 512
-# The most taps on one side that are written out. More, which occur in time only, go through
-# a loop over groups: it is half as fast again, but a long program compiles slowly.
+# The most taps on one side that are written out. More, which occur in time only, go
+# through a loop over groups, since a long program compiles slowly.
 _MOST_SHIFTS, _SHIFT_GROUP = _MOST_TAPS_OF_LONG_AXES - 1, 16
 # Pixels that one product of the banded engine gives.
 _BAND_PIXELS = 64
@@ -39,22 +37,15 @@ _MOST_PRODUCTS = 4
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What all images of a call share.
+    """What all images of a call share."""
 
-    **Arguments:**
-
-    - `dimension`: "space" for kernels (y, x) along the last two axes of the frames, "time"
-        for one kernel along the last axis but two.
-    - `edges`: what lies beyond the edges.
-    - `is_finite`: whether the frames are known to be finite, so that less is compiled.
-    """
-
+    # Kernels (y, x) along the last two axes, or one along the last axis but two.
     dimension: Literal["space", "time"]
     edges: Edges
+    # Whether the frames are known to be finite, so that less is compiled.
     is_finite: bool
 
     def adjoint(self) -> "Settings":
-        """The settings of the adjoint filter."""
         adjoints: dict[Edges, Edges] = {"repeated": "folded", "folded": "repeated"}
         return dataclasses.replace(self, edges=adjoints.get(self.edges, self.edges))
 
@@ -75,14 +66,12 @@ def rows_of(
     images: Sequence[Kernels], radii: Radii, sizes: Sequence[Size], settings: Settings
 ) -> Rows:
     """The rows of all kernels of some images, for axes of these sizes."""
-    # A dict, since the order of a set differs from process to process.
-    pairs = dict.fromkeys(
-        (axis, kernel) for kernels in images for axis, kernel in enumerate(kernels)
-    )
-    return {
-        (axis, kernel): _row(kernel.taps(radii[axis]), sizes[axis], settings)
-        for axis, kernel in pairs
-    }
+    rows: Rows = {}
+    for axis, kernel in (pair for kernels in images for pair in enumerate(kernels)):
+        if (axis, kernel) not in rows:
+            taps = kernel.taps(radii[axis])
+            rows[axis, kernel] = _row(taps, sizes[axis], settings)
+    return rows
 
 
 def _row(all_taps: Float[Array, " all_taps"], size: Size, settings: Settings) -> Row:
@@ -104,13 +93,8 @@ def _row(all_taps: Float[Array, " all_taps"], size: Size, settings: Settings) ->
 
 
 def correlate_axis(
-    image: Shaped[Array, "*batch height width"],
-    rows: Sequence[Row],
-    edges: Edges,
-    axis: int,
-    *,
-    on_cpu: bool,
-) -> list[Float[Array, "*batch height width"]]:
+    image: Frames, rows: Sequence[Row], edges: Edges, axis: int, *, on_cpu: bool
+) -> list[Image]:
     """The image correlated with each row along a whole axis, -2 or -1."""
     image = image.astype(rows[0].taps.dtype)
     half_width, size = rows[0].taps.size - 1, image.shape[axis]
@@ -122,8 +106,7 @@ def correlate_axis(
         shape[axis] = half_width
         beyond = jnp.zeros_like(image, shape=shape)
         padded = jnp.concatenate([beyond, image, beyond], axis)
-    # Else XLA would pad anew for each tap.
-    padded = lax.optimization_barrier(padded)
+    padded = lax.optimization_barrier(padded)  # else XLA would pad anew for each tap
     images = correlate(padded, rows, size, axis, on_cpu=on_cpu)
     if edges != "folded":
         return images
@@ -137,38 +120,29 @@ def correlate_axis(
 
 
 def pad(
-    image: Shaped[Array, "*batch height width"],
-    widths: tuple[Size, Size],
-    axis: int,
-    mode: str = "constant",
-) -> Shaped[Array, "*batch padded_height padded_width"]:
+    image: Frames, widths: tuple[Size, Size], axis: int, mode: str = "constant"
+) -> Padded:
     all_widths = [(0, 0)] * image.ndim
     all_widths[axis] = widths
     return jnp.pad(image, all_widths, mode)
 
 
 def fold_edges(
-    image: Float[Array, "*batch height width"],
+    image: Image,
     first: Float[Array, "*batch first_height first_width"],
     last: Float[Array, "*batch last_height last_width"],
     taps: Float[Array, " taps"],
     axis: int,
     start: int | Shaped[Array, ""],
     size: Size,
-) -> Float[Array, "*batch height width"]:
-    """Adds to the edge pixels what pixels beyond them would have received.
-
-    `image` holds the correlated pixels from `start` on, along an axis of `size` pixels.
-    `first` and `last` are the pixels within reach of the edges, not correlated.
-    """
+) -> Image:
+    """Adds to the edge pixels what pixels beyond them would have received. `image` holds
+    the correlated pixels from `start` on, along an axis of `size` pixels; `first` and
+    `last` are the pixels within reach of the edges, not correlated."""
     # The weight with which a pixel at a distance from the edge writes beyond it.
     beyond = (jnp.sum(taps) - jnp.cumsum(taps))[:-1]
-
-    def along(line):
-        ones = [1] * image.ndim
-        ones[axis] = line.size
-        return line.reshape(ones)
-
+    others = [other for other in range(-image.ndim, 0) if other != axis]
+    along = ft.partial(jnp.expand_dims, axis=others)
     positions = along(start + jnp.arange(image.shape[axis]))
     for edge, near, weights in ((0, first, beyond), (size - 1, last, beyond[::-1])):
         folded = jnp.sum(near * along(weights), axis=axis, keepdims=True)
@@ -177,13 +151,8 @@ def fold_edges(
 
 
 def correlate(
-    padded: Float[Array, "*batch padded_height padded_width"],
-    rows: Sequence[Row],
-    count: Size,
-    axis: int,
-    *,
-    on_cpu: bool,
-) -> list[Float[Array, "*batch height width"]]:
+    padded: Padded, rows: Sequence[Row], count: Size, axis: int, *, on_cpu: bool
+) -> list[Image]:
     """The `count` pixels along the axis that the padding surrounds, for each row. The rows
     have equally many taps."""
     bands = [row.bands for row in rows if row.bands is not None]
@@ -202,11 +171,8 @@ def correlate(
 
 
 def _sum_of_shifts(
-    padded: Float[Array, "*batch padded_height padded_width"],
-    rows: Sequence[Float[Array, " taps"]],
-    count: Size,
-    axis: int,
-) -> Shaped[Array, "*batch height width"]:
+    padded: Padded, rows: Sequence[Float[Array, " taps"]], count: Size, axis: int
+) -> Frames:
     """The sum of shifted slices with the weights of one row of taps. With two rows, the two
     sums are real and imaginary part: XLA's loops on CPU have one result, and so the two
     share what is read."""
@@ -224,9 +190,7 @@ def _sum_of_shifts(
             outer = lax.slice_in_dim(left, index, index + count, axis=axis)
             inner = lax.slice_in_dim(right, start, start + count, axis=axis)
             both = outer + inner
-            totals = [
-                total + taps[start] * both for total, taps in zip(totals, rows, strict=True)
-            ]
+            totals = [s + taps[start] * both for s, taps in zip(totals, rows, strict=True)]
         return joined(totals)
 
     def add_group(group, total):
@@ -253,12 +217,10 @@ def _sum_of_shifts(
 
 
 def _bands(taps: Float[Array, " taps"]) -> Float[Array, "2 band reach"]:
-    """The matrices that make `_BAND_PIXELS` pixels from a piece of an axis.
-
-    The banded matrix of a symmetric kernel is the same upside down and back to front.
-    So the sum and the difference of a piece and its mirror image each have a product of
-    their own, with half of the rows and half of the columns.
-    """
+    """The matrices that make `_BAND_PIXELS` pixels from a piece of an axis. The banded
+    matrix of a symmetric kernel is the same upside down and back to front. So the sum and
+    the difference of a piece and its mirror image each have a product of their own, with
+    half of the rows and half of the columns."""
     half_width = taps.size - 1
     half = _BAND_PIXELS // 2 + half_width
     pixels = jnp.arange(_BAND_PIXELS // 2)[:, None]
@@ -269,13 +231,13 @@ def _bands(taps: Float[Array, " taps"]) -> Float[Array, "2 band reach"]:
 
 
 def _banded_products(
-    padded: Float[Array, "*batch padded_height padded_width"],
+    padded: Padded,
     bands: Float[Array, "2 band reach"],
     count: Size,
     axis: int,
     *,
     on_cpu: bool,
-) -> Float[Array, "*batch height width"]:
+) -> Image:
     """As `correlate`, by products, at nearly the same cost for any number of taps."""
     half, result_count = bands.shape[-1], count
     count = max(result_count, _BAND_PIXELS)

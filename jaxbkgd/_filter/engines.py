@@ -1,15 +1,11 @@
-"""The separable filter of a stack: piece by piece, or the whole stack at once.
-
-On CPU a stack is filtered in pieces, which stay in cache on their way through both axes.
-Elsewhere the whole stack goes through one axis after the other. In pieces, images may also
-be added up, or multiplied with a stack and summed, and are not kept. In time, a stack is
-an image frames high and as wide as a frame has pixels, filtered along its height alone.
-"""
+"""The separable filter of a stack: on CPU in pieces, which stay in cache on their way
+through both axes, elsewhere the whole stack at once. In time, a stack is an image frames
+high and as wide as a frame has pixels, filtered along its height alone."""
 
 import functools as ft
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,30 +22,30 @@ from .correlation import (
     rows_of,
     Settings,
 )
-from .kernels import differentiated, Kernel, Kernels, Radii
+from .kernels import differentiated, Frames, Image, Kernel, Kernels, Radii, Radius
 from .nonfinite import must_spread, spread_nonfinite, zeros_for_nonfinite, zeros_of_lines
 
 
-# Height of a strip, and width of a block in time. Products have wider halos and take taller
-# strips, but no more than 1 MB: XLA copies larger buffers in threads of its own, for which
-# concurrent calls would wait.
+Stack = Float[Array, "count height width"]
+Strip = Float[Array, "lines columns"]
+_Index = int | Int[Array, ""]
+_Flag = Bool[Array, ""]
+
+# Height of a strip, and width of a block in time. Products take taller strips of at most
+# 1 MB: XLA copies larger buffers in threads, for which concurrent calls would wait.
 _STRIP_LINES = 32
 _BANDED_STRIP_BYTES = 2**20
 _TEMPORAL_COLUMNS = 256
-# Along y a line is read again for each tap. Where the lines under the taps do not fit into
-# the nearest cache, a strip is filtered along y in blocks of columns that do. No blocks are
-# needed for as many lines as the cache has ways, however long they are.
+# Where the lines under the taps do not fit into the nearest cache, a strip is filtered
+# along y in blocks of columns that do. As many lines as the cache has ways need none.
 _COLUMNS = 128
 _BANDED_COLUMNS = 256
 _L1_BYTES, _L1_WAYS = 2**15, 8
 
 
 def filter_at_once(
-    frames: Shaped[Array, "*shape"],
-    *radii: Float[Array, ""],
-    images: Sequence[Kernels],
-    settings: Settings,
-) -> list[Float[Array, "*shape"]]:
+    frames: Frames, *radii: Radius, images: Sequence[Kernels], settings: Settings
+) -> list[Image]:
     """The frames filtered with the kernels of each image."""
     stack = _as_images(frames, settings)
     rows = rows_of(images, radii, stack.shape[-2:], settings)
@@ -71,27 +67,20 @@ def filter_at_once(
 
 
 def filter_in_pieces(
-    frames: Shaped[Array, "*shape"],
-    *radii: Float[Array, ""],
-    images: Sequence[Kernels],
-    settings: Settings,
-) -> list[Float[Array, "*shape"]]:
+    frames: Frames, *radii: Radius, images: Sequence[Kernels], settings: Settings
+) -> list[Image]:
     """As `filter_at_once`."""
     pieces = _pieces(frames, radii, images, images[0], settings)
-    numbers, dtype = range(len(images)), radii[0].dtype
-    results = [_empty(pieces, dtype, number) for number in numbers]
+    results = [_empty(pieces, radii[0].dtype, number) for number in range(len(images))]
     results, _ = _filter_pieces(pieces, results, [], lambda strips, sums, _: (strips, sums))
     return [result.reshape(frames.shape) for result in results]
 
 
 def filter_onto(
-    donated: Float[Array, "*shape"],
-    frames: Shaped[Array, "*shape"],
-    *radii: Float[Array, ""],
-    kernels: Kernels,
-    settings: Settings,
-) -> Float[Array, "*shape"]:
+    frames: Frames, *radii_and_donated: Any, kernels: Kernels, settings: Settings
+) -> Image:
     """As `filter_in_pieces`, for one image that is written over the donated one."""
+    *radii, donated = radii_and_donated
     pieces = _pieces(frames, radii, [kernels], kernels, settings)
     onto = [donated.reshape(pieces.stack.shape)]
     onto, _ = _filter_pieces(pieces, onto, [], lambda strips, sums, _: (strips, sums))
@@ -99,37 +88,32 @@ def filter_onto(
 
 
 def slope_in_pieces(
-    frames: Shaped[Array, "*shape"],
+    frames: Frames,
     radii: Radii,
-    tangents: Sequence[Float[Array, ""]],
+    tangents: Radii,
     axes: Sequence[int],
     kernels: Kernels,
     settings: Settings,
-) -> Float[Array, "*shape"]:
+) -> Image:
     """The derivative of an image along tangents of the radii of `axes`: the weighted sum of
     images, none of which is kept."""
     images = [differentiated(kernels, axis) for axis in axes]
     pieces = _pieces(frames, radii, images, kernels, settings)
-
-    def add(strips, sums, _):
-        return [weighted_sum(tangents, strips)], sums
-
     total = [_empty(pieces, radii[0].dtype, len(axes))]
-    (total,), _ = _filter_pieces(pieces, total, [], add)
+    (total,), _ = _filter_pieces(
+        pieces, total, [], lambda strips, sums, _: ([weighted_sum(tangents, strips)], sums)
+    )
     return total.reshape(frames.shape)
 
 
-def weighted_sum(
-    weights: Sequence[Float[Array, ""]], images: Sequence[Float[Array, "*shape"]]
-) -> Float[Array, "*shape"]:
-    terms = [weight * image for weight, image in zip(weights, images, strict=True)]
-    return ft.reduce(jnp.add, terms)
+def weighted_sum(weights: Radii, images: Sequence[Image]) -> Image:
+    return ft.reduce(jnp.add, map(jnp.multiply, weights, images))
 
 
 def products_in_pieces(
-    frames: Float[Array, "*shape"],
-    factor: Shaped[Array, "*shape"],
-    *radii: Float[Array, ""],
+    frames: Image,
+    factor: Frames,
+    *radii: Radius,
     kernels: Kernels,
     axes: Sequence[int],
     is_image_kept: bool,
@@ -152,8 +136,7 @@ def products_in_pieces(
     sums = [jnp.zeros_like(pieces.stack, dtype, shape) for _ in images]
     results = [_empty(pieces, dtype, 0) for _ in kept]
     results, sums = _filter_pieces(pieces, results, sums, add_products)
-    totals = [jnp.sum(total) for total in sums]
-    return [*totals, *(result.reshape(frames.shape) for result in results)]
+    return [*map(jnp.sum, sums), *(result.reshape(frames.shape) for result in results)]
 
 
 class _Pieces(NamedTuple):
@@ -167,34 +150,27 @@ class _Pieces(NamedTuple):
     settings: Settings
     lines: int
     columns: int
+    block_count: int
     must_spread: bool
 
-    @property
-    def strip_count(self) -> int:
-        return -(-self.stack.shape[1] // self.lines)
-
-    @property
-    def block_count(self) -> int:
-        return -(-self.stack.shape[2] // self.columns)
+    def read(self, index: _Index, left: _Index, first: _Index, count: int) -> Frames:
+        """Lines of one block of one image."""
+        size = (1, count, self.columns)
+        return lax.dynamic_slice(self.stack, (index, first, left), size)[0]
 
 
 class _Place(NamedTuple):
     """Where a strip is. The last strip and the last block overlap those before."""
 
-    number: Int[Array, ""]  # of the image in the stack
-    top: Int[Array, ""]
-    left: Int[Array, ""] | int
-    first_new_line: Int[Array, ""]  # no strip before has it
-    first_new_column: Int[Array, ""]
-
-
-# From the strips of all images, the sums so far and the place to the strips that are kept
-# and the new sums.
-_UseStrips = Callable[[list[Array], list[Array], _Place], tuple[list[Array], list[Array]]]
+    number: _Index  # of the image in the stack
+    top: _Index
+    left: _Index
+    first_new_line: _Index  # no strip before has it
+    first_new_column: _Index
 
 
 def _as_images(
-    frames: Shaped[Array, "*batch height width"], settings: Settings
+    frames: Frames, settings: Settings
 ) -> Shaped[Array, "*images image_height image_width"]:
     """In time, one image with a line for each frame."""
     if settings.dimension == "space":
@@ -204,7 +180,7 @@ def _as_images(
 
 
 def _pieces(
-    frames: Shaped[Array, "*batch height width"],
+    frames: Frames,
     radii: Radii,
     images: Sequence[Kernels],
     kernels: Kernels,
@@ -223,31 +199,24 @@ def _pieces(
         banded_lines = strip_bytes // max(1, width * radii[0].dtype.itemsize)
         lines, columns = min(max(_STRIP_LINES, banded_lines), height), width
     spreads = not settings.is_finite and must_spread(stack, rows)
-    images = tuple(images)
-    return _Pieces(stack, rows, images, kernels, settings, lines, columns, spreads)
+    sizes = lines, columns, -(-width // columns)
+    return _Pieces(stack, rows, tuple(images), kernels, settings, *sizes, spreads)
 
 
-def _empty(
-    pieces: _Pieces, dtype: jnp.dtype, number: int
-) -> Float[Array, "count height width"]:
-    """An image for a loop to write to.
-
-    On CPU `lax.empty` is filled with zeros, and XLA would make one image of all that are
-    equal, and copy it. So a number and a pixel of the stack are in it: the pixel also keeps
-    XLA from filling it, and using memory, before there is a stack, and makes it vary from
-    device to device under `shard_map` as the stack does.
-    """
+def _empty(pieces: _Pieces, dtype: jnp.dtype, number: int) -> Stack:
+    """An image for a loop to write to. On CPU `lax.empty` is filled with zeros, and XLA
+    would make one image of all that are equal, and copy it. So a number and a pixel of the
+    stack are in it: the pixel also keeps XLA from filling it, and using memory, before
+    there is a stack, and makes it vary under `shard_map` as the stack does."""
     pixel = 0 * pieces.stack[0, 0, 0].astype(dtype) + number
     return lax.empty(pieces.stack.shape, dtype) + pixel
 
 
 def _filter_pieces(
-    pieces: _Pieces,
-    images: list[Float[Array, "count height width"]],
-    sums: list[Float[Array, "lines columns"]],
-    use_strips: _UseStrips,
-) -> tuple[list[Array], list[Array]]:
-    """Writes to the images, and adds to the sums, what is made of the filtered strips."""
+    pieces: _Pieces, images: list[Stack], sums: list[Strip], use_strips: Callable
+) -> tuple[list[Stack], list[Strip]]:
+    """Writes to the images, and adds to the sums, what `use_strips` makes of the filtered
+    strips of all images, the sums so far and the place."""
     filter_block = ft.partial(_filter_block, pieces, use_strips)
     blocks = jnp.arange(pieces.stack.shape[0] * pieces.block_count)
     carry, _ = lax.scan(filter_block, (images, sums), blocks)
@@ -255,11 +224,8 @@ def _filter_pieces(
 
 
 def _filter_block(
-    pieces: _Pieces,
-    use_strips: _UseStrips,
-    images_and_sums: tuple[list[Array], list[Array]],
-    number: Int[Array, ""],
-) -> tuple[tuple[list[Array], list[Array]], None]:
+    pieces: _Pieces, use_strips: Callable, images_and_sums: tuple, number: _Index
+) -> tuple[tuple[list[Stack], list[Strip]], None]:
     """One step of a scan over all blocks."""
     (images, sums), (_, height, width) = images_and_sums, pieces.stack.shape
     index, block = number // pieces.block_count, number % pieces.block_count
@@ -267,7 +233,7 @@ def _filter_block(
     # XLA copies whole lines faster where it knows that they are whole.
     is_whole = pieces.columns == width
     left = 0 if is_whole else jnp.minimum(first_column, width - pieces.columns)
-    strip_lines = _lines_reader(pieces, index, left)
+    read = ft.partial(pieces.read, index, left)
 
     def filter_strip(strip, carry):
         images, sums, zeros = carry
@@ -275,9 +241,7 @@ def _filter_block(
         top = jnp.minimum(first_line, height - pieces.lines)
         place = _Place(index, top, left, first_line, first_column)
         if pieces.must_spread:
-            zeros += zeros_of_lines(
-                lambda first, count: strip_lines(top + first, count), pieces.lines
-            )
+            zeros += zeros_of_lines(lambda i, count: read(top + i, count), pieces.lines)
         kept, sums = use_strips(_filter_strip(pieces, place), sums, place)
         images = [
             lax.dynamic_update_slice(image, strip[None], (index, top, left))
@@ -285,9 +249,9 @@ def _filter_block(
         ]
         return images, sums, zeros
 
-    zeros = jnp.zeros_like(zeros_of_lines(strip_lines, pieces.lines))
-    carry = images, sums, zeros
-    images, sums, zeros = lax.fori_loop(0, pieces.strip_count, filter_strip, carry)
+    carry = images, sums, jnp.zeros_like(zeros_of_lines(read, pieces.lines))
+    strip_count = -(-height // pieces.lines)
+    images, sums, zeros = lax.fori_loop(0, strip_count, filter_strip, carry)
     if pieces.must_spread:
         is_finite = jnp.all(jnp.isfinite(zeros))
         sums = [jnp.where(is_finite, total, jnp.nan) for total in sums]
@@ -295,31 +259,15 @@ def _filter_block(
     return (images, sums), None
 
 
-def _lines_reader(
-    pieces: _Pieces, index: Int[Array, ""], left: Int[Array, ""] | int
-) -> Callable[..., Shaped[Array, "count columns"]]:
-    """A function that reads lines of one block of one image."""
-
-    def read(start, count):
-        size = (1, count, pieces.columns)
-        return lax.dynamic_slice(pieces.stack, (index, start, left), size)[0]
-
-    return read
-
-
 def _add_nonfinite(
-    pieces: _Pieces,
-    images: list[Float[Array, "count height width"]],
-    index: Int[Array, ""],
-    left: Int[Array, ""] | int,
-    is_finite: Bool[Array, ""],
-) -> list[Float[Array, "count height width"]]:
+    pieces: _Pieces, images: list[Stack], index: _Index, left: _Index, is_finite: _Flag
+) -> list[Stack]:
     """Adds what is not finite to one block of the images, if there is any."""
 
     def add(turn, images):
         # What depends on the turn, which is 0, is not moved out of the loop over blocks,
         # where it would be made for every block.
-        pixels = _lines_reader(pieces, index + turn, left)(0, pieces.stack.shape[1])
+        pixels = pieces.read(index + turn, left, 0, pieces.stack.shape[1])
         if pieces.stack.shape[0] == 1:
             # Here XLA knows the index, and that a turn changes nothing.
             pixels, _ = lax.optimization_barrier((pixels, turn))
@@ -337,11 +285,8 @@ def _add_nonfinite(
 
 
 def _factor_of_strip(
-    factors: Shaped[Array, "count height width"],
-    pieces: _Pieces,
-    place: _Place,
-    dtype: jnp.dtype,
-) -> Float[Array, "lines columns"]:
+    factors: Frames, pieces: _Pieces, place: _Place, dtype: jnp.dtype
+) -> Strip:
     """The factor at a strip, and zero where another strip was before."""
     corner, size = (place.number, place.top, place.left), (1, pieces.lines, pieces.columns)
     near = lax.dynamic_slice(factors, corner, size)[0].astype(dtype)
@@ -356,27 +301,26 @@ def _factor_of_strip(
     return jnp.where(is_new, near, 0)
 
 
-def _filter_strip(pieces: _Pieces, place: _Place) -> list[Float[Array, "lines columns"]]:
+def _filter_strip(pieces: _Pieces, place: _Place) -> list[Strip]:
     """A strip filtered with the kernels of each image."""
+    edges = pieces.settings.edges
     if pieces.lines == pieces.stack.shape[1]:
-        image = _lines_reader(pieces, place.number, place.left)(0, pieces.lines)
+        image = pieces.read(place.number, place.left, 0, pieces.lines)
         image = zeros_for_nonfinite(image) if pieces.must_spread else image
-        edges = pieces.settings.edges
         filter_y = ft.partial(correlate_axis, image, edges=edges, axis=-2)
     else:
         filter_y = ft.partial(_correlate_strip, pieces, place)
-    edges = pieces.settings.edges
     return _filter_axes(filter_y, pieces.rows, pieces.images, edges, on_cpu=True)
 
 
 def _filter_axes(
-    filter_y: Callable[..., list[Array]],
+    filter_y: Callable[..., list[Image]],
     rows: Rows,
     images: Sequence[Kernels],
     edges: Edges,
     *,
     on_cpu: bool,
-) -> list[Float[Array, "*batch height width"]]:
+) -> list[Image]:
     """Filters along y, then along x where there is a kernel for it. Images with the same
     kernel along y share that pass, and the rows of a pass are correlated together."""
     kernels_x: dict[Kernel, list[Kernel]] = {}
@@ -395,7 +339,7 @@ def _filter_axes(
 
 def _correlate_strip(
     pieces: _Pieces, place: _Place, rows: Sequence[Row], *, on_cpu: bool
-) -> list[Float[Array, "lines width"]]:
+) -> list[Strip]:
     """A strip correlated with each row along y, its halo read from the stack."""
     (_, height, width), dtype = pieces.stack.shape, rows[0].taps.dtype
     half_width, edges = rows[0].taps.size - 1, pieces.settings.edges
@@ -423,7 +367,6 @@ def _correlate_strip(
     columns = min(_BANDED_COLUMNS if is_banded else _COLUMNS, width)
 
     def add_block(block, images):
-        # The last block overlaps the one before.
         left = jnp.minimum(block * columns, width - columns)
         strips = correlate_columns(left, columns)
         return [

@@ -9,9 +9,12 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 
+# Frames of any real dtype, and images in the dtype of the radii.
+Frames = Shaped[Array, "*batch height width"]
+Image = Float[Array, "*batch height width"]
 Truncation = Literal["hard", "smooth"]
 NoiseKind = Literal["exact", "separable"]
 
@@ -20,14 +23,12 @@ NoiseKind = Literal["exact", "separable"]
 _CUT_SIGMAS = 2.5758293035489004
 
 # Gauss-Legendre quadrature integrates the density over each pixel, since a difference of
-# two erf cancels in float32. No interval that matters is wider than 2.6 sigma, where 12
-# nodes err by less than 1e-15.
+# two erf cancels in float32. Over at most 2.6 sigma, 12 nodes err by less than 1e-15.
 _NODES, _NODE_WEIGHTS = np.polynomial.legendre.leggauss(12)
 
 
 def half_width(radius_pix: float, truncation: Truncation) -> int:
-    """The distance in pixels from a kernel's centre to its last tap that is not zero,
-    for any radius up to `radius_pix`."""
+    """The distance in pixels from the centre to the last tap that is not zero."""
     cut = _CUT_SIGMAS * radius_pix / 2
     return math.floor(cut) if truncation == "hard" else max(math.ceil(cut - 0.5), 0)
 
@@ -36,33 +37,24 @@ def half_width(radius_pix: float, truncation: Truncation) -> int:
 class GaussianKernel:
     """The static part of a Gaussian kernel along one axis. Its radius is traced.
 
-    A tap is the integral of the normal density with `sigma = radius / 2` over its
-    pixel. "hard" truncation zeroes the taps whose centre lies further out than 2.576
-    sigma, as arrlp's `kernel` does; "smooth" clips each pixel to that interval, so that
-    the taps are continuous in the radius. Either way they are divided by their sum.
-
-    **Arguments:**
-
-    - `half_width`: number of taps on either side of the centre, from
-        [`jaxbkgd._filter.kernels.half_width`][].
-    - `truncation`: `"hard"` or `"smooth"`.
-    - `order`: how often the taps are differentiated with respect to the radius.
-    - `is_bound`: whether `half_width` is that of a larger radius. Then taps may be zero,
-        and a NaN under a zero tap does not spread.
-    - `zero_taps`: number of zeros to append. A NaN under these spreads.
+    A tap is the integral of the normal density with `sigma = radius / 2` over its pixel,
+    divided by the sum of all. "hard" truncation zeroes the taps whose centre lies further
+    out than 2.576 sigma, as arrlp's `kernel` does; "smooth" clips each pixel to that
+    interval, so that the taps are continuous in the radius.
     """
 
-    half_width: int
+    half_width: int  # the taps on either side of the centre
     truncation: Truncation
-    order: int = 0
+    order: int = 0  # how often the taps are differentiated in the radius
+    # Whether `half_width` is that of a larger radius: a NaN under a zero tap then stays.
     is_bound: bool = False
-    zero_taps: int = 0
+    zero_taps: int = 0  # further zeros, under which a NaN spreads
 
     def taps(self, radius_pix: Float[Array, ""]) -> Float[Array, " taps"]:
         """The taps from the centre outwards. The kernel is symmetric."""
         taps: Callable = ft.partial(_taps, self)
         for _ in range(self.order):
-            taps = _derivative(taps)
+            taps = ft.partial(_derivative, taps)
         return jnp.pad(taps(radius_pix), (0, self.zero_taps))
 
     def derivative(self) -> "GaussianKernel":
@@ -101,7 +93,8 @@ Kernel = GaussianKernel | GapKernel
 
 # The kernels of one image, (y, x) in space and (t,) in time, and their radii in this order.
 Kernels = tuple[Kernel, ...]
-Radii = Sequence[Float[Array, ""]]
+Radius = Float[Array, ""]
+Radii = Sequence[Radius]
 
 
 def differentiated(kernels: Kernels, axis: int) -> Kernels:
@@ -128,23 +121,19 @@ def _taps(kernel: GaussianKernel, radius_pix: Float[Array, ""]) -> Float[Array, 
     return taps / (taps[0] + 2 * jnp.sum(taps[1:]))
 
 
-def _derivative(taps: Callable) -> Callable:
-    return lambda radius: jax.jvp(taps, (radius,), (jnp.ones_like(radius),))[1]
+def _derivative(taps: Callable, radius: Float[Array, ""]) -> Float[Array, " taps"]:
+    return jax.jvp(taps, (radius,), (jnp.ones_like(radius),))[1]
 
 
 def noise_factor(
     taps_of_axes: Sequence[Float[Array, " _"]], kind: NoiseKind
 ) -> Float[Array, ""]:
-    """The standard deviation of `frame - background` for white noise of unit deviation.
+    """The standard deviation of `frame - background` for white noise of unit deviation,
+    from the taps of each axis, from the centre outwards.
 
     "exact" is the norm of the residual's kernel, `||delta - g_y (x) g_x||`, with `(x) g_t`
     where there is an axis of time; "separable" is the product of the axes' own norms,
     `||delta - g_y|| * ||delta - g_x||`, which `smlmlp.bkgd_spatial_mean` uses.
-
-    **Arguments:**
-
-    - `taps_of_axes`: for each axis, taps of a symmetric kernel from the centre outwards.
-    - `kind`: `"exact"` or `"separable"`.
     """
     # In terms of the mass and the energy off the centre, since 1 - 2 g(0) + |g|^2 cancels.
     masses = [2 * jnp.sum(taps[1:]) for taps in taps_of_axes]

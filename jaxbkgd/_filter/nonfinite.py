@@ -5,37 +5,30 @@ from collections.abc import Callable
 
 import jax.numpy as jnp
 from jax import export, lax
-from jaxtyping import Array, Float, Int, Shaped, UInt8
+from jaxtyping import Array, Int, Shaped
 
 from .correlation import pad, Rows
-from .kernels import Kernels
+from .kernels import Frames, Image, Kernels
 
+
+Distance = Int[Array, ""]
 
 # Flags, so that one number holds all kinds that reach a pixel.
 _UP, _DOWN, _NAN = 1, 2, 4
 
 
-def zeros_for_nonfinite(
-    image: Shaped[Array, "*batch height width"],
-) -> Shaped[Array, "*batch height width"]:
+def zeros_for_nonfinite(image: Frames) -> Frames:
     return jnp.where(jnp.isfinite(image), image, 0)
 
 
-def zeros_of(
-    images: Shaped[Array, "*batch height width"],
-) -> Shaped[Array, "*batch eighth width"]:
+def zeros_of(images: Frames) -> Shaped[Array, "*batch eighth width"]:
     """Zeros, and NaN where one of eight lines is not finite. On CPU this is fast, while
     XLA's own reductions over all pixels take as long as the filter."""
-
-    def lines_from(first, count):
-        return lax.slice_in_dim(images, first, first + count, axis=-2)
-
-    return zeros_of_lines(lines_from, images.shape[-2])
+    slice_lines = ft.partial(lax.dynamic_slice_in_dim, images, axis=-2)
+    return zeros_of_lines(slice_lines, images.shape[-2])
 
 
-def zeros_of_lines(
-    lines_from: Callable[[int, int], Shaped[Array, "*batch count width"]], height: int
-) -> Shaped[Array, "*batch count width"]:
+def zeros_of_lines(lines_from: Callable[[int, int], Frames], height: int) -> Frames:
     """As `zeros_of`, for lines that a function reads, `lines_from(first, count)`."""
     count = -(-height // 8)
     # Eight reads, since parts of one read are slower in a loop. They may overlap.
@@ -43,7 +36,7 @@ def zeros_of_lines(
     return ft.reduce(jnp.add, [lines_from(first, count) * 0 for first in firsts])
 
 
-def must_spread(frames: Shaped[Array, "*batch height width"], rows: Rows) -> bool:
+def must_spread(frames: Frames, rows: Rows) -> bool:
     """Whether correlation would spread what is not finite further than the kernels reach: a
     product spreads it over lines of pixels, and a zero tap times infinity is NaN."""
     return jnp.issubdtype(frames.dtype, jnp.floating) and any(
@@ -52,17 +45,11 @@ def must_spread(frames: Shaped[Array, "*batch height width"], rows: Rows) -> boo
 
 
 def spread_nonfinite(
-    frames: Float[Array, "*batch height width"],
-    rows: Rows,
-    kernels: Kernels,
-    *,
-    in_loop: bool,
-) -> Float[Array, "*batch height width"]:
-    """NaN or infinity where the kernels cover one, and zero elsewhere.
-
-    Derivatives of an image in the radii are not finite where the image is not, and so this
-    serves them too. A loop takes less memory on CPU; GPU and TPU do without loops.
-    """
+    frames: Image, rows: Rows, kernels: Kernels, *, in_loop: bool
+) -> Image:
+    """NaN or infinity where the kernels cover one, and zero elsewhere: also for derivatives
+    in the radii, which are not finite where the image is not. A loop takes less memory on
+    CPU; GPU and TPU do without loops."""
     infinite = jnp.where(frames > 0, jnp.uint8(_UP), jnp.uint8(_DOWN))
     flags = jnp.where(jnp.isinf(frames), infinite, jnp.uint8(0))
     flags = jnp.where(jnp.isnan(frames), jnp.uint8(_NAN), flags)
@@ -72,12 +59,10 @@ def spread_nonfinite(
         taps = rows[axis, kernel].all_taps
         most = taps.size - 1
         between = ft.partial(_flags_between, most=most, axis=axis - 2, in_loop=in_loop)
+        distance = jnp.asarray(most - kernel.zero_taps)
         if kernel.is_bound:
             # To the last tap that is not zero: nearer ones may be zero, too.
-            distances = jnp.arange(taps.size)
-            distance = jnp.max(jnp.where(taps != 0, distances, 0))
-        else:
-            distance = jnp.asarray(most - kernel.zero_taps)
+            distance = jnp.max(jnp.where(taps != 0, jnp.arange(taps.size), 0))
         near = between(flags, -distance, distance)
         if kernel.zero_taps:
             # Zero times infinity is not a number.
@@ -93,14 +78,8 @@ def spread_nonfinite(
 
 
 def _flags_between(
-    flags: UInt8[Array, "*batch height width"],
-    first: Int[Array, ""],
-    last: Int[Array, ""],
-    *,
-    most: int,
-    axis: int,
-    in_loop: bool,
-) -> UInt8[Array, "*batch height width"]:
+    flags: Frames, first: Distance, last: Distance, *, most: int, axis: int, in_loop: bool
+) -> Frames:
     """For each pixel all flags of the pixels from `first` to `last` beyond it, edges
     repeated. Neither is farther than `most`."""
     size = flags.shape[axis]

@@ -1,14 +1,8 @@
 """How JAX differentiates, transposes and maps the primitives of the filter.
 
-Frames and images are `*batch height width`, or in time `*batch frames height width`; radii
-are scalars, one for each kernel.
-
-- The filter is linear in the frames, and its transpose is the filter with adjoint edges.
-- Its derivative in a radius is the filter with the derivative of that axis' kernel.
-- A gradient in the radii is the sum of products of the frames with what the adjoint filter
-  of these derivatives makes of the cotangent. It shares passes with the gradient in the
-  frames, and no images are kept for it.
-- Mapped frames become one larger stack, and mapped radii a loop.
+The filter is linear in the frames, and its transpose is the filter with adjoint edges. A
+gradient in the radii is the sum of products of the frames with what the adjoint filter of
+differentiated kernels makes of the cotangent; no images are kept for it.
 """
 
 import functools as ft
@@ -19,10 +13,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.interpreters import ad, batching
-from jaxtyping import Array, Shaped
 
 from .correlation import Settings
-from .kernels import Kernels
+from .kernels import Frames, Image, Kernels
 from .primitive import (
     filter_p,
     pullback,
@@ -33,89 +26,81 @@ from .primitive import (
 )
 
 
+Args = Sequence[Any]
+
+
+def _is_zero(tangent: Any) -> bool:
+    return isinstance(tangent, ad.Zero)
+
+
 def _filter_jvp(
-    primals: Sequence[Any],
-    tangents: Sequence[Any],
-    *,
-    images: tuple[Kernels, ...],
-    settings: Settings,
-) -> tuple[list[Array], list[Array]]:
+    primals: Args, tangents: Args, *, images: tuple[Kernels, ...], settings: Settings
+) -> tuple[list[Image], list[Image]]:
     """The images and, one after the other, their derivatives. JAX takes the two apart where
     it knows the primals before the tangents."""
     (frames, *radii), (frames_tangent, *radii_tangents) = primals, tangents
     bind = ft.partial(filter_p.bind, images=images, settings=settings)
     results = bind(frames, *radii)
-    axes = tuple(
-        axis for axis, dot in enumerate(radii_tangents) if not isinstance(dot, ad.Zero)
-    )
-    is_moved = not isinstance(frames_tangent, ad.Zero)
+    axes = tuple(axis for axis, dot in enumerate(radii_tangents) if not _is_zero(dot))
+    is_moved = not _is_zero(frames_tangent)
     if not axes:
         return results, bind(frames_tangent, *radii)
     # Under `shard_map`, each device has a gradient in the radii of its own.
     zero = jnp.zeros_like(frames, radii[0].dtype, shape=())
     dots = [radii_tangents[axis] + zero for axis in axes]
     dots += [frames_tangent] if is_moved else []
-    return results, [
-        pushforward_p.bind(
-            frames, *radii, *dots, kernels=kernels, axes=axes, settings=settings
-        )
-        for kernels in images
-    ]
+    push = ft.partial(pushforward_p.bind, frames, *radii, *dots, axes=axes)
+    return results, [push(kernels=kernels, settings=settings) for kernels in images]
 
 
 def _filter_transpose(
-    cotangents: Sequence[Any],
+    cotangents: Args,
     frames: Any,
     *radii: Any,
-    images: tuple[Kernels, ...],
+    images: Sequence[Kernels],
     settings: Settings,
-) -> list[Array | None]:
+) -> list[Image | None]:
     """The cotangent of the frames, as of all images together."""
     assert ad.is_undefined_primal(frames)
     bars = [
         filter_p.bind(cotangent, *radii, images=(kernels,), settings=settings.adjoint())[0]
         for cotangent, kernels in zip(cotangents, images, strict=True)
-        if not isinstance(cotangent, ad.Zero)
+        if not _is_zero(cotangent)
     ]
     return [ft.reduce(jnp.add, bars) if bars else None, *(None for _ in radii)]
 
 
 def _filter_batch(
-    arguments: Sequence[Any], dims: Sequence[int | None], **parameters: Any
-) -> tuple[list[Array], list[int]]:
+    arguments: Args, dims: Sequence[int | None], **parameters: Any
+) -> tuple[list[Image], list[int]]:
     """The images of mapped frames, mapped radii or both, mapped along their first axis."""
-    (frames, *radii), (frames_dim, *radii_dims) = arguments, dims
+    frames, *radii = arguments
     bind = ft.partial(filter_p.bind, **parameters)
-    if frames_dim is not None:
-        frames = jnp.moveaxis(frames, frames_dim, 0)
-    counts = {
-        radius.shape
-        for radius, dim in zip(radii, radii_dims, strict=True)
-        if dim is not None
-    }
-    if not counts:
+    if dims[0] is not None:
+        frames = jnp.moveaxis(frames, dims[0], 0)
+    # Mapped radii have one axis, others none.
+    shape = jnp.broadcast_shapes(*(radius.shape for radius in radii))
+    radii = [jnp.broadcast_to(radius, shape) for radius in radii]
+    if not shape:
         images = bind(frames, *radii)
+    elif dims[0] is None:
+        images = lax.map(lambda radii: bind(frames, *radii), radii)
     else:
-        (count,) = counts
-        radii = [jnp.broadcast_to(radius, count) for radius in radii]
-        if frames_dim is None:
-            images = lax.map(lambda radii: bind(frames, *radii), radii)
-        else:
-            images = lax.map(lambda mapped: bind(*mapped), [frames, *radii])
+        images = lax.map(lambda mapped: bind(*mapped), [frames, *radii])
     return images, [0] * len(images)
 
 
 def _pushforward_transpose(
     cotangent: Any,
-    frames: Shaped[Array, "*shape"],
+    frames: Frames,
     *radii_and_tangents: Any,
     kernels: Kernels,
     axes: tuple[int, ...],
     settings: Settings,
-) -> list[Array | None]:
+) -> list[Any]:
     """The cotangents of the tangents, of radii and frames together."""
     radii, dots, frames_dots = split_tangents(radii_and_tangents, kernels, axes)
-    if isinstance(cotangent, ad.Zero):
+    if _is_zero(cotangent):
         return [None] * (1 + len(radii_and_tangents))
     bars = pullback_p.bind(
         cotangent,
@@ -137,7 +122,7 @@ def _jvp_of(function: Callable) -> Callable:
     """A jvp rule that differentiates a function."""
 
     def jvp(primals, tangents, **parameters):
-        moving = [i for i, dot in enumerate(tangents) if not isinstance(dot, ad.Zero)]
+        moving = [i for i, dot in enumerate(tangents) if not _is_zero(dot)]
 
         def of_moving(*values):
             arguments = list(primals)

@@ -14,12 +14,9 @@ WIDE_VECTORS = {"xla_cpu_prefer_vector_width": 512}
 
 @ft.cache
 def compiler_options() -> dict[str, int] | None:
-    """For `jax.jit`, or `None` where XLA does not know them or they may not pay.
-
-    XLA on CPU prefers 256 bits, since the first processors with AVX-512 lowered their clock
-    for 512. Those with VBMI2 (Ice Lake, Zen 4 and later) do so little or not at all. Which
-    processor it is, Linux alone says.
-    """
+    """For `jax.jit`, or `None` where XLA does not know them or they may not pay. XLA on CPU
+    prefers 256 bits, since the first processors with AVX-512 lowered their clock for 512;
+    those with VBMI2 (Ice Lake, Zen 4 and later) hardly do, which Linux alone tells."""
     if jax.default_backend() != "cpu" or "avx512_vbmi2" not in _processor_flags():
         return None
     try:
