@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, Shaped
 
 from ._estimators.channels import as_frames
-from ._estimators.radii import channel_radii, check_channel_count
+from ._estimators.radii import channel_radii, rows_of_channels
 from ._estimators.spatial_mean import filter_frames, KernelPair
 from ._filter.kernels import GaussianKernel, half_width, noise_factor
 
@@ -69,9 +69,8 @@ def bkgd_spatial_mean(
     stacks = [_as_stack(index, channel) for index, channel in enumerate(channels)]
     if not stacks:
         raise ValueError("channels is empty; it must hold at least one stack of frames.")
-    radii = channel_radii(channels_mean_radii_pix)
-    check_channel_count(len(radii), len(stacks))
-    radii = [(float(y), float(x)) for y, x in np.broadcast_to(radii, (len(stacks), 2))]
+    rows = rows_of_channels(channel_radii(channels_mean_radii_pix), len(stacks))
+    radii = [(float(row[0]), float(row[-1])) for row in rows]
     outputs = None if bkgds is None else _checked_outputs(bkgds, stacks)
     factors = _checked_corrections(noise_corrections, len(stacks))
     device = _gpu() if cuda else None

@@ -27,7 +27,6 @@ from jaxbkgd import (
     MovieError,
     noise_correction,
     open_movie,
-    SoftClip,
     SpatialMean,
 )
 from jaxbkgd._calibration import calibrate as _calibrate
@@ -136,19 +135,12 @@ def test_a_movie_gets_its_mean_over_time(folder):
     np.testing.assert_array_equal(_read("bkgd.tif"), expected)
 
 
-def test_a_channel_of_a_mean_over_time_has_its_radii_and_its_camera(folder):
-    module = LocalMean(
-        [(3.0, 3.0), (4.0, 5.0)],
-        [1.0, 2.0],
-        clip=SoftClip(gains=[0.5, 2.0], read_noise_electrons=1.5),
-        frozen=[True, False],
-    )
+def test_a_channel_of_a_mean_over_time_has_its_radii(folder):
+    module = LocalMean([(3.0, 3.0), (4.0, 5.0)], [1.0, 2.0], frozen=[True, False])
     Path("c.json").write_text(module.to_json())
     chosen = arguments.read_calibration(Path("c.json"), 2, 1)
     assert isinstance(chosen, LocalMean)
-    assert chosen.clip is not None
     np.testing.assert_allclose(chosen.radii, [(2.0, 4.0, 5.0)], rtol=1e-6)
-    assert (chosen.clip.gains, chosen.clip.read_noise_electrons) == ((2.0,), (1.5,))
     assert chosen.frozen == ((False, False, False),)
 
 

@@ -48,6 +48,7 @@ class Tilt(AbstractEstimator):
 MODULES = [
     LocalMean(),
     LocalMean((6.0, 10.0), 4.0, clip=None, max_radius_pix=50.0, skips_nan=True),
+    LocalMean(5.0, 0, illumination_radius_frames=3.0),
     LocalMean(
         [(2.0, 5.0), (math.pi, 4.0)], [3.0, 8.0], frozen=[(True, False, False), False]
     ),
@@ -55,8 +56,10 @@ MODULES = [
         [5.0, 1 / 3],
         2.0,
         max_radius_frames=9.5,
-        edge_frames="repeated",
-        clip=SoftClip(2.0, 0.5, rounds=1, gains=[0.5, 2.0], read_noise_electrons=1.5),
+        illumination_rank=0,
+        kernel_order=2,
+        block_frames=3,
+        clip=SoftClip(2.0, 0.5, rounds=1),
     ),
     # Two channels, which must not become a pair, and radii that stay equal.
     SpatialMean([(3.0, 3.0), (4.0, 4.0)], noise="separable", frozen=[(True, False), False]),
@@ -99,10 +102,10 @@ def test_what_is_learned_comes_back_from_beside_its_bounds():
 
 # As the first version that saved estimators wrote them, with an unknown name.
 CLIP = {"threshold": 2.5, "softness": 0.3, "rounds": 2, "molecule_radius_pix": 2.6}
-CLIP |= {"gains": [0.5], "read_noise_electrons": [1.5]}
 OVER_TIME = {"format": "jaxbkgd.LocalMean", "version": 1, "radius_frames": [8.0]}
 OVER_TIME |= {"radii_pix": [[5.0]], "clip": CLIP, "max_radius_pix": 20.0, "fov": "left"}
-OVER_TIME |= {"max_radius_frames": 32.0, "edge_frames": "renormalised"}
+OVER_TIME |= {"max_radius_frames": 32.0, "block_frames": 4, "kernel_order": 2}
+OVER_TIME |= {"illumination_rank": 0, "illumination_radius_frames": 5.0}
 OVER_TIME |= {"skips_nan": False, "frozen": [[False, True]]}
 IN_SPACE = {"format": "jaxbkgd.SpatialMean", "version": 1, "radii_pix": [[6.0]]}
 IN_SPACE |= {"max_radius_pix": 50.0, "truncation": "smooth", "noise": "exact"}
@@ -117,7 +120,11 @@ IN_SPACE |= {"frozen": [[False]], "comment": "a calibration of May"}
             LocalMean(
                 5.0,
                 8.0,
-                clip=SoftClip(2.5, gains=0.5, read_noise_electrons=1.5),
+                clip=SoftClip(2.5),
+                illumination_rank=0,
+                kernel_order=2,
+                illumination_radius_frames=5.0,
+                block_frames=4,
                 frozen=(False, True),
             ),
         ),
@@ -179,7 +186,8 @@ def test_what_json_cannot_hold_is_refused():
         (OVER_TIME, "radius_frames", None, "must be a number of frames"),
         (OVER_TIME, "radii_pix", [["3"]], "must be a number of pixels"),
         (OVER_TIME, "max_radius_frames", 1.0, "raise max_radius_frames"),
-        (OVER_TIME, "edge_frames", "soft", "edge_frames must be one of"),
+        (OVER_TIME, "illumination_rank", 3, "illumination_rank must be one of"),
+        (OVER_TIME, "kernel_order", "4", "kernel_order must be one of"),
         (OVER_TIME, "clip", "3", "A JSON object is needed, but there is '3'"),
         (OVER_TIME, "clip", {"threshold": 3.0}, "There is no softness, rounds"),
         (OVER_TIME, "clip", CLIP | {"rounds": 0}, "rounds must be a whole number from 1"),

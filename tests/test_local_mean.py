@@ -1,13 +1,19 @@
 """LocalMean against its definition in float64: dense matrices along blocks, y and x."""
 
+import re
 from typing import Any
 
+import equinox as eqx
+import jax
+import jax.flatten_util
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import central_difference
 from reference import mean_matrix
 from scipy.special import expit
 
-from jaxbkgd import LocalMean, SoftClip
+from jaxbkgd import LocalMean, SoftClip, SpatialMean
 
 
 # Photo-electrons: an uneven background in a flickering light, and some molecules.
@@ -56,7 +62,7 @@ def doubled(images, shape):
 
 
 class Reference:
-    """What LocalMean is, written for blocks of 2 frames and a bound of the light's radius."""
+    """What LocalMean is, written for blocks of 2 frames."""
 
     def __init__(self, *, clip=CLIP, rank=1, order=4, radii=(5.0, 1.8, 1.3)):
         self.clip, self.rank, self.order, self.radii, self.length = (
@@ -235,3 +241,282 @@ def test_it_is_what_it_is_defined_to_be(options, reference, weights):
     bkgds, light = Reference(**reference)(FRAMES, weights)
     close(background.bkgds, bkgds)
     np.testing.assert_allclose(background.illumination, light, rtol=1e-5)
+
+
+def test_without_a_radius_in_frames_each_frame_is_by_itself():
+    module = LocalMean((1.8, 1.3), 0, clip=None, illumination_rank=0)
+    assert (module.halo_frames, module.block_frames) == (0, 1)
+    y, x = (mean_matrix(r, n, "smooth") for r, n in zip((1.8, 1.3), SHAPE[1:], strict=True))
+    once = y @ FRAMES @ x.T
+    close(module(FRAMES).bkgds, once + y @ (FRAMES - once) @ x.T)
+    close(module(FRAMES[3]).bkgds, module(FRAMES).bkgds[3])
+
+
+@pytest.mark.parametrize("order", [2, 4])
+@pytest.mark.parametrize(("radius", "length"), [(5.0, 2), (0, 1), (6.0, 1)])
+def test_the_noise_factor_is_that_of_what_is_left_of_a_single_bright_pixel(
+    order, radius, length
+):
+    module = LocalMean(
+        (1.8, 1.3),
+        radius,
+        kernel_order=order,
+        block_frames=length,
+        clip=None,
+        illumination_rank=0,
+    )
+    frames = np.zeros((42, 27, 27), np.float32)
+    frames[20, 13, 13] = 1
+    background = module(frames)
+    # By the symmetry of the kernel, what one pixel leaves everywhere is what is left of all
+    # in one pixel.
+    residual = np.linalg.norm(frames - np.asarray(background.bkgds))
+    np.testing.assert_allclose(background.noise_corrections, residual, rtol=1e-5)
+
+
+def test_a_signal_to_noise_ratio_has_unit_variance_in_a_pulsed_light(rng):
+    light = np.where(np.arange(64) % 4 == 0, 1.35, 1.0)[:, None, None]
+    frames = rng.poisson(60 * light, (64, 48, 48)).astype(np.float32)
+    snr = np.asarray(LocalMean(4.0, 12.0)(frames).snr(frames, gains=1.0))
+    # 147 456 pixels: the deviation of a deviation is 0.2 %.
+    np.testing.assert_allclose(snr.std(), 1, atol=0.01)
+
+
+@pytest.fixture(scope="module")
+def gradients():
+    """In 64-bit mode, one compiled loss of all that is learned and of the frames."""
+    with jax.enable_x64(True):
+        # Without equal numbers, at which a median has no derivative.
+        frames = jnp.asarray(FRAMES + np.random.default_rng(3).normal(0, 0.1, SHAPE))
+        module = local_mean(max_radius_pix=4.0, max_radius_frames=8.0)
+        cotangent = jnp.asarray(np.random.default_rng(4).normal(size=SHAPE))
+        arrays, rest = eqx.partition(module, eqx.is_inexact_array)
+        flat, unravel = jax.flatten_util.ravel_pytree(arrays)
+
+        def loss(parameters, frames):
+            bkgds = eqx.combine(unravel(parameters), rest)(frames).bkgds
+            return jnp.sum(cotangent * bkgds)
+
+        yield jax.jit(loss), jax.jit(jax.grad(loss, (0, 1))), flat, frames
+
+
+def test_derivatives_are_those_of_finite_differences(gradients, x64):
+    loss, gradient, parameters, frames = gradients
+    of_parameters, of_frames = gradient(parameters, frames)
+    # Radii in frames, y and x, threshold, softness, and the radius of the light.
+    assert len(parameters) == 6
+    for index, derivative in enumerate(of_parameters):
+        step = np.eye(len(parameters))[index]
+        difference = central_difference(
+            lambda x, step=step: loss(parameters + x * step, frames), 0.0, 1e-6
+        )
+        np.testing.assert_allclose(derivative, difference, rtol=1e-5, atol=1e-6)
+    direction = np.random.default_rng(6).normal(size=SHAPE)
+    difference = central_difference(
+        lambda x: loss(parameters, frames + x * direction), 0.0, 1e-6
+    )
+    np.testing.assert_allclose(jnp.vdot(of_frames, direction), difference, rtol=1e-5)
+
+
+def errors(frames, truth, module=None):
+    """Of the background, in the unit of the frames."""
+    return np.asarray((module or LocalMean(4.0, 12.0))(frames).bkgds) - truth
+
+
+SCENES = {
+    "pulses": np.where(np.arange(96) % 4 == 0, 1.35, 1.0),
+    "alternating": np.where(np.arange(96) % 2 == 0, 1.0, 0.3),
+    "a step": np.where(np.arange(96) < 48, 1.0, 1.5),
+    "a flash": np.where(np.arange(96) == 40, 20.0, 1.0),
+    "bleaching": 0.1 ** (np.arange(96) / 96),
+    "dark frames": np.where(np.arange(96) % 4 == 3, 0.0, 1.0),
+}
+
+
+@pytest.mark.parametrize("name", SCENES)
+def test_it_follows_the_light_whatever_it_does(name, rng):
+    y, x = np.mgrid[:48, :48]
+    level = 60 + 20 * np.sin(y / 15) * np.cos(x / 13)
+    truth = SCENES[name][:, None, None] * level
+    frames = (rng.poisson(truth) + rng.normal(0, 1.6, truth.shape)).astype(np.float32)
+    rms = np.sqrt(np.mean(errors(frames, truth) ** 2, (1, 2)))
+    plain = np.sqrt(np.mean(errors(frames, truth, SpatialMean(7.0)) ** 2, (1, 2)))
+    # The noise of some 12 frames and 4 x 4 px, 0.6 of the plain mean's error or less.
+    assert np.all(rms < np.maximum(0.8 * plain, 0.25))
+    assert rms.mean() < 0.6 * plain.mean()
+
+
+def test_lost_frames_saved_as_zeros_do_not_pull_their_neighbours(rng):
+    truth = np.full((96, 48, 48), 60.0)
+    frames = rng.poisson(truth).astype(np.float32)
+    lost = np.isin(np.arange(96), [31, 32, 60])
+    spoiled = frames - 100.0 * lost[:, None, None] - frames * lost[:, None, None]
+    near = ~lost & np.isin(np.arange(96), [29, 30, 33, 34, 59, 61])
+    with_lost, without = (errors(f, truth)[near].std() for f in (spoiled, frames))
+    assert with_lost < 1.1 * without
+
+
+@pytest.mark.parametrize("photons", [0.03, 0.3])
+@pytest.mark.parametrize("gain", [1, 300], ids=["counts", "EMCCD"])
+def test_few_photons_are_not_mistaken_for_molecules(photons, gain, rng):
+    counts = rng.poisson(photons, (96, 64, 64))
+    # The gain of an electron multiplier is exponential for each electron.
+    frames = (counts if gain == 1 else rng.gamma(counts, gain)).astype(np.float32)
+    bias = errors(frames, frames.mean()).mean() / frames.mean()
+    assert abs(bias) < 0.01
+
+
+def test_noise_that_is_correlated_does_not_shift_the_mean(rng):
+    frames = rng.poisson(60, (96, 49, 49)).astype(np.float32)
+    # Registered by half a pixel along both axes.
+    frames = (frames[:, 1:] + frames[:, :-1]) / 2
+    frames = (frames[..., 1:] + frames[..., :-1]) / 2
+    assert abs(errors(frames, 60.0).mean()) < 0.01 * 60
+
+
+def test_fine_structure_is_background(rng):
+    x = np.arange(64)
+    truth = np.broadcast_to(60 + 18 * np.sin(2 * np.pi * x / 20), (96, 64, 64))
+    frames = rng.poisson(truth).astype(np.float32)
+    plain = errors(frames, truth, SpatialMean(7.0)).std()
+    assert errors(frames, truth, LocalMean()).std() < 0.6 * plain
+
+
+def test_molecules_keep_their_light(rng):
+    frames = rng.poisson(60, (96, 48, 48)).astype(np.float32)
+    y, x = np.mgrid[:48, :48]
+    without = np.asarray(LocalMean()(frames).bkgds)
+    for frame in range(8, 96, 8):
+        place = rng.uniform(10, 38, 2)
+        spot = np.exp(-((y - place[0]) ** 2 + (x - place[1]) ** 2) / (2 * 1.3**2))
+        frames[frame] += 700 * spot / spot.sum()
+    taken = np.asarray(LocalMean()(frames).bkgds) - without
+    # Of 11 molecules, in the 7 x 7 px around each; 2 % of one are 14 photons.
+    assert taken[8::8].sum() < 0.02 * 700 * 11 * 48 * 48 / 49
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_part_that_begins_at_whole_blocks_gives_the_same_bits(rank):
+    module = local_mean(block_frames=4, illumination_rank=rank).for_inference()
+    frames = np.random.default_rng(2).poisson(60, (400, 13, 12)).astype(np.uint16)
+    whole = np.asarray(module(frames).bkgds)
+    halo = -(-module.halo_frames // 4) * 4
+    assert 2 * halo < 300
+    for start, stop in ((0, 40), (148, 157), (390, 400)):
+        low, high = max(0, start - halo) // 4 * 4, min(400, stop + halo)
+        part = np.asarray(module(frames[low:high]).bkgds)[start - low : stop - low]
+        np.testing.assert_array_equal(part, whole[start:stop])
+
+
+def test_stacks_of_stacks_and_lists_of_channels_are_each_estimated_alone():
+    module = local_mean()
+    alone = np.asarray(module(FRAMES).bkgds)
+    background = module(np.stack([FRAMES, FRAMES[::-1]]))
+    assert background.illumination.shape == (2, SHAPE[0])
+    close(background.bkgds[0], alone, 1e-4)
+    listed = module([FRAMES, FRAMES[:8]])
+    np.testing.assert_array_equal(listed.bkgds[0], alone)
+    assert listed.illumination[1].shape == (8,)
+
+
+def test_a_pixel_that_is_no_number_spoils_what_sees_it_or_is_left_out():
+    spoiled = np.array(FRAMES)
+    spoiled[3, 4, 4] = np.nan
+    assert np.isnan(local_mean()(spoiled).bkgds).all((1, 2))[:8].all()
+    mask = np.isfinite(spoiled)
+    skipped = local_mean(skips_nan=True)(spoiled).bkgds
+    np.testing.assert_array_equal(skipped, local_mean()(spoiled, mask).bkgds)
+    assert np.isfinite(skipped).all()
+
+
+def test_a_pixel_that_never_counts_far_from_those_that_do_has_no_background():
+    mask = np.zeros(SHAPE[1:])
+    mask[:5, :5] = 1
+    bkgds = np.asarray(local_mean()(FRAMES, mask).bkgds)
+    assert np.isfinite(bkgds[:, :5, :5]).all()
+    assert np.isnan(bkgds[:, -1, -1]).all()
+
+
+def test_a_prediction_has_not_seen_its_frame():
+    module = LocalMean(1.3, 4.0, clip=None, illumination_rank=0, block_frames=2)
+    for time in (0, 9, 27):
+        frames = np.zeros((28, 6, 6), np.float32)
+        frames[time] = 1
+        _, near, far = module.predict(frames, 3)
+        for prediction, gap in ((near, 3), (far, 5)):
+            seen = np.abs(np.asarray(prediction)).max((1, 2)) > 0
+            assert not seen[max(time - gap + 1, 0) : time + gap].any()
+            assert seen.any()
+
+
+def test_predictions_need_frames_beyond_the_gap():
+    for gap_frames, count in ((0, 12), (-3, 12), (3, 7)):
+        with pytest.raises(ValueError, match=rf"gap of {gap_frames} frames .* are {count}"):
+            LocalMean(1.3, 2.0).predict(np.ones((count, 6, 6)), gap_frames)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"radii_pix": 0.0}, ValueError, "must be positive"),
+        ({"radius_frames": -1.0}, ValueError, "must be positive and at most 100000 frames"),
+        ({"radius_frames": "10"}, TypeError, "must be a number of frames"),
+        (
+            {"radii_pix": [(1, 2)] * 3, "radius_frames": [1, 2]},
+            ValueError,
+            "for 3 channels, but in frames for 2",
+        ),
+        (
+            {"radius_frames": 10.0, "max_radius_frames": 10.0},
+            ValueError,
+            "raise max_radius_frames",
+        ),
+        ({"radii_pix": 7.0, "max_radius_pix": 5.0}, ValueError, "raise max_radius_pix"),
+        ({"max_radius_frames": "many"}, TypeError, "max_radius_frames must be a number"),
+        ({"clip": 0.0}, ValueError, "threshold must be at least 0.01 and at most 100"),
+        ({"clip": "on"}, TypeError, "threshold must be a number"),
+        ({"frozen": [True] * 5}, ValueError, "frozen must be"),
+        ({"radius_frames": np.array([[10.0, 5.0]])}, ValueError, "one for each channel"),
+        ({"skips_nan": "no"}, TypeError, "skips_nan must be True or False"),
+        ({"illumination_rank": 2}, ValueError, "illumination_rank must be one of"),
+        ({"kernel_order": 3}, ValueError, "kernel_order must be one of"),
+        ({"block_frames": 0}, ValueError, "block_frames must be a whole number from 1"),
+        (
+            {"illumination_radius_frames": 0},
+            ValueError,
+            "illumination_radius_frames must be at least 0.1 and at most 20 frames",
+        ),
+    ],
+)
+@pytest.mark.usefixtures("as_installed")
+def test_settings_that_mean_nothing_are_refused(options, error, message):
+    with pytest.raises(error, match=re.escape(message)):
+        LocalMean(**options)
+
+
+@pytest.mark.parametrize(
+    ("channels", "weights", "error", "message"),
+    [
+        (FRAMES[0, 0], None, ValueError, "must have shape"),
+        (FRAMES.astype(complex), None, TypeError, "must be real"),
+        (FRAMES, np.ones((9, 11)), ValueError, "for each frame, (frames, 1, 1)"),
+        # Of one for each frame, were there as many columns.
+        (FRAMES, np.ones(SHAPE[-1]), ValueError, "for each frame, (frames, 1, 1)"),
+        (FRAMES, np.ma.ones(SHAPE), TypeError, "but are a masked one"),
+        (FRAMES, np.full(SHAPE, -1.0), ValueError, "zero or positive, and finite"),
+        (FRAMES, [MASK], ValueError, "give a list of stacks"),
+        (FRAMES[:, :4], None, ValueError, "or more, but these have the shape (22, 4, 12)"),
+    ],
+)
+@pytest.mark.usefixtures("as_installed")
+def test_frames_and_weights_that_do_not_fit_are_refused(channels, weights, error, message):
+    with pytest.raises(error, match=re.escape(message)):
+        LocalMean(1.3, 1.2)(channels, weights)
+
+
+@pytest.mark.usefixtures("as_installed")
+def test_a_traced_radius_needs_a_bound():
+    for options in ({"max_radius_pix": 9.0}, {"max_radius_frames": 9.0}):
+        radii = jax.jit(lambda r, options=options: LocalMean(r, r, **options).radii)
+        with pytest.raises(ValueError, match="A traced radius needs"):
+            radii(2.0)

@@ -16,8 +16,8 @@ from .._workers import core_count
 # Pixels of all channels in a chunk; and between arrays on CPU, where it stays in cache.
 _CHUNK_PIXELS, _CACHED_PIXELS = 2**20, 2**19
 
-# Bytes that a pixel takes as it is read, converted, filtered and written. Twice that must be
-# free.
+# Bytes that a pixel takes as it is read, converted, filtered and written. Twice that must
+# be free.
 _PIXEL_BYTES = 32
 
 # On a GPU or TPU, one thread moves frames while the other one computes.
@@ -37,8 +37,8 @@ class Window(NamedTuple):
 def windows(
     length: int, chunk_frames: int, halo_frames: int, aligned_frames: int = 1
 ) -> Iterator[Window]:
-    """The chunks of a movie. All see as many frames, so that nothing is compiled twice, from
-    a multiple of `aligned_frames` on."""
+    """The chunks of a movie. All see as many frames, so that nothing is compiled twice,
+    from a multiple of `aligned_frames` on."""
     count = chunk_frames + 2 * halo_frames + aligned_frames - 1
     count = min(length, count + (length - count) % aligned_frames)
     for number, start in enumerate(range(0, length, chunk_frames)):

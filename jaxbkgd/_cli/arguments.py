@@ -26,8 +26,8 @@ CLIP = typer.Option(
 )
 OVERWRITE = typer.Option("--overwrite", help="Replace what is there.")
 
-# Fields of a saved estimator or clip that may have an entry for each channel.
-_CHANNEL_FIELDS = {"radii_pix", "radius_frames", "frozen", "gains", "read_noise_electrons"}
+# Fields of a saved estimator that may have an entry for each channel.
+_CHANNEL_FIELDS = {"radii_pix", "radius_frames", "frozen"}
 
 
 def parsed_radius(text: str) -> tuple[float, ...]:
@@ -87,8 +87,7 @@ def read_calibration(path: Path, channel: int | None, needed: int) -> RadiiEstim
 def one_channel(estimator: RadiiEstimator, index: int, **fields: Any) -> RadiiEstimator:
     """The estimator for one of its channels, with these fields in place of its own."""
     saved = json.loads(estimator.to_json())
-    for part in (saved, saved.get("clip") or {}):
-        for name in _CHANNEL_FIELDS & part.keys():
-            if part[name] and len(part[name]) > 1:
-                part[name] = [part[name][index]]
+    for name in _CHANNEL_FIELDS & saved.keys():
+        if len(saved[name]) > 1:
+            saved[name] = [saved[name][index]]
     return type(estimator).from_json(json.dumps(saved | fields))
