@@ -19,8 +19,9 @@ from .smoothing import doubled, halved, ratio, root
 from .soft_clip import SoftClip, squared_noise
 
 
-# Pixels that one step of a CPU's loop over blocks handles, enough for two threads.
-_STEP_PIXELS = 2**18
+# Pixels that one step of a CPU's loop over blocks handles, enough for two threads, and the
+# most blocks, since whole steps are done.
+_STEP_PIXELS, _STEP_BLOCKS = 2**18, 8
 
 # The share of the background below which a deviation is rounding, not noise.
 _ROUNDING = 1e-5
@@ -52,11 +53,12 @@ class BlockSums(NamedTuple):
     light: _Light
 
 
-def step_blocks(blocks: Any, block_frames: int, height: Any, width: Any) -> int:
-    """The blocks in a step of the loop over blocks."""
-    if jax.default_backend() != "cpu" or not all(map(is_known, (blocks, height, width))):
+def step_blocks(block_frames: int, height: Any, width: Any) -> int:
+    """The blocks in a step of the loop over blocks. A sum over a frame is rounded by their
+    number, which must be the same in all parts of a movie."""
+    if jax.default_backend() != "cpu" or not (is_known(height) and is_known(width)):
         return 1
-    return max(1, min(blocks, _STEP_PIXELS // (block_frames * height * width)))
+    return max(1, min(_STEP_BLOCKS, _STEP_PIXELS // (block_frames * height * width)))
 
 
 def over_blocks(function: Callable, step: int, *stacks: Any) -> Any:

@@ -51,7 +51,8 @@ class LightModel(eqx.Module):
     @property
     def halo_frames(self) -> int:
         """Frames that count on either side of one."""
-        halo = self.halo_blocks * self.block_frames
+        # Whole blocks, whichever frame of a block it is.
+        halo = (self.halo_blocks + 1) * self.block_frames - 1
         # The light needs the rates of its own block only.
         return halo + self.illumination_kernel.half_width * self.illumination_rank
 
@@ -97,9 +98,8 @@ def _estimate_stack(
     smoothing, dtype = model.smoothing, model.smoothing.radii.dtype
     count, height, width = frames.shape
     length = model.block_frames
-    blocks = -(-count // length)
-    step = step_blocks(blocks, length, height, width)
-    blocks = -(-blocks // step) * step
+    step = step_blocks(length, height, width)
+    blocks = -(-count // (length * step)) * step
 
     def in_blocks(stack: Array) -> Array:
         widths = [(0, blocks * length - count), *[(0, 0)] * (stack.ndim - 1)]

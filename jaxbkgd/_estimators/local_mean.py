@@ -150,7 +150,7 @@ class LocalMean(RadiiEstimator):
         if not isinstance(skips_nan, bool):
             raise TypeError(f"skips_nan must be True or False, but is {skips_nan!r}.")
         pix = channel_radii(radii_pix)
-        sees_one_frame = not is_traced(radius_frames) and np.all(np.equal(radius_frames, 0))
+        sees_one_frame = isinstance(radius_frames, int | float) and radius_frames == 0
         frames = channel_radii(1.0 if sees_one_frame else _column(radius_frames), "frames")
         if frames.shape[1] != 1:
             raise ValueError(
