@@ -157,6 +157,39 @@ def draw_calibration_lag(path: Path) -> None:
     figure.savefig(path)
 
 
+def draw_illumination(path: Path) -> None:
+    """The light of each frame as it is and as LocalMean finds it, in three movies."""
+    figure = Figure((9, 2.6), dpi=80, layout="constrained")
+    frames, truth = _simulated(frame_count=120)
+    times, rng = np.arange(len(frames)), np.random.default_rng(0)
+    lights = {
+        "an activation pulse every 4th frame": np.where(times % 4 == 0, 1.35, 1.0),
+        "a laser that flickers by 3 %": 1 + 0.03 * rng.standard_normal(len(times)),
+        "bleaching to a tenth": 0.1 ** (times / len(times)),
+    }
+    print("illumination: root-mean-square error (ADU) of LocalMean, and of SpatialMean")
+    for axes, (name, light) in zip(figure.subplots(1, 3), lights.items(), strict=True):
+        bkgds = light[:, None, None] * np.asarray(truth)
+        # The molecules of the movie, and the noise of its light.
+        molecules = np.asarray(frames - truth) * (np.asarray(frames - truth) > 150)
+        movie = (rng.poisson(_GAIN * bkgds) / _GAIN + molecules).astype(np.float32)
+        background = jaxbkgd.LocalMean()(movie)
+        errors = [
+            float(np.sqrt(np.mean((np.asarray(estimate.bkgds) - bkgds) ** 2)))
+            for estimate in (background, jaxbkgd.SpatialMean(7.0)(movie))
+        ]
+        print(f"  {name}: {errors[0]:.2f}, {errors[1]:.2f}")
+        found = np.asarray(background.illumination)
+        axes.plot(times, light, color=_ORANGE, lw=3, label="as it is")
+        axes.plot(
+            times, found * light.mean() / found.mean(), color=_DARK, lw=1, label="found"
+        )
+        axes.set_title(name, fontsize=10)
+        axes.set(xlabel="frame", xlim=(0, 60) if len(set(light)) > 1 else None)
+        axes.legend(frameon=False, fontsize=8)
+    figure.savefig(path)
+
+
 def print_weights() -> None:
     """Where a weight for each pixel moves the minimum of the frame-pair loss."""
     scenes: dict[str, dict[str, Any]] = {
@@ -409,7 +442,7 @@ if __name__ == "__main__":
     folder.mkdir(parents=True, exist_ok=True)
     drawn = (
         *(draw_overview, draw_truncation, draw_noise_factor),
-        *(draw_calibration_loss, draw_calibration_lag),
+        *(draw_calibration_loss, draw_calibration_lag, draw_illumination),
     )
     for draw in drawn:
         path = folder / f"{draw.__name__.removeprefix('draw_').replace('_', '-')}.png"

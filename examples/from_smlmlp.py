@@ -27,7 +27,7 @@ LEAST_SNR, REACH_PIX = 4.0, 3.0
 
 def pipelines(channels: list[jax.Array]) -> dict[str, jaxbkgd.AbstractEstimator]:
     """smlmlp's first."""
-    start = jaxbkgd.LocalMean(7.0, 5.0, max_radius_pix=20.0, max_radius_frames=20.0)
+    start = jaxbkgd.LocalMean(max_radius_pix=20.0, max_radius_frames=120.0)
     calibrated, _ = jaxbkgd.calibrate(channels, start)
     return {
         "smlmlp's": jaxbkgd.Chained(

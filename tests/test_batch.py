@@ -111,7 +111,7 @@ def test_a_mean_over_time_is_that_of_the_whole_movie_and_reads_the_halo_of_its_r
     weights = np.zeros((20, 31), bool)
     weights[:, :5] = True
     weights[3, 4] = False
-    estimator = LocalMean(1.0, 1.0, clip=3.0, max_radius_frames=4)
+    estimator = LocalMean(1.0, 1.0, illumination_rank=0, max_radius_frames=4)
     expected = estimator(np.maximum(FRAMES, 1000), weights).bkgds
     out = np.empty_like(BKGDS)
     summary = estimate_movie(movie, estimator, out, weights=weights, chunk_frames=6)
@@ -152,8 +152,8 @@ def test_memory_is_shared_among_as_many_workers_as_it_serves(
 
 
 def _let_memory_hold(frames, monkeypatch):
-    """Of an estimator with a halo, which takes 128 bytes a pixel."""
-    free = SimpleNamespace(available=frames * 128 * FRAMES[0].size)
+    """Of an estimator with a halo, which takes 64 bytes a pixel."""
+    free = SimpleNamespace(available=frames * 64 * FRAMES[0].size)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: free)
 
 

@@ -766,7 +766,10 @@ def test_a_calibration_that_does_not_fit_is_one_line(options, pattern, folder):
         ("still.tif", "still.tif: .*nothing changes"),
         ("none.tif", "none.tif: no such file"),
         ("movie.tif --clip 3", "--clip 3: .*give --radius-frames"),
-        ("movie.tif --max-radius 5", "--radius 7,7, --max-radius 5: .*exceed"),
+        (
+            "movie.tif --max-radius 5",
+            "--radius 7,7, --max-radius 5: .*raise max_radius_pix",
+        ),
         ("movie.tif --max-radius nan", "--max-radius nan: .*must be positive"),
         ("movie.tif --out movie.tif --overwrite", "ends in .json"),
         ("movie.tif --out there.json", "there.json: exists.*--overwrite"),

@@ -84,8 +84,6 @@ class Reference:
         light = self.light(small, small_weights, np.ones(small.shape[1:]))
         rates = self.rates(small, small_weights, light, order=2, scale=2)
         noise = self.first_noise(small, weights, light)
-        if self.rank:
-            light = self.median_light(small, small_weights, rates)
         rounds = self.clip["rounds"] if self.clip else 1
         for _ in range(rounds - 1):
             z = self.deviations(small, small_weights, light, rates, noise)
@@ -141,23 +139,6 @@ class Reference:
         if not self.rank:
             return np.ones(len(frames))
         return ratio((weights * frames).sum((1, 2)), (weights * rates).sum((1, 2)))
-
-    def median_light(self, small, weights, rates):
-        def squares(images):
-            # A frame this small has squares of one pixel.
-            return images.reshape(len(images), -1)
-
-        light = []
-        for frame, weight, rate in zip(
-            squares(small), squares(weights), squares(rates[self.blocks]), strict=True
-        ):
-            fill = [ratio((v * weight).sum(), weight.sum()) for v in (frame, rate)]
-            values = [
-                np.median(np.where(weight > 0, v, whole))
-                for v, whole in zip((frame, rate), fill, strict=True)
-            ]
-            light.append(ratio(*map(np.array, values)))
-        return np.array(light)
 
     def first_noise(self, small, weights, light):
         first = small[:: self.length]
@@ -286,8 +267,7 @@ def test_a_signal_to_noise_ratio_has_unit_variance_in_a_pulsed_light(rng):
 def gradients():
     """In 64-bit mode, one compiled loss of all that is learned and of the frames."""
     with jax.enable_x64(True):
-        # Without equal numbers, at which a median has no derivative.
-        frames = jnp.asarray(FRAMES + np.random.default_rng(3).normal(0, 0.1, SHAPE))
+        frames = jnp.asarray(FRAMES, float)
         module = local_mean(max_radius_pix=4.0, max_radius_frames=8.0)
         cotangent = jnp.asarray(np.random.default_rng(4).normal(size=SHAPE))
         arrays, rest = eqx.partition(module, eqx.is_inexact_array)
@@ -297,7 +277,7 @@ def gradients():
             bkgds = eqx.combine(unravel(parameters), rest)(frames).bkgds
             return jnp.sum(cotangent * bkgds)
 
-        yield jax.jit(loss), jax.jit(jax.grad(loss, (0, 1))), flat, frames
+        return jax.jit(loss), jax.jit(jax.grad(loss, (0, 1))), flat, frames
 
 
 def test_derivatives_are_those_of_finite_differences(gradients, x64):
@@ -426,7 +406,7 @@ def test_a_pixel_that_is_no_number_spoils_what_sees_it_or_is_left_out():
     assert np.isnan(local_mean()(spoiled).bkgds).all((1, 2))[:8].all()
     mask = np.isfinite(spoiled)
     skipped = local_mean(skips_nan=True)(spoiled).bkgds
-    np.testing.assert_array_equal(skipped, local_mean()(spoiled, mask).bkgds)
+    close(skipped, local_mean()(spoiled, mask).bkgds, 1e-4)
     assert np.isfinite(skipped).all()
 
 

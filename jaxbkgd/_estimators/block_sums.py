@@ -26,10 +26,6 @@ _STEP_PIXELS, _STEP_BLOCKS = 2**18, 8
 # The share of the background below which a deviation is rounding, not noise.
 _ROUNDING = 1e-5
 
-# Rows and columns of squares of a frame whose means show its light, whatever molecules are
-# in some of them.
-_LIGHT_SQUARES = 8
-
 _Blocks = Float[Array, "blocks frames height width"]
 _Small = Float[Array, "blocks frames half_height half_width"]
 _Images = Float[Array, "blocks _height _width"]
@@ -56,19 +52,22 @@ class BlockSums(NamedTuple):
 def step_blocks(block_frames: int, height: Any, width: Any) -> int:
     """The blocks in a step of the loop over blocks. A sum over a frame is rounded by their
     number, which must be the same in all parts of a movie."""
-    if jax.default_backend() != "cpu" or not (is_known(height) and is_known(width)):
+    if not (is_known(height) and is_known(width)):
         return 1
     return max(1, min(_STEP_BLOCKS, _STEP_PIXELS // (block_frames * height * width)))
 
 
 def over_blocks(function: Callable, step: int, *stacks: Any) -> Any:
-    """`function` of arrays whose first axis is of blocks: all at once on a GPU or TPU, and
-    in a loop with so many blocks a step on a CPU."""
-    if jax.default_backend() != "cpu":
-        return jax.checkpoint(function)(*stacks)
-    in_steps = jax.tree.map(lambda a: a.reshape(-1, step, *a.shape[1:]), stacks)
-    results = lax.map(lambda stacks: jax.checkpoint(function)(*stacks), in_steps)
-    return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), results)
+    """`function` of arrays whose first axis is of blocks, in a loop with so many blocks a
+    step on a CPU, and all at once elsewhere."""
+    function = jax.checkpoint(function)
+
+    def in_steps(*stacks: Any) -> Any:
+        stacks = jax.tree.map(lambda a: a.reshape(-1, step, *a.shape[1:]), stacks)
+        results = lax.map(lambda stacks: function(*stacks), stacks)
+        return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), results)
+
+    return lax.platform_dependent(*stacks, cpu=in_steps, default=function)
 
 
 def first_sums(
@@ -135,36 +134,6 @@ def _halved(frames: _Blocks, weights: _Blocks | None) -> tuple[_Small, _Small | 
     return lax.optimization_barrier(small), small_weights
 
 
-def _first_light(small: _Small, weights: _Small | None, rates: _Images) -> _Light:
-    """The median over squares of a frame, over that of the rates."""
-
-    def square_means(
-        images: Float[Array, "*batch height width"],
-    ) -> Float[Array, "*batch squares"]:
-        *batch, height, width = images.shape
-        size_y, size_x = (max(1, size // _LIGHT_SQUARES) for size in (height, width))
-        images = images[..., : height // size_y * size_y, : width // size_x * size_x]
-        shape = (*batch, height // size_y, size_y, width // size_x, size_x)
-        return jnp.mean(images.reshape(shape), (-3, -1)).reshape(*batch, -1)
-
-    means, rate_means = square_means(small), square_means(rates)[:, None]
-    if weights is not None:
-        totals = square_means(weights)
-        means = ratio(square_means(small * weights), totals)
-        rate_means = ratio(square_means(rates[:, None] * weights), totals)
-        whole = [
-            ratio(
-                jnp.sum(m * totals, -1, keepdims=True), jnp.sum(totals, -1, keepdims=True)
-            )
-            for m in (means, rate_means)
-        ]
-        means, rate_means = (
-            jnp.where(totals > 0, m, w)
-            for m, w in zip((means, rate_means), whole, strict=True)
-        )
-    return ratio(jnp.median(means, -1), jnp.median(rate_means, -1))
-
-
 class Around(NamedTuple):
     """What there is around a pixel, under a Gaussian as wide as a molecule without that
     pixel: the total weight, and the deviation of a sum of white noise.
@@ -210,7 +179,6 @@ def clipped_sums(
     clip: SoftClip | None = None,
     around_all: Around | None = None,
     *,
-    is_first: bool,
     is_last: bool,
     is_steady: bool,
     skips_nan: bool,
@@ -223,13 +191,10 @@ def clipped_sums(
     - `light`, `rates`: the background is their product. Rates are of half the size.
     - `deviations`: of the noise of a pixel of half the size, in a light of one.
     - `around_all`: what there is around a pixel where all pixels count.
-    - `is_first`: whether the light is not known well, being the mean with molecules.
     - `is_last`: whether sums are of full size. Otherwise, they are of half the size.
     """
     frames, weights = _counted(frames, weights, skips_nan, rates.dtype)
     small, small_weights = _halved(frames, weights)
-    if is_first and not is_steady:
-        light = (light != 0) * _first_light(small, small_weights, rates)
     if not is_last:
         frames, weights = small, small_weights
     squares = square_totals = jnp.zeros_like(rates)

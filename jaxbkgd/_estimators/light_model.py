@@ -112,23 +112,22 @@ def _estimate_stack(
     first = ft.partial(first_sums, dtype=dtype, **options)
     sums, is_bad = over_blocks(first, step, *stacks, is_frame)
     small = smoothing.halved()
-    # Good enough for weights, and seen from fewer frames.
-    rates, _ = small.with_order(2).means(sums.sums, sums.totals)
-    deviations = _deviations(small, sums)
+    # Of order 2, the first rates are good enough for weights, and seen from fewer frames.
+    rates, deviations = _smoothed(small.with_order(2), sums)
     around = None
     if model.clip is not None:
         # Not known to the compiler, which would work all this out itself, slowly.
         ones = lax.optimization_barrier(jnp.ones(rates.shape[1:], dtype))
         around = around_pixels(model.clip.molecule_radius_pix / 2, ones)
     clipped = ft.partial(clipped_sums, clip=model.clip, around_all=around, **options)
-    for number in range(model.rounds - 1):
-        in_round = ft.partial(clipped, is_first=number == 0, is_last=False)
+    for _ in range(model.rounds - 1):
+        in_round = ft.partial(clipped, is_last=False)
         sums = over_blocks(in_round, step, *stacks, sums.light, rates, deviations)
-        rates, _ = small.means(sums.sums, sums.totals)
-        deviations = deviations * _deviations(small, sums)
+        rates, growth = _smoothed(small, sums)
+        deviations = deviations * growth
     # Of the light, which is a mean over the frame.
     variance = ratio(jnp.sum(deviations**2, (-2, -1)), jnp.sum(rates, (-2, -1)) ** 2)
-    in_round = ft.partial(clipped, is_first=model.rounds == 1, is_last=True)
+    in_round = ft.partial(clipped, is_last=True)
     sums = over_blocks(in_round, step, *stacks, sums.light, rates, deviations)
     light = sums.light
     if model.illumination_rank:
@@ -154,16 +153,18 @@ def _estimate_stack(
     return jnp.stack(images), light.reshape(-1)[:count]
 
 
-def _deviations(small: Smoothing, sums: BlockSums) -> Float[Array, "blocks height width"]:
-    """The root of the mean squared deviation, of each pixel's surroundings or, where these
-    have none, of the frame."""
-    squares = jnp.stack([sums.squares, sums.square_totals])
-    near, near_totals = small.sums(squares)
-    whole, whole_totals = jnp.sum(squares, (-2, -1), keepdims=True)
-    variance = jnp.where(
-        near_totals > 0, ratio(near, near_totals), ratio(whole, whole_totals)
-    )
-    return root(variance)
+def _smoothed(
+    smoothing: Smoothing, sums: BlockSums
+) -> tuple[Float[Array, "blocks height width"], Float[Array, "blocks height width"]]:
+    """The rates, and the root of the mean square around each pixel or, where there are no
+    squares, in the frame."""
+    images = jnp.stack([sums.sums, sums.totals, sums.squares, sums.square_totals])
+    # In one stack, so that less is compiled.
+    *smooth, squares, square_totals = smoothing.sums(images)
+    rates = smoothing.completed(sums.sums, sums.totals, *smooth)
+    whole = ratio(*jnp.sum(images[2:], (-2, -1), keepdims=True))
+    near = ratio(squares, square_totals)
+    return rates, root(jnp.where(square_totals > 0, near, whole))
 
 
 def _rates(
@@ -171,16 +172,16 @@ def _rates(
 ) -> list[Float[Array, "blocks height width"]]:
     """The background in a light of one."""
     if not gaps:
-        return [smoothing.means(sums.sums, sums.totals)[0]]
+        return [smoothing.means(sums.sums, sums.totals)]
     # As a difference of two Gaussians, in which a gap keeps all of a block's own noise out.
     plain = smoothing.with_order(2)
     wide = plain.widened()
 
     def rates(gap: int) -> Float[Array, "blocks height width"]:
-        means, _ = plain.means(sums.sums, sums.totals, gap)
+        means = plain.means(sums.sums, sums.totals, gap)
         if smoothing.order == 2:
             return means
-        return 2 * means - wide.means(sums.sums, sums.totals, gap)[0]
+        return 2 * means - wide.means(sums.sums, sums.totals, gap)
 
     return [rates(gap) for gap in (0, *gaps)]
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -150,7 +151,8 @@ class LocalMean(RadiiEstimator):
         if not isinstance(skips_nan, bool):
             raise TypeError(f"skips_nan must be True or False, but is {skips_nan!r}.")
         pix = channel_radii(radii_pix)
-        sees_one_frame = isinstance(radius_frames, int | float) and radius_frames == 0
+        given = jax.tree.leaves(radius_frames)
+        sees_one_frame = bool(given) and not any(is_traced(r) or r != 0 for r in given)
         frames = channel_radii(1.0 if sees_one_frame else _column(radius_frames), "frames")
         if frames.shape[1] != 1:
             raise ValueError(
@@ -241,8 +243,9 @@ class LocalMean(RadiiEstimator):
         In `near`, blocks of frames of which some are nearer than `gap_frames` are replaced
         by the nearest others on either side; in `far`, by those one block farther away,
         which the difference of `near` from the background has not seen either. At the ends
-        of the movie there is one side only. The light is that of the frame itself. With a
-        clip, the frame counts a little in the weights of others. The clip gets no gradient.
+        of the movie there is one side only. Blocks are no longer than the gap. The light is
+        that of the frame itself. With a clip, the frame counts a little in the weights of
+        others. The clip gets no gradient.
 
         See [`jaxbkgd.AbstractEstimator`][] for the arguments.
         """
@@ -250,21 +253,25 @@ class LocalMean(RadiiEstimator):
         stacks = frames if is_sequence(frames) else [frames]
         count = min(stack.shape[-3] if stack.ndim > 2 else 1 for stack in stacks)
         gap_frames = operator.index(gap_frames)
+        # Blocks no longer than the gap, so that little more is left out.
+        length = min(self.block_frames, 2 ** int(math.log2(max(gap_frames, 1))))
         # Blocks that are so far apart have no two frames that are nearer.
-        gap = (gap_frames + self.block_frames - 2) // self.block_frames + 1
-        if gap_frames < 1 or count < 2 * (gap + 1) * self.block_frames:
+        gap = (gap_frames + length - 2) // length + 1
+        least = 2 * (gap + 1) * length
+        if gap_frames < 1 or count < least:
             raise ValueError(
-                f"A gap of {gap_frames} frames needs at least "
-                f"{2 * (gap + 1) * self.block_frames} frames, but there are {count}; give "
-                "a longer movie, or a shorter gap, of 1 or more."
+                f"A gap of {gap_frames} frames needs at least {least} frames, but there "
+                f"are {count}; give a longer movie, or a shorter gap, of 1 or more."
             )
         # A movie does not tell how faint its molecules may be.
         module = with_fields(
             self,
+            block_frames=length,
+            kernels=None,
             clip=lax.stop_gradient(self.clip),
             log_illumination_radius=lax.stop_gradient(self.log_illumination_radius),
         )
-        functions = module._stack_functions(len(stacks), self.kernels)
+        functions = module._stack_functions(len(stacks))
         backgrounds = joined(
             map_channels(
                 lambda frames, function: function(frames, gaps=(gap, gap + 1)),

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
@@ -84,7 +85,8 @@ class Smoothing(eqx.Module):
         """The same for frames of half the size."""
         time, _, _, y, x = self.kernels
         kernels = SmoothingKernels(time, y, x, y, x)
-        return Smoothing(self.radii * jnp.array([1, 0.5, 0.5]), kernels, self.order)
+        factors = np.array([1, 0.5, 0.5], self.radii.dtype)
+        return Smoothing(self.radii * factors, kernels, self.order)
 
     def sums(
         self, images: Float[Array, "*batch blocks height width"], gap: int = 0
@@ -103,18 +105,26 @@ class Smoothing(eqx.Module):
         sums: Float[Array, "blocks height width"],
         totals: Float[Array, "blocks height width"],
         gap: int = 0,
-    ) -> tuple[Float[Array, "blocks height width"], Float[Array, "blocks height width"]]:
-        """The ratio of smoothed sums to smoothed totals, which is zero where there are
-        none, and the smoothed totals.
+    ) -> Float[Array, "blocks height width"]:
+        """The ratio of smoothed sums to smoothed totals, zero where there are none, and for
+        order 4 the mean of what it leaves ("twicing": Tukey, Exploratory Data Analysis,
+        1977, 16)."""
+        smooth = self.sums(jnp.stack([sums, totals]), gap)
+        return self.completed(sums, totals, *smooth, gap=gap)
 
-        Order 4 adds the mean of what the first one leaves ("twicing": Tukey, Exploratory
-        Data Analysis, 1977, 16).
-        """
-        smooth_sums, smooth_totals = self.sums(jnp.stack([sums, totals]), gap)
+    def completed(
+        self,
+        sums: Float[Array, "blocks height width"],
+        totals: Float[Array, "blocks height width"],
+        smooth_sums: Float[Array, "blocks height width"],
+        smooth_totals: Float[Array, "blocks height width"],
+        gap: int = 0,
+    ) -> Float[Array, "blocks height width"]:
+        """The means, from sums and totals that are smoothed already."""
         means = ratio(smooth_sums, smooth_totals)
         if self.order == 4:
             means = means + ratio(self.sums(sums - means * totals, gap), smooth_totals)
-        return means, smooth_totals
+        return means
 
     def noise_correction(self, block_frames: int) -> Float[Array, ""]:
         """The deviation of `frame - background` for white noise of unit deviation: the norm
