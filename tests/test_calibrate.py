@@ -168,16 +168,17 @@ DRIFTING = 100 * (
 
 
 def blinking(rng):
-    """Light of 5 molecules a frame."""
-    places = rng.uniform(0, 32, (60, 5, 2, 1, 1))
+    """Light of 2 molecules a frame."""
+    places = rng.uniform(0, 32, (60, 2, 2, 1, 1))
     y, x = places[:, :, 0], places[:, :, 1]
     squares = (Y[:32, :32] - y) ** 2 + (X[:32, :32] - x) ** 2
     return 70 * np.exp(-squares / (2 * 1.3**2)).sum(axis=1)
 
 
 def moving_mean(radius_pix, radius_frames, clip=None):
-    bounds: Any = {"max_radius_pix": 7.0, "max_radius_frames": 20.0}
-    return LocalMean(radius_pix, radius_frames, clip=clip, **bounds)
+    # A block of several frames would smear what moves.
+    fixed: Any = {"max_radius_pix": 7.0, "max_radius_frames": 20.0, "block_frames": 1}
+    return LocalMean(radius_pix, radius_frames, clip=clip, **fixed)
 
 
 class TestOverTime:

@@ -339,7 +339,7 @@ def test_lost_frames_saved_as_zeros_do_not_pull_their_neighbours(rng):
 @pytest.mark.parametrize("photons", [0.03, 0.3])
 @pytest.mark.parametrize("gain", [1, 300], ids=["counts", "EMCCD"])
 def test_few_photons_are_not_mistaken_for_molecules(photons, gain, rng):
-    counts = rng.poisson(photons, (96, 64, 64))
+    counts = rng.poisson(photons, (4, 96, 64, 64))
     # The gain of an electron multiplier is exponential for each electron.
     frames = (counts if gain == 1 else rng.gamma(counts, gain)).astype(np.float32)
     # Of the same frames without a clip, so that the noise of their mean is in neither.
@@ -424,7 +424,7 @@ def test_a_prediction_has_not_seen_its_frame():
         frames = np.zeros((28, 6, 6), np.float32)
         frames[time] = 1
         _, near, far = module.predict(frames, 3)
-        for prediction, gap in ((near, 3), (far, 5)):
+        for prediction, gap in ((near, 3), (far, 4)):
             seen = np.abs(np.asarray(prediction)).max((1, 2)) > 0
             assert not seen[max(time - gap + 1, 0) : time + gap].any()
             assert seen.any()

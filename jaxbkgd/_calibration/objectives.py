@@ -29,6 +29,9 @@ _SECOND_OF_FOUR_VARIANCE = 0.36
 # A pixel's difference from other frames is limited to so many standard deviations before
 # it is averaged over the frame, so that the mean does not follow molecules.
 _LARGEST_DEVIATION = 3.0
+# Above so many deviations of the noise a pixel is left out where frames are compared. Since
+# that does not shift their mean, there may be many.
+_TARGET_THRESHOLD = 1.5
 
 _Frames = Float[Array, "frames height width"]
 
@@ -150,7 +153,9 @@ class FramePairLoss(eqx.Module):
                 "; LocalMean has. Give another objective."
             )
         radius_pix = estimator.molecule_radius_pix
-        clip = None if radius_pix is None else SoftClip(molecule_radius_pix=radius_pix)
+        clip = None
+        if radius_pix is not None:
+            clip = SoftClip(_TARGET_THRESHOLD, molecule_radius_pix=radius_pix)
         background, near, far = estimator.predict(channels, lag)
         light = background.illumination
         if light is None:

@@ -53,7 +53,7 @@ class SoftClip(eqx.Module):
         threshold: Any = 3.0,
         softness: Any = 0.3,
         *,
-        rounds: int = 2,
+        rounds: int = 3,
         molecule_radius_pix: float = 2.6,
     ):
         """**Arguments:**
