@@ -243,9 +243,8 @@ class LocalMean(RadiiEstimator):
         In `near`, blocks of frames of which some are nearer than `gap_frames` are replaced
         by the nearest others on either side; in `far`, by those one block farther away,
         which the difference of `near` from the background has not seen either. At the ends
-        of the movie there is one side only. Blocks are no longer than a quarter of the gap.
-        The light is that of the frame itself. With a clip, the frame counts a little in the
-        weights of others. The clip gets no gradient.
+        of the movie there is one side only. The light is that of the frame itself. With a
+        clip, the frame counts a little in the weights of others. The clip gets no gradient.
 
         See [`jaxbkgd.AbstractEstimator`][] for the arguments.
         """
@@ -253,8 +252,7 @@ class LocalMean(RadiiEstimator):
         stacks = frames if is_sequence(frames) else [frames]
         count = min(stack.shape[-3] if stack.ndim > 2 else 1 for stack in stacks)
         gap_frames = operator.index(gap_frames)
-        # Blocks far shorter than the gap, so that little more is left out.
-        length = min(self.block_frames, 2 ** int(math.log2(max(gap_frames / 4, 1))))
+        length = self.block_frames
         # Blocks that are so far apart have no two frames that are nearer.
         gap = (gap_frames + length - 2) // length + 1
         least = 2 * (gap + 1) * length
@@ -266,8 +264,6 @@ class LocalMean(RadiiEstimator):
         # A movie does not tell how faint its molecules may be.
         module = with_fields(
             self,
-            block_frames=length,
-            kernels=None,
             clip=lax.stop_gradient(self.clip),
             log_illumination_radius=lax.stop_gradient(self.log_illumination_radius),
         )
