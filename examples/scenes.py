@@ -34,7 +34,8 @@ class Scene:
     then along y and x, and `blob` the height of an out-of-focus blob that crosses it, as
     a share of the background. `dimmed` is the share of all light that is lost halfway
     through the movie, in the whole frame or in its right half, and `flicker` the
-    standard deviation of the light from frame to frame, as a share. Molecules as far as
+    standard deviation of the light from frame to frame, as a share; `cycle` is the light of
+    successive frames, over and over. Molecules as far as
     `beyond_pix` outside the frame shine into it. `bound_pix` is the largest radius
     allowed.
     """
@@ -54,6 +55,7 @@ class Scene:
     dimmed: float = 0.0
     dimmed_part: Literal["frame", "right half"] = "frame"
     flicker: float = 0.0
+    cycle: tuple[float, ...] = (1.0,)
     beyond_pix: int = 0
     bound_pix: float = 60.0
 
@@ -95,6 +97,8 @@ MOVING_SCENES = (
     Scene("step-in-half", dimmed=0.3, dimmed_part="right half", beyond_pix=8),
     Scene("fast-bleaching", remaining=0.1, beyond_pix=8),
     Scene("flicker", flicker=0.03, beyond_pix=8),
+    Scene("pulse", flicker=0.015, cycle=(1.35, 1.0, 1.0, 1.0), beyond_pix=8),
+    Scene("alternating", cycle=(1.0, 0.3), beyond_pix=8),
     Scene("drift", drift_pix=(6.0, -4.0), beyond_pix=8),
     Scene("on-20-frames", on_time_frames=20.0, beyond_pix=8),
     Scene("5-fold-density", molecules_per_frame=300.0, beyond_pix=8),
@@ -194,6 +198,7 @@ def _light(
         part = (1 + np.tanh((np.arange(size_pix) - (size_pix - 1) / 2) / 2)) / 2
     dimmed = scene.dimmed * (time >= 0.5)
     flicker = 1 + scene.flicker * rng.standard_normal(time.size)
+    flicker *= np.resize(scene.cycle, time.size)
     return flicker[:, None, None] * (1 - dimmed[:, None, None] * part)
 
 

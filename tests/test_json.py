@@ -120,7 +120,7 @@ IN_SPACE |= {"frozen": [[False]], "comment": "a calibration of May"}
             LocalMean(
                 5.0,
                 8.0,
-                clip=SoftClip(2.5),
+                clip=SoftClip(2.5, rounds=2),
                 illumination_rank=0,
                 kernel_order=2,
                 illumination_radius_frames=5.0,

@@ -288,7 +288,7 @@ def _target_weights(
     is brighter than at least three of the frames one and two lags before and after, once
     the change of the whole frame is subtracted.
     """
-    ones = jnp.ones(frames.shape[1:], frames.dtype)
+    ones = jnp.ones((1, *frames.shape[1:]), frames.dtype)
     around = around_pixels(clip.molecule_radius_pix, ones)
     average = sum_around(frames, clip.molecule_radius_pix) / around.totals
     times = np.arange(len(frames))

@@ -1,6 +1,7 @@
 """The rounds of LocalMean: light and rates, from sums over blocks of frames."""
 
 import functools as ft
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -117,18 +118,27 @@ def _estimate_stack(
     around = None
     if model.clip is not None:
         # Not known to the compiler, which would work all this out itself, slowly.
-        ones = lax.optimization_barrier(jnp.ones(rates.shape[1:], dtype))
+        ones = lax.optimization_barrier(jnp.ones((1, 1, *rates.shape[1:]), dtype))
         around = around_pixels(model.clip.molecule_radius_pix / 2, ones)
     clipped = ft.partial(clipped_sums, clip=model.clip, around_all=around, **options)
-    for _ in range(model.rounds - 1):
+    light = sums.light
+
+    def next_round(carried: tuple, _: Any) -> tuple[tuple, None]:
+        *_, deviations = carried
         in_round = ft.partial(clipped, is_last=False)
-        sums = over_blocks(in_round, step, *stacks, sums.light, rates, deviations)
+        sums = over_blocks(in_round, step, *stacks, *carried)
         rates, growth = _smoothed(small, sums)
-        deviations = deviations * growth
+        return (sums.light, rates, deviations * growth), None
+
+    if model.rounds > 1:
+        # A scan of no turn would not work under `jax.disable_jit`.
+        carried = light, rates, deviations
+        carried, _ = lax.scan(next_round, carried, length=model.rounds - 1)
+        light, rates, deviations = carried
     # Of the light, which is a mean over the frame.
     variance = ratio(jnp.sum(deviations**2, (-2, -1)), jnp.sum(rates, (-2, -1)) ** 2)
     in_round = ft.partial(clipped, is_last=True)
-    sums = over_blocks(in_round, step, *stacks, sums.light, rates, deviations)
+    sums = over_blocks(in_round, step, *stacks, light, rates, deviations)
     light = sums.light
     if model.illumination_rank:
         is_seen = is_frame

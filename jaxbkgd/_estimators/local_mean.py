@@ -152,7 +152,9 @@ class LocalMean(RadiiEstimator):
             raise TypeError(f"skips_nan must be True or False, but is {skips_nan!r}.")
         pix = channel_radii(radii_pix)
         given = jax.tree.leaves(radius_frames)
-        sees_one_frame = bool(given) and not any(is_traced(r) or r != 0 for r in given)
+        sees_one_frame = bool(given) and not any(
+            is_traced(r) or np.any(r != 0) for r in given
+        )
         frames = channel_radii(1.0 if sees_one_frame else _column(radius_frames), "frames")
         if frames.shape[1] != 1:
             raise ValueError(
@@ -252,18 +254,25 @@ class LocalMean(RadiiEstimator):
         stacks = frames if is_sequence(frames) else [frames]
         count = min(stack.shape[-3] if stack.ndim > 2 else 1 for stack in stacks)
         gap_frames = operator.index(gap_frames)
-        length = self.block_frames
-        # Blocks that are so far apart have no two frames that are nearer.
-        gap = (gap_frames + length - 2) // length + 1
-        least = 2 * (gap + 1) * length
-        if gap_frames < 1 or count < least:
+        if not 1 <= gap_frames <= (count - 2) // 2:
             raise ValueError(
-                f"A gap of {gap_frames} frames needs at least {least} frames, but there "
-                f"are {count}; give a longer movie, or a shorter gap, of 1 or more."
+                f"A gap of {gap_frames} frames needs at least {2 * gap_frames + 2} frames, "
+                f"but there are {count}; give a longer movie, or a shorter gap, of 1 or "
+                "more."
             )
+        # Blocks that are so far apart have no two frames that are nearer. They are shorter
+        # where the movie is.
+        gaps = {
+            length: (gap_frames + length - 2) // length + 1
+            for length in range(self.block_frames, 0, -1)
+        }
+        length = next(n for n, gap in gaps.items() if 2 * (gap + 1) * n <= count or n == 1)
+        gap = gaps[length]
         # A movie does not tell how faint its molecules may be.
         module = with_fields(
             self,
+            block_frames=length,
+            kernels=None,
             clip=lax.stop_gradient(self.clip),
             log_illumination_radius=lax.stop_gradient(self.log_illumination_radius),
         )
