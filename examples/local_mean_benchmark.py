@@ -40,6 +40,8 @@ def ways(frames: np.ndarray) -> dict[str, Callable[[], Any]]:
         BASE: jitted(jaxbkgd.SpatialMean()),
         "LocalMean, clip=None": jitted(jaxbkgd.LocalMean(clip=None)),
         "LocalMean": jitted(jaxbkgd.LocalMean()),
+        "LocalMean, 10 frames": jitted(jaxbkgd.LocalMean(radius_frames=10.0)),
+        "LocalMean, 60 frames": jitted(jaxbkgd.LocalMean(radius_frames=60.0)),
     }
     if find_spec("smlmlp") is not None:
         # smlmlp 0.1.20 takes from stacklp what stacklp 0.1.9 does not have.

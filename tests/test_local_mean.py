@@ -418,6 +418,28 @@ def test_a_pixel_that_never_counts_far_from_those_that_do_has_no_background():
     assert np.isnan(bkgds[:, -1, -1]).all()
 
 
+def test_light_that_is_not_positive_leaves_the_mean_of_each_frame():
+    frames = np.random.default_rng(1).normal(-7, 1, SHAPE).astype(np.float32)
+    module = local_mean()
+    # Four deviations of the mean of 156 px, of which some are clipped.
+    close(module(frames).bkgds.mean((1, 2)), frames.mean((1, 2)), 0.32)
+    np.testing.assert_array_equal(module(np.zeros_like(frames)).bkgds, 0)
+    assert module(frames[:0]).bkgds.shape == (0, *SHAPE[1:])
+
+
+def test_gradients_are_finite_beside_what_is_left_out_and_on_a_dark_movie():
+    module, mask = local_mean(), np.zeros(SHAPE[1:])
+    mask[:5, :5] = 1
+
+    @jax.jit
+    @jax.grad
+    def gradient(frames):
+        return jnp.nansum(module(frames, mask).bkgds)
+
+    for frames in (FRAMES, np.zeros_like(FRAMES)):
+        assert np.isfinite(gradient(frames)).all()
+
+
 def test_a_prediction_has_not_seen_its_frame():
     module = LocalMean(1.3, 4.0, clip=None, illumination_rank=0, block_frames=2)
     for time in (0, 9, 27):

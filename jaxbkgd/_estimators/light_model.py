@@ -75,6 +75,9 @@ def estimate(
             f"{shape}; give clip=None."
         )
     dtype = working_dtype(frames)
+    correction = model.smoothing.noise_correction(model.block_frames)
+    if 0 in shape:
+        return Background(jnp.zeros(shape, dtype), correction, jnp.zeros(shape[:-2], dtype))
     model = jax.tree.map(lambda parameters: parameters.astype(dtype), model)
     if weights is not None:
         weights = jnp.broadcast_to(weights.astype(dtype), shape)
@@ -85,7 +88,6 @@ def estimate(
         of_stack = jax.vmap(of_stack, (0, None if weights is None else 0), (1, 0))
     bkgds, light = of_stack(frames, weights)
     bkgds = bkgds.reshape(-1, *shape)
-    correction = model.smoothing.noise_correction(model.block_frames)
     return Background(bkgds if gaps else bkgds[0], correction, light.reshape(shape[:-2]))
 
 
@@ -157,8 +159,8 @@ def _estimate_stack(
         is_nan = is_nan | (shares <= LEAST_TOTAL_WEIGHT)
     images = []
     for rates in _rates(smoothing, sums, gaps):
-        rates = jnp.where(is_nan, jnp.nan, rates)
-        bkgds = light[..., None, None] * rates[:, None]
+        # In the end, since a derivative would pass a NaN on.
+        bkgds = jnp.where(is_nan[:, None], jnp.nan, light[..., None, None] * rates[:, None])
         images.append(bkgds.reshape(-1, height, width)[:count])
     return jnp.stack(images), light.reshape(-1)[:count]
 

@@ -106,7 +106,7 @@ class Smoothing(eqx.Module):
         totals: Float[Array, "blocks height width"],
         gap: int = 0,
     ) -> Float[Array, "blocks height width"]:
-        """The ratio of smoothed sums to smoothed totals, zero where there are none, and for
+        """The ratio of smoothed sums to smoothed totals, and for
         order 4 the mean of what it leaves ("twicing": Tukey, Exploratory Data Analysis,
         1977, 16)."""
         smooth = self.sums(jnp.stack([sums, totals]), gap)
@@ -120,8 +120,9 @@ class Smoothing(eqx.Module):
         smooth_totals: Float[Array, "blocks height width"],
         gap: int = 0,
     ) -> Float[Array, "blocks height width"]:
-        """The means, from sums and totals that are smoothed already."""
-        means = ratio(smooth_sums, smooth_totals)
+        """The means, from sums and totals that are smoothed already; 1 where there are none,
+        so that a frame without light around it has its own mean as its background."""
+        means = jnp.where(smooth_totals > 0, ratio(smooth_sums, smooth_totals), 1)
         if self.order == 4:
             means = means + ratio(self.sums(sums - means * totals, gap), smooth_totals)
         return means
