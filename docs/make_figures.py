@@ -185,8 +185,10 @@ def draw_illumination(path: Path) -> None:
             times, found * light.mean() / found.mean(), color=_DARK, lw=1, label="found"
         )
         axes.set_title(name, fontsize=10)
-        axes.set(xlabel="frame", xlim=(0, 60) if len(set(light)) > 1 else None)
-        axes.legend(frameon=False, fontsize=8)
+        axes.set(xlabel="frame", ylabel="light")
+        axes.legend(frameon=False, fontsize=8, loc="upper right")
+        if name != "bleaching to a tenth":
+            axes.set(xlim=(0, 40))
     figure.savefig(path)
 
 

@@ -120,7 +120,7 @@ class Smoothing(eqx.Module):
         smooth_totals: Float[Array, "blocks height width"],
         gap: int = 0,
     ) -> Float[Array, "blocks height width"]:
-        """The means, from sums and totals that are smoothed already; 1 where there are none,
+        """The means, from sums and totals that are smoothed already; 1 where is nothing,
         so that a frame without light around it has its own mean as its background."""
         means = jnp.where(smooth_totals > 0, ratio(smooth_sums, smooth_totals), 1)
         if self.order == 4:
