@@ -83,6 +83,8 @@ class Reference:
         small = ratio(halved(frames * weights), small_weights)
         light = self.light(small, small_weights, np.ones(small.shape[1:]))
         rates = self.rates(small, small_weights, light, order=2, scale=2)
+        unclipped = self.rates(small, small_weights, light, scale=2)
+        totals = self.totals(small_weights, light)
         noise = self.first_noise(small, weights, light)
         rounds = self.clip["rounds"] if self.clip else 1
         for _ in range(rounds - 1):
@@ -92,6 +94,12 @@ class Reference:
             light = self.light(small, clipped, rates[self.blocks])
             noise = noise * np.sqrt(self.mean(z**2 * is_below, is_below * 1.0, scale=2))
             rates = self.rates(small, clipped, light, scale=2)
+            share = ratio(self.totals(clipped, light), totals)
+            scale = rates.mean((1, 2), keepdims=True) / unclipped.mean(
+                (1, 2), keepdims=True
+            )
+            structure = np.clip((0.6 - share) / 0.25, 0, 1)
+            rates = rates + structure * (scale * unclipped - rates)
         clipped = weights
         if self.clip:
             z = self.deviations(small, small_weights, light, rates, noise, frames, weights)
@@ -134,6 +142,10 @@ class Reference:
         if (order or self.order) == 4:
             means += ratio(self.smooth(sums - means * totals, scale), smooth_totals)
         return means
+
+    def totals(self, weights, light):
+        lit = np.maximum(light, 0)[:, None, None]
+        return self.smooth(self.added(weights * lit), 2)
 
     def light(self, frames, weights, rates):
         if not self.rank:

@@ -70,6 +70,15 @@ def over_blocks(function: Callable, step: int, *stacks: Any) -> Any:
     return lax.platform_dependent(*stacks, cpu=in_steps, default=function)
 
 
+def frame_means(step: int, *images: _Images) -> list[Float[Array, "blocks 1 1"]]:
+    """The means of images of blocks, rounded alike in all parts of a movie."""
+
+    def means(*images: _Images) -> list[Float[Array, "blocks 1 1"]]:
+        return [jnp.mean(image, (-2, -1), keepdims=True) for image in images]
+
+    return over_blocks(means, step, *images)
+
+
 def first_sums(
     frames: Shaped[Array, "blocks frames height width"],
     weights: _Blocks | None,

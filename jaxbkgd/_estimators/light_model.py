@@ -16,6 +16,7 @@ from .block_sums import (
     BlockSums,
     clipped_sums,
     first_sums,
+    frame_means,
     over_blocks,
     step_blocks,
 )
@@ -24,6 +25,11 @@ from .checks import is_known
 from .illumination import steadied
 from .smoothing import LEAST_TOTAL_WEIGHT, ratio, root, Smoothing
 from .soft_clip import SoftClip
+
+
+# The share of weights around a pixel below which it is not molecules that are clipped, and
+# above it the range in which that is in doubt. Molecules that are dense leave 0.7.
+_MOST_CLIPPED, _CLIPPED_RANGE = 0.35, 0.25
 
 
 class LightModel(eqx.Module):
@@ -115,8 +121,11 @@ def _estimate_stack(
     first = ft.partial(first_sums, dtype=dtype, **options)
     sums, is_bad = over_blocks(first, step, *stacks, is_frame)
     small = smoothing.halved()
+    near_sums, totals, deviations = _smoothed(small, sums, step)
+    both = sums.sums, sums.totals, near_sums, totals
+    unclipped = small.completed(*both)
     # Of order 2, the first rates are good enough for weights, and seen from fewer frames.
-    rates, deviations = _smoothed(small.with_order(2), sums)
+    rates = small.with_order(2).completed(*both)
     around = None
     if model.clip is not None:
         # Not known to the compiler, which would work all this out itself, slowly.
@@ -129,7 +138,14 @@ def _estimate_stack(
         *_, deviations = carried
         in_round = ft.partial(clipped, is_last=False)
         sums = over_blocks(in_round, step, *stacks, *carried)
-        rates, growth = _smoothed(small, sums)
+        near_sums, near_totals, growth = _smoothed(small, sums, step)
+        rates = small.completed(sums.sums, sums.totals, near_sums, near_totals)
+        # Where most is clipped, it is no molecules, but a background that is finer or
+        # brighter than the rates of the round before.
+        share = ratio(near_totals, totals)
+        is_structure = jnp.clip((_MOST_CLIPPED - share) / _CLIPPED_RANGE + 1, 0, 1)
+        scale = ratio(*frame_means(step, rates, unclipped))
+        rates = rates + is_structure * (scale * unclipped - rates)
         return (sums.light, rates, deviations * growth), None
 
     if model.rounds > 1:
@@ -138,7 +154,9 @@ def _estimate_stack(
         carried, _ = lax.scan(next_round, carried, length=model.rounds - 1)
         light, rates, deviations = carried
     # Of the light, which is a mean over the frame.
-    variance = ratio(jnp.sum(deviations**2, (-2, -1)), jnp.sum(rates, (-2, -1)) ** 2)
+    square, mean = frame_means(step, deviations**2, rates)
+    pixels = deviations.shape[-2] * deviations.shape[-1]
+    variance = ratio(square, pixels * mean**2)[..., 0]
     in_round = ft.partial(clipped, is_last=True)
     sums = over_blocks(in_round, step, *stacks, light, rates, deviations)
     light = sums.light
@@ -148,7 +166,7 @@ def _estimate_stack(
             is_seen = is_frame & (weight_blocks > 0).any((-2, -1))
         light = steadied(
             light.reshape(-1),
-            (light * variance[:, None]).reshape(-1),
+            (light * variance).reshape(-1),
             is_seen.reshape(-1),
             model.illumination_radius,
             model.illumination_kernel,
@@ -166,17 +184,16 @@ def _estimate_stack(
 
 
 def _smoothed(
-    smoothing: Smoothing, sums: BlockSums
-) -> tuple[Float[Array, "blocks height width"], Float[Array, "blocks height width"]]:
-    """The rates, and the root of the mean square around each pixel or, where there are no
-    squares, in the frame."""
+    smoothing: Smoothing, sums: BlockSums, step: int
+) -> tuple[Float[Array, "blocks height width"], ...]:
+    """Sums and totals around each pixel, and the root of the mean square there or, where
+    there are no squares, in the frame."""
     images = jnp.stack([sums.sums, sums.totals, sums.squares, sums.square_totals])
     # In one stack, so that less is compiled.
-    *smooth, squares, square_totals = smoothing.sums(images)
-    rates = smoothing.completed(sums.sums, sums.totals, *smooth)
-    whole = ratio(*jnp.sum(images[2:], (-2, -1), keepdims=True))
+    near_sums, near_totals, squares, square_totals = smoothing.sums(images)
+    whole = ratio(*frame_means(step, sums.squares, sums.square_totals))
     near = ratio(squares, square_totals)
-    return rates, root(jnp.where(square_totals > 0, near, whole))
+    return near_sums, near_totals, root(jnp.where(square_totals > 0, near, whole))
 
 
 def _rates(
