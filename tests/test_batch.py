@@ -856,3 +856,40 @@ def test_a_reader_of_a_user_with_several_channels_is_a_source():
 def test_a_movie_without_frames_is_refused_in_one_line():
     with pytest.raises(MovieError, match=r"the array: has no frames$"):
         _written(FRAMES[:0])
+
+
+# Frames of more pixels than stay in cache, which go in strips.
+LARGE = np.random.default_rng(2).normal(100, 10, (3, 1100, 1000)).astype(np.float32)
+WITH_NAN = LARGE.copy()
+WITH_NAN[1, [10, 549, 551, 1090], 20] = np.nan, np.nan, np.inf, np.nan
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("radius_pix", "source", "boxes"),
+    [
+        (1.0, WITH_NAN, None),
+        (1.0, LARGE, [(0, 0, 500, 1100), (500, 0, 1000, 1100)]),
+        # The strips of these would not be the same.
+        (1.0, [LARGE, WITH_NAN[:, :1080]], None),
+        # The halo of a strip would be larger than it.
+        (60.0, WITH_NAN, None),
+    ],
+)
+def test_large_frames_between_arrays_are_estimated_as_a_whole_to_the_bit(
+    radius_pix, source, boxes
+):
+    estimator = SpatialMean(radius_pix)
+    frames = source if isinstance(source, list) else [source]
+    if boxes is not None:
+        frames = [LARGE[:, y0:y1, x0:x1] for x0, y0, x1, y1 in boxes]
+    out = [np.empty(channel.shape, np.float32) for channel in frames]
+    sink = out if len(out) > 1 else out[0]
+    options = {"boxes": boxes, "offsets": 5.0, "progress": False}
+    summary = estimate_movie(source, estimator, sink, **options)
+    assert summary.nonfinite_frames == sum(
+        any(not np.isfinite(channel[frame]).all() for channel in out) for frame in range(3)
+    )
+    for written, channel in zip(out, frames, strict=True):
+        expected = estimator(channel - np.float32(5.0)).bkgds
+        np.testing.assert_array_equal(written, expected)

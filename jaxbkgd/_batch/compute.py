@@ -150,14 +150,18 @@ def _compiled(rest: AbstractEstimator, output: Output) -> Callable[..., Estimate
     return jax.jit(estimate, donate_argnames="donated", compiler_options=options)
 
 
+def can_donate(estimator: AbstractEstimator, output: Output) -> bool:
+    """Whether on a CPU results may be written over those of the chunk before."""
+    is_plain = (output.quantity, output.dtype) == ("background", "float32")
+    return is_plain and estimator.takes_donated
+
+
 class Buffers:
     """Memory of a CPU that is used for chunk after chunk of one shape and dtype, by one
     thread at a time: the first use of each new page costs a fault."""
 
     def __init__(self, estimator: AbstractEstimator, output: Output) -> None:
-        is_plain = (output.quantity, output.dtype) == ("background", "float32")
-        # Whether the next results may be written over these.
-        self._can_donate = is_plain and estimator.takes_donated
+        self._can_donate = can_donate(estimator, output)
         self._frames: list[np.ndarray] | None = None
         self.donated: list[Array] | None = None
 

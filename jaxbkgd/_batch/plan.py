@@ -16,6 +16,10 @@ from .._workers import core_count
 # Pixels of all channels in a chunk; and between arrays on CPU, where it stays in cache.
 _CHUNK_PIXELS, _CACHED_PIXELS = 2**20, 2**19
 
+# A larger frame goes in strips, with at least this many lines for each line of their halo,
+# which is filtered twice.
+_STRIP_LINES_PER_HALO_LINE = 8
+
 # Bytes that a pixel takes as it is read, converted, filtered and written. Twice that must
 # be free.
 _PIXEL_BYTES = 32
@@ -47,6 +51,16 @@ def windows(
         yield Window(
             number, start, stop, slice(low, low + count), slice(start - low, stop - low)
         )
+
+
+def strips(channels: Sequence[Channel], halo_lines: int | None) -> list[Window | None]:
+    """Strips of a large frame, which stay in cache, or `[None]` for whole frames."""
+    (height, width), *others = {channel.shape[1:] for channel in channels}
+    if halo_lines is None or others:
+        return [None]
+    most = height // (_STRIP_LINES_PER_HALO_LINE * max(1, halo_lines))
+    count = min(len(channels) * height * width // _CACHED_PIXELS, most)
+    return [*windows(height, -(-height // count), halo_lines)] if count > 1 else [None]
 
 
 def plan_chunks(

@@ -20,7 +20,7 @@ from .._movies.open import is_split, open_channels, open_movie
 from .._workers import on_threads, progress_bar, run_interruptibly
 from . import compute
 from .compute import Dtype, Quantity
-from .plan import plan_chunks, Window, windows
+from .plan import plan_chunks, strips, Window, windows
 from .results import as_path, begun_chunk_frames, group_targets, Job, open_results, Results
 
 
@@ -137,7 +137,10 @@ def estimate_movie(
         todo = results.missing(chunks)
         resumed_frames = frame_count - sum(w.stop - w.start for w in todo)
         counts, begun = np.zeros(2, int), time.perf_counter()
-        work = _worker(job, fast, results)
+        parts: list[Window | None] = [None]
+        if is_to_arrays and chunk_frames == 1 and compute.can_donate(fast, output):
+            parts = strips(channels, fast.halo_lines)
+        work = _worker(job, fast, results, parts)
         with progress_bar(frame_count, progress, resumed_frames) as report:
             for number, counted in enumerate(on_threads(work, todo, workers), 1):
                 counts += counted
@@ -172,7 +175,7 @@ def _noise_corrections(
 
 
 def _worker(
-    job: Job, fast: AbstractEstimator, results: Results
+    job: Job, fast: AbstractEstimator, results: Results, parts: Sequence[Window | None]
 ) -> Callable[[Window], Int[np.ndarray, "2"]]:
     """A function that reads, estimates and writes a window, in any number of threads, and
     counts its frames that are not finite, and that are clipped."""
@@ -183,28 +186,32 @@ def _worker(
     unused = {device: SimpleQueue[compute.Buffers | None]() for device in devices}
 
     def work(window: Window) -> Int[np.ndarray, "2"]:
-        chunks = [channel[window.seen] for channel in job.channels]
-        # One frame of weights stands for all.
-        masks = [
-            None if w is None else w[window.seen if len(w) > 1 else slice(1)]
-            for w in job.weights
-        ]
         # Each device has windows of its own: none waits for another.
         device = devices[window.number % len(devices)]
         try:
             buffers = unused[device].get_nowait()
         except Empty:
             buffers = compute.Buffers(fast, job.output) if is_on_cpu else None
-        name = job.channels[0].movie.name
-        with jax.default_device(device):
-            images, counts = compute.run_window(
-                name, estimate, chunks, window, masks, buffers
-            )
-        results.write(window, images)
-        # They are views of what the next window may write over.
-        del images
+        name, total = job.channels[0].movie.name, np.zeros(2, int)
+        for part in parts:
+            lines = slice(None) if part is None else part.seen
+            chunks = [channel[window.seen][:, lines] for channel in job.channels]
+            # One frame of weights stands for all.
+            masks = [
+                None if w is None else w[window.seen if len(w) > 1 else slice(1)][:, lines]
+                for w in job.weights
+            ]
+            with jax.default_device(device):
+                images, counts = compute.run_window(
+                    name, estimate, chunks, window, masks, buffers
+                )
+            results.write(window, images, part)
+            # They are views of what the next part may write over.
+            del images
+            # Strips are of one frame.
+            total = np.maximum(total, counts)
         unused[device].put(buffers)
-        return counts
+        return total
 
     return work
 

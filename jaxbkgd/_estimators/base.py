@@ -73,6 +73,12 @@ class AbstractEstimator(SavedModule):
         return 1
 
     @property
+    def halo_lines(self) -> int | None:
+        """Lines that must be seen above and below a strip to estimate it to the same bit;
+        `None` if it takes the whole frame."""
+        return None
+
+    @property
     def molecule_radius_pix(self) -> float | None:
         """Twice the standard deviation of the image of a molecule, if the estimator leaves
         molecules out."""
