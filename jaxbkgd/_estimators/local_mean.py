@@ -130,8 +130,8 @@ class LocalMean(RadiiEstimator):
         - `kernel_order`: 2 for the Gaussian, or 4.
         - `illumination_radius_frames`: over which the light is averaged where it is seen to
             be steady, from 0.1 to 20.
-        - `block_frames`: frames whose sums are smoothed. By default a power of two that is
-            at most a quarter of the radius in frames.
+        - `block_frames`: frames whose sums are smoothed. By default the power of two that
+            is nearest to a quarter of the radius in frames, up to 16.
         - `max_radius_pix`, `max_radius_frames`: static bounds that the radii stay below,
             which set the number of taps where the radii are learned. By default four times
             the largest of the radii; it must be given where the radii are traced.
@@ -247,6 +247,8 @@ class LocalMean(RadiiEstimator):
         which the difference of `near` from the background has not seen either. At the ends
         of the movie there is one side only. The light is that of the frame itself. With a
         clip, the frame counts a little in the weights of others. The clip gets no gradient.
+        A kernel of fourth order is the difference of two Gaussians here, which is that of a
+        call but beside masks, molecules and the ends of the movie.
 
         See [`jaxbkgd.AbstractEstimator`][] for the arguments.
         """
@@ -266,7 +268,7 @@ class LocalMean(RadiiEstimator):
             length: (gap_frames + length - 2) // length + 1
             for length in range(self.block_frames, 0, -1)
         }
-        length = next(n for n, gap in gaps.items() if 2 * (gap + 1) * n <= count or n == 1)
+        length = next(n for n, gap in gaps.items() if 2 * (gap + 1) * n <= count)
         gap = gaps[length]
         # A movie does not tell how faint its molecules may be.
         module = with_fields(

@@ -106,9 +106,8 @@ class Smoothing(eqx.Module):
         totals: Float[Array, "blocks height width"],
         gap: int = 0,
     ) -> Float[Array, "blocks height width"]:
-        """The ratio of smoothed sums to smoothed totals, and for
-        order 4 the mean of what it leaves ("twicing": Tukey, Exploratory Data Analysis,
-        1977, 16)."""
+        """The ratio of smoothed sums to smoothed totals; for order 4, with the mean of what
+        it leaves added ("twicing": Tukey, Exploratory Data Analysis, 1977, 16)."""
         smooth = self.sums(jnp.stack([sums, totals]), gap)
         return self.completed(sums, totals, *smooth, gap=gap)
 
@@ -120,7 +119,7 @@ class Smoothing(eqx.Module):
         smooth_totals: Float[Array, "blocks height width"],
         gap: int = 0,
     ) -> Float[Array, "blocks height width"]:
-        """The means, from sums and totals that are smoothed already; 1 where is nothing,
+        """The means, from sums and totals that are smoothed already; 1 where there is none,
         so that a frame without light around it has its own mean as its background."""
         means = jnp.where(smooth_totals > 0, ratio(smooth_sums, smooth_totals), 1)
         if self.order == 4:
