@@ -3,15 +3,16 @@
 from . import smlmlp as smlmlp
 from ._batch.dask import estimate_dask as estimate_dask
 from ._batch.run import estimate_movie as estimate_movie, MovieSummary as MovieSummary
-from ._calibration.calibrate import (
-    calibrate as calibrate,
-    CalibrationHistory as CalibrationHistory,
-)
+from ._calibration.calibrate import calibrate as calibrate
+from ._calibration.findings import Findings as Findings
+from ._calibration.history import CalibrationHistory as CalibrationHistory
+from ._calibration.molecules import Molecules as Molecules
 from ._calibration.objectives import (
     FramePairLoss as FramePairLoss,
     Objective as Objective,
     TruthLoss as TruthLoss,
 )
+from ._calibration.spikes import SpikeInLoss as SpikeInLoss
 from ._estimators.background import Background as Background, snr as snr
 from ._estimators.base import AbstractEstimator as AbstractEstimator
 from ._estimators.chained import Chained as Chained

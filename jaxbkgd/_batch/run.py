@@ -15,8 +15,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from .._estimators.base import AbstractEstimator
-from .._movies.movie import Box, Channel, Movie, movie_of_array, MovieError
-from .._movies.open import is_split, open_channels, open_movie
+from .._movies.movie import Box
+from .._movies.open import is_split, open_channels, open_weights
 from .._workers import on_threads, progress_bar, run_interruptibly
 from . import compute
 from .compute import Dtype, Quantity
@@ -109,7 +109,7 @@ def estimate_movie(
         output = compute.make_output(
             estimator, quantity, dtype, offsets, gains, weights, count, is_stack
         )
-        masks = _open_weights(weights, channels, files)
+        masks = open_weights(weights, channels, files)
         movies = list({c.movie: None for c in (*channels, *masks) if c is not None})
         targets = group_targets(sink, count, is_list, movies)
         fast = run_interruptibly(estimator.for_inference)
@@ -214,29 +214,3 @@ def _worker(
         return total
 
     return work
-
-
-def _open_weights(
-    weights: Any, channels: Sequence[Channel], files: contextlib.ExitStack
-) -> list[Channel | None]:
-    """The weights of each channel, cut as the channel is."""
-    is_list = isinstance(weights, list | tuple)
-    listed = list(weights) if is_list else [weights] * len(channels)
-    if len(listed) != len(channels):
-        what = f"There are {len(channels)} channels, but weights for {len(listed)}"
-        raise ValueError(f"{what}; give one for all, or a list with one for each.")
-    opened: list[Channel | None] = []
-    for mask, channel in zip(listed, channels, strict=True):
-        if as_path(mask):
-            mask = files.enter_context(open_movie(mask))
-        elif not (mask is None or isinstance(mask, Movie)):
-            frames = np.asarray(mask)[None] if np.ndim(mask) == 2 else mask
-            mask = movie_of_array(frames, "the weights")
-        height, width = channel.movie.shape[2:]
-        shapes = [(frames, 1, height, width) for frames in (1, len(channel))]
-        if mask is not None and mask.shape not in shapes:
-            rule = f"1 or {len(channel)} frames, one channel, and {height} x {width} pixels"
-            what = f"has the shape (frames, channels, height, width) {mask.shape}"
-            raise MovieError(f"{mask.name}: {what}; as weights it must have {rule}")
-        opened.append(None if mask is None else Channel(mask, 0, channel.box))
-    return opened

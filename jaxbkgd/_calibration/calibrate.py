@@ -1,7 +1,6 @@
 """Calibration: an estimator's radii are learned from the movie that it is for."""
 
 import contextlib
-import functools as ft
 import math
 import os
 import warnings
@@ -10,20 +9,21 @@ from typing import Any, TypeVar
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Bool, Float
 
 from .._estimators.base import AbstractEstimator
-from .._estimators.channels import map_channels
-from .._estimators.checks import checked_count
-from .._movies.movie import Channel, Movie, Pixels
-from .._movies.open import is_split, open_channels
+from .._estimators.checks import checked_count, checked_number, checked_numbers
+from .._movies.movie import Box, Channel, Movie, Pixels
+from .._movies.open import is_split, open_channels, open_weights
 from .._workers import progress_bar
-from .descent import descend, point_of, Problem, secant_descent, Window
-from .lag import read_frames
+from .best import find_best, MOST_CHECKED
+from .descent import descend, Problem, secant_descent, Visit
+from .findings import doubts_of, Findings, findings_of, MOST_LOST
+from .history import CalibrationHistory
+from .lag import blinking_of, molecule_residuals
 from .objectives import FramePairLoss, Objective, TruthLoss
+from .sample import draw_windows, run_of, Sample
 
 
 Estimator = TypeVar("Estimator", bound=AbstractEstimator)
@@ -33,75 +33,58 @@ Source = str | os.PathLike[str] | Movie | Channel | Pixels
 
 # One object, so that a later calibration finds its compiled steps.
 _SECANT = secant_descent()
-# Pixels of all windows and channels together, unless the fewest windows need more.
-_SAMPLE_PIXELS, _MOST_WINDOWS, _FEWEST_WINDOWS = 2**25, 16, 8
-# Size of a window for an estimator that sees several frames at a time.
-_RUN_PIXELS, _SHORTEST_RUN_FRAMES = 2**24, 64
-
-
-class CalibrationHistory(eqx.Module):
-    """How a calibration went.
-
-    **Attributes:**
-
-    - `losses`: the objective before each step, in its unit.
-    - `radii`: the radii at each of these: y and x in pixels, for [`jaxbkgd.LocalMean`][]
-        after time in frames; without radii, the learnable parameters in one row.
-    - `radii_std`: the standard deviation of the learned radii, from the scatter of
-        gradients between blocks of frames and the curvature of the loss. Infinite at the
-        bound and where the loss does not curve upwards; NaN for frozen radii, from fewer
-        than 8 blocks, and for more than 32 parameters.
-    - `is_at_bound`: whether a radius is as large as its bound allows.
-    - `is_converged`, `stop_reason`: whether the radii have settled, and why it ended.
-    - `objective`, `lag`: what was minimised, and the lag of a [`jaxbkgd.FramePairLoss`][].
-    """
-
-    losses: Float[np.ndarray, " steps"]
-    radii: Float[np.ndarray, "steps channels axes"]
-    radii_std: Float[np.ndarray, "channels axes"]
-    is_at_bound: Bool[np.ndarray, "channels axes"]
-    is_converged: bool
-    stop_reason: str
-    objective: Objective
-
-    @property
-    def lag(self) -> int | None:
-        return self.objective.lag if isinstance(self.objective, FramePairLoss) else None
 
 
 def calibrate(
     channels: Source | Sequence[Source],
-    estimator: Estimator,
+    estimator: Estimator | None = None,
     *,
     objective: Objective | None = None,
     optimizer: optax.GradientTransformation | None = None,
     steps: int = 200,
+    boxes: Sequence[Box] | None = None,
+    offsets: Any = 0.0,
+    weights: Any = None,
+    psf_sigma_pix: float | None = None,
     progress: bool = True,
-) -> tuple[Estimator, CalibrationHistory]:
-    """Learns an estimator's radii from a movie.
+) -> tuple[Any, CalibrationHistory]:
+    """Finds the best estimator of a movie, or learns the radii of a given one.
 
-    The loss is averaged over up to 16 windows of frames, spread evenly over the movie, of
-    about 32 megapixels in all; for an estimator that sees many frames at a time, over one
-    or two long runs. Calibration ends when the radii of 4 successive steps are within a
-    thousandth, when the steps are used up, or on Ctrl-C, which before the end of the first
-    step raises `KeyboardInterrupt`. The radii with the lowest loss are kept.
+    Without an estimator, radii are tried on runs of up to 300 frames, spread over the
+    movie, in a part of the field: those of a [`jaxbkgd.LocalMean`][] of slow changes first,
+    then of fast ones, of each frame alone and of the mean over each frame, where these
+    might be better. The error is measured against frames that a background has not seen
+    ([`jaxbkgd.FramePairLoss`][]), and molecules of known light are added, of which the
+    estimator must leave 98 %. A movie of fewer than 30 frames gets `LocalMean()`.
+
+    With an estimator, its parameters are learned by gradient descent. The loss is averaged
+    over up to 16 windows of frames, spread evenly over the movie, of about 32 megapixels in
+    all; for an estimator that sees many frames at a time, over one or two long runs.
+    Calibration ends when the radii of 4 successive steps are within a thousandth, when the
+    steps are used up, or on Ctrl-C, which before the end of the first step raises
+    `KeyboardInterrupt`. The radii with the lowest loss are kept; if the estimator clips
+    molecules, those with the lowest loss that leave 98 % of their light.
 
     **Arguments:**
 
     - `channels`: the movie, as [`jaxbkgd.estimate_movie`][] takes it: a path, an open
         movie or a channel of it, an array (frames, height, width) or (frames, channels,
         height, width); or a list or tuple of these, one a channel and of equal length.
-    - `estimator`: what to calibrate. All its inexact arrays are learned, from their present
-        values.
-    - `objective`: the loss, see [`jaxbkgd.Objective`][]. By default
-        [`jaxbkgd.FramePairLoss`][], with a lag found from the movie.
-    - `optimizer`: from optax, which moves all that is learned as one vector. By default
-        Newton's steps along each number, with the curvature from the last two gradients.
-    - `steps`: the most steps to take.
+    - `estimator`: what to calibrate, if not the best is to be found. All its inexact arrays
+        are learned, from their present values.
+    - `objective`, `optimizer`, `steps`: for a given estimator: the loss, see
+        [`jaxbkgd.Objective`][], by default [`jaxbkgd.FramePairLoss`][] with a lag found
+        from the movie; from optax, what moves all that is learned as one vector, by default
+        Newton's steps along each number, with the curvature from the last two gradients;
+        and the most steps to take.
+    - `boxes`, `offsets`, `weights`: as [`jaxbkgd.estimate_movie`][] takes them; pixels
+        whose weight is zero are left out, if there is no estimator.
+    - `psf_sigma_pix`: the standard deviation of the image of a molecule, in pixels; by
+        default that of the bright spots of the movie.
     - `progress`: whether to show loss and radii in a progress bar.
 
-    **Returns:** the calibrated estimator, of the same type, and a
-    [`jaxbkgd.CalibrationHistory`][].
+    **Returns:** the calibrated estimator, of the type of a given one, and a
+    [`jaxbkgd.CalibrationHistory`][], whose `doubts` say what not to believe.
 
     **Raises:** `TypeError` or `ValueError` for channels that are no movies of one length,
     too short, or not finite, and for an objective that does not give one finite number at
@@ -110,24 +93,61 @@ def calibrate(
     ```python
     >>> import jax
     >>> import jaxbkgd
-    >>> key, objective = jax.random.key(0), jaxbkgd.FramePairLoss(lag=8)
-    >>> frames, _ = jaxbkgd.simulate_movie(key, frame_count=20, bkgd_length_scale_pix=8.0)
-    >>> start = jaxbkgd.SpatialMean(7.0, max_radius_pix=20.0)
-    >>> estimator, history = jaxbkgd.calibrate(frames, start, objective=objective)
-    >>> history.radii.shape == (len(history.losses), 1, 2)
+    >>> frames, _ = jaxbkgd.simulate_movie(jax.random.key(0), frame_count=20)
+    >>> estimator, history = jaxbkgd.calibrate(frames, offsets=100.0)
+    >>> history.doubts[0].startswith("the movie has 20 frames")
     True
 
     ```
     """
     checked_count("steps", steps)
-    problem = _pose_problem(channels, estimator, objective or FramePairLoss())
+    if psf_sigma_pix is not None:
+        psf_sigma_pix = checked_number("psf_sigma_pix", psf_sigma_pix, unit="pixels")
+    if estimator is not None:
+        if weights is not None or boxes is not None or np.any(offsets):
+            raise TypeError(
+                "boxes, offsets and weights are for a search without an estimator; cut the "
+                "frames, and subtract the offset, before the call."
+            )
+        options = objective or FramePairLoss(), optimizer or _SECANT, steps
+        return _learned(channels, estimator, *options, psf_sigma_pix, progress)
+    if objective is not None or optimizer is not None:
+        raise TypeError(
+            "objective and optimizer are for an estimator to begin with; give one, as "
+            "calibrate(movie, LocalMean()), or leave them out."
+        )
+    with contextlib.ExitStack() as files:
+        opened = open_channels(channels, boxes, files=files)
+        masks = open_weights(weights, opened, files)
+        levels = checked_numbers("offsets", offsets, minimum=-math.inf)
+        if len(levels) not in (1, len(opened)):
+            raise ValueError(
+                f"There are {len(opened)} channels, but offsets for {len(levels)}; give "
+                "one for all, or one for each."
+            )
+        levels = np.resize(levels, len(opened)).tolist()
+        return find_best(opened, masks, levels, psf_sigma_pix, progress)
+
+
+def _learned(
+    channels: Any,
+    estimator: Estimator,
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    steps: int,
+    psf_sigma_pix: float | None,
+    progress: bool,
+) -> tuple[Estimator, CalibrationHistory]:
+    problem = _pose_problem(channels, estimator, objective)
     with progress_bar(steps, progress) as report:
-        descent = descend(problem, optimizer or _SECANT, steps, report)
+        descent = descend(problem, optimizer, steps, report)
     visits, is_converged, stop_reason = descent
-    best = min(visits, key=lambda visit: visit.loss)
+    best, findings = min(visits, key=lambda visit: visit.loss), []
     radii_std = np.full_like(best.radii, np.nan)
     if not stop_reason.startswith("interrupted"):
         try:
+            if isinstance(problem.objective, FramePairLoss):
+                best, findings = _guarded(problem, visits, psf_sigma_pix)
             radii_std = problem.standard_deviations(best.point)
         except KeyboardInterrupt:
             stop_reason = f"interrupted after {len(visits)} steps"
@@ -140,10 +160,17 @@ def calibrate(
             "background is even, or max_radius_pix or max_radius_frames too small, in "
             f"bounds of {problem.bounds}."
         )
-        warnings.warn(text, stacklevel=2)
+        warnings.warn(text, stacklevel=3)
+    doubts = doubts_of(findings)
+    if not is_converged:
+        doubts.append(f"the search had not ended: {stop_reason}; give more steps")
+    elif best.loss > visits[0].loss:
+        doubts.append("the search ended above its start; begin from other radii")
     return problem.estimator_at(best.point), CalibrationHistory(
         losses=np.array([visit.loss for visit in visits]),
         radii=radii,
+        findings=tuple(findings),
+        doubts=tuple(doubts),
         radii_std=np.where(is_at_bound, np.inf, radii_std),
         is_at_bound=is_at_bound,
         is_converged=is_converged,
@@ -152,16 +179,23 @@ def calibrate(
     )
 
 
-def losses_at(
-    estimators: Sequence[AbstractEstimator],
-    channels: Source | Sequence[Source],
-    objective: Objective,
-) -> Float[np.ndarray, " estimators"]:
-    """The loss of each estimator on the windows that `calibrate` draws of these channels;
-    they differ in their inexact arrays alone. Ctrl-C interrupts it within a step."""
-    problem = _pose_problem(channels, estimators[0], objective)
-    points = map(point_of, estimators)
-    return np.array([problem.losses_and_gradients(point)[0].mean() for point in points])
+def _guarded(
+    problem: Problem, visits: list[Visit], psf_sigma_pix: float | None
+) -> tuple[Visit, list[Findings]]:
+    """The visit with the lowest loss, or for an estimator that clips molecules, that which
+    does not take them for background; and what is found with it."""
+    run, indices = run_of(problem.windows[0])
+    on_frames = [blinking_of(molecule_residuals(frames)).on_frames for frames in run]
+    sample = Sample([run], [indices], problem.objective.lag, on_frames)
+    ranked = sorted(visits, key=lambda visit: visit.loss)[:MOST_CHECKED]
+    visit, findings = ranked[0], []
+    for visit in ranked:
+        estimator = problem.estimator_at(visit.point)
+        findings = findings_of(estimator, sample, psf_sigma_pix)
+        is_clipped = estimator.molecule_radius_pix is not None
+        if not is_clipped or min(of.kept for of in findings) >= 1 - MOST_LOST:
+            return visit, findings
+    return visit, findings
 
 
 def _pose_problem(
@@ -188,46 +222,5 @@ def _pose_problem(
         if len(opened) == 1 and not is_split(source):
             (channels,) = opened
         lag = objective.lag or 0 if isinstance(objective, FramePairLoss) else 0
-        windows = _draw_windows(channels, lag, estimator.halo_frames > 0)
+        windows = draw_windows(channels, lag, estimator.sees_one_frame)
     return Problem(estimator, objective, windows)
-
-
-def _draw_windows(channels: Any, lag: int, has_halo: bool) -> list[Window]:
-    """Windows of equal length, spread evenly: runs of frames, and partners `lag` later."""
-    opened: list[Channel] = jax.tree.leaves(channels)
-    frame_count = len(opened[0])
-    # With a halo, a frame in the middle needs frames beyond the lag on one side.
-    fewest = 2 * lag + 2 if lag and has_halo else lag + 1
-    if frame_count < fewest:
-        raise ValueError(
-            f"The movie has {frame_count} frames, but at least {fewest} are needed for a "
-            f"lag of {lag} frames; give a longer movie, or a shorter lag."
-        )
-    frame_pixels = sum(math.prod(channel.shape[1:]) for channel in opened)
-    most_frames = _SAMPLE_PIXELS // frame_pixels
-    if has_halo:
-        # Few windows of one long run, since frames near its ends lack their neighbours.
-        length = max(_RUN_PIXELS // frame_pixels, _SHORTEST_RUN_FRAMES, 4 * lag)
-        length = min(length, frame_count)
-        count = min(frame_count // length, max(most_frames // length, 1))
-        last, offsets = frame_count - length, [0]
-    else:
-        # Many windows of a short run and its partners, which are one run if they overlap.
-        pair_count, share = frame_count - lag, most_frames // _MOST_WINDOWS
-        fitting = max(share // 2, share - lag, 1)
-        length = min(math.ceil(pair_count / _MOST_WINDOWS), fitting)
-        fitting = max(most_frames // (length + min(length, lag)), _FEWEST_WINDOWS)
-        count = min(math.ceil(pair_count / length), fitting, _MOST_WINDOWS)
-        last, offsets = pair_count - length, [0, lag]
-        if length > lag:
-            length, offsets = length + lag, [0]
-    names: Any = ""
-    if isinstance(channels, list | tuple):
-        names = [f" of channel {i + 1}" for i in range(len(channels))]
-    windows = []
-    for start in np.linspace(0, last, count).round().astype(int).tolist():
-        runs = [(start + offset, start + offset + length) for offset in offsets]
-        read = ft.partial(read_frames, runs=runs)
-        indices = jnp.concatenate([jnp.arange(*run) for run in runs])
-        windows.append(Window(map_channels(read, channels, names), indices))
-    return windows

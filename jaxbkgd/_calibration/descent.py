@@ -12,13 +12,13 @@ import numpy as np
 import optax
 from jax import lax
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
 from .._estimators.base import AbstractEstimator
-from .._estimators.channels import Channels
 from .._estimators.radii_estimator import RadiiEstimator
 from .._workers import core_count, on_threads, Report, run_interruptibly
 from .objectives import FramePairLoss, Objective
+from .sample import Window
 
 
 # Radii have settled if they agree within so much, relatively, at so many successive steps.
@@ -35,13 +35,6 @@ _FEWEST_GRADIENTS, _MOST_PARAMETERS = 8, 32
 Point = Float[Array, " numbers"]
 
 
-class Window(NamedTuple):
-    """Frames of all channels, and their places in the movie."""
-
-    channels: Channels
-    frame_indices: Int[Array, " frames"]
-
-
 class Problem:
     """The loss of each window as a function of a point."""
 
@@ -54,7 +47,7 @@ class Problem:
             lambda leaf: jnp.asarray(leaf) if eqx.is_array(leaf) else leaf,
             (estimator, objective),
         )
-        self._windows = windows
+        self.windows = windows
         self.start = point_of(estimator)
         has_radii = isinstance(estimator, RadiiEstimator)
         self.units = estimator.radius_units if has_radii else ("",)
@@ -74,11 +67,11 @@ class Problem:
         Ctrl-C raises `KeyboardInterrupt` at once, and windows in flight are dropped."""
 
         def evaluate(index: int) -> tuple[int, float, np.ndarray]:
-            window = self._windows[index]
+            window = self.windows[index]
             loss, gradient = self._program(point, self._estimator, self.objective, window)
             return index, float(loss), np.asarray(gradient, np.float64)
 
-        indices = range(len(self._windows))
+        indices = range(len(self.windows))
         done = sorted(on_threads(evaluate, indices, core_count()), key=itemgetter(0))
         _, losses, gradients = zip(*done, strict=True)
         return np.array(losses), np.stack(gradients)
@@ -127,7 +120,7 @@ class Problem:
         if not isinstance(self.objective, FramePairLoss):
             return self.losses_and_gradients(point)[1]
         arguments = _block_gradients, point, self._estimator, self.objective
-        gradients = [run_interruptibly(*arguments, window) for window in self._windows]
+        gradients = [run_interruptibly(*arguments, window) for window in self.windows]
         return np.concatenate(gradients).astype(np.float64)
 
 

@@ -4,18 +4,17 @@ import contextlib
 import functools as ft
 import math
 import warnings
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Shaped
 
-from .._estimators.channels import checked_frames
 from .._estimators.checks import is_traced
 from .._estimators.spatial_mean import spatial_mean
 from .._movies.movie import Channel
 from .._movies.open import open_channels
+from .sample import read_frames
 
 
 # The difference of Gaussian means as wide as a molecule and much wider shows molecules.
@@ -25,6 +24,15 @@ _RADII_PIX = 2.6, 7.0
 _LARGEST_CORRELATION, _LARGEST_UNCERTAIN_CORRELATION = 0.005, 0.03
 # Frames, and pixels on a lattice over all of them, that are used.
 _MOST_FRAMES, _MOST_PIXELS, _CHUNK_PIXELS = 512, 2**22, 2**21
+
+
+class Blinking(NamedTuple):
+    """How long molecules correlate: a lag in frames at which they no longer do, whether
+    there is one, and for how many frames they are on."""
+
+    lag: int
+    is_found: bool
+    on_frames: float
 
 
 def decorrelation_lag(source: Any) -> int:
@@ -40,11 +48,24 @@ def decorrelation_lag(source: Any) -> int:
             "No lag can be found from traced frames; give FramePairLoss(lag=1)."
         )
     with contextlib.ExitStack() as files:
-        return max(map(_channel_lag, open_channels(source, files=files)))
+        found = [
+            blinking_of(_channel_residuals(channel))
+            for channel in open_channels(source, files=files)
+        ]
+    longest = max(found, key=lambda blinking: blinking.lag)
+    if not longest.is_found:
+        warnings.warn(
+            f"Molecules stay on for long: at a lag of {longest.lag} frames, they still "
+            "correlate, so that the learned radii may be too small; give a lag, or a "
+            "longer movie.",
+            stacklevel=2,
+        )
+    return longest.lag
 
 
-def _channel_lag(channel: Channel) -> int:
-    residuals = _molecule_residuals(channel)
+def blinking_of(molecule_residuals: Float[Any, "frames rows columns"]) -> Blinking:
+    """Of frames that are filtered for molecules; see `decorrelation_lag`."""
+    residuals = np.asarray(molecule_residuals)
     count = len(residuals)
     if count < 3 or not np.ptp(residuals, axis=0).any():
         raise ValueError(
@@ -57,9 +78,8 @@ def _channel_lag(channel: Channel) -> int:
         squares = np.square(residuals[lag:] - residuals[:-lag])
         return squares.mean(axis=(1, 2), dtype=np.float64) / 2
 
-    share = 0.0
-    # A frame in the middle needs frames beyond the lag on one side.
-    longest = max((count - 2) // 2, 1)
+    # An estimator that sees one frame needs frames at the lag on both sides of it.
+    longest = max((count - 2) // 3, 1)
     for lag in range(1, longest + 1):
         rises = structure(2 * lag) - structure(lag)[: count - 2 * lag]
         variance = float(np.mean(structure(lag)))
@@ -68,18 +88,19 @@ def _channel_lag(channel: Channel) -> int:
         error = np.std(rises) * np.sqrt((2 * lag + 1) / len(rises)) / variance
         uncertain = min(2 * error, _LARGEST_UNCERTAIN_CORRELATION)
         if share <= max(_LARGEST_CORRELATION, uncertain):
+            # What two frames share falls exponentially with the time between them.
+            first, second = (float(np.mean(structure(n))) for n in (1, min(2, lag)))
+            shared, later = variance - first, variance - second
+            on_frames = 1.0
+            if 0 < later < shared:
+                on_frames = max(-1 / math.log(later / shared), 1.0)
             # At 1.5 times the lag, far less is left.
-            return min(math.ceil(1.5 * lag), longest) if lag > 1 else 1
-    warnings.warn(
-        f"Molecules stay on for long in the {count} frames that were looked at: at a lag "
-        f"of {longest}, they still correlate by {share:.1%} of the variance, so that the "
-        "learned radii may be too small; give a lag, or a longer movie.",
-        stacklevel=2,
-    )
-    return longest
+            lag = min(math.ceil(1.5 * lag), longest) if lag > 1 else 1
+            return Blinking(lag, True, min(on_frames, lag))
+    return Blinking(longest, False, float(count))
 
 
-def _molecule_residuals(channel: Channel) -> Float[np.ndarray, "frames rows columns"]:
+def _channel_residuals(channel: Channel) -> Float[np.ndarray, "frames rows columns"]:
     """Frames from the middle of a movie, filtered for molecules, on a lattice of pixels."""
     count, height, width = channel.shape
     used = min(count, _MOST_FRAMES)
@@ -88,33 +109,18 @@ def _molecule_residuals(channel: Channel) -> Float[np.ndarray, "frames rows colu
     first, last = (count - used) // 2, (count + used) // 2
     return np.concatenate(
         [
-            _lattice(read_frames(channel, "", [(start, min(start + chunk, last))]), stride)
+            molecule_residuals(
+                read_frames(channel, "", start, min(start + chunk, last)), stride
+            )
             for start in range(first, last, chunk)
         ]
     )
 
 
 @ft.partial(jax.jit, static_argnames="stride")
-def _lattice(
-    frames: Shaped[Array, "frames height width"], stride: int
+def molecule_residuals(
+    frames: Shaped[Array, "frames height width"], stride: int = 1
 ) -> Float[Array, "frames rows columns"]:
+    """Frames filtered for molecules, on a lattice of pixels."""
     narrow, wide = (spatial_mean(frames, radius) for radius in _RADII_PIX)
     return (narrow - wide)[:, ::stride, ::stride]
-
-
-def read_frames(
-    channel: Channel, name: str, runs: list[tuple[int, int]]
-) -> Shaped[Array, "frames height width"]:
-    """The frames of runs (start, stop), all finite; an error calls the channel `name`."""
-    frames = np.concatenate([checked_frames(channel[slice(*run)]) for run in runs])
-    # In NumPy: JAX itself would raise where it is set to find NaNs.
-    is_finite = np.isfinite(frames)
-    if not is_finite.all():
-        frame, y, x = np.argwhere(~is_finite)[0]
-        index = np.concatenate([np.arange(*run) for run in runs])[frame]
-        raise ValueError(
-            f"Frame {index}{name} holds {frames[frame, y, x]} at y = {y}, x = {x}, and "
-            "calibration needs finite frames; replace such pixels, for example by their "
-            "neighbours' median, or leave these frames out."
-        )
-    return jnp.asarray(frames)

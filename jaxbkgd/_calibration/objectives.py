@@ -1,39 +1,23 @@
 """Objectives: what calibration minimises, a function of an estimator and some frames."""
 
-import functools as ft
 from typing import Any, Protocol, runtime_checkable, SupportsIndex
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jaxtyping import Array, Float, Int
 
 from .._estimators.base import AbstractEstimator
-from .._estimators.block_sums import around_pixels, sum_around
 from .._estimators.channels import as_frames, Channels, map_channels
 from .._estimators.checks import checked_count
-from .._estimators.soft_clip import SoftClip, squared_noise
-from .._estimators.spatial_mean import spatial_mean
+from .._estimators.smoothing import ratio
 from .lag import decorrelation_lag
+from .prediction_error import prediction_errors
 
 
 # Blocks of frames whose losses count as independent, where each is predicted from many.
 _PREDICTION_BLOCKS = 16
-
-# The radius over which each frame's squared noise is averaged.
-_NOISE_RADIUS_PIX = 14.0
-# The variance of the second smallest of four standard normal numbers.
-_SECOND_OF_FOUR_VARIANCE = 0.36
-# A pixel's difference from other frames is limited to so many standard deviations before
-# it is averaged over the frame, so that the mean does not follow molecules.
-_LARGEST_DEVIATION = 3.0
-# Above so many deviations of the noise a pixel is left out where frames are compared. Since
-# that does not shift their mean, there may be many.
-_TARGET_THRESHOLD = 1.5
-
-_Frames = Float[Array, "frames height width"]
 
 
 @runtime_checkable
@@ -70,19 +54,18 @@ class Objective(Protocol):
 
 
 class FramePairLoss(eqx.Module):
-    """The error of the background against frames `lag` later and earlier: no truth needed.
+    """The error of the background against frames it has not seen: no truth needed.
 
-    Noise and molecules of two frames are independent if the lag exceeds the time that
-    molecules stay on. Then the mean square of `frames[t + lag] - bkgds[t]`, less half that
-    of `frames[t + lag] - frames[t]`, is the mean square error of the background. The loss
-    is this over the second term, a frame's variance, averaged over all pairs and both
-    directions of time. (The mean light of the molecules counts as background.) See
-    [Calibration](calibration.md#why-it-needs-no-truth).
+    Noise and molecules of two frames are independent if they are farther apart than
+    molecules stay on. Then `(f - bkgd) (g - bkgd)` is on average the squared error of a
+    background that has seen neither of the frames f and g. For an estimator that sees one
+    frame, these are `lag` frames earlier and later. For one that sees several, as
+    [`jaxbkgd.LocalMean`][], a frame is compared with what its method `predict` makes of the
+    frames that are at least `lag` away. The loss is the mean of this over the variance of
+    a frame's noise. See [Calibration](calibration.md#why-it-needs-no-truth).
 
-    For an estimator that sees several frames, as [`jaxbkgd.LocalMean`][], a frame is
-    compared with what its method `predict` makes of the frames that are at least `lag`
-    away; the background is taken to be steady over about the lag. If the estimator clips
-    molecules, they are clipped in the frame, too; threshold and softness are not learned.
+    Molecules are left out of the frames f and g. The background is taken to be steady over
+    about the lag, but for the light of each frame. The clip of an estimator is not learned.
 
     **Arguments:**
 
@@ -105,64 +88,37 @@ class FramePairLoss(eqx.Module):
         """The loss without unit; see [`jaxbkgd.Objective`][]. Without `frame_indices`, the
         frames are consecutive; without a lag, `fitted` finds it. `ValueError` for too few
         frames, and an estimator that sees other frames and cannot predict."""
-        return jnp.mean(self._losses(estimator, channels, frame_indices))
+        return jnp.mean(self._losses(estimator, channels))
 
     def independent_losses(
         self,
         estimator: AbstractEstimator,
         channels: Channels,
-        frame_indices: Int[Array, " frames"],
+        frame_indices: Int[Array, " frames"] | None = None,
     ) -> Float[Array, " blocks"]:
-        """Losses of blocks of pairs, from whose scatter the uncertainty of radii follows.
+        """Losses of blocks of frames, from whose scatter the uncertainty of radii follows.
 
         The noise of the frames as targets moves the minimum away from that of the true
         error. The noise of the same frames as sources moves both minima, with the opposite
-        effect. So a block has pairs of one direction and is no longer than the lag: no
-        frame is both. The other direction adds nothing, since its products of noise and
-        background are the same.
+        effect. So blocks are no longer than the lag where an estimator sees one frame: no
+        frame is both.
         """
-        forward, *_ = self._losses(estimator, channels, frame_indices)
+        losses = self._losses(estimator, channels)
         lag = self.lag or decorrelation_lag(channels)
-        is_of_pairs = not estimator.halo_frames
-        count = -(-len(forward) // lag) if is_of_pairs else _PREDICTION_BLOCKS
-        count = min(count, len(forward))
-        blocks = np.arange(len(forward)) * count // len(forward)
-        sums = jax.ops.segment_sum(forward, blocks, count)
-        return sums / np.bincount(blocks).astype(forward.dtype)
+        sees_one = estimator.sees_one_frame
+        count = -(-len(losses) // lag) if sees_one else _PREDICTION_BLOCKS
+        count = min(count, len(losses))
+        blocks = np.arange(len(losses)) * count // len(losses)
+        sums = jax.ops.segment_sum(losses, blocks, count)
+        return sums / np.bincount(blocks).astype(losses.dtype)
 
     def _losses(
-        self,
-        estimator: AbstractEstimator,
-        channels: Channels,
-        frame_indices: Int[Array, " frames"] | None,
-    ) -> Float[Array, "directions pairs"]:
-        """The losses of all pairs forward and backward in time, or of all predictions."""
+        self, estimator: AbstractEstimator, channels: Channels
+    ) -> Float[Array, " blocks"]:
+        """The losses of blocks of frames that the estimator predicts as one."""
         lag = self.lag or decorrelation_lag(channels)
-        if not estimator.halo_frames:
-
-            def loss(channel: Any, bkgds: Array) -> Array:
-                is_run = frame_indices is None or len(channel) > 2 * lag
-                distance = lag if is_run else len(channel) // 2
-                return _pair_losses(as_frames(channel).astype(bkgds.dtype), bkgds, distance)
-
-            return _channel_mean(map_channels(loss, channels, estimator(channels).bkgds))
-        if not estimator.can_predict:
-            raise ValueError(
-                f"{type(estimator).__name__} has no predict, which FramePairLoss needs of "
-                f"estimators that see other frames ({estimator.halo_frames} on either side)"
-                "; LocalMean has. Give another objective."
-            )
-        radius_pix = estimator.molecule_radius_pix
-        clip = None
-        if radius_pix is not None:
-            clip = SoftClip(_TARGET_THRESHOLD, molecule_radius_pix=radius_pix)
-        background, near, far = estimator.predict(channels, lag)
-        light = background.illumination
-        if light is None:
-            light = map_channels(lambda bkgd: jnp.ones(bkgd.shape[:1]), background.bkgds)
-        losses = ft.partial(_prediction_losses, lag=lag, clip=clip)
-        losses = map_channels(losses, channels, background.bkgds, near, far, light)
-        return _channel_mean(losses)[None]
+        errors, _ = prediction_errors(estimator, channels, lag)
+        return _channel_mean([ratio(error.squares, error.variance) for error in errors])
 
     def fitted(self, source: Any) -> "FramePairLoss":
         """This objective with the lag of a movie, as [`jaxbkgd.calibrate`][] takes it,
@@ -211,98 +167,3 @@ class TruthLoss(eqx.Module):
 
 def _channel_mean(losses: Any) -> Array:
     return jnp.mean(jnp.stack(jax.tree.leaves(losses)), axis=0)
-
-
-def _pair_losses(frames: _Frames, bkgds: _Frames, distance: int) -> Float[Array, "2 pairs"]:
-    """Forward and backward losses of frames that are `distance` places apart."""
-    if frames.ndim != 3 or not 0 < distance < len(frames):
-        raise ValueError(
-            f"Frames {distance} apart make no pair in shape {frames.shape}; give (frames, "
-            f"height, width) with at least {distance + 1} frames, or a shorter lag."
-        )
-    before, after = frames[:-distance], frames[distance:]
-    # Half the square is subtracted pixel by pixel: the loss is a small part of both sums,
-    # and would be lost in their rounding.
-    noise = jnp.square(after - before) / 2
-    forward = jnp.square(after - bkgds[:-distance]) - noise
-    backward = jnp.square(before - bkgds[distance:]) - noise
-    variance = jnp.mean(noise, axis=(-2, -1))
-    # Two equal frames, such as blank ones, carry no information.
-    weights = jnp.where(variance > 0, 1 / jnp.where(variance > 0, variance, 1), 0)
-    return weights[None] * jnp.mean(jnp.stack([forward, backward]), axis=(-2, -1))
-
-
-def _prediction_losses(
-    channel: Any,
-    bkgds: _Frames,
-    near: _Frames,
-    far: _Frames,
-    light: Float[Array, " frames"],
-    *,
-    lag: int,
-    clip: SoftClip | None,
-) -> Float[Array, " frames"]:
-    """The mean square error of each background over the variance of the frame's pixels,
-    both weighted by a clip of their own.
-
-    With the truth t, the prediction p (`near`) and `change = bkgd - p`, the squared error
-    `(bkgd - t)^2` is `(p - t)^2 + change (bkgd + p - 2 t)`. In the first term the frame
-    stands for the truth, since the prediction has not seen its noise. In the second term
-    the prediction from farther frames does, which has not seen those that change it.
-    """
-    frames = as_frames(channel).astype(bkgds.dtype)
-    light = lax.stop_gradient(light)
-    # The frame `lag` later, or earlier where there is none, in the light of this one.
-    partner = np.arange(len(frames)) + lag
-    partner = np.where(partner < len(frames), partner, partner - 2 * lag)
-    gain = _gains(light, partner)
-    weights = jnp.ones_like(frames)
-    if clip is not None:
-        weights = _target_weights(frames, light, lag, clip)
-
-    def mean(images: Array, weights: Array) -> Array:
-        return jnp.sum(images * weights, (-2, -1)) / jnp.sum(weights, (-2, -1))
-
-    change = bkgds - near
-    missed = mean(jnp.square(frames - near), weights)
-    changed = jnp.mean(change * (bkgds + near - 2 * lax.stop_gradient(far)), (-2, -1))
-    # The variance of photons goes with the light.
-    pairs = jnp.square(frames - gain * frames[partner]) / (1 + gain)
-    noise = mean(pairs, weights * weights[partner])
-    losses = (missed - noise + changed) / jnp.where(noise > 0, noise, 1)
-    return jnp.where(noise > 0, losses, 0)
-
-
-def _gains(light: Float[Array, " frames"], others: Any) -> Float[Array, "frames 1 1"]:
-    """The light of frames over that of others, 1 where either is dark."""
-    is_lit = (light > 0) & (light[others] > 0)
-    return jnp.where(is_lit, light / jnp.where(is_lit, light[others], 1), 1)[:, None, None]
-
-
-def _target_weights(
-    frames: _Frames, light: Float[Array, " frames"], lag: int, clip: SoftClip
-) -> _Frames:
-    """Weights that leave molecules out of the frames.
-
-    They do not depend on the estimator, whose errors would look like molecules. A molecule
-    is brighter than at least three of the frames one and two lags before and after, once
-    the change of the whole frame is subtracted.
-    """
-    ones = jnp.ones((1, *frames.shape[1:]), frames.dtype)
-    around = around_pixels(clip.molecule_radius_pix, ones)
-    average = sum_around(frames, clip.molecule_radius_pix) / around.totals
-    times = np.arange(len(frames))
-    others = []
-    for step in (-2 * lag, -lag, lag, 2 * lag):
-        is_inside = (times + step >= 0) & (times + step < len(frames))
-        places = np.where(is_inside, times + step, times - step).clip(0, len(frames) - 1)
-        others.append(_gains(light, places) * average[places])
-    second = jnp.sort(jnp.stack(others), axis=0)[1]
-    variance = spatial_mean(squared_noise(frames), _NOISE_RADIUS_PIX)
-    variance = jnp.maximum(variance, jnp.finfo(frames.dtype).tiny)
-    surplus = 1 + _SECOND_OF_FOUR_VARIANCE
-    largest = _LARGEST_DEVIATION * jnp.sqrt(variance)
-    change = jnp.clip(average - second, -largest, largest)
-    reference = second + jnp.mean(change, (-2, -1), keepdims=True)
-    deviations = around.norms / around.totals * jnp.sqrt(surplus * variance)
-    return clip.weights((average - reference) / deviations)

@@ -17,11 +17,13 @@ _Estimator = TypeVar("_Estimator", bound="AbstractEstimator")
 
 
 class Prediction(NamedTuple):
-    """What `AbstractEstimator.predict` gives."""
+    """What `AbstractEstimator.predict` gives; predictions are steady, but for the light,
+    over blocks of so many frames."""
 
     background: Background
     near: Any
     far: Any
+    block_frames: int = 1
 
 
 class AbstractEstimator(SavedModule):
@@ -65,6 +67,11 @@ class AbstractEstimator(SavedModule):
     @abc.abstractmethod
     def halo_frames(self) -> int:
         """Frames that must be seen on either side of one to estimate it."""
+
+    @property
+    def sees_one_frame(self) -> bool:
+        """Whether a background is that of one frame, but perhaps for its light."""
+        return self.halo_frames == 0
 
     @property
     def aligned_frames(self) -> int:

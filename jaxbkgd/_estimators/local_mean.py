@@ -230,6 +230,10 @@ class LocalMean(RadiiEstimator):
         return max(self._model(radii, of_row).halo_frames for of_row in kernels)
 
     @property
+    def sees_one_frame(self) -> bool:
+        return self.max_radius_frames == 0
+
+    @property
     def aligned_frames(self) -> int:
         """The frames in a block."""
         return self.block_frames
@@ -293,7 +297,7 @@ class LocalMean(RadiiEstimator):
         background = Background(
             bkgds, backgrounds.noise_corrections, backgrounds.illumination
         )
-        return Prediction(background, near, far)
+        return Prediction(background, near, far, length)
 
     def _kernels_for(self, radii: Sequence[float], *, is_bound: bool) -> SmoothingKernels:
         return smoothing_kernels(radii, self.block_frames, is_bound=is_bound)

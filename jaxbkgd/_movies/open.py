@@ -158,3 +158,30 @@ def _open_source(source: Any, files: contextlib.ExitStack) -> list[Channel]:
     if not isinstance(source, Movie):
         files.enter_context(contextlib.closing(movie))
     return movie.channels
+
+
+def open_weights(
+    weights: Any, channels: Sequence[Channel], files: contextlib.ExitStack
+) -> list[Channel | None]:
+    """The weights of each channel, as [`jaxbkgd.estimate_movie`][] takes them, cut as the
+    channel is. Movies that are opened here are closed by `files`."""
+    is_list = isinstance(weights, list | tuple)
+    listed = list(weights) if is_list else [weights] * len(channels)
+    if len(listed) != len(channels):
+        what = f"There are {len(channels)} channels, but weights for {len(listed)}"
+        raise ValueError(f"{what}; give one for all, or a list with one for each.")
+    opened: list[Channel | None] = []
+    for mask, channel in zip(listed, channels, strict=True):
+        if isinstance(mask, str | os.PathLike):
+            mask = files.enter_context(open_movie(mask))
+        elif not (mask is None or isinstance(mask, Movie)):
+            frames = np.asarray(mask)[None] if np.ndim(mask) == 2 else mask
+            mask = movie_of_array(frames, "the weights")
+        height, width = channel.movie.shape[2:]
+        shapes = [(frames, 1, height, width) for frames in (1, len(channel))]
+        if mask is not None and mask.shape not in shapes:
+            rule = f"1 or {len(channel)} frames, one channel, and {height} x {width} pixels"
+            what = f"has the shape (frames, channels, height, width) {mask.shape}"
+            raise MovieError(f"{mask.name}: {what}; as weights it must have {rule}")
+        opened.append(None if mask is None else Channel(mask, 0, channel.box))
+    return opened

@@ -1,0 +1,207 @@
+"""The best estimator of a movie: its structure, its radii, and what is known of it."""
+
+import itertools as it
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from .._estimators.local_mean import LocalMean
+from .._estimators.radii_estimator import RadiiEstimator
+from .._movies.movie import Channel
+from .._workers import progress_bar, run_interruptibly
+from .findings import doubts_of, Findings, findings_of, MOST_LOST
+from .history import CalibrationHistory
+from .lag import blinking_of, molecule_residuals
+from .objectives import FramePairLoss
+from .sample import draw_runs, Sample
+from .search import (
+    ChannelSearch,
+    EACH_FRAME,
+    FAST,
+    LARGEST_PIX,
+    PLAIN,
+    Radii,
+    SLOW,
+    Structure,
+)
+
+
+# Fewer frames do not show what radii are good.
+FEWEST_FRAMES = 30
+# Radii whose spikes are looked at before the usual ones are taken.
+MOST_CHECKED = 6
+# Radii that are tried where the first structure is the best.
+_USUAL_TRIALS = 11
+_LONG_LIVED = (
+    "molecules stay on for too long to be told from the background by time; the error is "
+    "too large, and the radii may be too small: give a longer movie"
+)
+# The scatter of an error, as a share of it, that shows changes faster than the radii.
+_UNEVEN = 0.25
+# The squared error of a mean under 7 px that is due to the noise of its own frame alone,
+# as a share of the variance of a pixel: 1 / (4 pi sigma^2).
+_LEAST_OF_MEAN = 0.0065
+
+
+def find_best(
+    channels: Sequence[Channel],
+    masks: Sequence[Channel | None],
+    offsets: Sequence[float],
+    psf_sigma_pix: float | None,
+    progress: bool,
+) -> tuple[RadiiEstimator, CalibrationHistory]:
+    """That with the lowest error whose molecules keep their light; see `calibrate`."""
+    frame_count = len(channels[0])
+    usual = LocalMean()
+    doubts: list[str] = []
+    if frame_count < FEWEST_FRAMES:
+        doubts.append(
+            f"the movie has {frame_count} frames, of which radii cannot be learned; "
+            f"LocalMean() is used as it is: give {FEWEST_FRAMES} frames or more"
+        )
+    runs, frame_indices = draw_runs(channels, masks, offsets)
+    if not doubts:
+        doubts += filter(None, map(_flaw, runs[0]))
+    if doubts:
+        return usual, CalibrationHistory(
+            losses=np.zeros(0),
+            radii=np.asarray(usual.radii)[None][:0],
+            radii_std=np.full((1, usual.radii.shape[1]), np.nan),
+            is_at_bound=np.zeros(usual.radii.shape, bool),
+            is_converged=False,
+            stop_reason=doubts[0],
+            objective=FramePairLoss(),
+            doubts=tuple(doubts),
+        )
+    skips_nan = any(mask is not None for mask in masks)
+    with progress_bar(_USUAL_TRIALS * len(channels), progress) as report:
+        tried = it.count(1)
+        options = runs, frame_indices, psf_sigma_pix, skips_nan
+        best = run_interruptibly(
+            _search, *options, lambda: report(next(tried), "trying radii")
+        )
+    searches, structure, rows, findings, is_found = best
+    estimator = structure.estimator(rows, None, False)
+    trials = [list(search.trials[structure].values()) for search in searches]
+    count = max(map(len, trials))
+    # Channels for which fewer radii were tried keep their last ones.
+    steps = [[of[min(n, len(of) - 1)] for of in trials] for n in range(count)]
+    axes = len(estimator.max_radii)
+    radii_std = np.array(
+        [s.radii_std(structure, row) for s, row in zip(searches, rows, strict=True)]
+    )
+    is_at_bound = np.array(rows)[:, -axes:] > LARGEST_PIX
+    doubts = [*([] if is_found else [_LONG_LIVED]), *doubts_of(findings)]
+    return estimator, CalibrationHistory(
+        losses=np.array([np.mean([t.loss for t in step]) for step in steps]),
+        radii=np.array([[t.radii for t in step] for step in steps])[..., -axes:],
+        radii_std=radii_std[:, -axes:],
+        is_at_bound=is_at_bound,
+        is_converged=True,
+        stop_reason=f"{sum(map(len, trials))} radii were tried",
+        objective=FramePairLoss(searches[0].sample.lag),
+        findings=tuple(findings),
+        doubts=tuple(doubts),
+    )
+
+
+def _flaw(frames: Float[Array, "frames height width"]) -> str | None:
+    """Why nothing can be learned of these frames."""
+    if min(frames.shape[1:]) < 5:
+        return f"frames of {frames.shape[1]} x {frames.shape[2]} px are too small"
+    if not jnp.isfinite(frames).any() or not float(jnp.nanmax(jnp.ptp(frames, axis=0))) > 0:
+        return "nothing changes from frame to frame; LocalMean() is used as it is"
+    return None
+
+
+class _Best(NamedTuple):
+    """What was tried, and the radii and findings of each channel."""
+
+    searches: list[ChannelSearch]
+    structure: Structure
+    rows: list[Radii]
+    findings: list[Findings]
+    is_found: bool
+
+
+def _search(
+    runs: list[list[Array]],
+    frame_indices: Sequence[Int[np.ndarray, " frames"]],
+    psf_sigma_pix: float | None,
+    skips_nan: bool,
+    report: Callable[[], None],
+) -> _Best:
+    blinking = [
+        blinking_of(molecule_residuals(jnp.nan_to_num(frames))) for frames in runs[0]
+    ]
+    lag = max(of_channel.lag for of_channel in blinking)
+    sample = Sample(runs, frame_indices, lag, [of.on_frames for of in blinking])
+    searches = [
+        ChannelSearch(sample.of_channel(number), skips_nan, report)
+        for number in range(len(blinking))
+    ]
+    for structure, best in _ranked_structures(searches):
+        guarded = [
+            _guarded(search, structure, radii, psf_sigma_pix)
+            for search, radii in zip(searches, best, strict=True)
+        ]
+        rows, findings = map(list, zip(*guarded, strict=True))
+        # The last one is taken in any case, and the doubts say what it does.
+        if structure is SLOW or all(of.kept >= 1 - MOST_LOST for of in findings):
+            break
+    is_found = all(of_channel.is_found for of_channel in blinking)
+    return _Best(searches, structure, rows, findings, is_found)
+
+
+def _ranked_structures(
+    searches: Sequence[ChannelSearch],
+) -> list[tuple[Structure, list[Radii]]]:
+    """Structures and the best radii of each channel, from that with the lowest error in the
+    geometric mean of channels to the slow one, which takes molecules last. Faster ones are
+    tried where the background changes within the radius in frames."""
+    found: dict[Structure, float] = {}
+    best: dict[Structure, list[Radii]] = {}
+    for structure in (SLOW, FAST, EACH_FRAME, PLAIN):
+        trials = [search.best(structure) for search in searches]
+        losses = [max(trial.loss, trial.std) for trial in trials]
+        found[structure] = float(np.mean(np.log(losses)))
+        best[structure] = [trial.radii for trial in trials]
+        is_slow = all(
+            trial.radii[0] > 1.01 * structure.shortest
+            and (structure is FAST or trial.std < _UNEVEN * max(trial.loss, trial.std))
+            and trial.loss < _LEAST_OF_MEAN * trial.variance
+            for trial in trials
+        )
+        if structure.longest and is_slow:
+            break
+    ranked = sorted(found, key=lambda structure: found[structure])
+    return [(structure, best[structure]) for structure in ranked[: ranked.index(SLOW) + 1]]
+
+
+def _guarded(
+    search: ChannelSearch,
+    structure: Structure,
+    radii: Radii,
+    psf_sigma_pix: float | None,
+) -> tuple[Radii, Findings]:
+    """The given radii, or those with the lowest loss that do not take molecules for
+    background, or the usual ones; and what is found with them."""
+    usual = search.trial(structure, structure.usual)
+    others = sorted(search.trials[structure].values(), key=lambda trial: trial.loss)
+    candidates = [radii, *[t.radii for t in others if t.loss <= usual.loss], usual.radii]
+    failed: list[Radii] = []
+    for candidate in dict.fromkeys(candidates):
+        # Radii below those that take molecules take them, too.
+        is_below = any(all(np.less_equal(candidate, other)) for other in failed)
+        is_last = candidate == usual.radii
+        if (is_below or len(failed) >= MOST_CHECKED) and not is_last:
+            continue
+        estimator = search.estimator(structure, candidate)
+        (findings,) = findings_of(estimator, search.sample, psf_sigma_pix)
+        if findings.kept >= 1 - MOST_LOST or is_last:
+            return candidate, findings
+        failed.append(candidate)
+    raise AssertionError("The usual radii are among the candidates.")

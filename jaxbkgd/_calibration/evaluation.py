@@ -1,0 +1,78 @@
+"""What an estimator does to frames, in one compiled program for all of its radii."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Shaped
+
+from .._estimators.base import AbstractEstimator
+from .._estimators.smoothing import ratio
+from .prediction_error import prediction_errors, region_sums
+from .spikes import fitted_light, Spikes
+
+
+class Evaluation(NamedTuple):
+    """Of one channel.
+
+    **Attributes:**
+
+    - `squares`, `variance`: the squared error in each block of frames, and the variance of
+        the noise of a frame; see `prediction_errors`.
+    - `fits`: the light at each spike; see `fitted_light`.
+    - `level`: the mean background.
+    - `bkgds`, `light`: of each frame.
+    - `excess`, `counts`: what frames have above the background on average in regions of
+        the field, and how many pixels this is the mean of.
+    - `clipped_share`: of all pixels.
+    """
+
+    squares: Float[Array, " blocks"]
+    variance: Float[Array, ""]
+    fits: Float[Array, " images"]
+    level: Float[Array, ""]
+    bkgds: Float[Array, "frames height width"]
+    light: Float[Array, " frames"]
+    excess: Float[Array, "frames rows columns"]
+    counts: Float[Array, "frames rows columns"]
+    clipped_share: Float[Array, ""]
+
+
+@eqx.filter_jit
+def evaluate(
+    estimator: AbstractEstimator,
+    channels: Sequence[Shaped[Array, "frames height width"]],
+    lag: int,
+    spikes: Sequence[Spikes],
+    sigmas_pix: Sequence[Float[Array, ""]],
+) -> list[Evaluation]:
+    """Pixels that are not finite do not count, if the estimator leaves them out."""
+    errors, background = prediction_errors(estimator, list(channels), lag)
+    images = zip(
+        channels,
+        errors,
+        background.bkgds,
+        background.illumination,
+        spikes,
+        sigmas_pix,
+        strict=True,
+    )
+    evaluations = []
+    for frames, error, bkgds, light, of_channel, sigma_pix in images:
+        is_number = jnp.isfinite(frames)
+        residuals = jnp.where(is_number, frames - bkgds, 0)
+        counts = region_sums(error.weights)
+        evaluation = Evaluation(
+            error.squares,
+            error.variance,
+            fitted_light(residuals, of_channel, sigma_pix),
+            jnp.nanmean(bkgds),
+            bkgds,
+            light,
+            ratio(region_sums(error.weights * residuals), counts),
+            counts,
+            1 - jnp.mean(error.weights) / jnp.mean(is_number),
+        )
+        evaluations.append(evaluation)
+    return evaluations

@@ -1,0 +1,228 @@
+"""What a calibration says of itself: the error, what molecules keep, and what to doubt."""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from .._estimators.base import AbstractEstimator
+from .evaluation import evaluate, Evaluation
+from .molecules import find_molecules, Molecules
+from .prediction_error import REGION_PIX
+from .sample import Sample
+from .spikes import add_spikes, spread_spikes
+
+
+# Deviations of the mean that an interval is wide.
+_INTERVAL = 2.0
+# Frames of a run in which molecules are looked for.
+_FRAMES_WITH_MOLECULES = 64
+# A molecule may lose so much of its light.
+MOST_LOST = 0.02
+# A frame or region is not explained if what is left of it scatters by more than noise does
+# by so many deviations, and by more than this share of the noise of a pixel.
+_DEVIATIONS, _LEAST_SHARE = 5.0, 0.1
+# Shares of frames, of regions and of pixels beyond which the user is told.
+_MANY_FRAMES, _MANY_REGIONS, _MANY_CLIPPED = 0.02, 0.05, 0.17
+
+
+class Findings(NamedTuple):
+    """What is known of one channel, in the unit of its frames.
+
+    **Attributes:**
+
+    - `error`: the root mean square error of the background, and `error_interval` what it is
+        within (95 %); with `noise`, the standard deviation of the noise of a pixel.
+    - `molecules`: those of the movie; `on_frames` is how long they stay on.
+    - `kept`, `kept_std`: the share of its light that such a molecule keeps, and the
+        standard error of that; `scatter` is that of what a fit finds, as a share.
+    - `clipped_share`: the share of the pixels that molecules cover.
+    - `unexplained_frames`: those in which the model leaves more than noise; `unexplained`
+        is what it leaves in regions of 16 x 16 pixels, averaged over time, as a share of
+        the noise of a pixel.
+    """
+
+    error: float
+    error_interval: tuple[float, float]
+    noise: float
+    molecules: Molecules
+    on_frames: float
+    kept: float
+    kept_std: float
+    scatter: float
+    clipped_share: float
+    unexplained_frames: Int[np.ndarray, " frames"]
+    frame_count: int
+    unexplained: Float[np.ndarray, "rows columns"]
+
+    def doubts(self) -> list[str]:
+        """What of this is not to be believed, and what to do about it."""
+        doubts = []
+        low, high = self.error_interval
+        if high < 0:
+            doubts.append(
+                "the error comes out negative, so that frames are not independent as they "
+                "must be; was the movie filtered or averaged over time? give the raw one"
+            )
+        elif low <= 0:
+            doubts.append(
+                f"the error is too small to be measured in {self.frame_count} frames: it "
+                f"is below {high:.2g}; give more frames to know it better"
+            )
+        if self.kept < 1 - MOST_LOST:
+            doubts.append(
+                f"a molecule keeps only {self.kept:.0%} of its light; give larger radii"
+            )
+        share = len(self.unexplained_frames) / self.frame_count
+        if share > _MANY_FRAMES:
+            frames = _described(self.unexplained_frames)
+            doubts.append(
+                f"the light of {share:.0%} of the frames is not explained ({frames}): part "
+                "of the field changes by itself, or the camera's offset is not subtracted"
+            )
+        many = float(np.mean(self.unexplained > _LEAST_SHARE))
+        if many > _MANY_REGIONS:
+            doubts.append(
+                f"the background is finer than the radii in {many:.0%} of the field; see "
+                "where, and mask or cut that part off"
+            )
+        if self.clipped_share > _MANY_CLIPPED:
+            doubts.append(
+                f"molecules cover {self.clipped_share:.0%} of the pixels, and their faint "
+                "light is in the background; the error may be twice as large"
+            )
+        return doubts
+
+
+def findings_of(
+    estimator: AbstractEstimator, sample: Sample, psf_sigma_pix: float | None = None
+) -> list[Findings]:
+    """What the sample shows of an estimator, for each channel."""
+    channels = range(len(sample.on_frames))
+    spikes = [
+        spread_spikes(frames.shape, on_frames)
+        for frames, on_frames in zip(sample.runs[0], sample.on_frames, strict=True)
+    ]
+
+    def evaluated(run: list[Array], sigmas_pix: Sequence[float]) -> list[Evaluation]:
+        sigmas = [jnp.asarray(sigma, jnp.float32) for sigma in sigmas_pix]
+        return evaluate(estimator, run, sample.lag, spikes, sigmas)
+
+    first = evaluated(sample.runs[0], [1.0 for _ in channels])
+    molecules = []
+    for frames, evaluation in zip(sample.runs[0], first, strict=True):
+        step = max(1, len(frames) // _FRAMES_WITH_MOLECULES)
+        residuals = jnp.nan_to_num((frames - evaluation.bkgds)[::step])
+        variance = float(evaluation.variance)
+        molecules.append(find_molecules(residuals, variance, psf_sigma_pix))
+    sigmas_pix = [of_channel.psf_sigma_pix for of_channel in molecules]
+    before, after = [], []
+    for run in sample.runs:
+        spiked = [
+            add_spikes(frames, s, of.light, of.psf_sigma_pix)
+            for frames, s, of in zip(run, spikes, molecules, strict=True)
+        ]
+        before.append(evaluated(run, sigmas_pix))
+        after.append(evaluated(spiked, sigmas_pix))
+    return [
+        _channel_findings(
+            [of_run[c] for of_run in before],
+            [of_run[c] for of_run in after],
+            sample.frame_indices,
+            molecules[c],
+            spikes[c].shares,
+            sample.on_frames[c],
+        )
+        for c in channels
+    ]
+
+
+def _channel_findings(
+    before: Sequence[Evaluation],
+    after: Sequence[Evaluation],
+    frame_indices: Sequence[Int[np.ndarray, " frames"]],
+    molecules: Molecules,
+    shares: Float[np.ndarray, " images"],
+    on_frames: float,
+) -> Findings:
+    """From the evaluation of each run, without and with spikes that are on for these shares
+    of a frame."""
+    squares = np.concatenate([np.asarray(e.squares, np.float64) for e in before])
+    variance = float(np.mean([e.variance for e in before]))
+    # What the molecules of the movie add to the background, by what the spikes add.
+    bias = np.mean([float(b.level - a.level) for a, b in zip(before, after, strict=True)])
+    seen = np.sum(shares > 0.5) / len(before[0].bkgds)
+    bias *= molecules.per_frame / seen if seen else 0.0
+    square, std = squares.mean(), squares.std() / math.sqrt(len(squares))
+    interval = [signed_root(square + sign * _INTERVAL * std + bias**2) for sign in (-1, 1)]
+    found = np.stack([np.asarray(e.fits, np.float64) for e in after]) / molecules.light
+    kept = found - np.stack([np.asarray(e.fits) for e in before]) / molecules.light
+    whole = shares > 0.5
+    scatter = (found - shares)[:, whole] / shares[whole]
+    kept_std = np.std((kept - shares * kept.mean() / shares.mean())[:, whole])
+    frames, regions = [], []
+    for evaluation, indices in zip(before, frame_indices, strict=True):
+        is_left, of_region = _unexplained(evaluation, variance)
+        frames.append(indices[is_left])
+        regions.append(of_region)
+    return Findings(
+        error=signed_root(square + bias**2),
+        error_interval=(interval[0], interval[1]),
+        noise=math.sqrt(variance),
+        molecules=molecules,
+        on_frames=on_frames,
+        kept=float(kept.sum() / (len(kept) * shares.sum())),
+        kept_std=float(kept_std / math.sqrt(max(1, whole.sum()))),
+        scatter=float(1.4826 * np.median(np.abs(scatter - np.median(scatter)))),
+        clipped_share=float(np.mean([e.clipped_share for e in before])),
+        unexplained_frames=np.concatenate(frames),
+        frame_count=sum(map(len, frame_indices)),
+        unexplained=np.mean(regions, axis=0),
+    )
+
+
+def doubts_of(findings: Sequence[Findings]) -> list[str]:
+    """Those of all channels."""
+    doubts = []
+    for number, of_channel in enumerate(findings, 1):
+        name = f"channel {number}: " if len(findings) > 1 else ""
+        doubts += [name + doubt for doubt in of_channel.doubts()]
+    return doubts
+
+
+def signed_root(square: float) -> float:
+    """The square root, negative for a negative square."""
+    return math.copysign(math.sqrt(abs(square)), square)
+
+
+def _unexplained(
+    evaluation: Evaluation, variance: float
+) -> tuple[Bool[np.ndarray, " frames"], Float[np.ndarray, "rows columns"]]:
+    """Which frames have more left between regions than noise, and what is left in each
+    region on average, as a share of the noise of a pixel."""
+    counts = np.asarray(evaluation.counts, np.float64)
+    light = np.asarray(evaluation.light, np.float64)
+    growth = np.clip(light / light.mean(), 0.1, None)[:, None, None]
+    noise = variance * growth / np.maximum(counts, 1)
+    is_seen = counts > REGION_PIX**2 / 8
+    squares = np.where(is_seen, np.square(np.asarray(evaluation.excess)), 0)
+    seen = np.maximum(is_seen.sum((1, 2)), 1)
+    surplus = (squares - noise * is_seen).sum((1, 2)) / seen
+    spread = np.sqrt(2 * (np.square(noise) * is_seen).sum((1, 2))) / seen
+    least = variance * growth[:, 0, 0] * _LEAST_SHARE**2
+    is_left = surplus > np.maximum(_DEVIATIONS * spread, least)
+    weight = np.maximum(counts.sum(axis=0), 1)
+    left = np.abs((evaluation.excess * counts).sum(axis=0)) / weight
+    return is_left, left / math.sqrt(variance)
+
+
+def _described(frames: Int[np.ndarray, " frames"]) -> str:
+    """These frames, and whether they recur."""
+    first = ", ".join(map(str, frames[:3].tolist()))
+    steps = np.diff(frames)
+    if len(steps) > 4 and np.mean(steps == np.median(steps)) > 0.8:
+        return f"every {int(np.median(steps))} from frame {frames[0]} on"
+    return f"{first} and others" if len(frames) > 3 else f"{first}"

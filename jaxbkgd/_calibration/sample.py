@@ -1,0 +1,164 @@
+"""The part of a movie that a calibration looks at."""
+
+import functools as ft
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Shaped
+
+from .._estimators.channels import Channels, checked_frames, map_channels
+from .._movies.movie import Channel
+
+
+# Pixels of all windows and channels together, unless the fewest windows need more.
+_SAMPLE_PIXELS, _MOST_WINDOWS, _FEWEST_WINDOWS = 2**25, 16, 8
+# Size of a window for an estimator that sees several frames at a time.
+_RUN_PIXELS, _SHORTEST_RUN_FRAMES = 2**24, 64
+# For a search without gradients: runs of successive frames, spread over a movie that is
+# much longer, and the pixels of all of them together, in tiles no narrower than this.
+_RUN_FRAMES, _MOST_RUNS, _SEARCH_PIXELS, _TILE_PIX = 300, 3, 4_500_000, 96
+
+
+class Window(NamedTuple):
+    """Frames of all channels, and their places in the movie."""
+
+    channels: Channels
+    frame_indices: Int[Array, " frames"]
+
+
+def draw_windows(channels: Any, lag: int, sees_one_frame: bool) -> list[Window]:
+    """Runs of successive frames, all of equal length, spread evenly over the movie."""
+    opened: list[Channel] = jax.tree.leaves(channels)
+    frame_count = len(opened[0])
+    # Beside a frame, those at the lag count, and twice as far away at the movie's ends.
+    fewest = 3 * lag if sees_one_frame else 2 * lag + 2
+    if lag and frame_count < fewest:
+        raise ValueError(
+            f"The movie has {frame_count} frames, but at least {fewest} are needed for a "
+            f"lag of {lag} frames; give a longer movie, or a shorter lag."
+        )
+    frame_pixels = sum(math.prod(channel.shape[1:]) for channel in opened)
+    most_frames = _SAMPLE_PIXELS // frame_pixels
+    if sees_one_frame:
+        length = max(most_frames // _MOST_WINDOWS, 4 * lag, 1)
+        length = min(length, frame_count)
+        fitting = max(most_frames // length, _FEWEST_WINDOWS)
+        count = min(math.ceil(frame_count / length), fitting, _MOST_WINDOWS)
+    else:
+        # Few windows of one long run, since frames near its ends lack their neighbours.
+        length = max(_RUN_PIXELS // frame_pixels, _SHORTEST_RUN_FRAMES, 4 * lag)
+        length = min(length, frame_count)
+        count = min(frame_count // length, max(most_frames // length, 1))
+    names: Any = ""
+    if isinstance(channels, list | tuple):
+        names = [f" of channel {i + 1}" for i in range(len(channels))]
+    windows = []
+    for start in _starts(frame_count, length, count):
+        read = ft.partial(read_frames, start=start, stop=start + length)
+        indices = jnp.arange(start, start + length)
+        windows.append(Window(map_channels(read, channels, names), indices))
+    return windows
+
+
+class Sample(NamedTuple):
+    """Runs of frames in parts of the field, for trying estimators on.
+
+    **Attributes:**
+
+    - `runs`: the frames of all channels in each run.
+    - `frame_indices`: their places in the movie.
+    - `lag`: frames that are so far apart share no molecules.
+    - `on_frames`: how long the molecules of each channel stay on.
+    """
+
+    runs: Sequence[list[Float[Array, "frames height width"]]]
+    frame_indices: Sequence[Int[np.ndarray, " frames"]]
+    lag: int
+    on_frames: Sequence[float]
+
+    def of_channel(self, number: int) -> "Sample":
+        runs = [[channels[number]] for channels in self.runs]
+        return Sample(runs, self.frame_indices, self.lag, [self.on_frames[number]])
+
+
+def run_of(window: Window) -> tuple[list[Array], Int[np.ndarray, " frames"]]:
+    """The first frames of a window in the middle of the field, and their places."""
+    stacks = [jnp.asarray(stack) for stack in jax.tree.leaves(window.channels)]
+    count = min(len(stacks[0]), _RUN_FRAMES)
+    run = [stack[:count, *_tile(stack.shape[1:], count, 0.5)] for stack in stacks]
+    return run, np.asarray(window.frame_indices[:count])
+
+
+def draw_runs(
+    channels: Sequence[Channel], masks: Sequence[Channel | None], offsets: Sequence[float]
+) -> tuple[list[list[Array]], list[Int[np.ndarray, " frames"]]]:
+    """Runs of frames less the camera's offset, each of another part of the field, and their
+    places in the movie. Pixels that a mask leaves out are NaN."""
+    frame_count = len(channels[0])
+    length = min(frame_count, _RUN_FRAMES)
+    count = min(max(round(frame_count / length / 1.5), 1), _MOST_RUNS)
+    starts, runs = _starts(frame_count, length, count), []
+    for number, start in enumerate(starts):
+        share = (number + 0.5) / count
+        parts = []
+        for channel, mask, offset in zip(channels, masks, offsets, strict=True):
+            tile = _tile(channel.shape[1:], count * length, share)
+            parts.append(_read_tile(channel, mask, offset, tile, start, start + length))
+        runs.append(parts)
+    return runs, [np.arange(start, start + length) for start in starts]
+
+
+def _tile(size: tuple[int, int], frame_count: int, share: float) -> tuple[slice, slice]:
+    """A part of the field, as large as the sample may be, this share of the way through."""
+    side = max(math.isqrt(_SEARCH_PIXELS // frame_count), _TILE_PIX)
+    height, width = (min(side, length) for length in size)
+    # A frame that is narrow along one axis leaves more for the other one.
+    height, width = min(size[0], side**2 // width), min(size[1], side**2 // height)
+    y, x = int(share * (size[0] - height)), int(share * (size[1] - width))
+    return slice(y, y + height), slice(x, x + width)
+
+
+def _read_tile(
+    channel: Channel,
+    mask: Channel | None,
+    offset: float,
+    tile: tuple[slice, slice],
+    start: int,
+    stop: int,
+) -> Float[Array, "frames height width"]:
+    # Whole frames are read, of which few are held.
+    step = max(1, _SEARCH_PIXELS // math.prod(channel.shape[1:]))
+    chunks = []
+    for first in range(start, stop, step):
+        run = slice(first, min(first + step, stop))
+        frames = channel[run][:, *tile].astype(np.float32) - np.float32(offset)
+        if mask is not None:
+            weights = mask[run if len(mask) > 1 else slice(1)][:, *tile]
+            frames = np.where(weights > 0, frames, np.nan)
+        chunks.append(frames)
+    return jnp.asarray(np.concatenate(chunks))
+
+
+def _starts(frame_count: int, length: int, count: int) -> list[int]:
+    return np.linspace(0, frame_count - length, count).round().astype(int).tolist()
+
+
+def read_frames(
+    channel: Channel, name: str, start: int, stop: int
+) -> Shaped[Array, "frames height width"]:
+    """These frames, all finite; an error calls the channel `name`."""
+    frames = checked_frames(channel[start:stop])
+    # In NumPy: JAX itself would raise where it is set to find NaNs.
+    is_finite = np.isfinite(frames)
+    if not is_finite.all():
+        frame, y, x = np.argwhere(~is_finite)[0]
+        raise ValueError(
+            f"Frame {start + frame}{name} holds {frames[frame, y, x]} at y = {y}, x = {x}, "
+            "and calibration needs finite frames; replace such pixels, for example by "
+            "their neighbours' median, or leave these frames out."
+        )
+    return jnp.asarray(frames)

@@ -1,0 +1,185 @@
+"""The best estimator of a movie, found by trying radii, with no gradient."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from .._estimators.local_mean import LocalMean
+from .._estimators.radii_estimator import RadiiEstimator
+from .._estimators.spatial_mean import SpatialMean
+from .evaluation import evaluate
+from .sample import Sample
+from .spikes import spread_spikes
+
+
+# Radii (frames, y, x).
+Radii = tuple[float, float, float]
+
+# The axes of a line along which radii are tried, and the step of that.
+_SCALE, _TIME, _Y, _X = ((1, 2), 2**0.5), ((0,), 2.0), ((1,), 2**0.5), ((2,), 2**0.5)
+# The share of the squared error that a step must save.
+_LEAST_GAIN = 0.01
+# Bounds in pixels, of which the larger one is used where the smaller one is reached, and
+# the least radius.
+_BOUNDS_PIX, _LEAST_PIX = (29.0, 81.0), 1.7
+# Above, a radius is at its bound.
+LARGEST_PIX = 56.0
+
+
+class Structure(NamedTuple):
+    """What is fixed while radii are tried: those in frames are from `shortest` to
+    `longest`, and sums are over blocks. Without blocks, it is the mean over each frame."""
+
+    shortest: float
+    longest: float
+    block_frames: int
+
+    @property
+    def usual(self) -> Radii:
+        """Those from which others are tried: the defaults, where they are allowed."""
+        return min(max(30.0, self.shortest), self.longest), 7.0, 7.0
+
+    def estimator(
+        self, rows: Sequence[Radii], bound_pix: float | None, skips_nan: bool
+    ) -> RadiiEstimator:
+        """One with a row of radii for each channel."""
+        pix = [row[1:] for row in rows]
+        if not self.block_frames:
+            return SpatialMean(pix, max_radius_pix=bound_pix)
+        return LocalMean(
+            pix,
+            [row[0] for row in rows] if self.longest else 0.0,
+            block_frames=self.block_frames,
+            max_radius_pix=bound_pix,
+            max_radius_frames=self.longest + 1 if self.longest else None,
+            skips_nan=skips_nan,
+        )
+
+
+# For slow backgrounds, for fast ones, and for those that each frame alone shows.
+SLOW, FAST = Structure(15.0, 60.0, 8), Structure(1.875, 15.0, 1)
+EACH_FRAME, PLAIN = Structure(0.0, 0.0, 1), Structure(0.0, 0.0, 0)
+
+
+class Trial(NamedTuple):
+    """The squared errors of radii in each block of frames, and the variance of noise."""
+
+    radii: Radii
+    squares: Float[np.ndarray, " blocks"]
+    variance: float
+
+    @property
+    def loss(self) -> float:
+        return float(self.squares.mean())
+
+    @property
+    def std(self) -> float:
+        """The standard error of the loss."""
+        return float(self.squares.std() / math.sqrt(len(self.squares)))
+
+
+@dataclass
+class ChannelSearch:
+    """What has been tried on one channel."""
+
+    sample: Sample
+    skips_nan: bool
+    report: Callable[[], None]
+    trials: dict[Structure, dict[Radii, Trial]] = field(default_factory=dict)
+
+    def estimator(self, structure: Structure, radii: Radii) -> RadiiEstimator:
+        bound_pix = next(b for b in _BOUNDS_PIX if max(radii[1:]) < 0.98 * b)
+        return structure.estimator([radii], bound_pix, self.skips_nan)
+
+    def trial(self, structure: Structure, radii: Radii) -> Trial:
+        tried = self.trials.setdefault(structure, {})
+        if radii not in tried:
+            estimator = self.estimator(structure, radii)
+            runs, _, lag, on_frames = self.sample
+            spikes = [spread_spikes(runs[0][0].shape, on_frames[0])]
+            sigmas = [jnp.ones(())]
+            found = [evaluate(estimator, run, lag, spikes, sigmas)[0] for run in runs]
+            squares = np.concatenate([np.asarray(e.squares, np.float64) for e in found])
+            variance = float(np.mean([e.variance for e in found]))
+            tried[radii] = Trial(radii, squares, variance)
+            self.report()
+        return tried[radii]
+
+    def best(self, structure: Structure) -> Trial:
+        """The lowest loss along each line in turn, from the usual radii on."""
+        best = self.trial(structure, structure.usual)
+        for line in (_SCALE, _TIME, _Y, _X):
+            for is_up in (True, False):
+                start = best
+                while (radii := _moved(best.radii, line, is_up, structure)) is not None:
+                    trial = self.trial(structure, radii)
+                    if trial.loss > best.loss - _LEAST_GAIN * abs(best.loss):
+                        break
+                    best = trial
+                if best is not start:
+                    break
+        lowest = best.radii
+        for line in (_TIME, _Y, _X):
+            lowest = self._lowest(structure, best, line, lowest)
+        return min(self.trial(structure, lowest), best, key=lambda trial: trial.loss)
+
+    def _sides(
+        self, structure: Structure, radii: Radii, line: Any
+    ) -> tuple[Trial, Trial] | None:
+        """What was tried on both sides of these radii."""
+        moved = [_moved(radii, line, is_up, structure) for is_up in (False, True)]
+        low, high = (None if m is None else self.trials[structure].get(m) for m in moved)
+        return None if low is None or high is None else (low, high)
+
+    def _lowest(self, structure: Structure, best: Trial, line: Any, radii: Radii) -> Radii:
+        """The bottom of the parabola through what was tried on both sides."""
+        sides = self._sides(structure, best.radii, line)
+        if sides is None:
+            return radii
+        low, high = (side.loss - best.loss for side in sides)
+        shift = (low - high) / (2 * (low + high)) if low + high > 0 else 0.0
+        (axis,), step = line
+        moved = radii[axis] * step ** min(max(shift, -0.5), 0.5)
+        return (*radii[:axis], moved, *radii[axis + 1 :])
+
+    def radii_std(self, structure: Structure, radii: Radii) -> list[float]:
+        """The standard error of each radius, from the scatter of slopes between blocks of
+        frames and the curvature; NaN where that was not seen."""
+        nearest = min(
+            self.trials[structure].values(),
+            key=lambda t: sum(
+                abs(math.log((a or 1) / (b or 1)))
+                for a, b in zip(t.radii, radii, strict=True)
+            ),
+        )
+        stds = []
+        for axes, step in (_TIME, _Y, _X):
+            sides = self._sides(structure, nearest.radii, (axes, step))
+            std = math.nan
+            if sides is not None:
+                low, high = sides
+                length = math.log(step)
+                slopes = (high.squares - low.squares) / (2 * length)
+                curvature = (high.loss + low.loss - 2 * nearest.loss) / length**2
+                error = slopes.std() / math.sqrt(len(slopes))
+                std = radii[axes[0]] * error / curvature if curvature > 0 else math.inf
+            stds.append(std)
+        return stds
+
+
+def _moved(radii: Radii, line: Any, is_up: bool, structure: Structure) -> Radii | None:
+    """One step along a line, if that is allowed."""
+    axes, step = line
+    factor = step if is_up else 1 / step
+    frames, y, x = (
+        round(radius * factor, 6) if axis in axes else radius
+        for axis, radius in enumerate(radii)
+    )
+    is_within = structure.shortest <= frames <= structure.longest
+    is_within &= min(y, x) >= _LEAST_PIX and max(y, x) < 0.98 * _BOUNDS_PIX[-1]
+    return (frames, y, x) if is_within and (frames, y, x) != radii else None
