@@ -22,6 +22,7 @@ from typer.testing import CliRunner, Result
 
 from jaxbkgd import (
     _movies,
+    _workers,
     FramePairLoss,
     LocalMean,
     MovieError,
@@ -42,7 +43,16 @@ from jaxbkgd._cli.report import UsageError, write_whole
 from jaxbkgd._movies.movie import Channel
 
 
-ESTIMATE = "estimate movie.npy --out bkgd.tif"
+CALIBRATED = "estimate movie.npy --out bkgd.tif"
+ESTIMATE = f"{CALIBRATED} --radius 7"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_lines() -> Iterator[None]:
+    """No lines about progress, however slow the machine is."""
+    with pytest.MonkeyPatch.context() as patches:
+        patches.setattr(_workers, "_LINE_SECONDS", 3600.0)
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -103,7 +113,8 @@ def _read(path: str, channel: int = 0) -> np.ndarray:
 def test_a_movie_gets_its_background(folder):
     frames, radii_pix = _frames(), (5, 8)
     np.save("movie.npy", frames)
-    result = _done(f"{ESTIMATE} --chunk-frames 2 --workers 2", "--radius", " 5 , 8 ")
+    command = f"{CALIBRATED} --chunk-frames 2 --workers 2"
+    result = _done(command, "--radius", " 5 , 8 ")
     _assert_is_background_of(_read("bkgd.tif"), frames, radii_pix)
     assert result.stderr == ""
     rows = _rows(result.stdout)
@@ -125,13 +136,13 @@ def test_a_movie_gets_its_mean_over_time(folder):
     np.save("mask.npy", mask)
     estimator = LocalMean((3.0, 4.0), 1.0, clip=None)
     command = "--radius 3,4 --radius-frames 1 --clip none --mask mask.npy --chunk-frames 4"
-    rows = _rows(_done(f"{ESTIMATE} {command}").stdout)
+    rows = _rows(_done(f"{CALIBRATED} {command}").stdout)
     assert (rows["radius"], rows["clip"]) == ("3 px in y, 4 px in x, 1 frames", "none")
     expected = estimator(frames, mask).bkgds
     np.testing.assert_array_equal(_read("bkgd.tif"), expected)
     Path("c.json").write_text(estimator.to_json())
     _write("mask.tif", mask)
-    _done(f"{ESTIMATE} --overwrite --calibration c.json --mask mask.tif --chunk-frames 4")
+    _done(f"{CALIBRATED} --overwrite --calibration c.json --mask mask.tif --chunk-frames 4")
     np.testing.assert_array_equal(_read("bkgd.tif"), expected)
 
 
@@ -147,7 +158,7 @@ def test_a_channel_of_a_mean_over_time_has_its_radii(folder):
 def test_the_suffix_is_the_format(folder):
     frames, movie, out = _frames(), "movie.ome.tif", "bkgd.zarr"
     tifffile.imwrite(movie, frames, ome=True, metadata={"axes": "TYX"})
-    assert _done(f"estimate {movie} --out {out}").stderr == ""
+    assert _done(f"estimate {movie} --out {out} --radius 7").stderr == ""
     _assert_is_background_of(_read(out), frames, (7, 7))
     for path, dtype in ((movie, "uint16"), (out, "float32")):
         rows = _rows(_done(f"info {path}").stdout)
@@ -195,7 +206,7 @@ class TestSeveralChannels:
     def test_one_file_gives_one_file(self, folder):
         frames = _frames().reshape(5, 2, 21, 34)
         np.save("movie.npy", frames)
-        _done(f"{ESTIMATE} --radius 7 --radius 5,8")
+        _done(f"{ESTIMATE} --radius 5,8")
         assert {path.name for path in folder.iterdir()} == {"movie.npy", "bkgd.tif"}
         for channel, radii in enumerate([(7, 7), (5, 8)]):
             _assert_is_background_of(_read("bkgd.tif", channel), frames[:, channel], radii)
@@ -315,7 +326,10 @@ def _assert_one_line(result, pattern: str) -> None:
         (f"--out {'long' * 100}.tif", "name too long"),
         ("--out bkgd.tif --quantity residual --dtype uint16", "--dtype uint16: .*negative"),
         ("--out bkgd.tif --offset nan", "offsets must be finite.*nan"),
-        ("--out bkgd.tif --mask movie.tif", "--mask movie.tif: .*--radius-frames"),
+        (
+            "--out bkgd.tif --radius 7 --mask movie.tif",
+            "--mask movie.tif: .*--radius-frames",
+        ),
         ("--out bkgd.tif --radius-frames 2 --clip x", "--clip x: is neither none nor"),
         ("--out bkgd.tif --radius-frames -2", r"--radius-frames \[-2.0\]: .*positive"),
         *(
@@ -378,7 +392,9 @@ def test_an_error_is_one_line_and_its_traceback_is_shown_when_asked(
 
 def test_what_is_done_before_a_fault_is_kept_and_said_to_be(folder):
     _a_corrupt_page(folder, 7)
-    result = _run("estimate movie.tif --out bkgd.tif --chunk-frames 2 --workers 1")
+    result = _run(
+        "estimate movie.tif --out bkgd.tif --radius 7 --chunk-frames 2 --workers 1"
+    )
     _assert_one_line(result, "frame 7 of 10 cannot be read.*; what is done is kept .*again")
     journal = "bkgd.tif.part.journal"
     left = {"movie.tif", "bkgd.tif.part", journal, f"{journal}.lock"}
@@ -426,7 +442,7 @@ def test_the_same_command_goes_on_after_ctrl_c(folder, monkeypatch):
     assert not Path("bkgd.tif").exists()
     assert _rows(_done(command).stdout)["resumed"] == "4 frames had been done before"
     assert {path.name for path in folder.iterdir()} == {"movie.npy", "bkgd.tif"}
-    _done("estimate movie.npy --out whole.tif --chunk-frames 2")
+    _done("estimate movie.npy --out whole.tif --radius 7 --chunk-frames 2")
     assert Path("bkgd.tif").read_bytes() == Path("whole.tif").read_bytes()
 
 
@@ -440,7 +456,7 @@ def test_an_interruption_before_anything_is_written_says_so(folder, monkeypatch)
 @pytest.mark.parametrize(
     "command",
     [
-        "estimate movie.tif",
+        "estimate",
         "estimate movie.tif --out bkgd.tif --quantity nothing",
         "nothing",
         "demo --seed -1",
@@ -508,7 +524,7 @@ def test_ctrl_c_ends_the_real_command(tmp_path):
     # 130 Mpx in 1000 chunks.
     np.save(movie, np.zeros((2000, 256, 256), np.uint8))
     process = subprocess.Popen(
-        [*RUN, "estimate", movie, "--out", out, "--chunk-frames", "2"],
+        [*RUN, "estimate", movie, "--out", out, "--radius", "7", "--chunk-frames", "2"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -704,17 +720,17 @@ def test_a_calibration_is_for_as_many_channels_as_it_has(folder):
     fields = json.loads(module.to_json())
     about = {"is_converged": False, "is_at_bound": [[False, True], [False, False]]}
     Path("radii.json").write_text(json.dumps(fields | {"calibration": about}))
-    result = _done(f"{ESTIMATE} --calibration radii.json")
+    result = _done(f"{CALIBRATED} --calibration radii.json")
     for fault in ("the search for these radii had not ended", "a radius is at its bound"):
         assert f"radii.json: {fault}; the background may be off\n" in result.stderr
     assert _rows(result.stdout)["radius"] == "7 px; 5 px in y, 8 px in x"
     for channel, radii in enumerate([(7, 7), (5, 8)]):
         _assert_is_background_of(_read("bkgd.tif", channel), frames[:, channel], radii)
-    result = _run(f"{ESTIMATE} --calibration radii.json --channel 1 --overwrite")
+    result = _run(f"{CALIBRATED} --calibration radii.json --channel 1 --overwrite")
     _assert_one_line(result, "--channel 1: is for a movie of one channel")
     three = SpatialMean([(3.0, 5.0), (7.0, 7.0), (4.0, 4.0)])
     Path("radii.json").write_text(three.to_json())
-    result = _run(f"{ESTIMATE} --calibration radii.json --overwrite")
+    result = _run(f"{CALIBRATED} --calibration radii.json --overwrite")
     _assert_one_line(result, "radii.json: has 3 channels, not 2")
 
 
@@ -897,7 +913,7 @@ class TestAnInterruptedCalibration:
         fields = kept(self.best, "--radius 3,4 --max-radius 9 --lag 2")
         assert fields["calibration"]["stop_reason"] == "interrupted after 1 steps"
         np.testing.assert_allclose(fields["radii_pix"], [[3, 4]], rtol=1e-6)
-        result = _done(f"{ESTIMATE.replace('npy', 'tif')} --calibration calibration.json")
+        result = _done(f"{CALIBRATED.replace('npy', 'tif')} --calibration calibration.json")
         assert "the search for these radii had not ended" in result.stderr
 
     @pytest.mark.parametrize("place", ["losses_at", "savefig"])

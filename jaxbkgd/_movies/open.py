@@ -122,14 +122,33 @@ def is_split(source: Any, boxes: Sequence[Box] | None = None) -> bool:
 
 
 def open_channels(
-    source: Any, boxes: Sequence[Box] | None = None, *, files: contextlib.ExitStack
+    source: Any,
+    boxes: Sequence[Box] | None = None,
+    frames: slice | None = None,
+    *,
+    files: contextlib.ExitStack,
 ) -> list[Channel]:
     """The channels of a source as that of [`jaxbkgd.estimate_movie`][], all of one length.
     Movies that are opened here are closed by `files`."""
+    channels = _open_whole(source, boxes, files)
+    return channels if frames is None else [channel.part(frames) for channel in channels]
+
+
+def open_sources(source: Any, files: contextlib.ExitStack) -> Any:
+    """The source with its paths and arrays opened as movies, which `files` closes."""
+    if isinstance(source, list | tuple):
+        return [_open_source(entry, files) for entry in source]
+    return _open_source(source, files)
+
+
+def _open_whole(
+    source: Any, boxes: Sequence[Box] | None, files: contextlib.ExitStack
+) -> list[Channel]:
     sources = list(source) if isinstance(source, list | tuple) else [source]
     if not sources:
         raise ValueError("There is no source; give a path or an array, or a list of them.")
-    opened = [_open_source(entry, files) for entry in sources]
+    movies = open_sources(sources, files)
+    opened = [[m] if isinstance(m, Channel) else m.channels for m in movies]
     if not is_split(source, boxes):
         return opened[0]
     for channels in opened:
@@ -151,10 +170,7 @@ def open_channels(
     return channels
 
 
-def _open_source(source: Any, files: contextlib.ExitStack) -> list[Channel]:
-    if isinstance(source, Channel):
-        return [source]
-    movie = open_movie(source)
-    if not isinstance(source, Movie):
-        files.enter_context(contextlib.closing(movie))
-    return movie.channels
+def _open_source(source: Any, files: contextlib.ExitStack) -> Movie | Channel:
+    if isinstance(source, Movie | Channel):
+        return source
+    return files.enter_context(contextlib.closing(open_movie(source)))

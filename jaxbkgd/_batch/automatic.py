@@ -1,0 +1,84 @@
+"""What a movie gets where it is not given: an estimator, and a name for the result."""
+
+import contextlib
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .._calibration.calibrate import calibrate, CalibrationHistory
+from .._estimators.local_mean import LocalMean
+from .._estimators.radii_estimator import RadiiEstimator
+from .._movies.movie import Box, MovieError
+from .._movies.open import open_channels
+from .._movies.sinks import is_zarr
+from .compute import Quantity
+
+
+_SUFFIX = re.compile(r"(\.ome)?\.[^.]+$", re.IGNORECASE)
+
+
+def calibrated(
+    source: Any,
+    boxes: Sequence[Box] | None = None,
+    frames: slice | None = None,
+    *,
+    offsets: Any = 0.0,
+    gains: Any = None,
+    weights: Any = None,
+    progress: bool = True,
+) -> tuple[RadiiEstimator, CalibrationHistory]:
+    """The estimator that a sample of the movie asks for, and how it was found. The
+    arguments are those of [`jaxbkgd.estimate_movie`][]."""
+    with contextlib.ExitStack() as files:
+        channels = open_channels(source, boxes, frames, files=files)
+        start = LocalMean(max_radius_pix=28.0, max_radius_frames=120.0)
+        estimator, history = calibrate(channels, start, steps=15, progress=progress)
+    # Radii that were not sought to the end are no ground for hours of work.
+    if history.stop_reason.startswith("interrupted"):
+        raise KeyboardInterrupt
+    return estimator, history
+
+
+def paths_beside(
+    source: Any, quantity: Quantity, boxes: Sequence[Box] | None = None
+) -> list[Path]:
+    """A name beside each movie, as `movie-background.tif` for `movie.ome.tif`; with a
+    number for each of several boxes."""
+    sources = list(source) if isinstance(source, list | tuple) else [source]
+    paths = [_path_beside(entry, quantity) for entry in sources]
+    if boxes is None or len(boxes) == 1:
+        return paths
+    return numbered(paths[0], len(boxes))
+
+
+def _path_beside(source: Any, quantity: Quantity) -> Path:
+    is_path = isinstance(source, str | os.PathLike)
+    if not is_path or "://" in str(source):
+        name = source if is_path else f"a source of type {type(source).__name__}"
+        remedy = "give a sink, as 'background.tif' or a NumPy array"
+        raise MovieError(f"{name}: a result has a name beside a file only; {remedy}")
+    path = (
+        Path(os.path.abspath(source)) if Path(source).name in ("", "..") else Path(source)
+    )
+    is_folder = path.is_dir() and not is_zarr(path)
+    stem = path.name if is_folder else without_suffix(path).name
+    if not path.exists():
+        # A pattern, whose name is what comes before the first wildcard.
+        stem = re.split(r"[*?[]", path.name)[0].rstrip("-_. ")
+    return path.with_name(f"{stem or path.absolute().parent.name}-{quantity}.tif")
+
+
+def without_suffix(path: Path) -> Path:
+    """`movie` for `movie.ome.tif`."""
+    return path.with_name(_SUFFIX.sub("", path.name) or path.name)
+
+
+def numbered(path: Path, count: int) -> list[Path]:
+    """A name for each of several channels, as bkgd-1.ome.tif for bkgd.ome.tif."""
+    if count == 1:
+        return [path]
+    stem = without_suffix(path).name
+    suffix = path.name.removeprefix(stem)
+    return [path.with_name(f"{stem}-{number}{suffix}") for number in range(1, count + 1)]
