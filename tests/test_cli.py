@@ -10,6 +10,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,7 @@ from jaxbkgd import (
     open_movie,
     SpatialMean,
 )
+from jaxbkgd._batch.results import Results
 from jaxbkgd._calibration import calibrate as _calibrate
 from jaxbkgd._calibration.descent import Problem
 from jaxbkgd._cli import (
@@ -37,6 +39,8 @@ from jaxbkgd._cli import (
     calibrate as _cli_calibrate,
     demo as _demo,
     estimate as _estimate,
+    kept as _kept,
+    programs as _programs,
 )
 from jaxbkgd._cli.app import app
 from jaxbkgd._cli.report import UsageError, write_whole
@@ -247,6 +251,145 @@ class TestSeveralChannels:
         assert sorted(folder.iterdir()) == before
 
 
+def _no_history(
+    estimator: Any, stop_reason: str, is_converged: bool = False
+) -> _calibrate.CalibrationHistory:
+    """That of a calibration that stays where it begins."""
+    axes = estimator.radii.shape
+    return _calibrate.CalibrationHistory(
+        losses=np.zeros(1),
+        radii=np.asarray(estimator.radii)[None],
+        radii_std=np.full(axes, np.nan),
+        is_at_bound=np.zeros(axes, bool),
+        is_converged=is_converged,
+        stop_reason=stop_reason,
+        objective=FramePairLoss(1),
+    )
+
+
+class TestTheOneCommand:
+    """Calibrates, estimates and keeps what it has found."""
+
+    estimator = LocalMean((3.0, 4.0), 1.0, clip=None)
+
+    @pytest.fixture
+    def made(self, folder, monkeypatch) -> list[dict[str, Any]]:
+        """Notes how calibrations were made, which take no time."""
+        noted = []
+
+        def calibrated(source, **options):
+            noted.append(options)
+            return self.estimator, _no_history(self.estimator, "settled", True)
+
+        monkeypatch.setattr(_kept, "calibrated", calibrated)
+        np.save("movie.npy", _frames())
+        return noted
+
+    def test_a_movie_is_all_that_it_needs(self, folder, made):
+        result = _done("estimate movie.npy --chunk-frames 4")
+        kinds = [".json", ".png", ".tif"]
+        names = [f"movie-background{kind}" for kind in kinds]
+        assert sorted(path.name for path in folder.iterdir()) == [*names, "movie.npy"]
+        expected = self.estimator(_frames()).bkgds
+        np.testing.assert_array_equal(_read(names[2]), expected)
+        with Image.open(names[1]) as image:
+            assert image.size[0] == 900
+        assert made[0]["frames"] is None
+        assert result.stderr == ""
+        rows = _rows(result.stdout)
+        assert rows["wrote"] == ", ".join([names[2], *names[:2]])
+        assert re.fullmatch("flickers by .*%, ends at .*% of its beginning", rows["light"])
+        command = f"{CALIBRATED} --calibration {names[0]} --chunk-frames 4"
+        assert _done(command).stderr == ""
+        np.testing.assert_array_equal(_read("bkgd.tif"), expected)
+
+    @pytest.mark.parametrize("kind", ["tif", "json", "png"])
+    def test_nothing_is_replaced_that_was_there(self, kind, made):
+        path = Path(f"movie-background.{kind}")
+        path.write_text("precious")
+        _assert_one_line(_run("estimate movie.npy"), f"{path}: exists already.*--overwrite")
+        assert (path.read_text(), made) == ("precious", [])
+        _done("estimate movie.npy --overwrite --chunk-frames 4")
+        assert path.read_bytes() != b"precious"
+
+    def test_after_ctrl_c_it_goes_on_and_does_not_calibrate_again(self, made, monkeypatch):
+        def interrupt(results, window, *arguments):
+            if window.number == 1:
+                _press_ctrl_c()
+            return write(results, window, *arguments)
+
+        write, command = Results.write, "estimate movie.npy --chunk-frames 4 --workers 1"
+        with monkeypatch.context() as patches:
+            patches.setattr(Results, "write", interrupt)
+            kept = "what is done is kept in .*part; .*; the calibration is kept in .*json"
+            _assert_interrupted(_run(command), kept)
+        # Another job has another calibration.
+        _assert_one_line(_run(f"{command} --offset 3"), "background.json: exists already")
+        assert _rows(_done(command).stdout)["resumed"] == "4 frames had been done before"
+        assert len(made) == 1
+        _done(f"{command} --overwrite")
+        assert len(made) == 2
+
+    def test_channels_of_files_and_of_boxes_share_one_calibration(self, folder, made):
+        np.save("other.npy", _frames())
+        _done("estimate movie.npy other.npy --quantity residual --gain 2 --offset 1")
+        names = ["movie-residual.tif", "other-residual.tif", "movie-residual.json"]
+        _done("estimate movie.npy --channels 0,0,17,21;17,0,34,21")
+        names += [f"movie-background{end}" for end in ("-1.tif", "-2.tif", ".png")]
+        assert {*names} <= {path.name for path in folder.iterdir()}
+        assert [options["boxes"] for options in made] == [
+            None,
+            [(0, 0, 17, 21), (17, 0, 34, 21)],
+        ]
+
+
+def test_residuals_of_some_frames_are_written_for_other_programs(folder):
+    np.save("movie.npy", _frames())
+    command = f"{ESTIMATE} --quantity residual --dtype uint16 --pedestal 300"
+    rows = _rows(_done(f"{command} --frames 3:9 --every 4:2").stdout)
+    assert rows["frames"] == "1 of 21 x 34 px"
+    assert rows["written"] == "residual, uint16, with a pedestal of 300"
+    frame = _frames()[6:7]
+    expected = frame - reference_mean(frame, (7, 7), "smooth") + 300
+    # Rounded to a number.
+    np.testing.assert_allclose(_read("bkgd.tif"), expected, rtol=0, atol=0.51)
+
+
+@pytest.mark.parametrize(
+    ("frames", "every", "chosen"),
+    [
+        (None, None, None),
+        ("1000:5000", None, slice(1000, 5000, 1)),
+        ("7:", "4:1", slice(9, None, 4)),
+        (None, "4:1", slice(1, None, 4)),
+        (":90", "4", slice(0, 90, 4)),
+        (None, "4:101", slice(101, None, 4)),
+    ],
+)
+def test_frames_are_chosen_by_a_range_and_a_step(frames, every, chosen):
+    assert arguments.parsed_frames(frames, every) == chosen
+
+
+def test_programs_are_kept_where_the_user_keeps_caches(tmp_path, monkeypatch):
+    settings, config = {}, SimpleNamespace(update=lambda *pair: settings.update([pair]))
+    monkeypatch.setattr(_programs, "jax", SimpleNamespace(config=config))
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    _programs.keep_programs()
+    # That of these tests stays.
+    assert settings == {}
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+    _programs.keep_programs()
+    folder = Path(settings.pop("jax_compilation_cache_dir"))
+    assert folder.parent == tmp_path / "cache" / "jaxbkgd"
+    assert folder.is_dir()
+    settings.clear()
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    _programs.keep_programs()
+    assert settings == {}
+
+
 @pytest.mark.parametrize(
     ("options", "dtype", "written"),
     [
@@ -325,6 +468,9 @@ def _assert_one_line(result, pattern: str) -> None:
         ("--out there.tif/bkgd.tif", "there.tif/bkgd.tif"),
         (f"--out {'long' * 100}.tif", "name too long"),
         ("--out bkgd.tif --quantity residual --dtype uint16", "--dtype uint16: .*negative"),
+        ("--out bkgd.tif --frames 5", "--frames 5: is no range START:STOP"),
+        ("--out bkgd.tif --frames 2:", "movie.tif: frames 2::1 .*hold none"),
+        ("--out bkgd.tif --every 0", "--every 0: is no STEP"),
         ("--out bkgd.tif --offset nan", "offsets must be finite.*nan"),
         (
             "--out bkgd.tif --radius 7 --mask movie.tif",
@@ -820,16 +966,7 @@ def quick_calibration(monkeypatch) -> list[Any]:
     def calibrate(channels, estimator, *, steps, **options):
         seen.extend(channels)
         warnings.warn("Molecules stay on\nfor long.", stacklevel=2)
-        axes = (1, *estimator.radii.shape)
-        return estimator, _calibrate.CalibrationHistory(
-            losses=np.zeros(1),
-            radii=np.asarray(estimator.radii).reshape(axes),
-            radii_std=np.full(axes[1:], np.nan),
-            is_at_bound=np.zeros(axes[1:], bool),
-            is_converged=False,
-            stop_reason=f"all {steps} steps were used up",
-            objective=FramePairLoss(1),
-        )
+        return estimator, _no_history(estimator, f"all {steps} steps were used up")
 
     def losses_at(estimators, channels, objective):
         return np.geomspace(0.1, 0.2, len(estimators))

@@ -65,8 +65,9 @@ def _path_beside(source: Any, quantity: Quantity) -> Path:
     is_folder = path.is_dir() and not is_zarr(path)
     stem = path.name if is_folder else without_suffix(path).name
     if not path.exists():
-        # A pattern, whose name is what comes before the first wildcard.
-        stem = re.split(r"[*?[]", path.name)[0].rstrip("-_. ")
+        # Of a pattern, what comes before the first wildcard.
+        stem, *wildcards = re.split(r"[*?[]", stem)
+        stem = stem.rstrip("-_. ") if wildcards else stem
     return path.with_name(f"{stem or path.absolute().parent.name}-{quantity}.tif")
 
 

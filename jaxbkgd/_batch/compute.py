@@ -59,7 +59,7 @@ def make_output(
     gains: Any,
     channel_count: int,
     is_one_stack: bool,
-    pedestal: float = 0.0,
+    pedestal: int | float = 0.0,
 ) -> Output:
     """Checks what a user has given."""
     check_choice("quantity", quantity, Quantity)

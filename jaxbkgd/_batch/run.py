@@ -69,7 +69,7 @@ def estimate_movie(
     *,
     quantity: Quantity = "background",
     dtype: Dtype = "float32",
-    pedestal: float = 0.0,
+    pedestal: int | float = 0.0,
     boxes: Sequence[Box] | None = None,
     frames: slice | None = None,
     offsets: Any = 0.0,

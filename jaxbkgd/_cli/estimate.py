@@ -9,7 +9,7 @@ from typer import Argument, Option
 
 from .._batch.automatic import numbered, paths_beside, without_suffix
 from .._batch.compute import Dtype, make_output, Quantity
-from .._batch.results import group_targets
+from .._batch.results import check_targets, group_targets
 from .._batch.run import estimate_movie
 from .._estimators.radii_estimator import RadiiEstimator
 from .._movies.open import is_split, open_channels, open_sources
@@ -108,7 +108,7 @@ def estimate(
                 weights = np.load(mask, mmap_mode="r")
         camera = np.resize(offset or 0.0, count), np.resize(gain, count) if gain else None
         with refusing(f"--quantity {quantity}, --dtype {dtype}"):
-            make_output(quantity, dtype, *camera, count, False, pedestal)
+            output = make_output(quantity, dtype, *camera, count, False, pedestal)
         if quantity == "snr" and not offset:
             report.say("--quantity snr: takes the camera's offset for light; give --offset")
         sinks = paths_beside(paths, quantity, boxes)
@@ -116,73 +116,66 @@ def estimate(
             sinks = numbered(out, count) if is_list else [out]
         for sink in sinks:
             report.check_name(sink)
+        sink: Any = sinks if is_list else sinks[0]
+        of_movie: dict[str, Any] = {"boxes": boxes, "frames": chosen, "weights": weights}
+        of_movie |= {"offsets": camera[0], "gains": camera[1]}
         base = without_suffix(out or paths_beside(movies[0], quantity)[0])
         json_path, png = (base.with_name(base.name + end) for end in (".json", ".png"))
+        if clip is not None and not is_given:
+            raise UsageError(f"--clip {clip}: {NEEDS_TIME}")
         kept = None
         if is_given:
             estimator = _given_estimator(shared, clip, calibration, channel, count)
-        elif clip is not None:
-            raise UsageError(f"--clip {clip}: {NEEDS_TIME}")
         else:
-            sink = sinks if is_list else sinks[0]
-            movies_read = [entry.movie for entry in opened]
+            targets = group_targets(sink, count, is_list, [c.movie for c in opened])
+            check_targets(targets, opened, dtype, overwrite=overwrite)
             kept = kept_calibration(
                 json_path,
-                group_targets(sink, count, is_list, movies_read),
-                opened,
+                sinks,
                 source,
-                dtype=dtype,
+                opened,
+                of_movie,
                 resume=resume,
                 overwrite=overwrite,
-                mask=mask,
-                boxes=boxes,
-                frames=chosen,
-                offsets=camera[0],
-                gains=camera[1],
-                weights=weights,
             )
             estimator = kept.estimator
         if mask is not None and not estimator.takes_weights:
             raise UsageError(f"--mask {mask}: {NEEDS_TIME}")
-        summary = estimate_movie(
-            source,
-            estimator,
-            sinks if is_list else sinks[0],
-            quantity=quantity,
-            dtype=dtype,
-            pedestal=pedestal,
-            boxes=boxes,
-            frames=chosen,
-            offsets=camera[0],
-            gains=camera[1],
-            weights=weights,
-            chunk_frames=chunk_frames,
-            workers=workers,
-            resume=resume,
-            overwrite=overwrite,
-        )
-        adu = "; ".join(f"{value:g}" for value in offset or [])
-        rest = (
-            f", above the offset of {adu} ADU" if adu else ", the camera's offset included"
-        )
-        written = f"{quantity}, {dtype}{'' if quantity == 'residual' else rest}"
-        written += f", with a pedestal of {pedestal:g}" if pedestal else ""
-        about = {"frames": outcome.size_text(summary, opened), "written": written}
-        if kept is None:
-            for sink in sinks:
-                print(f"wrote {report.printable(sink)}")
-            about |= outcome.estimator_rows(estimator, summary)
-            report.print_rows(about | outcome.run_rows(summary))
-            return
-        output = quantity, pedestal, *camera, summary
-        panels = outcome.channel_panels(opened, sinks, *output)
-        unexplained = kept.about["unexplained"]
-        run_interruptibly(save_movie_figure, png, panels, unexplained)
+        try:
+            summary = estimate_movie(
+                source,
+                estimator,
+                sink,
+                quantity=quantity,
+                dtype=dtype,
+                pedestal=pedestal,
+                chunk_frames=chunk_frames,
+                workers=workers,
+                resume=resume,
+                overwrite=overwrite,
+                **of_movie,
+            )
+            if kept is not None:
+                made = output, bool(gain), summary
+                panels = outcome.channel_panels(opened, sinks, *made)
+                shown = panels, summary.lights, kept.about["unexplained"]
+                run_interruptibly(save_movie_figure, png, opened, *shown)
+        except KeyboardInterrupt as interrupt:
+            if kept is not None:
+                interrupt.add_note(f"the calibration is kept in {json_path}")
+            raise
+        rows = outcome.result_rows(summary, opened, output)
+    if kept is None:
+        for sink in sinks:
+            print(f"wrote {report.printable(sink)}")
+        rows |= outcome.estimator_rows(estimator, summary)
+        report.print_rows(rows | outcome.run_rows(summary))
+        return
     for line in kept.about["lines"]:
         print(report.printable(line))
+    rows |= outcome.light_rows(summary) | outcome.run_rows(summary)
     names = ", ".join(map(str, [*sinks, json_path, png]))
-    about |= outcome.light_rows(summary) | outcome.run_rows(summary)
-    report.print_rows(about | {"wrote": names})
+    report.print_rows(rows | {"wrote": names})
 
 
 def _given_estimator(

@@ -4,7 +4,6 @@ import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import PIL.Image
@@ -45,47 +44,37 @@ def save_channel_figure(
     _save(figure, path)
 
 
-class ChannelPanels(NamedTuple):
-    """What is drawn of a channel: one frame above the camera's offset, its background where
-    it is known, residuals or SNR, and the light of all `frame_numbers`."""
-
-    frame_number: int
-    frame: Image
-    bkgd: Image | None
-    signal: Image
-    signal_name: str
-    light: Float[np.ndarray, " frames"] | None
-    frame_numbers: range
+# A title, an image and the name of its colours.
+Panel = tuple[str, Image, str]
 
 
 def save_movie_figure(
-    path: Path, channels: Sequence[ChannelPanels], unexplained: Sequence[Sequence] | None
+    path: Path,
+    channels: Sequence[Channel],
+    panels: Sequence[Sequence[Panel]],
+    lights: Sequence[Float[np.ndarray, " frames"] | None],
+    unexplained: Sequence[Sequence] | None,
 ) -> None:
-    """Draw two rows for each channel, the second one with the light and `unexplained`, the
-    share of frames in which a region is not as the model says, as a PNG of 900 pixels in
-    width."""
-    rows_inches = [4.4 * shown.frame.shape[0] / shown.frame.shape[1] for shown in channels]
-    height_inches = sum(1.2 + min(inches, 8.0) for inches in rows_inches)
+    """Draw up to three images of each channel, and below them its light, and the share of
+    frames in which a region is not as the model says, as a PNG of 900 pixels in width."""
+    ratios = [channel.shape[1] / channel.shape[2] for channel in channels]
+    height_inches = sum(min(4.4 * ratio, 8.0) + 1.2 for ratio in ratios)
     figure = Figure((9.0, height_inches), dpi=100, layout="constrained")
     parts = figure.subfigures(len(channels), 1, squeeze=False)[:, 0]
-    for number, (shown, part) in enumerate(zip(channels, parts, strict=True)):
-        panels = part.subplot_mosaic([[0, 1, 2], [3, 3, 4]])
-        title = f"frame {shown.frame_number} (ADU)"
-        _show(panels[0], title, shown.frame, "magma", _limits(shown.frame))
-        if shown.bkgd is not None:
-            _show(panels[1], "background (ADU)", shown.bkgd, "viridis", _limits(shown.bkgd))
-        _show(panels[2], shown.signal_name, shown.signal, "magma", _limits(shown.signal))
-        if shown.light is not None:
-            light = shown.light / np.nanmean(shown.light)
-            panels[3].plot(shown.frame_numbers, light, lw=1)
-            panels[3].set(title="light, of its mean", xlabel="frame")
-            panels[3].set_ylim(0, 1.1 * np.nanmax(light))
+    for number, (channel, part) in enumerate(zip(channels, parts, strict=True)):
+        axes = part.subplot_mosaic([[0, 1, 2], [3, 3, 4]])
+        for place, (title, image, colours) in enumerate(panels[number]):
+            _show(axes[place], title, image, colours, _limits(image))
+        light = lights[number]
+        if light is not None:
+            axes[3].plot(channel.frames, light / np.nanmean(light), lw=1)
+            axes[3].set(title="light, of its mean", xlabel="frame", ylim=(0, None))
+            axes[3].margins(y=0.1)
         if unexplained is not None:
             share = np.array(unexplained[number], float)
-            _show(panels[4], "not explained (of frames)", share, "magma", (0.0, 1.0))
-        for panel in panels.values():
-            if not panel.has_data():
-                panel.remove()
+            _show(axes[4], "not explained, of frames", share, "magma", (0.0, 1.0))
+        for empty in [panel for panel in axes.values() if not panel.has_data()]:
+            empty.remove()
     _save(figure, path)
 
 

@@ -5,11 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from .._batch.automatic import calibrated
-from .._batch.compute import Dtype
-from .._batch.results import check_targets, content_of, Target
+from .._batch.results import content_of
 from .._calibration.calibrate import CalibrationHistory
 from .._estimators.radii_estimator import RadiiEstimator
 from .._movies.movie import Channel
@@ -19,7 +16,7 @@ from . import report
 
 
 class Kept(NamedTuple):
-    """An estimator, and what the calibration has to say in terms of JSON: `lines`,
+    """An estimator, and what its calibration has to say in terms of JSON: `lines`,
     `doubts`, `unexplained`, and the `settings` that it was made with."""
 
     estimator: RadiiEstimator
@@ -28,27 +25,23 @@ class Kept(NamedTuple):
 
 def kept_calibration(
     path: Path,
-    targets: Sequence[Target],
-    channels: Sequence[Channel],
+    sinks: Sequence[Path],
     source: Any,
+    channels: Sequence[Channel],
+    options: dict[str, Any],
     *,
-    dtype: Dtype,
     resume: bool,
     overwrite: bool,
-    mask: Path | None,
-    **options: Any,
 ) -> Kept:
-    """What an interrupted run has kept as `path` for this job, or else a new calibration,
-    which is written there. Refuses before that what could not be written."""
-    check_targets(targets, channels, dtype, overwrite=overwrite)
+    """What an interrupted run of this job has kept as `path`, or else a new calibration,
+    which is written there."""
     png = path.with_suffix(".png")
-    settings = _settings(channels, mask, options)
+    settings = _settings(channels, options)
     kept = _read(path, settings)
     report.check_output(path, ".json", overwrite=overwrite or kept is not None)
     report.check_output(png, ".png", overwrite=overwrite)
-    if kept is None or not resume or not any(_is_unfinished(path) for path, _ in targets):
-        names = ", ".join(dict.fromkeys(channel.movie.name for channel in channels))
-        with report.refusing(names):
+    if kept is None or not resume or not any(map(_is_unfinished, sinks)):
+        with report.refusing(", ".join(settings["content"])):
             estimator, history = calibrated(source, **options)
         kept = Kept(estimator, _about(history) | {"settings": settings})
         fields = json.loads(estimator.to_json()) | {"calibration": kept.about}
@@ -61,30 +54,17 @@ def kept_calibration(
     return kept
 
 
-def _is_unfinished(path: Path) -> bool:
+def _is_unfinished(sink: Path) -> bool:
     """Whether a run that is to write this movie has not come to its end."""
-    return not path.exists() or draft_of(path, JOURNAL_SUFFIX).exists()
+    return not sink.exists() or draft_of(sink, JOURNAL_SUFFIX).exists()
 
 
-def _settings(
-    channels: Sequence[Channel], mask: Path | None, options: dict[str, Any]
-) -> dict[str, Any]:
+def _settings(channels: Sequence[Channel], options: dict[str, Any]) -> dict[str, Any]:
     """What a calibration depends on, as JSON gives it back."""
-    frames = channels[0].frames
-    status = None if mask is None else mask.stat()
-    about = {
-        "movies": [channel.movie.name for channel in channels],
-        "content": [content_of(channel.movie) for channel in channels],
-        "boxes": [channel.box for channel in channels],
-        "frames": [frames.start, frames.stop, frames.step],
-        "offsets": np.asarray(options["offsets"]).tolist(),
-        "gains": None
-        if options["gains"] is None
-        else np.asarray(options["gains"]).tolist(),
-        "mask": status and [str(mask), status.st_size, status.st_mtime_ns],
-        "version": __version__,
-    }
-    return json.loads(json.dumps(about))
+    movies = dict.fromkeys(channel.movie for channel in channels)
+    content = {report.printable(movie.name): content_of(movie) for movie in movies}
+    texts = {name: str(value) for name, value in options.items()}
+    return {"content": content, "version": __version__} | texts
 
 
 def _read(path: Path, settings: dict[str, Any]) -> Kept | None:
@@ -104,7 +84,7 @@ def _about(history: CalibrationHistory) -> dict[str, Any]:
     return {
         "is_converged": history.is_converged,
         "stop_reason": history.stop_reason,
-        "lines": [f"radii       {'; '.join(f'{r:.1f}' for r in row)}" for row in radii],
+        "lines": [f"radii    {'; '.join(f'{r:.1f}' for r in row)}" for row in radii],
         "doubts": [],
         "unexplained": None,
     }
