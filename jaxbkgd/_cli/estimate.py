@@ -35,7 +35,7 @@ _RADIUS = Option(
     f"{USUAL_RADIUS}, or y,x. {_SHARED}"
 )
 _TIME = Option(help=f"Average over time too, with this radius in frames. {_SHARED}")
-_MASK = Option(help="With --radius-frames: a .npy or .tif, 0 in pixels to leave out.")
+_MASK = Option(help="A .npy or .tif, 0 in pixels to leave out; not with --radius alone.")
 _CALIBRATION = Option(help="A .json of an earlier run or of `jaxbkgd calibrate`.")
 _CHANNEL = Option(min=1, help="The channel of the calibration to use, from 1 on.")
 _BOXES = Option(help="Parts of frames that are channels: 'x0,y0,x1,y1;x0,y0,x1,y1', in px.")
