@@ -43,10 +43,12 @@ def kept_calibration(
     if kept is None or not resume or not any(map(_is_unfinished, sinks)):
         with report.refusing(", ".join(settings["content"])):
             estimator, history = calibrated(source, **options)
-        kept = Kept(estimator, _about(history) | {"settings": settings})
-        fields = json.loads(estimator.to_json()) | {"calibration": kept.about}
+        about = _about(history) | {"settings": settings}
+        fields = json.loads(estimator.to_json()) | {"calibration": about}
         text = json.dumps(fields, indent=2, allow_nan=False)
         report.write_whole(path, text.encode())
+        # Numbers in a text may differ in the last digit; a later run has those, too.
+        kept = Kept(RadiiEstimator.from_json(text), about)
         # What is there is of another calibration.
         png.unlink(missing_ok=True)
     for doubt in kept.about["doubts"]:
