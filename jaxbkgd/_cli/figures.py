@@ -58,21 +58,25 @@ def save_movie_figure(
     """Draw up to three images of each channel, and below them its light, and the share of
     frames in which a region is not as the model says, as a PNG of 900 pixels in width."""
     ratios = [channel.shape[1] / channel.shape[2] for channel in channels]
-    height_inches = sum(min(4.4 * ratio, 8.0) + 1.2 for ratio in ratios)
+    height_inches = sum(min(4.0 * ratio, 8.0) + 1.2 for ratio in ratios)
     figure = Figure((9.0, height_inches), dpi=100, layout="constrained")
     parts = figure.subfigures(len(channels), 1, squeeze=False)[:, 0]
     for number, (channel, part) in enumerate(zip(channels, parts, strict=True)):
-        axes = part.subplot_mosaic([[0, 1, 2], [3, 3, 4]])
+        axes = part.subplot_mosaic([[0, 1, 2], [3, 3, 4]], height_ratios=(3, 2))
         for place, (title, image, colours) in enumerate(panels[number]):
             _show(axes[place], title, image, colours, _limits(image))
         light = lights[number]
         if light is not None:
-            axes[3].plot(channel.frames, light / np.nanmean(light), lw=1)
-            axes[3].set(title="light, of its mean", xlabel="frame", ylim=(0, None))
-            axes[3].margins(y=0.1)
+            relative = light / np.nanmean(light)
+            axes[3].plot(channel.frames, relative, lw=1)
+            top = 1.2 * np.nanmax(relative)
+            axes[3].set(title="light, of its mean", xlabel="frame", ylim=(0, top))
         if unexplained is not None:
             share = np.array(unexplained[number], float)
             _show(axes[4], "not explained, of frames", share, "magma", (0.0, 1.0))
+            _, height, width = channel.shape
+            # Regions, in the pixels of the frame.
+            axes[4].images[0].set_extent((-0.5, width - 0.5, height - 0.5, -0.5))
         for empty in [panel for panel in axes.values() if not panel.has_data()]:
             empty.remove()
     _save(figure, path)

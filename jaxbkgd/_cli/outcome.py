@@ -58,6 +58,8 @@ def _light_text(light: Float[np.ndarray, " frames"]) -> str:
         return "not measured"
     # The difference of two independent values has twice the variance of one.
     flicker = np.diff(seen).std() / np.sqrt(2) / seen.mean()
+    if flicker < 0.005 and abs(last / first - 1) < 0.005:
+        return "steady"
     return f"flickers by {flicker:.1%}, ends at {last / first:.0%} of its beginning"
 
 
