@@ -94,7 +94,9 @@ def test_some_frames_of_a_channel_are_read_and_no_others():
     "frames",
     [slice(-3, None), slice(5, 2), slice(7, None), slice(0, 4, -1), slice(0, 4, 0)],
 )
-def test_frames_that_are_negative_or_none_are_refused(frames):
+def test_frames_that_are_negative_or_none_are_refused(frames, as_installed):
+    with pytest.raises(TypeError, match=r"must be a slice.*\(0, 5\)"):
+        Channel(open_movie(FRAMES), 0, None, cast(Any, (0, 5)))
     with pytest.raises(MovieError, match="negative, or hold none of it; give a slice with"):
         Channel(open_movie(FRAMES), 0, None, frames)
 

@@ -108,7 +108,7 @@ def estimate_movie(
     - `boxes`: parts (x0, y0, x1, y1) of the frames of a channel, in pixels, without x1 and
         y1, which are estimated as channels.
     - `frames`: the frames to estimate and write, as `slice(1000, 5000)` or
-        `slice(1, None, 4)`; no others are read. By default all.
+        `slice(1, None, 4)`, as if they were the movie. By default all.
     - `offsets`: the camera's offset in ADU, a number for all channels or one for each.
     - `gains`: electrons per ADU, a number for all channels or one for each; for `"snr"`.
     - `weights`: how much a pixel counts, 0 or more, or booleans that are False for pixels

@@ -98,10 +98,7 @@ def estimate(
         opened = open_channels(source, boxes, chosen, files=files)
         count = len(opened)
         shared = {"radius": radius, "radius-frames": radius_frames}
-        for name, values in (shared | {"offset": offset, "gain": gain}).items():
-            if values and len(values) not in (1, count):
-                given = f"--{name}: is given {len(values)} times for {count} channels"
-                raise UsageError(f"{given}; give it once for all, or once for each")
+        _check_counts(count, shared | {"offset": offset, "gain": gain})
         weights: Any = mask
         if mask is not None and mask.suffix.lower() == ".npy":
             with refusing(f"--mask {mask}"):
@@ -170,12 +167,20 @@ def estimate(
             print(f"wrote {report.printable(sink)}")
         rows |= outcome.estimator_rows(estimator, summary)
         report.print_rows(rows | outcome.run_rows(summary))
-        return
-    for line in kept.about["lines"]:
-        print(report.printable(line))
-    rows |= outcome.light_rows(summary) | outcome.run_rows(summary)
-    names = ", ".join(map(str, [*sinks, json_path, png]))
-    report.print_rows(rows | {"wrote": names})
+    else:
+        for line in kept.about["lines"]:
+            print(report.printable(line))
+        rows |= outcome.light_rows(summary) | outcome.run_rows(summary)
+        names = ", ".join(map(str, [*sinks, json_path, png]))
+        report.print_rows(rows | {"wrote": names})
+
+
+def _check_counts(count: int, shared: dict[str, Any]) -> None:
+    """Refuses options that are given neither once nor once for each channel."""
+    for name, values in shared.items():
+        if values and len(values) not in (1, count):
+            given = f"--{name}: is given {len(values)} times for {count} channels"
+            raise UsageError(f"{given}; give it once for all, or once for each")
 
 
 def _given_estimator(

@@ -181,8 +181,8 @@ class Channel:
     - `index`: the number of the channel, from 0.
     - `box`: (x0, y0, x1, y1) in pixels, to read a part of the frames, without x1 and y1. By
         default the whole frame.
-    - `frames`: the frames to read, as a slice; by default all. The attribute is the `range`
-        of their numbers.
+    - `frames`: a slice of the frames, to read these alone; by default all. The attribute is
+        the `range` of their numbers.
 
     **Raises:**
 
@@ -208,12 +208,14 @@ class Channel:
         self.movie = movie
         self.index = index
         self.box = x0, y0, x1, y1
-        self.frames = _chosen_frames(movie.name, range(count), frames or slice(None))
+        chosen = slice(None) if frames is None else frames
+        self.frames = _chosen_frames(movie.name, range(count), chosen)
         self.shape = len(self.frames), y1 - y0, x1 - x0
         self.dtype = movie.dtype
 
     def __repr__(self) -> str:
         about = f"index={self.index}, box={self.box}, shape={self.shape}"
+        about += f", frames={self.frames}"
         return f"Channel({self.movie.name!r}, {about}, dtype={self.dtype})"
 
     def __len__(self) -> int:
@@ -252,7 +254,10 @@ class Channel:
         return self[:] if dtype is None else self[:].astype(dtype, copy=False)
 
 
-def _chosen_frames(name: str, frames: range, chosen: slice) -> range:
+def _chosen_frames(name: str, frames: range, chosen: Any) -> range:
+    if not isinstance(chosen, slice):
+        rule = "must be a slice, as slice(1000, 5000)"
+        raise TypeError(f"{name}: frames {rule}, but are {chosen!r}.")
     numbers = chosen.start, chosen.stop, chosen.step
     is_usable = all(n is None or operator.index(n) >= 0 for n in numbers)
     if not is_usable or chosen.step == 0 or not frames[chosen]:
