@@ -3,6 +3,8 @@
 import contextlib
 import os
 import sys
+import threading
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
@@ -19,6 +21,10 @@ Report = Callable[[int, str], None]
 _NEWS_SECONDS = 0.02
 # After Ctrl-C, the time that threads have to end what they have begun.
 _GRACE_SECONDS = 0.2
+# Between lines where there is no terminal to draw a bar at.
+_LINE_SECONDS = 5.0
+# What the newest bar says.
+_lines = [["at work"]]
 
 
 def core_count() -> int:
@@ -90,7 +96,27 @@ def run_interruptibly(function: Callable[..., _Result], *arguments: Any) -> _Res
 
 
 @contextlib.contextmanager
-def progress_bar(total: int, is_shown: bool = True, done: int = 0) -> Iterator[Report]:
+def progress_lines() -> Iterator[None]:
+    """While this is open, a line every few seconds says on stderr how far the work is,
+    where there is no terminal to draw a bar at."""
+    ended = threading.Event()
+
+    def tell() -> None:
+        while not ended.wait(_LINE_SECONDS):
+            print(f"jaxbkgd: {_lines[-1][0]}", file=sys.stderr, flush=True)
+
+    if not sys.stderr.isatty():
+        threading.Thread(target=tell, daemon=True).start()
+    try:
+        yield
+    finally:
+        ended.set()
+
+
+@contextlib.contextmanager
+def progress_bar(
+    total: int, is_shown: bool = True, done: int = 0, unit: str = "steps"
+) -> Iterator[Report]:
     """Draws a bar in a notebook or at a terminal, of which `done` is done before. Yields a
     function that reports what is done by now, and a text."""
     # Not before it is needed: in a notebook without ipywidgets, this warns.
@@ -99,12 +125,21 @@ def progress_bar(total: int, is_shown: bool = True, done: int = 0) -> Iterator[R
     style = "{desc}{bar} {n_fmt}/{total_fmt} {remaining}"
     # `disable=None` draws at a terminal alone.
     disable = None if is_shown else True
-    with tqdm(
-        total=total, initial=done, disable=disable, leave=False, bar_format=style
-    ) as bar:
+    line, begun, first = [f"{done} of {total} {unit}"], time.monotonic(), done
+    with (
+        contextlib.ExitStack() as end,
+        tqdm(
+            total=total, initial=done, disable=disable, leave=False, bar_format=style
+        ) as bar,
+    ):
+        end.callback(_lines.remove, line)
+        _lines.append(line)
 
         def report(done: int, text: str) -> None:
             bar.set_description_str(f"{text} ", refresh=False)
             bar.update(done - bar.n)
+            seconds = (time.monotonic() - begun) * (total - done) / max(done - first, 1)
+            left = tqdm.format_interval(seconds)
+            line[0] = f"{done} of {total} {unit}, {text}, {left} left"
 
         yield report

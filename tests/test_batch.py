@@ -30,6 +30,8 @@ from jaxbkgd import (
     open_movie,
     SpatialMean,
 )
+from jaxbkgd._batch import run as _run
+from jaxbkgd._batch.names import paths_beside
 from jaxbkgd._batch.plan import free_bytes, plan_chunks
 from jaxbkgd._movies.open import open_sink
 from jaxbkgd._movies.sinks import Journal, Layout, Sink
@@ -264,6 +266,85 @@ def test_uint16_is_rounded_to_the_nearest_number_and_clipped():
     assert summary.clipped_frames == is_clipped.sum() > 0
 
 
+def test_residuals_with_a_pedestal_are_written_as_uint16():
+    above = FRAMES - np.float32(100)
+    residuals = np.asarray(ESTIMATOR(above).residuals(above))
+    options = {"quantity": "residual", "offsets": 100, "pedestal": 30000}
+    written = _written(FRAMES, **options, dtype="uint16")
+    # Where a residual is a half, another rounding of float32 may be another number.
+    error = np.abs(written - np.clip(np.rint(residuals + 30000), 0, 65535))
+    assert error.max() <= 1
+    assert (error > 0).mean() < 0.01
+    np.testing.assert_allclose(_written(FRAMES, **options), residuals + 30000, atol=0.01)
+
+
+@pytest.mark.parametrize("frames", [slice(5, 12), slice(1, None, 4)])
+def test_some_frames_are_estimated_as_a_movie_of_their_own(frames):
+    movie = CountingMovie(FRAMES)
+    options = {"weights": MASK, "chunk_frames": 3}
+    own = _written(FRAMES[frames], Weighted(2), **options | {"weights": MASK[frames]})
+    out = np.empty_like(own)
+    estimate_movie(movie, Weighted(2), out, frames=frames, **options, progress=False)
+    np.testing.assert_array_equal(out, own)
+    # Frames far apart are read one by one, which is not counted.
+    assert movie.counts[12:].sum() == movie.counts[:5].sum() == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "beside"),
+    [
+        ("x.ome.tif", "x-snr.tif"),
+        ("x.1.dax", "x.1-snr.tif"),
+        ("x.zarr/", "x-snr.tif"),
+        ("run.1/", "run.1-snr.tif"),
+        ("movie_*.tif", "movie-snr.tif"),
+    ],
+)
+def test_a_result_has_a_name_beside_its_movie(name, beside, tmp_path):
+    path = tmp_path / name
+    if name.endswith("/"):
+        path.mkdir()
+        (path / ("zarr.json" if "zarr" in name else "frame.tif")).touch()
+    elif "*" not in name:
+        path.touch()
+    assert paths_beside(path, "snr") == [tmp_path / beside]
+    boxes = [(0, 0, 1, 1), (1, 0, 2, 1)]
+    first = tmp_path / beside.replace(".tif", "-1.tif")
+    assert paths_beside(path, "snr", boxes)[0] == first
+    assert paths_beside([path, "y.tif"], "snr")[1].name == "y-snr.tif"
+
+
+def test_a_path_is_enough_to_estimate_a_movie(movie_path, tmp_path, monkeypatch):
+    seen = []
+
+    def calibrated(source, boxes, frames, **options):
+        seen.append((source.name, boxes, frames, options["offsets"]))
+        return ESTIMATOR, None
+
+    monkeypatch.setattr(_run, "calibrated", calibrated)
+    frames, sink = slice(0, 22), tmp_path / "movie-background.tif"
+    summary = estimate_movie(movie_path, frames=frames)
+    assert (summary.paths, summary.estimator) == ((sink,), ESTIMATOR)
+    assert seen == [(str(movie_path), None, frames, 0.0)]
+    with open_movie(sink) as written:
+        np.testing.assert_array_equal(written.channels[0][:], BKGDS[:22])
+    # Before the calibration.
+    for source, message in ((movie_path, "exists already"), (FRAMES, "give a sink")):
+        with pytest.raises(MovieError, match=message):
+            estimate_movie(source)
+    assert len(seen) == 1
+
+
+def test_the_light_is_that_of_the_whole_movie():
+    frames = np.maximum(FRAMES, 1000)
+    estimator = LocalMean(1.0, 1.0, clip=None, max_radius_frames=4)
+    out = np.empty_like(BKGDS)
+    (light,) = estimate_movie(frames, estimator, out, chunk_frames=6).lights
+    # Chunks begin at blocks of frames, and their light is to the bit the same.
+    np.testing.assert_array_equal(light, estimator(frames).illumination)
+    assert estimate_movie(FRAMES, ESTIMATOR, out).lights == (None,)
+
+
 def test_channels_have_their_own_radii_offsets_and_noise_factors():
     boxes = [(0, 0, 16, 20), (15, 0, 31, 20)]
     estimator = SpatialMean([[1.0, 2.0], [1.5, 1.5]])
@@ -305,7 +386,13 @@ def test_frames_that_are_not_finite_are_counted():
         ({"quantity": "snr", "gains": 0}, "positive and finite.*0.0"),
         ({"offsets": np.nan}, "offsets must be finite.*nan"),
         ({"offsets": [1, 2]}, "1 channels, but 2 offsets"),
-        ({"quantity": "residual", "dtype": "uint16"}, "uint16 is not"),
+        ({"quantity": "residual", "dtype": "uint16"}, "uint16 is not; give a pedestal"),
+        (
+            {"quantity": "snr", "gains": 1, "dtype": "uint16", "pedestal": 9},
+            "uint16 is not",
+        ),
+        ({"pedestal": np.inf}, "pedestal must be finite.*inf"),
+        ({"frames": slice(23, None)}, "23::.*hold none"),
         ({"chunk_frames": 0}, "chunk_frames must be a whole number from 1.*0"),
         ({"workers": -1}, "workers must be a whole number from 1.*-1"),
         ({"workers": 1.5}, r"workers must be a whole number from 1.*1\.5"),
@@ -382,6 +469,8 @@ def test_what_an_error_leaves_is_gone_on_with(name, movie_path, tmp_path, monkey
     ("change", "name"),
     [
         ({"offsets": 3}, "offsets"),
+        ({"pedestal": 3.0}, "pedestal 0.0, not 3.0"),
+        ({"frames": slice(0, 22)}, "frames"),
         ({"chunk_frames": 4}, "chunk_frames 3, not 4"),
         ({"estimator": SpatialMean((1.0, 2.1))}, "estimator"),
         ({"source": FRAMES + 1}, "source"),

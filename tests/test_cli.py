@@ -10,6 +10,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from typer.testing import CliRunner, Result
 
 from jaxbkgd import (
     _movies,
+    _workers,
     FramePairLoss,
     LocalMean,
     MovieError,
@@ -29,6 +31,7 @@ from jaxbkgd import (
     open_movie,
     SpatialMean,
 )
+from jaxbkgd._batch.results import Results
 from jaxbkgd._calibration import calibrate as _calibrate
 from jaxbkgd._calibration.descent import Problem
 from jaxbkgd._cli import (
@@ -36,13 +39,24 @@ from jaxbkgd._cli import (
     calibrate as _cli_calibrate,
     demo as _demo,
     estimate as _estimate,
+    kept as _kept,
+    programs as _programs,
 )
 from jaxbkgd._cli.app import app
 from jaxbkgd._cli.report import UsageError, write_whole
 from jaxbkgd._movies.movie import Channel
 
 
-ESTIMATE = "estimate movie.npy --out bkgd.tif"
+CALIBRATED = "estimate movie.npy --out bkgd.tif"
+ESTIMATE = f"{CALIBRATED} --radius 7"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_lines() -> Iterator[None]:
+    """No lines about progress, however slow the machine is."""
+    with pytest.MonkeyPatch.context() as patches:
+        patches.setattr(_workers, "_LINE_SECONDS", 3600.0)
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -103,7 +117,8 @@ def _read(path: str, channel: int = 0) -> np.ndarray:
 def test_a_movie_gets_its_background(folder):
     frames, radii_pix = _frames(), (5, 8)
     np.save("movie.npy", frames)
-    result = _done(f"{ESTIMATE} --chunk-frames 2 --workers 2", "--radius", " 5 , 8 ")
+    command = f"{CALIBRATED} --chunk-frames 2 --workers 2"
+    result = _done(command, "--radius", " 5 , 8 ")
     _assert_is_background_of(_read("bkgd.tif"), frames, radii_pix)
     assert result.stderr == ""
     rows = _rows(result.stdout)
@@ -125,13 +140,13 @@ def test_a_movie_gets_its_mean_over_time(folder):
     np.save("mask.npy", mask)
     estimator = LocalMean((3.0, 4.0), 1.0, clip=None)
     command = "--radius 3,4 --radius-frames 1 --clip none --mask mask.npy --chunk-frames 4"
-    rows = _rows(_done(f"{ESTIMATE} {command}").stdout)
+    rows = _rows(_done(f"{CALIBRATED} {command}").stdout)
     assert (rows["radius"], rows["clip"]) == ("3 px in y, 4 px in x, 1 frames", "none")
     expected = estimator(frames, mask).bkgds
     np.testing.assert_array_equal(_read("bkgd.tif"), expected)
     Path("c.json").write_text(estimator.to_json())
     _write("mask.tif", mask)
-    _done(f"{ESTIMATE} --overwrite --calibration c.json --mask mask.tif --chunk-frames 4")
+    _done(f"{CALIBRATED} --overwrite --calibration c.json --mask mask.tif --chunk-frames 4")
     np.testing.assert_array_equal(_read("bkgd.tif"), expected)
 
 
@@ -147,7 +162,7 @@ def test_a_channel_of_a_mean_over_time_has_its_radii(folder):
 def test_the_suffix_is_the_format(folder):
     frames, movie, out = _frames(), "movie.ome.tif", "bkgd.zarr"
     tifffile.imwrite(movie, frames, ome=True, metadata={"axes": "TYX"})
-    assert _done(f"estimate {movie} --out {out}").stderr == ""
+    assert _done(f"estimate {movie} --out {out} --radius 7").stderr == ""
     _assert_is_background_of(_read(out), frames, (7, 7))
     for path, dtype in ((movie, "uint16"), (out, "float32")):
         rows = _rows(_done(f"info {path}").stdout)
@@ -195,7 +210,7 @@ class TestSeveralChannels:
     def test_one_file_gives_one_file(self, folder):
         frames = _frames().reshape(5, 2, 21, 34)
         np.save("movie.npy", frames)
-        _done(f"{ESTIMATE} --radius 7 --radius 5,8")
+        _done(f"{ESTIMATE} --radius 5,8")
         assert {path.name for path in folder.iterdir()} == {"movie.npy", "bkgd.tif"}
         for channel, radii in enumerate([(7, 7), (5, 8)]):
             _assert_is_background_of(_read("bkgd.tif", channel), frames[:, channel], radii)
@@ -234,6 +249,147 @@ class TestSeveralChannels:
         before = sorted(folder.iterdir())
         _assert_one_line(_run(f"estimate {options} --out bkgd.tif"), pattern)
         assert sorted(folder.iterdir()) == before
+
+
+def _no_history(
+    estimator: Any, stop_reason: str, is_converged: bool = False
+) -> _calibrate.CalibrationHistory:
+    """That of a calibration that stays where it begins."""
+    axes = estimator.radii.shape
+    return _calibrate.CalibrationHistory(
+        losses=np.zeros(1),
+        radii=np.asarray(estimator.radii)[None],
+        radii_std=np.full(axes, np.nan),
+        is_at_bound=np.zeros(axes, bool),
+        is_converged=is_converged,
+        stop_reason=stop_reason,
+        objective=FramePairLoss(1),
+    )
+
+
+class TestTheOneCommand:
+    """Calibrates, estimates and keeps what it has found."""
+
+    # From its JSON, it comes back with another last digit.
+    estimator = LocalMean((3.3, 4.7), 1.0, clip=None, max_radius_pix=17.3)
+
+    @pytest.fixture
+    def made(self, folder, monkeypatch) -> list[dict[str, Any]]:
+        """Notes how calibrations were made, which take no time."""
+        noted = []
+
+        def calibrated(source, **options):
+            noted.append(options)
+            return self.estimator, _no_history(self.estimator, "settled", True)
+
+        monkeypatch.setattr(_kept, "calibrated", calibrated)
+        np.save("movie.npy", _frames())
+        return noted
+
+    def test_a_movie_is_all_that_it_needs(self, folder, made):
+        result = _done("estimate movie.npy --chunk-frames 4")
+        kinds = [".json", ".png", ".tif"]
+        names = [f"movie-background{kind}" for kind in kinds]
+        assert sorted(path.name for path in folder.iterdir()) == [*names, "movie.npy"]
+        restored = LocalMean.from_json(self.estimator.to_json())
+        expected = restored(_frames()).bkgds
+        np.testing.assert_array_equal(_read(names[2]), expected)
+        with Image.open(names[1]) as image:
+            assert image.size[0] == 900
+        assert made[0]["frames"] is None
+        assert result.stderr == ""
+        rows = _rows(result.stdout)
+        assert rows["wrote"] == ", ".join([names[2], *names[:2]])
+        assert re.fullmatch("steady|flickers by .*%, ends at .*% of it.*", rows["light"])
+        command = f"{CALIBRATED} --calibration {names[0]} --chunk-frames 4"
+        assert _done(command).stderr == ""
+        np.testing.assert_array_equal(_read("bkgd.tif"), expected)
+
+    @pytest.mark.parametrize("kind", ["tif", "json", "png"])
+    def test_nothing_is_replaced_that_was_there(self, kind, made):
+        path = Path(f"movie-background.{kind}")
+        path.write_text("precious")
+        _assert_one_line(_run("estimate movie.npy"), f"{path}: exists already.*--overwrite")
+        assert (path.read_text(), made) == ("precious", [])
+        _done("estimate movie.npy --overwrite --chunk-frames 4")
+        assert path.read_bytes() != b"precious"
+
+    def test_after_ctrl_c_it_goes_on_and_does_not_calibrate_again(self, made, monkeypatch):
+        def interrupt(results, window, *arguments):
+            if window.number == 1:
+                _press_ctrl_c()
+            return write(results, window, *arguments)
+
+        write, command = Results.write, "estimate movie.npy --chunk-frames 4 --workers 1"
+        with monkeypatch.context() as patches:
+            patches.setattr(Results, "write", interrupt)
+            kept = "what is done is kept in .*part; .*; the calibration is kept in .*json"
+            _assert_interrupted(_run(command), kept)
+        # Another job has another calibration.
+        _assert_one_line(_run(f"{command} --offset 3"), "background.json: exists already")
+        assert _rows(_done(command).stdout)["resumed"] == "4 frames had been done before"
+        assert len(made) == 1
+        _done(f"{command} --overwrite")
+        assert len(made) == 2
+
+    def test_channels_of_files_and_of_boxes_share_one_calibration(self, folder, made):
+        np.save("other.npy", _frames())
+        _done("estimate movie.npy other.npy --quantity residual --gain 2 --offset 1")
+        names = ["movie-residual.tif", "other-residual.tif", "movie-residual.json"]
+        _done("estimate movie.npy --channels 0,0,17,21;17,0,34,21")
+        names += [f"movie-background{end}" for end in ("-1.tif", "-2.tif", ".png")]
+        assert {*names} <= {path.name for path in folder.iterdir()}
+        assert [options["boxes"] for options in made] == [
+            None,
+            [(0, 0, 17, 21), (17, 0, 34, 21)],
+        ]
+
+
+def test_residuals_of_some_frames_are_written_for_other_programs(folder):
+    np.save("movie.npy", _frames())
+    command = f"{ESTIMATE} --quantity residual --dtype uint16 --pedestal 300"
+    rows = _rows(_done(f"{command} --frames 3:9 --every 4:2").stdout)
+    assert rows["frames"] == "1 of 21 x 34 px"
+    assert rows["written"] == "residual, uint16, with a pedestal of 300"
+    frame = _frames()[6:7]
+    expected = frame - reference_mean(frame, (7, 7), "smooth") + 300
+    # Rounded to a number.
+    np.testing.assert_allclose(_read("bkgd.tif"), expected, rtol=0, atol=0.51)
+
+
+@pytest.mark.parametrize(
+    ("frames", "every", "chosen"),
+    [
+        (None, None, None),
+        ("1000:5000", None, slice(1000, 5000, 1)),
+        ("7:", "4:1", slice(9, None, 4)),
+        (None, "4:1", slice(1, None, 4)),
+        (":90", "4", slice(0, 90, 4)),
+        (None, "4:101", slice(101, None, 4)),
+    ],
+)
+def test_frames_are_chosen_by_a_range_and_a_step(frames, every, chosen):
+    assert arguments.parsed_frames(frames, every) == chosen
+
+
+def test_programs_are_kept_where_the_user_keeps_caches(tmp_path, monkeypatch):
+    settings, config = {}, SimpleNamespace(update=lambda *pair: settings.update([pair]))
+    monkeypatch.setattr(_programs, "jax", SimpleNamespace(config=config))
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    _programs.keep_programs()
+    # That of these tests stays.
+    assert settings == {}
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+    _programs.keep_programs()
+    folder = Path(settings.pop("jax_compilation_cache_dir"))
+    assert folder.parent == tmp_path / "cache" / "jaxbkgd"
+    assert folder.is_dir()
+    settings.clear()
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    _programs.keep_programs()
+    assert settings == {}
 
 
 @pytest.mark.parametrize(
@@ -314,8 +470,14 @@ def _assert_one_line(result, pattern: str) -> None:
         ("--out there.tif/bkgd.tif", "there.tif/bkgd.tif"),
         (f"--out {'long' * 100}.tif", "name too long"),
         ("--out bkgd.tif --quantity residual --dtype uint16", "--dtype uint16: .*negative"),
+        ("--out bkgd.tif --frames 5", "--frames 5: is no range START:STOP"),
+        ("--out bkgd.tif --frames 2:", "movie.tif: frames 2::1 .*hold none"),
+        ("--out bkgd.tif --every 0", "--every 0: is no STEP"),
         ("--out bkgd.tif --offset nan", "offsets must be finite.*nan"),
-        ("--out bkgd.tif --mask movie.tif", "--mask movie.tif: .*--radius-frames"),
+        (
+            "--out bkgd.tif --radius 7 --mask movie.tif",
+            "--mask movie.tif: .*--radius-frames",
+        ),
         ("--out bkgd.tif --radius-frames 2 --clip x", "--clip x: is neither none nor"),
         ("--out bkgd.tif --radius-frames -2", r"--radius-frames \[-2.0\]: .*positive"),
         *(
@@ -378,7 +540,9 @@ def test_an_error_is_one_line_and_its_traceback_is_shown_when_asked(
 
 def test_what_is_done_before_a_fault_is_kept_and_said_to_be(folder):
     _a_corrupt_page(folder, 7)
-    result = _run("estimate movie.tif --out bkgd.tif --chunk-frames 2 --workers 1")
+    result = _run(
+        "estimate movie.tif --out bkgd.tif --radius 7 --chunk-frames 2 --workers 1"
+    )
     _assert_one_line(result, "frame 7 of 10 cannot be read.*; what is done is kept .*again")
     journal = "bkgd.tif.part.journal"
     left = {"movie.tif", "bkgd.tif.part", journal, f"{journal}.lock"}
@@ -426,7 +590,7 @@ def test_the_same_command_goes_on_after_ctrl_c(folder, monkeypatch):
     assert not Path("bkgd.tif").exists()
     assert _rows(_done(command).stdout)["resumed"] == "4 frames had been done before"
     assert {path.name for path in folder.iterdir()} == {"movie.npy", "bkgd.tif"}
-    _done("estimate movie.npy --out whole.tif --chunk-frames 2")
+    _done("estimate movie.npy --out whole.tif --radius 7 --chunk-frames 2")
     assert Path("bkgd.tif").read_bytes() == Path("whole.tif").read_bytes()
 
 
@@ -440,7 +604,7 @@ def test_an_interruption_before_anything_is_written_says_so(folder, monkeypatch)
 @pytest.mark.parametrize(
     "command",
     [
-        "estimate movie.tif",
+        "estimate",
         "estimate movie.tif --out bkgd.tif --quantity nothing",
         "nothing",
         "demo --seed -1",
@@ -508,7 +672,7 @@ def test_ctrl_c_ends_the_real_command(tmp_path):
     # 130 Mpx in 1000 chunks.
     np.save(movie, np.zeros((2000, 256, 256), np.uint8))
     process = subprocess.Popen(
-        [*RUN, "estimate", movie, "--out", out, "--chunk-frames", "2"],
+        [*RUN, "estimate", movie, "--out", out, "--radius", "7", "--chunk-frames", "2"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -704,17 +868,17 @@ def test_a_calibration_is_for_as_many_channels_as_it_has(folder):
     fields = json.loads(module.to_json())
     about = {"is_converged": False, "is_at_bound": [[False, True], [False, False]]}
     Path("radii.json").write_text(json.dumps(fields | {"calibration": about}))
-    result = _done(f"{ESTIMATE} --calibration radii.json")
+    result = _done(f"{CALIBRATED} --calibration radii.json")
     for fault in ("the search for these radii had not ended", "a radius is at its bound"):
         assert f"radii.json: {fault}; the background may be off\n" in result.stderr
     assert _rows(result.stdout)["radius"] == "7 px; 5 px in y, 8 px in x"
     for channel, radii in enumerate([(7, 7), (5, 8)]):
         _assert_is_background_of(_read("bkgd.tif", channel), frames[:, channel], radii)
-    result = _run(f"{ESTIMATE} --calibration radii.json --channel 1 --overwrite")
+    result = _run(f"{CALIBRATED} --calibration radii.json --channel 1 --overwrite")
     _assert_one_line(result, "--channel 1: is for a movie of one channel")
     three = SpatialMean([(3.0, 5.0), (7.0, 7.0), (4.0, 4.0)])
     Path("radii.json").write_text(three.to_json())
-    result = _run(f"{ESTIMATE} --calibration radii.json --overwrite")
+    result = _run(f"{CALIBRATED} --calibration radii.json --overwrite")
     _assert_one_line(result, "radii.json: has 3 channels, not 2")
 
 
@@ -804,16 +968,7 @@ def quick_calibration(monkeypatch) -> list[Any]:
     def calibrate(channels, estimator, *, steps, **options):
         seen.extend(channels)
         warnings.warn("Molecules stay on\nfor long.", stacklevel=2)
-        axes = (1, *estimator.radii.shape)
-        return estimator, _calibrate.CalibrationHistory(
-            losses=np.zeros(1),
-            radii=np.asarray(estimator.radii).reshape(axes),
-            radii_std=np.full(axes[1:], np.nan),
-            is_at_bound=np.zeros(axes[1:], bool),
-            is_converged=False,
-            stop_reason=f"all {steps} steps were used up",
-            objective=FramePairLoss(1),
-        )
+        return estimator, _no_history(estimator, f"all {steps} steps were used up")
 
     def losses_at(estimators, channels, objective):
         return np.geomspace(0.1, 0.2, len(estimators))
@@ -897,7 +1052,7 @@ class TestAnInterruptedCalibration:
         fields = kept(self.best, "--radius 3,4 --max-radius 9 --lag 2")
         assert fields["calibration"]["stop_reason"] == "interrupted after 1 steps"
         np.testing.assert_allclose(fields["radii_pix"], [[3, 4]], rtol=1e-6)
-        result = _done(f"{ESTIMATE.replace('npy', 'tif')} --calibration calibration.json")
+        result = _done(f"{CALIBRATED.replace('npy', 'tif')} --calibration calibration.json")
         assert "the search for these radii had not ended" in result.stderr
 
     @pytest.mark.parametrize("place", ["losses_at", "savefig"])

@@ -76,6 +76,31 @@ def test_a_box_is_cut_from_each_frame():
     np.testing.assert_array_equal(channel[1:4], FRAMES[1:4, 1, 3:5, 2:9])
 
 
+def test_some_frames_of_a_channel_are_read_and_no_others():
+    pixels = _Counted(FRAMES)
+    channel = Channel(
+        Movie(pixels, name="mine", format="my own"), 1, (2, 3, 9, 5), slice(1, None, 2)
+    )
+    expected = FRAMES[1::2, 1, 3:5, 2:9]
+    assert (channel.frames, channel.shape) == (range(1, 7, 2), expected.shape)
+    np.testing.assert_array_equal(channel[1:], expected[1:])
+    assert pixels.pixels_read == 2 * 12 * 10
+    for index in (0, -1, slice(None), slice(None, None, 2), slice(None, None, -1)):
+        np.testing.assert_array_equal(channel[index], expected[index])
+    np.testing.assert_array_equal(channel.part(slice(1, 9))[:], expected[1:])
+
+
+@pytest.mark.parametrize(
+    "frames",
+    [slice(-3, None), slice(5, 2), slice(7, None), slice(0, 4, -1), slice(0, 4, 0)],
+)
+def test_frames_that_are_negative_or_none_are_refused(frames, as_installed):
+    with pytest.raises(TypeError, match=r"must be a slice.*\(0, 5\)"):
+        Channel(open_movie(FRAMES), 0, None, cast(Any, (0, 5)))
+    with pytest.raises(MovieError, match="negative, or hold none of it; give a slice with"):
+        Channel(open_movie(FRAMES), 0, None, frames)
+
+
 @pytest.mark.parametrize(
     "box", [(0, 0, 11, 12), (0, 0, 10, 13), (-1, 0, 5, 5), (5, 0, 5, 5), (0, 9, 5, 3)]
 )

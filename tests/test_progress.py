@@ -2,9 +2,11 @@
 
 import contextlib
 import io
+import re
 import time
 
-from jaxbkgd._workers import progress_bar
+from jaxbkgd import _workers
+from jaxbkgd._workers import progress_bar, progress_lines
 
 
 class Terminal(io.StringIO):
@@ -44,3 +46,24 @@ def test_nothing_is_drawn_off_a_terminal_or_on_request(capsys):
         with progress_bar(10, False) as report:
             report(3, "loss 0.5")
         assert drawn.getvalue() == ""
+
+
+def test_off_a_terminal_lines_say_how_far_it_is_where_they_are_asked_for(
+    capsys, monkeypatch
+):
+    monkeypatch.setattr(_workers, "_LINE_SECONDS", 0.05)
+    with progress_lines():
+        time.sleep(0.2)
+        with progress_bar(10, done=2, unit="frames") as report:
+            report(6, "3 Mpx/s")
+            time.sleep(0.2)
+    out, err = capsys.readouterr()
+    assert out == ""
+    first, *_, last = err.splitlines()
+    assert first == "jaxbkgd: at work"
+    assert re.fullmatch("jaxbkgd: 6 of 10 frames, 3 Mpx/s, 00:00 left", last)
+    time.sleep(0.2)
+    assert capsys.readouterr().err == ""
+    with terminal() as drawn, progress_lines():
+        time.sleep(0.2)
+    assert drawn.getvalue() == ""

@@ -4,7 +4,7 @@ import functools as ft
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, cast, Literal
+from typing import Any, cast, Literal, NamedTuple
 
 import equinox as eqx
 import jax
@@ -32,38 +32,46 @@ _ALIGNMENT_BYTES = 64
 @dataclass(frozen=True)
 class Output:
     """What is made of the frames. `is_one_stack`: whether the estimator is called with one
-    stack, or with a list of them."""
+    stack, or with a list of them; `pedestal` is added in the end."""
 
     quantity: Quantity
     dtype: Dtype
     offsets: tuple[float, ...]
     gains: tuple[float, ...]
     is_one_stack: bool
+    pedestal: float = 0.0
 
 
-def make_output(
-    estimator: Any,
-    quantity: Quantity,
-    dtype: Dtype,
-    offsets: Any,
-    gains: Any,
-    weights: Any,
-    channel_count: int,
-    is_one_stack: bool,
-) -> Output:
-    """Checks what a user has given."""
+def check_estimator(estimator: Any, weights: Any) -> None:
+    """Refuses what is no estimator, or takes no weights where there are some."""
     if not isinstance(estimator, AbstractEstimator):
         rule = "An estimator is needed, as jaxbkgd.SpatialMean(7.0)"
         raise TypeError(f"{rule}, but got {estimator!r}.")
     if weights is not None and not estimator.takes_weights:
         kind = type(estimator).__name__
         raise TypeError(f"{kind} takes no weights; leave them out, or use LocalMean.")
+
+
+def make_output(
+    quantity: Quantity,
+    dtype: Dtype,
+    offsets: Any,
+    gains: Any,
+    channel_count: int,
+    is_one_stack: bool,
+    pedestal: int | float = 0.0,
+) -> Output:
+    """Checks what a user has given."""
     check_choice("quantity", quantity, Quantity)
     check_choice("dtype", dtype, Dtype)
     if quantity == "snr" and gains is None:
         raise ValueError("An SNR needs gains, in electrons per ADU.")
-    if quantity != "background" and dtype == "uint16":
-        rule = "is negative in places, and uint16 is not; write float32."
+    if not math.isfinite(pedestal):
+        raise ValueError(f"pedestal must be finite, but is {pedestal}; give one as 100.")
+    is_signed = quantity == "snr" or (quantity == "residual" and pedestal <= 0)
+    if is_signed and dtype == "uint16":
+        remedy = "give a pedestal as 100, or " if quantity == "residual" else ""
+        rule = f"is negative in places, and uint16 is not; {remedy}write float32."
         raise ValueError(f"A {quantity} {rule}")
     numbers: dict[str, Any] = {"offsets": offsets, "gains": 1.0 if gains is None else gains}
     for name, value in numbers.items():
@@ -77,13 +85,14 @@ def make_output(
         raise ValueError(f"offsets must be finite, but they are {offsets}.")
     if not all(0 < gain < math.inf for gain in gains):
         raise ValueError(f"gains must be positive and finite, but they are {gains}.")
-    return Output(quantity, dtype, offsets, gains, is_one_stack)
+    return Output(quantity, dtype, offsets, gains, is_one_stack, float(pedestal))
 
 
-# Images of each channel; and the frames with a pixel that is not finite, or is clipped, in
-# any channel, where that can happen.
+# Images of each channel; the light of each where the estimator measures it; and the frames
+# with a pixel that is not finite, or is clipped, in any channel, where that can happen.
 _Flags = Bool[Array, " frames"] | None
-Estimates = tuple[list[Shaped[Array, "frames _height _width"]], _Flags, _Flags]
+_Lights = list[Float[Array, " frames"] | None]
+Estimates = tuple[list[Shaped[Array, "frames _height _width"]], _Lights, _Flags, _Flags]
 
 
 def estimate_window(
@@ -114,7 +123,12 @@ def estimate_window(
         images = background.residuals(frames)
     elif output.quantity == "snr":
         images = background.snr(frames, as_called(output.gains))
-    images = [images] if output.is_one_stack else list(images)
+    images, lights = (
+        [of_each] if output.is_one_stack else list(of_each)
+        for of_each in (images, background.illumination)
+    )
+    if output.pedestal:
+        images = [image + np.float32(output.pedestal) for image in images]
     is_nonfinite = is_clipped = None
     has_floats = any(jnp.issubdtype(stack.dtype, jnp.floating) for stack in stacks)
     # Where no pixel counts, there is no background.
@@ -124,7 +138,8 @@ def estimate_window(
         rounded = [jnp.round(image) for image in images]
         images = [jnp.clip(image, 0, 2**16 - 1) for image in rounded]
         is_clipped = _in_any([a != b for a, b in zip(rounded, images, strict=True)])
-    return [image.astype(output.dtype) for image in images], is_nonfinite, is_clipped
+    images = [image.astype(output.dtype) for image in images]
+    return images, lights, is_nonfinite, is_clipped
 
 
 def _in_any(pixels: list[Bool[Array, "frames _height _width"]]) -> Bool[Array, " frames"]:
@@ -153,7 +168,16 @@ def _compiled(rest: AbstractEstimator, output: Output) -> Callable[..., Estimate
 def can_donate(estimator: AbstractEstimator, output: Output) -> bool:
     """Whether on a CPU results may be written over those of the chunk before."""
     is_plain = (output.quantity, output.dtype) == ("background", "float32")
-    return is_plain and estimator.takes_donated
+    return is_plain and not output.pedestal and estimator.takes_donated
+
+
+class Estimated(NamedTuple):
+    """What there is of the frames kept of a window: images and light of each channel, and
+    how many of the frames have a pixel that is not finite, or is clipped."""
+
+    images: list[np.ndarray]
+    lights: list[Float[np.ndarray, " frames"] | None]
+    counts: Int[np.ndarray, "2"]
 
 
 class Buffers:
@@ -196,15 +220,14 @@ def run_window(
     window: Window,
     weights: Sequence[np.ndarray | None] = (),
     buffers: Buffers | None = None,
-) -> tuple[list[np.ndarray], Int[np.ndarray, "2"]]:
-    """Estimates a window, of which the chunks hold the frames seen. Returns the images of
-    those kept, and how many of these have a pixel that is not finite, or is clipped."""
+) -> Estimated:
+    """Estimates a window, of which the chunks hold the frames seen."""
     try:
         frames = [np.asarray(checked_frames(chunk)) for chunk in chunks]
         masks = [None if mask is None else _checked_weights(mask) for mask in weights]
         if buffers is not None:
             frames = buffers.place(frames)
-        images, *flags = estimate(frames, masks, buffers and buffers.donated)
+        images, lights, *flags = estimate(frames, masks, buffers and buffers.donated)
         # Surfaces errors of JAX here, where they are named.
         jax.block_until_ready(images)
         nonfinite, clipped = (
@@ -216,10 +239,13 @@ def run_window(
         what = f"frames {window.start} to {window.stop - 1} cannot be estimated"
         raise MovieError(f"{name}: {what} ({one_line(error)})") from error
     if len(nonfinite) and arrays[0].dtype == np.uint16:
-        what = f"the background of frame {window.start + nonfinite[0]} is not finite"
+        what = f"the result of frame {window.start + nonfinite[0]} is not finite"
         raise MovieError(f"{name}: {what}, as uint16 has to be; write float32")
-    counts = np.array([len(nonfinite), len(clipped)])
-    return [array[window.kept] for array in arrays], counts
+    return Estimated(
+        [array[window.kept] for array in arrays],
+        [None if light is None else np.asarray(light)[window.kept] for light in lights],
+        np.array([len(nonfinite), len(clipped)]),
+    )
 
 
 def _checked_weights(mask: Any) -> Shaped[np.ndarray, "frames height width"]:

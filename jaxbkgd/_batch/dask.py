@@ -81,9 +81,8 @@ def estimate_dask(
         what = f"The array has shape {array.shape}, of which a part is not known"
         raise ValueError(f"{what}; call its compute_chunk_sizes() first.")
     count = movie_of_array(array).shape[1]
-    output = compute.make_output(
-        estimator, quantity, dtype, offsets, gains, weights, count, count == 1
-    )
+    compute.check_estimator(estimator, weights)
+    output = compute.make_output(quantity, dtype, offsets, gains, count, count == 1)
     estimator = estimator.for_inference()
     aligned_frames = estimator.aligned_frames
     halo_frames = min(estimator.halo_frames + aligned_frames - 1, len(array))
@@ -141,7 +140,8 @@ def _estimate_chunk(
     of_each: list[Any] = [[s] if s.ndim == 3 else [*np.moveaxis(s, 1, 0)] for s in stacks]
     with _COMPILING:
         estimate = _compiled_from(pickled, output)
-    images, _ = compute.run_window("the array", estimate, of_each[0], window, *of_each[1:])
+    estimated = compute.run_window("the array", estimate, of_each[0], window, *of_each[1:])
+    images = estimated.images
     return np.stack(images, axis=1) if stacks[0].ndim == 4 else images[0]
 
 

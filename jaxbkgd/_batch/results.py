@@ -19,7 +19,15 @@ import numpy as np
 from .._estimators.base import AbstractEstimator
 from .._movies.movie import Channel, Movie, MovieError
 from .._movies.open import open_sink
-from .._movies.sinks import ArraySink, draft_of, DRAFT_SUFFIXES, Journal, Layout, Sink
+from .._movies.sinks import (
+    ArraySink,
+    draft_of,
+    DRAFT_SUFFIXES,
+    Journal,
+    JOURNAL_SUFFIX,
+    Layout,
+    Sink,
+)
 from .._version import __version__
 from .compute import Output
 from .plan import Window
@@ -79,15 +87,7 @@ def open_results(
 
     try:
         for target, indices in targets:
-            first = job.channels[indices[0]]
-            frames, height, width = first.shape
-            layout = Layout(
-                (frames, len(indices), height, width),
-                np.dtype(job.output.dtype),
-                job.chunk_frames,
-                first.movie.pixel_size_um,
-                first.movie.frame_interval_s,
-            )
+            layout = _layout(job.channels, indices, job.output.dtype, job.chunk_frames)
             sink = open_sink(target, layout, overwrite=overwrite)
             is_named = resume and sink.is_committed
             (results.named if is_named else results.unnamed).append((sink, indices))
@@ -138,7 +138,7 @@ class Job:
     def __post_init__(self) -> None:
         movies = dict.fromkeys(c.movie for c in (*self.channels, *self.weights) if c)
         self.files = [movie for movie in movies if movie.paths]
-        self.content = ft.cache(_content)
+        self.content = ft.cache(content_of)
         for movie in self.files:
             self.content(movie)
 
@@ -150,12 +150,16 @@ class Job:
         ]
         return {
             "source": [list(source) for source in sources],
+            "frames": [
+                [c.frames.start, c.frames.stop, c.frames.step] for c in self.channels
+            ],
             "weights": [None if w is None else self.content(w.movie) for w in self.weights],
             "estimator": _hash(self.estimator),
             "quantity": self.output.quantity,
             "dtype": self.output.dtype,
             "offsets": list(self.output.offsets),
             "gains": list(self.output.gains),
+            "pedestal": self.output.pedestal,
             "chunk_frames": self.chunk_frames,
             "versions of jaxbkgd and jax": [__version__, jax.__version__],
             "device": jax.local_devices()[0].device_kind,
@@ -165,7 +169,7 @@ class Job:
     def check_sources(self) -> None:
         """Refuses a movie that has changed, and warns of one whose time has."""
         for movie in self.files:
-            if _content(movie) != self.content(movie):
+            if content_of(movie) != self.content(movie):
                 what = f"{movie.name}: has changed since it was opened; begin anew once it"
                 rule = "is whole (resume=False, in the command line --fresh)"
                 raise ChangedSource(f"{what} {rule}")
@@ -175,7 +179,8 @@ class Job:
                 warnings.warn(f"{what} {rule}", stacklevel=3)
 
 
-def _content(movie: Movie) -> list[Any]:
+def content_of(movie: Movie) -> list[Any]:
+    """What tells a movie from another one, in terms of JSON."""
     return [movie.fingerprint(), *[p.stat().st_size for p in movie.paths if p.is_file()]]
 
 
@@ -246,11 +251,38 @@ def group_targets(
     return [(sink, list(range(channel_count)))]
 
 
+def check_targets(
+    targets: Sequence[Target], channels: Sequence[Channel], dtype: str, *, overwrite: bool
+) -> None:
+    """Refuses before a long work what could not be written in the end. What an earlier run
+    has begun is looked at later."""
+    for target, indices in targets:
+        layout = _layout(channels, indices, dtype, chunk_frames=1)
+        with contextlib.closing(open_sink(target, layout, overwrite=overwrite)) as sink:
+            if not (sink.is_begun or sink.is_committed):
+                sink.check()
+
+
+def _layout(
+    channels: Sequence[Channel], indices: Sequence[int], dtype: str, chunk_frames: int
+) -> Layout:
+    first = channels[indices[0]]
+    frames, height, width = first.shape
+    interval_s = first.movie.frame_interval_s
+    return Layout(
+        (frames, len(indices), height, width),
+        np.dtype(dtype),
+        chunk_frames,
+        first.movie.pixel_size_um,
+        None if interval_s is None else first.frames.step * interval_s,
+    )
+
+
 def begun_chunk_frames(targets: Sequence[Target]) -> int | None:
     """The chunks of an earlier run's drafts."""
     for target, _ in targets:
         if path := as_path(target):
-            journal = Journal(draft_of(path, ".part.journal"))
+            journal = Journal(draft_of(path, JOURNAL_SUFFIX))
             journal.close()
             if journal.settings is not None and "chunk_frames" in journal.settings:
                 return journal.settings["chunk_frames"]

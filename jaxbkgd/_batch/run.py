@@ -4,7 +4,8 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
 
@@ -14,14 +15,25 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from .._calibration.calibrate import calibrate
+from .._calibration.history import CalibrationHistory
 from .._estimators.base import AbstractEstimator
 from .._movies.movie import Box
-from .._movies.open import is_split, open_channels, open_weights
+from .._movies.open import is_split, open_channels, open_sources, open_weights
 from .._workers import on_threads, progress_bar, run_interruptibly
 from . import compute
 from .compute import Dtype, Quantity
+from .names import paths_beside
 from .plan import plan_chunks, strips, Window, windows
-from .results import as_path, begun_chunk_frames, group_targets, Job, open_results, Results
+from .results import (
+    as_path,
+    begun_chunk_frames,
+    check_targets,
+    group_targets,
+    Job,
+    open_results,
+    Results,
+)
 
 
 @dataclass(frozen=True)
@@ -30,7 +42,9 @@ class MovieSummary:
     runs had done; `seconds` include compilation, `megapixels_per_second` are of all
     channels; `noise_corrections` are of each, see [`jaxbkgd.Background`][].
     `nonfinite_frames` and `clipped_frames` are those with a result that is not finite, or
-    that uint16 could not hold."""
+    that uint16 could not hold. `paths` are the files written, and `history` is that of the
+    calibration, where no `estimator` was given. `lights` are of each channel the light of
+    each frame, see [`jaxbkgd.Background`][], NaN in resumed frames, or `None`."""
 
     frames: int
     resumed_frames: int
@@ -41,16 +55,24 @@ class MovieSummary:
     workers: int
     nonfinite_frames: int
     clipped_frames: int
+    estimator: AbstractEstimator
+    paths: tuple[Path, ...]
+    history: CalibrationHistory | None = field(default=None, repr=False)
+    lights: tuple[Float[np.ndarray, " frames"] | None, ...] = field(
+        default=(), repr=False, compare=False
+    )
 
 
 def estimate_movie(
     source: Any,
-    estimator: AbstractEstimator,
-    sink: Any,
+    estimator: AbstractEstimator | None = None,
+    sink: Any = None,
     *,
     quantity: Quantity = "background",
     dtype: Dtype = "float32",
+    pedestal: int | float = 0.0,
     boxes: Sequence[Box] | None = None,
+    frames: slice | None = None,
     offsets: Any = 0.0,
     gains: Any = None,
     weights: Any = None,
@@ -73,22 +95,28 @@ def estimate_movie(
     - `source`: a path, an array (frames, height, width) or (frames, channels, height,
         width), an open movie or a channel; see [`jaxbkgd.open_movie`][]. A list or tuple of
         sources holds a channel each.
-    - `estimator`: any estimator; each chunk is read with its `halo_frames`.
+    - `estimator`: any estimator; each chunk is read with its `halo_frames`. By default,
+        one is calibrated on a sample of the movie first, see [`jaxbkgd.calibrate`][].
     - `sink`: a name that ends in `.tif`, `.ome.tif`, `.zarr` or `.ome.zarr`, or a NumPy
         array to fill; for a list of sources, or for boxes, a list of these. Several
-        channels of one source are written to one sink.
+        channels of one source are written to one sink. By default, a movie that is given
+        by its path has the result beside it, as `movie-background.tif`.
     - `quantity`: `"background"` or `"residual"`, in the unit of the frames, or `"snr"`, see
         [`jaxbkgd.snr`][].
-    - `dtype`: `"float32"`, or `"uint16"` for a background that is rounded to the nearest
-        number (to the even one of two) and clipped to 0 and 65535.
+    - `dtype`: `"float32"`, or `"uint16"` for numbers that are rounded to the nearest one
+        (to the even one of two) and clipped to 0 and 65535.
+    - `pedestal`: is added to what is written. Residuals need one as uint16.
     - `boxes`: parts (x0, y0, x1, y1) of the frames of a channel, in pixels, without x1 and
         y1, which are estimated as channels.
+    - `frames`: the frames to estimate and write, as `slice(1000, 5000)` or
+        `slice(1, None, 4)`, as if they were the movie. By default all.
     - `offsets`: the camera's offset in ADU, a number for all channels or one for each.
     - `gains`: electrons per ADU, a number for all channels or one for each; for `"snr"`.
     - `weights`: how much a pixel counts, 0 or more, or booleans that are False for pixels
         to leave out; for estimators that take weights, as [`jaxbkgd.LocalMean`][]. An array
         (height, width) or a source (frames, height, width) for all channels, or a list with
-        one or `None` for each. With boxes, weights are of the whole frame.
+        one or `None` for each. With boxes, weights are of the whole frame,
+        and with `frames` of the whole movie.
     - `chunk_frames`, `workers`: the frames in a chunk, and the number of threads, by
         default a megapixel or four halos, and the cores, or fewer where memory is short.
     - `progress`: whether to show a progress bar, where there is a terminal.
@@ -103,15 +131,29 @@ def estimate_movie(
     """
     clock = time.perf_counter()
     with contextlib.ExitStack() as files:
-        channels = open_channels(source, boxes, files=files)
         is_list = is_split(source, boxes)
+        if estimator is not None:
+            compute.check_estimator(estimator, weights)
+        opened = open_sources(source, files)
+        channels = open_channels(opened, boxes, frames, files=files)
         count, is_stack = len(channels), len(channels) == 1 and not is_list
         output = compute.make_output(
-            estimator, quantity, dtype, offsets, gains, weights, count, is_stack
+            quantity, dtype, offsets, gains, count, is_stack, pedestal
         )
         masks = open_weights(weights, channels, files)
         movies = list({c.movie: None for c in (*channels, *masks) if c is not None})
+        if sink is None:
+            beside = paths_beside(source, quantity, boxes)
+            sink = beside if is_list else beside[0]
         targets = group_targets(sink, count, is_list, movies)
+        history = None
+        if estimator is None:
+            check_targets(targets, channels, dtype, overwrite=overwrite)
+            of_movie = {"boxes": boxes, "frames": frames, "offsets": offsets}
+            estimator, history = calibrate(
+                opened, weights=weights, progress=progress, **of_movie
+            )
+            compute.check_estimator(estimator, weights)
         fast = run_interruptibly(estimator.for_inference)
         # Raises now what would be raised in the middle of the work.
         seen_frames = min(len(channels[0]), 2 * fast.halo_frames + 1)
@@ -129,8 +171,9 @@ def estimate_movie(
             is_between_arrays=is_to_arrays and not any(movie.paths for movie in movies),
         )
         job = Job(channels, masks, estimator, output, chunk_frames)
-        opened = open_results(job, targets, resume=resume, overwrite=overwrite)
-        results = files.enter_context(opened)
+        results = files.enter_context(
+            open_results(job, targets, resume=resume, overwrite=overwrite)
+        )
         frame_count = len(channels[0])
         frame_megapixels = sum(math.prod(channel.shape[1:]) for channel in channels) / 1e6
         chunks = windows(frame_count, chunk_frames, fast.halo_frames, fast.aligned_frames)
@@ -140,13 +183,14 @@ def estimate_movie(
         parts: list[Window | None] = [None]
         if is_to_arrays and chunk_frames == 1 and compute.can_donate(fast, output):
             parts = strips(channels, fast.halo_lines)
-        work = _worker(job, fast, results, parts)
-        with progress_bar(frame_count, progress, resumed_frames) as report:
+        lights = np.full((count, frame_count), np.nan, np.float32)
+        work = _worker(job, fast, results, parts, lights)
+        with progress_bar(frame_count, progress, resumed_frames, "frames") as report:
             for number, counted in enumerate(on_threads(work, todo, workers), 1):
                 counts += counted
-                frames = (frame_count - resumed_frames) * number // len(todo)
-                rate = frames * frame_megapixels / (time.perf_counter() - begun)
-                report(resumed_frames + frames, f"{rate:.0f} Mpx/s")
+                done = (frame_count - resumed_frames) * number // len(todo)
+                rate = done * frame_megapixels / (time.perf_counter() - begun)
+                report(resumed_frames + done, f"{rate:.0f} Mpx/s")
         job.check_sources()
         results.commit()
 
@@ -161,6 +205,10 @@ def estimate_movie(
         workers=workers,
         nonfinite_frames=int(counts[0]),
         clipped_frames=int(counts[1]),
+        estimator=estimator,
+        paths=tuple(path for target, _ in targets if (path := as_path(target))),
+        history=history,
+        lights=tuple(None if np.isnan(light).all() else light for light in lights),
     )
 
 
@@ -175,10 +223,14 @@ def _noise_corrections(
 
 
 def _worker(
-    job: Job, fast: AbstractEstimator, results: Results, parts: Sequence[Window | None]
+    job: Job,
+    fast: AbstractEstimator,
+    results: Results,
+    parts: Sequence[Window | None],
+    lights: Float[np.ndarray, "channels frames"],
 ) -> Callable[[Window], Int[np.ndarray, "2"]]:
-    """A function that reads, estimates and writes a window, in any number of threads, and
-    counts its frames that are not finite, and that are clipped."""
+    """A function that reads, estimates and writes a window, in any number of threads, notes
+    the light of its frames, and counts those that are not finite, and that are clipped."""
     estimate = compute.compile_estimate(fast, job.output)
     devices = jax.local_devices()
     is_on_cpu = devices[0].platform == "cpu"
@@ -202,14 +254,17 @@ def _worker(
                 for w in job.weights
             ]
             with jax.default_device(device):
-                images, counts = compute.run_window(
+                estimated = compute.run_window(
                     name, estimate, chunks, window, masks, buffers
                 )
-            results.write(window, images, part)
-            # They are views of what the next part may write over.
-            del images
+            results.write(window, estimated.images, part)
+            for noted, light in zip(lights, estimated.lights, strict=True):
+                if light is not None:
+                    noted[window.start : window.stop] = light
             # Strips are of one frame.
-            total = np.maximum(total, counts)
+            total = np.maximum(total, estimated.counts)
+            # The images are views of what the next part may write over.
+            del estimated
         unused[device].put(buffers)
         return total
 

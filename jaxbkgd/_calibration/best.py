@@ -34,13 +34,11 @@ FEWEST_FRAMES = 30
 # Radii whose spikes are looked at before the usual ones are taken.
 MOST_CHECKED = 6
 # Radii that are tried where the first structure is the best.
-_USUAL_TRIALS = 11
+_USUAL_TRIALS = 12
 _LONG_LIVED = (
     "molecules stay on for too long to be told from the background by time; the error is "
     "too large, and the radii may be too small: give a longer movie"
 )
-# The scatter of an error, as a share of it, that shows changes faster than the radii.
-_UNEVEN = 0.25
 # The squared error of a mean under 7 px that is due to the noise of its own frame alone,
 # as a share of the variance of a pixel: 1 / (4 pi sigma^2).
 _LEAST_OF_MEAN = 0.0065
@@ -77,12 +75,15 @@ def find_best(
             doubts=tuple(doubts),
         )
     skips_nan = any(mask is not None for mask in masks)
-    with progress_bar(_USUAL_TRIALS * len(channels), progress) as report:
+    most = _USUAL_TRIALS * len(channels)
+    with progress_bar(most, progress) as report:
         tried = it.count(1)
+
+        def count_trial() -> None:
+            report(min(next(tried), most - 1), "trying radii")
+
         options = runs, frame_indices, psf_sigma_pix, skips_nan
-        best = run_interruptibly(
-            _search, *options, lambda: report(next(tried), "trying radii")
-        )
+        best = run_interruptibly(_search, *options, count_trial)
     searches, structure, rows, findings, is_found = best
     estimator = structure.estimator(rows, None, False)
     trials = [list(search.trials[structure].values()) for search in searches]
@@ -162,6 +163,7 @@ def _ranked_structures(
     """Structures and the best radii of each channel, from that with the lowest error in the
     geometric mean of channels to the slow one, which takes molecules last. Faster ones are
     tried where the background changes within the radius in frames."""
+    is_masked = searches[0].skips_nan
     found: dict[Structure, float] = {}
     best: dict[Structure, list[Radii]] = {}
     for structure in (SLOW, FAST, EACH_FRAME, PLAIN):
@@ -171,11 +173,12 @@ def _ranked_structures(
         best[structure] = [trial.radii for trial in trials]
         is_slow = all(
             trial.radii[0] > 1.01 * structure.shortest
-            and (structure is FAST or trial.std < _UNEVEN * max(trial.loss, trial.std))
+            and not (structure is SLOW and trial.is_uneven)
             and trial.loss < _LEAST_OF_MEAN * trial.variance
             for trial in trials
         )
-        if structure.longest and is_slow:
+        # A mean over each frame takes no masks.
+        if (structure.longest and is_slow) or (structure is EACH_FRAME and is_masked):
             break
     ranked = sorted(found, key=lambda structure: found[structure])
     return [(structure, best[structure]) for structure in ranked[: ranked.index(SLOW) + 1]]

@@ -43,6 +43,7 @@ def calibrate(
     optimizer: optax.GradientTransformation | None = None,
     steps: int = 200,
     boxes: Sequence[Box] | None = None,
+    frames: slice | None = None,
     offsets: Any = 0.0,
     weights: Any = None,
     psf_sigma_pix: float | None = None,
@@ -77,8 +78,8 @@ def calibrate(
         from the movie; from optax, what moves all that is learned as one vector, by default
         Newton's steps along each number, with the curvature from the last two gradients;
         and the most steps to take.
-    - `boxes`, `offsets`, `weights`: as [`jaxbkgd.estimate_movie`][] takes them; pixels
-        whose weight is zero are left out, if there is no estimator.
+    - `boxes`, `frames`, `offsets`, `weights`: without an estimator, as
+        [`jaxbkgd.estimate_movie`][] takes them; pixels whose weight is zero are left out.
     - `psf_sigma_pix`: the standard deviation of the image of a molecule, in pixels; by
         default that of the bright spots of the movie.
     - `progress`: whether to show loss and radii in a progress bar.
@@ -104,10 +105,11 @@ def calibrate(
     if psf_sigma_pix is not None:
         psf_sigma_pix = checked_number("psf_sigma_pix", psf_sigma_pix, unit="pixels")
     if estimator is not None:
-        if weights is not None or boxes is not None or np.any(offsets):
+        only = {"boxes": boxes, "frames": frames, "weights": weights}
+        if np.any(offsets) or any(value is not None for value in only.values()):
             raise TypeError(
-                "boxes, offsets and weights are for a search without an estimator; cut the "
-                "frames, and subtract the offset, before the call."
+                "boxes, frames, offsets and weights are for a search without an estimator; "
+                "cut the movie, and subtract the offset, before the call."
             )
         options = objective or FramePairLoss(), optimizer or _SECANT, steps
         return _learned(channels, estimator, *options, psf_sigma_pix, progress)
@@ -117,7 +119,7 @@ def calibrate(
             "calibrate(movie, LocalMean()), or leave them out."
         )
     with contextlib.ExitStack() as files:
-        opened = open_channels(channels, boxes, files=files)
+        opened = open_channels(channels, boxes, frames, files=files)
         masks = open_weights(weights, opened, files)
         levels = checked_numbers("offsets", offsets, minimum=-math.inf)
         if len(levels) not in (1, len(opened)):

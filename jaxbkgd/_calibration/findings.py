@@ -58,6 +58,28 @@ class Findings(NamedTuple):
     frame_count: int
     unexplained: Float[np.ndarray, "rows columns"]
 
+    def rows(self, scale: float, unit: str) -> dict[str, str]:
+        """All of this in words; `scale` is what one unit of the frames is in this unit."""
+        low, high = (max(0.0, scale * limit) for limit in self.error_interval)
+        error = f"{max(0.0, scale * self.error):.2g} {unit} ({low:.2g} to {high:.2g})"
+        seen = self.molecules
+        light = f"{scale * seen.light:.3g} {unit}"
+        kept = (
+            f"{self.kept:.1%} +- {max(_INTERVAL * self.kept_std, 0.001):.1%} of their light"
+        )
+        left = len(self.unexplained_frames)
+        many = float(np.mean(self.unexplained > _LEAST_SHARE))
+        return {
+            "error": f"{error}; the noise of a pixel is {scale * self.noise:.3g}",
+            "molecules": (
+                f"{seen.per_frame:.1f} a frame of {light}, on for {self.on_frames:.1f} "
+                f"frames, sigma {seen.psf_sigma_pix:.2f} px; over {self.clipped_share:.0%} "
+                "of the pixels"
+            ),
+            "they keep": f"{kept}; a fit scatters by {self.scatter:.0%}",
+            "not explained": f"{left} of {self.frame_count} frames, {many:.0%} of a field",
+        }
+
     def doubts(self) -> list[str]:
         """What of this is not to be believed, and what to do about it."""
         doubts = []
@@ -223,6 +245,7 @@ def _described(frames: Int[np.ndarray, " frames"]) -> str:
     """These frames, and whether they recur."""
     first = ", ".join(map(str, frames[:3].tolist()))
     steps = np.diff(frames)
-    if len(steps) > 4 and np.mean(steps == np.median(steps)) > 0.8:
-        return f"every {int(np.median(steps))} from frame {frames[0]} on"
+    step = int(np.median(steps)) if len(steps) > 4 else 1
+    if step > 1 and np.mean(steps == step) > 0.8:
+        return f"every {step} from frame {frames[0]} on"
     return f"{first} and others" if len(frames) > 3 else f"{first}"

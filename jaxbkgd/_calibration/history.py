@@ -1,5 +1,8 @@
 """How a calibration went."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import equinox as eqx
 import numpy as np
 from jaxtyping import Bool, Float
@@ -26,7 +29,7 @@ class CalibrationHistory(eqx.Module):
     - `objective`, `lag`: what was minimised, and the lag of a [`jaxbkgd.FramePairLoss`][].
     - `findings`: of each channel, see [`jaxbkgd.Findings`][]; none where a movie is too
         short, or where the objective is another one than the default.
-    - `doubts`: what is not to be believed, and what to do about it.
+    - `doubts`: what is not to be believed, and what to do about it; none if all is well.
     """
 
     losses: Float[np.ndarray, " steps"]
@@ -42,3 +45,38 @@ class CalibrationHistory(eqx.Module):
     @property
     def lag(self) -> int | None:
         return self.objective.lag if isinstance(self.objective, FramePairLoss) else None
+
+    def rows(self, gains: Sequence[float] | None = None) -> dict[str, str]:
+        """The findings in words, those of channels one after the other. The error is in
+        photoelectrons if gains are given, in electrons per ADU, one for each channel."""
+        scales = [1.0] * len(self.findings) if gains is None else gains
+        unit = "ADU" if gains is None else "e-"
+        texts: dict[str, list[str]] = {}
+        for findings, scale in zip(self.findings, scales, strict=True):
+            for name, text in findings.rows(scale, unit).items():
+                texts.setdefault(name, []).append(text)
+        rows = {name: "; ".join(of_channels) for name, of_channels in texts.items()}
+        return rows | {"believe it": "no, see above" if self.doubts else "yes"}
+
+    def about(self) -> dict[str, Any]:
+        """What is kept of it in a JSON text, which has no NaN."""
+
+        def numbers(values: np.ndarray) -> list[Any]:
+            known = np.where(np.isfinite(values), values, np.nan).astype(object)
+            return np.where(np.isfinite(values), known, None).tolist()
+
+        return {
+            "lag": self.lag,
+            "radii_std": numbers(self.radii_std),
+            "is_at_bound": self.is_at_bound.tolist(),
+            "is_converged": self.is_converged,
+            "stop_reason": self.stop_reason,
+            "steps": len(self.losses),
+            "doubts": list(self.doubts),
+            "error": [of.error for of in self.findings],
+            "error_interval": [list(of.error_interval) for of in self.findings],
+            "noise": [of.noise for of in self.findings],
+            "molecules": [of.molecules._asdict() for of in self.findings],
+            "kept": [of.kept for of in self.findings],
+            "unexplained": [numbers(of.unexplained) for of in self.findings] or None,
+        }

@@ -24,6 +24,9 @@ Radii = tuple[float, float, float]
 _SCALE, _TIME, _Y, _X = ((1, 2), 2**0.5), ((0,), 2.0), ((1,), 2**0.5), ((2,), 2**0.5)
 # The share of the squared error that a step must save.
 _LEAST_GAIN = 0.01
+# The standard deviation of errors, as a multiple of that of most of them, that shows a
+# few large ones.
+_UNEVEN = 3.0
 # Bounds in pixels, of which the larger one is used where the smaller one is reached, and
 # the least radius.
 _BOUNDS_PIX, _LEAST_PIX = (29.0, 81.0), 1.7
@@ -81,6 +84,12 @@ class Trial(NamedTuple):
     def std(self) -> float:
         """The standard error of the loss."""
         return float(self.squares.std() / math.sqrt(len(self.squares)))
+
+    @property
+    def is_uneven(self) -> bool:
+        """Whether a few blocks have most of the error, as where the background moves."""
+        deviations = np.abs(self.squares - np.median(self.squares))
+        return bool(self.squares.std() > _UNEVEN * 1.4826 * np.median(deviations))
 
 
 @dataclass

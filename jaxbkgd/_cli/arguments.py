@@ -1,6 +1,7 @@
 """Options that are texts or files, and the estimators that they ask for."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,25 @@ def parsed_boxes(text: str) -> list[Box]:
         return [(x0, y0, x1, y1) for x0, y0, x1, y1 in boxes]
 
 
+def parsed_frames(frames: str | None, every: str | None) -> slice | None:
+    """START:STOP and STEP:FIRST as one slice of the movie's frames, counted from 0."""
+    if frames is None and every is None:
+        return None
+    given = re.fullmatch(r"(\d*):(\d*)", frames or ":")
+    if given is None:
+        rule = "is no range START:STOP of frames, counted from 0, as 1000:5000"
+        raise UsageError(f"--frames {frames}: {rule}")
+    steps = re.fullmatch(r"([1-9]\d*)(?::(\d+))?", every or "1")
+    if steps is None:
+        rule = "is no STEP or STEP:FIRST, as 4:1 for every 4th frame from frame 1 on"
+        raise UsageError(f"--every {every}: {rule}")
+    start, stop = int(given[1] or 0), int(given[2]) if given[2] else None
+    step, first = int(steps[1]), int(steps[2] or 0)
+    # The first frame of the range that is a whole number of steps from `first`.
+    start = max(start + (first - start) % step, first)
+    return slice(start, stop, step)
+
+
 def chosen_estimator(
     given: str, rows: Any, radius_frames: Any, clip: str | None, **bounds: Any
 ) -> SpatialMean | LocalMean:
@@ -79,6 +99,8 @@ def read_calibration(path: Path, channel: int | None, needed: int) -> RadiiEstim
         raise UsageError(f"{path}: has {count} channels, not {needed}; see --channel")
     if not about.get("is_converged", True):
         say(f"{path}: the search for these radii had not ended; the background may be off")
+    for doubt in about.get("doubts", []):
+        say(f"{path}: {doubt}")
     if is_at_bound:
         say(f"{path}: a radius is at its bound; the background may be off")
     return estimator if channel is None else one_channel(estimator, channel - 1)

@@ -15,10 +15,11 @@ from .._estimators.local_mean import LocalMean
 from .._estimators.spatial_mean import SpatialMean
 from .._movies.movie import Channel
 from .._movies.open import open_movie
-from .._workers import run_interruptibly
+from .._workers import progress_lines, run_interruptibly
 from . import arguments
 from .arguments import CLIP, one_channel, OVERWRITE, USUAL_RADIUS
 from .figures import save_calibration_figure
+from .programs import keep_programs
 from .report import check_output, clip_rows, print_table, printable, refusing, write_whole
 
 
@@ -49,10 +50,12 @@ def calibrate(
     Prints the radii and the error that they save, and writes them for
     `jaxbkgd estimate --calibration`. Ctrl-C keeps the best radii so far.
     """
+    keep_programs()
     png = out.with_suffix(".png")
     check_output(out, ".json", overwrite=overwrite)
     check_output(png, ".png", overwrite=overwrite)
     with contextlib.ExitStack() as files:
+        files.enter_context(progress_lines())
         opened = [files.enter_context(open_movie(movie)) for movie in movies]
         channels = [channel for movie in opened for channel in movie.channels]
         bounds = {"max_radius_pix": max_radius}

@@ -12,6 +12,7 @@ from .._estimators.spatial_mean import SpatialMean
 from .._simulation import simulate_movie
 from .._workers import one_thread_a_call, run_interruptibly
 from .figures import save_channel_figure
+from .programs import keep_programs
 from .report import print_table, printable, refusing
 
 
@@ -31,6 +32,7 @@ def demo(
     Prints the error of the estimate and its time, and draws a figure of each channel.
     """
     one_thread_a_call()
+    keep_programs()
     with refusing(f"{out}: cannot be made a folder"):
         out.mkdir(parents=True, exist_ok=True)
     paths = [out / "channel-1.png", out / "channel-2.png"]

@@ -1,7 +1,6 @@
 """`jaxbkgd estimate`: the background of a movie, from a file to a file."""
 
 import contextlib
-import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,12 +8,17 @@ import numpy as np
 from typer import Argument, Option
 
 from .._batch.compute import Dtype, make_output, Quantity
-from .._batch.run import estimate_movie, MovieSummary
+from .._batch.names import numbered, paths_beside, without_suffix
+from .._batch.results import check_targets, group_targets
+from .._batch.run import estimate_movie
 from .._estimators.radii_estimator import RadiiEstimator
-from .._movies.open import is_split, open_channels
-from .._workers import one_thread_a_call
-from . import arguments, report
+from .._movies.open import is_split, open_channels, open_sources
+from .._workers import one_thread_a_call, progress_lines, run_interruptibly
+from . import arguments, outcome, report
 from .arguments import CLIP, NEEDS_TIME, OVERWRITE, USUAL_RADIUS
+from .figures import save_movie_figure
+from .kept import kept_calibration
+from .programs import keep_programs
 from .report import refusing, UsageError
 
 
@@ -23,17 +27,25 @@ _MOVIES = Argument(
     help="A file, a folder or a quoted pattern; several, one for each channel."
 )
 _OUT = Option(
-    help="A .tif, .ome.tif, .zarr or .ome.zarr; for several results OUT-1, OUT-2."
+    help="A .tif, .ome.tif, .zarr or .ome.zarr, by default MOVIE-background.tif; for "
+    "several results OUT-1, OUT-2."
 )
-_RADIUS = Option(help=f"In pixels, {USUAL_RADIUS} by default: a number, or y,x. {_SHARED}")
+_RADIUS = Option(
+    help="The plain mean with this radius in pixels, and no calibration: a number, as "
+    f"{USUAL_RADIUS}, or y,x. {_SHARED}"
+)
 _TIME = Option(help=f"Average over time too, with this radius in frames. {_SHARED}")
-_MASK = Option(help="With --radius-frames: a .npy or .tif, 0 in pixels to leave out.")
-_CALIBRATION = Option(help="A file of `jaxbkgd calibrate`, instead of radii and --clip.")
+_MASK = Option(help="A .npy or .tif, 0 in pixels to leave out; not with --radius alone.")
+_CALIBRATION = Option(help="A .json of an earlier run or of `jaxbkgd calibrate`.")
 _CHANNEL = Option(min=1, help="The channel of the calibration to use, from 1 on.")
 _BOXES = Option(help="Parts of frames that are channels: 'x0,y0,x1,y1;x0,y0,x1,y1', in px.")
+_FRAMES = Option(help="START:STOP, as 1000:5000, counted from 0 and without STOP.")
+_EVERY = Option(help="STEP or STEP:FIRST, as 4:1 for each 4th frame from frame 1 on.")
 _QUANTITY = Option(help="residual: frames minus background; snr needs --gain, --offset.")
 _OFFSET = Option(help=f"The camera's offset in ADU, which is subtracted first. {_SHARED}")
-_GAIN = Option(help=f"Electrons per ADU, for --quantity snr. {_SHARED}")
+_GAIN = Option(help=f"Electrons per ADU, for --quantity snr and the calibration. {_SHARED}")
+_DTYPE = Option(help="uint16 rounds; residuals need --pedestal then.")
+_PEDESTAL = Option(help="Is added to what is written, as 100 for residuals in uint16.")
 _WORKERS = Option(min=1, help="Threads, by default the cores.")
 _CHUNK = Option(min=1, help="Frames in a chunk, by default a megapixel.")
 _RESUME = Option("--resume/--fresh", help="Resume an interrupted run, or start over.")
@@ -41,7 +53,7 @@ _RESUME = Option("--resume/--fresh", help="Resume an interrupted run, or start o
 
 def estimate(
     movies: Annotated[list[Path], _MOVIES],
-    out: Annotated[Path, _OUT],
+    out: Annotated[Path | None, _OUT] = None,
     radius: Annotated[list[str] | None, _RADIUS] = None,
     radius_frames: Annotated[list[float] | None, _TIME] = None,
     clip: Annotated[str | None, CLIP] = None,
@@ -49,8 +61,11 @@ def estimate(
     calibration: Annotated[Path | None, _CALIBRATION] = None,
     channel: Annotated[int | None, _CHANNEL] = None,
     channels: Annotated[str | None, _BOXES] = None,
+    frames: Annotated[str | None, _FRAMES] = None,
+    every: Annotated[str | None, _EVERY] = None,
     quantity: Annotated[Quantity, _QUANTITY] = "background",
-    dtype: Annotated[Dtype, Option(help="uint16 rounds a background.")] = "float32",
+    dtype: Annotated[Dtype, _DTYPE] = "float32",
+    pedestal: Annotated[float, _PEDESTAL] = 0.0,
     offset: Annotated[list[float] | None, _OFFSET] = None,
     gain: Annotated[list[float] | None, _GAIN] = None,
     workers: Annotated[int | None, _WORKERS] = None,
@@ -58,98 +73,131 @@ def estimate(
     resume: Annotated[bool, _RESUME] = True,
     overwrite: Annotated[bool, OVERWRITE] = False,
 ) -> None:
-    """Estimate the background of a movie, from each frame alone or over time too.
+    """Estimate the background of a movie.
 
-    It has the unit of the movie. After Ctrl-C or a crash, the same command resumes.
+    Radii and all else are found from the movie itself, unless --radius, --radius-frames or
+    --calibration gives them, and are written beside the result, MOVIE-background.tif, as
+    .json and .png. After Ctrl-C or a crash, the same command resumes.
     """
     one_thread_a_call()
-    source = movies if len(movies) > 1 else movies[0]
+    keep_programs()
+    paths = movies if len(movies) > 1 else movies[0]
     boxes = None if channels is None else arguments.parsed_boxes(channels)
-    is_list = is_split(source, boxes)
+    chosen = arguments.parsed_frames(frames, every)
+    is_list = is_split(paths, boxes)
     if boxes is not None and len(movies) > 1:
         raise UsageError(f"--channels {channels}: boxes are parts of one movie; give one")
+    if channel is not None and calibration is None:
+        raise UsageError(f"--channel {channel}: is for --calibration; give that")
+    is_given = bool(radius or radius_frames or calibration)
+    if quantity != "snr" and gain and is_given:
+        raise UsageError("--gain: is for --quantity snr; leave it out, or give that")
     with contextlib.ExitStack() as files:
-        opened = open_channels(source, boxes, files=files)
+        files.enter_context(progress_lines())
+        source = open_sources(paths, files)
+        opened = open_channels(source, boxes, chosen, files=files)
         count = len(opened)
         shared = {"radius": radius, "radius-frames": radius_frames}
-        for name, values in (shared | {"offset": offset, "gain": gain}).items():
-            if values and len(values) not in (1, count):
-                given = f"--{name}: is given {len(values)} times for {count} channels"
-                raise UsageError(f"{given}; give it once for all, or once for each")
-        if channel is not None and calibration is None:
-            raise UsageError(f"--channel {channel}: is for --calibration; give that")
-        if calibration is None:
-            texts = radius or [USUAL_RADIUS]
-            rows = [(radii[0], radii[-1]) for radii in map(arguments.parsed_radius, texts)]
-            given = f"--radius {'; '.join(texts)}"
-            estimator = arguments.chosen_estimator(given, rows, radius_frames, clip)
-        else:
-            for name, value in (shared | {"clip": clip}).items():
-                if value:
-                    raise UsageError(f"--{name}: is in --calibration, too; leave one out")
-            estimator = arguments.read_calibration(calibration, channel, count)
-        if mask is not None and not estimator.takes_weights:
-            raise UsageError(f"--mask {mask}: {NEEDS_TIME}")
+        _check_counts(count, shared | {"offset": offset, "gain": gain})
         weights: Any = mask
         if mask is not None and mask.suffix.lower() == ".npy":
             with refusing(f"--mask {mask}"):
                 weights = np.load(mask, mmap_mode="r")
-        if quantity != "snr" and gain:
-            raise UsageError("--gain: is for --quantity snr; leave it out, or give that")
         camera = np.resize(offset or 0.0, count), np.resize(gain, count) if gain else None
         with refusing(f"--quantity {quantity}, --dtype {dtype}"):
-            make_output(estimator, quantity, dtype, *camera, weights, count, False)
+            output = make_output(quantity, dtype, *camera, count, False, pedestal)
         if quantity == "snr" and not offset:
             report.say("--quantity snr: takes the camera's offset for light; give --offset")
-        sinks = _numbered(out, count) if is_list else [out]
+        sinks = paths_beside(paths, quantity, boxes)
+        if out is not None:
+            sinks = numbered(out, count) if is_list else [out]
         for sink in sinks:
             report.check_name(sink)
-        summary = estimate_movie(
-            opened if is_list else opened[0].movie,
-            estimator,
-            sinks if is_list else out,
-            quantity=quantity,
-            dtype=dtype,
-            offsets=camera[0],
-            gains=camera[1],
-            weights=weights,
-            chunk_frames=chunk_frames,
-            workers=workers,
-            resume=resume,
-            overwrite=overwrite,
-        )
-    for sink in sinks:
-        print(f"wrote {report.printable(sink)}")
-    adu = "; ".join(f"{value:g}" for value in offset or [])
-    rest = f", above the offset of {adu} ADU" if adu else ", the camera's offset included"
-    written = f"{quantity}, {dtype}{'' if quantity == 'residual' else rest}"
-    sizes = "; ".join(f"{c.shape[1]} x {c.shape[2]} px" for c in opened)
-    about = {"frames": f"{summary.frames} of {sizes}", "written": written}
-    report.print_rows(about | _rows(estimator, summary))
+        sink: Any = sinks if is_list else sinks[0]
+        of_movie: dict[str, Any] = {"boxes": boxes, "frames": chosen, "weights": weights}
+        of_movie["offsets"] = camera[0]
+        base = without_suffix(out or paths_beside(movies[0], quantity)[0])
+        json_path, png = (base.with_name(base.name + end) for end in (".json", ".png"))
+        if clip is not None and not is_given:
+            raise UsageError(f"--clip {clip}: {NEEDS_TIME}")
+        kept = None
+        if is_given:
+            estimator = _given_estimator(shared, clip, calibration, channel, count)
+        else:
+            targets = group_targets(sink, count, is_list, [c.movie for c in opened])
+            check_targets(targets, opened, dtype, overwrite=overwrite)
+            kept = kept_calibration(
+                json_path,
+                sinks,
+                source,
+                opened,
+                of_movie,
+                gains=camera[1],
+                resume=resume,
+                overwrite=overwrite,
+            )
+            estimator = kept.estimator
+        if mask is not None and not estimator.takes_weights:
+            raise UsageError(f"--mask {mask}: {NEEDS_TIME}")
+        try:
+            summary = estimate_movie(
+                source,
+                estimator,
+                sink,
+                quantity=quantity,
+                dtype=dtype,
+                pedestal=pedestal,
+                chunk_frames=chunk_frames,
+                workers=workers,
+                resume=resume,
+                overwrite=overwrite,
+                gains=camera[1],
+                **of_movie,
+            )
+            if kept is not None:
+                made = output, bool(gain), summary
+                panels = outcome.channel_panels(opened, sinks, *made)
+                shown = panels, summary.lights, kept.about["unexplained"]
+                run_interruptibly(save_movie_figure, png, opened, *shown)
+        except KeyboardInterrupt as interrupt:
+            if kept is not None:
+                interrupt.add_note(f"the calibration is kept in {json_path}")
+            raise
+        rows = outcome.result_rows(summary, opened, output)
+    if kept is None:
+        for sink in sinks:
+            print(f"wrote {report.printable(sink)}")
+        rows |= outcome.estimator_rows(estimator, summary)
+        report.print_rows(rows | outcome.run_rows(summary))
+    else:
+        rows |= outcome.estimator_rows(estimator, summary) | kept.about["rows"]
+        rows |= outcome.light_rows(summary) | outcome.run_rows(summary)
+        names = ", ".join(map(str, [*sinks, json_path, png]))
+        report.print_rows(rows | {"wrote": names})
 
 
-def _numbered(out: Path, count: int) -> list[Path]:
-    """A name for each of several channels, as bkgd-1.ome.tif for bkgd.ome.tif."""
-    numbers = [rf"-{number}\1" for number in range(1, count + 1)] if count > 1 else [r"\1"]
-    suffix = re.compile(r"((\.ome)?\.[^.]+)?$", re.IGNORECASE)
-    return [out.with_name(suffix.sub(number, out.name, count=1)) for number in numbers]
+def _check_counts(count: int, shared: dict[str, Any]) -> None:
+    """Refuses options that are given neither once nor once for each channel."""
+    for name, values in shared.items():
+        if values and len(values) not in (1, count):
+            given = f"--{name}: is given {len(values)} times for {count} channels"
+            raise UsageError(f"{given}; give it once for all, or once for each")
 
 
-def _rows(estimator: RadiiEstimator, summary: MovieSummary) -> dict[str, str]:
-    radii = [
-        ", ".join([report.yx_text(y, x, "px"), *(f"{count:g} frames" for count in frames)])
-        for *frames, y, x in estimator.radii.tolist()
-    ]
-    rows = {
-        "radius": "; ".join(radii),
-        **report.clip_rows(estimator),
-        "noise factor": "; ".join(f"{f:.4f}" for f in summary.noise_corrections),
-        "time": f"{summary.seconds:.2f} s, {summary.megapixels_per_second:.1f} Mpx/s",
-    }
-    if summary.resumed_frames:
-        rows["resumed"] = f"{summary.resumed_frames} frames had been done before"
-    if summary.clipped_frames:
-        rows["clipped"] = f"to uint16, in {summary.clipped_frames} frames"
-    if summary.nonfinite_frames:
-        rows["not finite"] = f"NaN or infinity in {summary.nonfinite_frames} frames"
-    return rows
+def _given_estimator(
+    shared: dict[str, Any],
+    clip: str | None,
+    calibration: Path | None,
+    channel: int | None,
+    count: int,
+) -> RadiiEstimator:
+    """The estimator that options or a calibration describe."""
+    if calibration is None:
+        texts = shared["radius"] or [USUAL_RADIUS]
+        rows = [(radii[0], radii[-1]) for radii in map(arguments.parsed_radius, texts)]
+        given = f"--radius {'; '.join(texts)}"
+        return arguments.chosen_estimator(given, rows, shared["radius-frames"], clip)
+    for name, value in (shared | {"clip": clip}).items():
+        if value:
+            raise UsageError(f"--{name}: is in --calibration, too; leave one out")
+    return arguments.read_calibration(calibration, channel, count)

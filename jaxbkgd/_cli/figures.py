@@ -1,4 +1,4 @@
-"""The figures that `jaxbkgd demo` and `jaxbkgd calibrate` draw, with matplotlib."""
+"""The figures that the commands draw, with matplotlib."""
 
 import io
 import math
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import PIL.Image
-from jaxtyping import Real
+from jaxtyping import Float, Real
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -44,6 +44,44 @@ def save_channel_figure(
     _save(figure, path)
 
 
+# A title, an image and the name of its colours.
+Panel = tuple[str, Image, str]
+
+
+def save_movie_figure(
+    path: Path,
+    channels: Sequence[Channel],
+    panels: Sequence[Sequence[Panel]],
+    lights: Sequence[Float[np.ndarray, " frames"] | None],
+    unexplained: Sequence[Sequence] | None,
+) -> None:
+    """Draw up to three images of each channel, and below them its light, and the share of
+    frames in which a region is not as the model says, as a PNG of 900 pixels in width."""
+    ratios = [channel.shape[1] / channel.shape[2] for channel in channels]
+    height_inches = sum(min(4.0 * ratio, 8.0) + 1.2 for ratio in ratios)
+    figure = Figure((9.0, height_inches), dpi=100, layout="constrained")
+    parts = figure.subfigures(len(channels), 1, squeeze=False)[:, 0]
+    for number, (channel, part) in enumerate(zip(channels, parts, strict=True)):
+        axes = part.subplot_mosaic([[0, 1, 2], [3, 3, 4]], height_ratios=(3, 2))
+        for place, (title, image, colours) in enumerate(panels[number]):
+            _show(axes[place], title, image, colours, _limits(image))
+        light = lights[number]
+        if light is not None:
+            relative = light / np.nanmean(light)
+            axes[3].plot(channel.frames, relative, lw=1)
+            top = 1.2 * np.nanmax(relative)
+            axes[3].set(title="light, of its mean", xlabel="frame", ylim=(0, top))
+        if unexplained is not None:
+            share = np.array(unexplained[number], float)
+            _show(axes[4], "not explained (noise)", share, "magma", (0.0, 0.3))
+            _, height, width = channel.shape
+            # Regions, in the pixels of the frame.
+            axes[4].images[0].set_extent((-0.5, width - 0.5, height - 0.5, -0.5))
+        for empty in [panel for panel in axes.values() if not panel.has_data()]:
+            empty.remove()
+    _save(figure, path)
+
+
 def save_calibration_figure(
     path: Path,
     names: Sequence[str],
@@ -74,7 +112,7 @@ def save_calibration_figure(
 
 def _limits(image: Real[np.ndarray, "..."]) -> Limits:
     """The limits of the colours; molecules and noise beyond them saturate."""
-    low, high = np.percentile(image, [0.5, 99.8])
+    low, high = np.nanpercentile(image, [0.5, 99.8])
     return float(low), float(high)
 
 

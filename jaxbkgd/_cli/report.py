@@ -53,7 +53,7 @@ def print_table(title: str, columns: Sequence[Mapping[str, str]]) -> None:
 
 
 def yx_text(y: float, x: float, unit: str) -> str:
-    return f"{y:g} {unit}" + (f" in y, {x:g} {unit} in x" if x != y else "")
+    return f"{y:.4g} {unit}" + (f" in y, {x:.4g} {unit} in x" if x != y else "")
 
 
 def clip_rows(estimator: RadiiEstimator) -> dict[str, str]:

@@ -169,7 +169,7 @@ class Movie(contextlib.AbstractContextManager["Movie"]):
 
 
 class Channel:
-    """One channel of a movie, or a box of it, that is read as it is sliced.
+    """One channel of a movie, or some frames or a box of it, that is read as it is sliced.
 
     `channel[10:20]` reads an array (10, height, width), `channel[10]` one frame (height,
     width), and `numpy.asarray(channel)` all.
@@ -181,16 +181,25 @@ class Channel:
     - `index`: the number of the channel, from 0.
     - `box`: (x0, y0, x1, y1) in pixels, to read a part of the frames, without x1 and y1. By
         default the whole frame.
+    - `frames`: a slice of the frames, to read these alone; by default all. The attribute is
+        the `range` of their numbers.
 
     **Raises:**
 
-    [`jaxbkgd.MovieError`][] for a box outside the frames, and if the movie cannot be read.
+    [`jaxbkgd.MovieError`][] for a box outside the frames, for a slice that is negative or
+    holds no frame, and if the movie cannot be read.
     """
 
     ndim = 3
 
-    def __init__(self, movie: Movie, index: int, box: Box | None = None) -> None:
-        frames, _, height, width = movie.shape
+    def __init__(
+        self,
+        movie: Movie,
+        index: int,
+        box: Box | None = None,
+        frames: slice | None = None,
+    ) -> None:
+        count, _, height, width = movie.shape
         x0, y0, x1, y1 = (0, 0, width, height) if box is None else box
         if not (0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height):
             rule = f"0 <= x0 < x1 <= {width} and 0 <= y0 < y1 <= {height}"
@@ -199,11 +208,14 @@ class Channel:
         self.movie = movie
         self.index = index
         self.box = x0, y0, x1, y1
-        self.shape = frames, y1 - y0, x1 - x0
+        chosen = slice(None) if frames is None else frames
+        self.frames = _chosen_frames(movie.name, range(count), chosen)
+        self.shape = len(self.frames), y1 - y0, x1 - x0
         self.dtype = movie.dtype
 
     def __repr__(self) -> str:
         about = f"index={self.index}, box={self.box}, shape={self.shape}"
+        about += f", frames={self.frames}"
         return f"Channel({self.movie.name!r}, {about}, dtype={self.dtype})"
 
     def __len__(self) -> int:
@@ -214,22 +226,46 @@ class Channel:
 
     def __getitem__(self, frames: slice | SupportsIndex) -> Shaped[np.ndarray, "..."]:
         if isinstance(frames, slice):
-            start, stop, step = frames.indices(len(self))
-            if step != 1:
-                chosen = [self[frame] for frame in range(start, stop, step)]
-                return np.array(chosen, self.dtype).reshape(-1, *self.shape[1:])
-            x0, y0, x1, y1 = self.box
-            read = self.movie.read(start, max(start, stop), self.index)
-            return np.ascontiguousarray(read[:, y0:y1, x0:x1])
+            chosen = self.frames[frames]
+            if chosen.step != 1:
+                images = [self._read(frame, frame + 1)[0] for frame in chosen]
+                return np.array(images, self.dtype).reshape(-1, *self.shape[1:])
+            return self._read(chosen.start, max(chosen.start, chosen.stop))
         frame = operator.index(frames)
         if not -len(self) <= frame < len(self):
             raise IndexError(f"there is no frame {frame}; the channel has {len(self)}")
-        return self[frame % len(self) : frame % len(self) + 1][0]
+        return self._read(self.frames[frame], self.frames[frame] + 1)[0]
+
+    def _read(self, start: int, stop: int) -> Shaped[np.ndarray, "frames height width"]:
+        x0, y0, x1, y1 = self.box
+        read = self.movie.read(start, stop, self.index)
+        return np.ascontiguousarray(read[:, y0:y1, x0:x1])
+
+    def part(self, frames: slice) -> "Channel":
+        """The channel with some of its frames, as a slice of them. Raises `MovieError` for
+        a slice that is negative or holds no frame."""
+        chosen = _chosen_frames(self.movie.name, self.frames, frames)
+        numbers = slice(chosen.start, chosen.stop, chosen.step)
+        return Channel(self.movie, self.index, self.box, numbers)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         if copy is False:
             raise ValueError(f"{self.movie.name}: is no array without a copy")
         return self[:] if dtype is None else self[:].astype(dtype, copy=False)
+
+
+def _chosen_frames(name: str, frames: range, chosen: Any) -> range:
+    if not isinstance(chosen, slice):
+        rule = "must be a slice, as slice(1000, 5000)"
+        raise TypeError(f"{name}: frames {rule}, but are {chosen!r}.")
+    numbers = chosen.start, chosen.stop, chosen.step
+    is_usable = all(n is None or operator.index(n) >= 0 for n in numbers)
+    if not is_usable or chosen.step == 0 or not frames[chosen]:
+        given = ":".join("" if number is None else f"{number}" for number in numbers)
+        fault = f"frames {given} (start:stop:step) are negative, or hold none of it"
+        rule = f"give a slice with 0 <= start < stop, start < {len(frames)} and step >= 1"
+        raise MovieError(f"{name}: {fault}; {rule}")
+    return frames[chosen]
 
 
 class _OneChannel:

@@ -122,14 +122,33 @@ def is_split(source: Any, boxes: Sequence[Box] | None = None) -> bool:
 
 
 def open_channels(
-    source: Any, boxes: Sequence[Box] | None = None, *, files: contextlib.ExitStack
+    source: Any,
+    boxes: Sequence[Box] | None = None,
+    frames: slice | None = None,
+    *,
+    files: contextlib.ExitStack,
 ) -> list[Channel]:
     """The channels of a source as that of [`jaxbkgd.estimate_movie`][], all of one length.
     Movies that are opened here are closed by `files`."""
+    channels = _open_whole(source, boxes, files)
+    return channels if frames is None else [channel.part(frames) for channel in channels]
+
+
+def open_sources(source: Any, files: contextlib.ExitStack) -> Any:
+    """The source with its paths and arrays opened as movies, which `files` closes."""
+    if isinstance(source, list | tuple):
+        return [_open_source(entry, files) for entry in source]
+    return _open_source(source, files)
+
+
+def _open_whole(
+    source: Any, boxes: Sequence[Box] | None, files: contextlib.ExitStack
+) -> list[Channel]:
     sources = list(source) if isinstance(source, list | tuple) else [source]
     if not sources:
         raise ValueError("There is no source; give a path or an array, or a list of them.")
-    opened = [_open_source(entry, files) for entry in sources]
+    movies = open_sources(sources, files)
+    opened = [[m] if isinstance(m, Channel) else m.channels for m in movies]
     if not is_split(source, boxes):
         return opened[0]
     for channels in opened:
@@ -151,13 +170,10 @@ def open_channels(
     return channels
 
 
-def _open_source(source: Any, files: contextlib.ExitStack) -> list[Channel]:
-    if isinstance(source, Channel):
-        return [source]
-    movie = open_movie(source)
-    if not isinstance(source, Movie):
-        files.enter_context(contextlib.closing(movie))
-    return movie.channels
+def _open_source(source: Any, files: contextlib.ExitStack) -> Movie | Channel:
+    if isinstance(source, Movie | Channel):
+        return source
+    return files.enter_context(contextlib.closing(open_movie(source)))
 
 
 def open_weights(
@@ -177,11 +193,16 @@ def open_weights(
         elif not (mask is None or isinstance(mask, Movie)):
             frames = np.asarray(mask)[None] if np.ndim(mask) == 2 else mask
             mask = movie_of_array(frames, "the weights")
-        height, width = channel.movie.shape[2:]
-        shapes = [(frames, 1, height, width) for frames in (1, len(channel))]
+        count, _, height, width = channel.movie.shape
+        shapes = [(frames, 1, height, width) for frames in (1, count)]
         if mask is not None and mask.shape not in shapes:
-            rule = f"1 or {len(channel)} frames, one channel, and {height} x {width} pixels"
+            rule = f"1 or {count} frames, one channel, and {height} x {width} pixels"
             what = f"has the shape (frames, channels, height, width) {mask.shape}"
             raise MovieError(f"{mask.name}: {what}; as weights it must have {rule}")
-        opened.append(None if mask is None else Channel(mask, 0, channel.box))
+        if mask is None:
+            opened.append(None)
+        else:
+            frames = channel.frames if mask.shape[0] > 1 else range(1)
+            chosen = slice(frames.start, frames.stop, frames.step)
+            opened.append(Channel(mask, 0, channel.box, chosen))
     return opened

@@ -1,0 +1,83 @@
+"""The calibration that `jaxbkgd estimate` makes of a movie and keeps with the result."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .._batch.results import content_of
+from .._calibration.calibrate import calibrate
+from .._estimators.radii_estimator import RadiiEstimator
+from .._movies.movie import Channel
+from .._movies.sinks import draft_of, JOURNAL_SUFFIX
+from .._version import __version__
+from . import report
+
+
+class Kept(NamedTuple):
+    """An estimator, and what its calibration has to say in terms of JSON: `rows`,
+    `doubts`, `unexplained`, and the `settings` that it was made with."""
+
+    estimator: RadiiEstimator
+    about: dict[str, Any]
+
+
+def kept_calibration(
+    path: Path,
+    sinks: Sequence[Path],
+    source: Any,
+    channels: Sequence[Channel],
+    options: dict[str, Any],
+    *,
+    gains: Any,
+    resume: bool,
+    overwrite: bool,
+) -> Kept:
+    """What an interrupted run of this job has kept as `path`, or else a new calibration,
+    which is written there."""
+    png = path.with_suffix(".png")
+    settings = _settings(channels, options)
+    kept = _read(path, settings)
+    report.check_output(path, ".json", overwrite=overwrite or kept is not None)
+    report.check_output(png, ".png", overwrite=overwrite)
+    if kept is None or not resume or not any(map(_is_unfinished, sinks)):
+        with report.refusing(", ".join(settings["content"])):
+            estimator, history = calibrate(source, **options)
+        gains = None if gains is None else np.asarray(gains).tolist()
+        about = history.about() | {"rows": history.rows(gains), "settings": settings}
+        fields = json.loads(estimator.to_json()) | {"calibration": about}
+        text = json.dumps(fields, indent=2, allow_nan=False)
+        report.write_whole(path, text.encode())
+        # Numbers in a text may differ in the last digit; a later run has those, too.
+        kept = Kept(RadiiEstimator.from_json(text), about)
+        # What is there is of another calibration.
+        png.unlink(missing_ok=True)
+    for doubt in kept.about["doubts"]:
+        report.say(doubt)
+    return kept
+
+
+def _is_unfinished(sink: Path) -> bool:
+    """Whether a run that is to write this movie has not come to its end."""
+    return not sink.exists() or draft_of(sink, JOURNAL_SUFFIX).exists()
+
+
+def _settings(channels: Sequence[Channel], options: dict[str, Any]) -> dict[str, Any]:
+    """What a calibration depends on, as JSON gives it back."""
+    movies = dict.fromkeys(channel.movie for channel in channels)
+    content = {report.printable(movie.name): content_of(movie) for movie in movies}
+    texts = {name: str(value) for name, value in options.items()}
+    return {"content": content, "version": __version__} | texts
+
+
+def _read(path: Path, settings: dict[str, Any]) -> Kept | None:
+    """What was kept with these settings."""
+    try:
+        text = path.read_text("utf-8")
+        about = json.loads(text)["calibration"]
+        is_same = about["settings"] == settings
+        return Kept(RadiiEstimator.from_json(text), about) if is_same else None
+    except (OSError, ValueError, TypeError, KeyError):
+        return None

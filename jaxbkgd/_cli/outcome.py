@@ -1,0 +1,108 @@
+"""What `jaxbkgd estimate` shows of its result: rows of text, and images for a figure."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float
+
+from .._batch.compute import Output
+from .._batch.run import MovieSummary
+from .._estimators.background import snr
+from .._estimators.radii_estimator import RadiiEstimator
+from .._movies.movie import Channel
+from .._movies.open import open_movie
+from .figures import Panel
+from .report import clip_rows, yx_text
+
+
+def result_rows(
+    summary: MovieSummary, channels: Sequence[Channel], output: Output
+) -> dict[str, str]:
+    """What was written, of which frames."""
+    adu = "; ".join(f"{offset:g}" for offset in dict.fromkeys(output.offsets) if offset)
+    rest = f", above the offset of {adu} ADU" if adu else ", the camera's offset included"
+    rest = "" if output.quantity == "residual" else rest
+    rest += f", with a pedestal of {output.pedestal:g}" if output.pedestal else ""
+    sizes = "; ".join(f"{c.shape[1]} x {c.shape[2]} px" for c in channels)
+    return {
+        "frames": f"{summary.frames} of {sizes}",
+        "written": f"{output.quantity}, {output.dtype}{rest}",
+    }
+
+
+def estimator_rows(estimator: RadiiEstimator, summary: MovieSummary) -> dict[str, str]:
+    """Radii and noise, where a user has chosen the estimator."""
+    radii = [
+        ", ".join([yx_text(y, x, "px"), *(f"{count:g} frames" for count in frames)])
+        for *frames, y, x in estimator.radii.tolist()
+    ]
+    return {
+        "radius": "; ".join(radii),
+        **clip_rows(estimator),
+        "noise factor": "; ".join(f"{f:.4f}" for f in summary.noise_corrections),
+    }
+
+
+def light_rows(summary: MovieSummary) -> dict[str, str]:
+    """How the light flickers and fades, where the estimator measures it."""
+    texts = [_light_text(light) for light in summary.lights if light is not None]
+    return {"light": "; ".join(dict.fromkeys(texts))} if texts else {}
+
+
+def _light_text(light: Float[np.ndarray, " frames"]) -> str:
+    seen = light[np.isfinite(light)].astype(float)
+    tenth = -(-len(seen) // 10)
+    first, last = seen[:tenth].mean(), seen[-tenth:].mean()
+    if len(seen) < 2 or first <= 0:
+        return "not measured"
+    # The difference of two independent values has twice the variance of one.
+    flicker = np.diff(seen).std() / np.sqrt(2) / seen.mean()
+    if flicker < 0.005 and abs(last / first - 1) < 0.005:
+        return "steady"
+    return f"flickers by {flicker:.1%}, ends at {last / first:.0%} of its beginning"
+
+
+def run_rows(summary: MovieSummary) -> dict[str, str]:
+    """The time that a run took, and what was exceptional about it."""
+    rows = {"time": f"{summary.seconds:.2f} s, {summary.megapixels_per_second:.1f} Mpx/s"}
+    if summary.resumed_frames:
+        rows["resumed"] = f"{summary.resumed_frames} frames had been done before"
+    if summary.clipped_frames:
+        rows["clipped"] = f"to uint16, in {summary.clipped_frames} frames"
+    if summary.nonfinite_frames:
+        rows["not finite"] = f"NaN or infinity in {summary.nonfinite_frames} frames"
+    return rows
+
+
+def channel_panels(
+    channels: Sequence[Channel],
+    sinks: Sequence[Path],
+    output: Output,
+    is_gain_known: bool,
+    summary: MovieSummary,
+) -> list[list[Panel]]:
+    """The frame in the middle of each channel, and what was written of it."""
+    panels = []
+    for number, channel in enumerate(channels):
+        middle = len(channel) // 2
+        # A sink for each channel, or one for all.
+        path, index = (sinks[number], 0) if len(sinks) > 1 else (sinks[0], number)
+        with open_movie(path) as movie:
+            written = movie.channels[index][middle].astype(np.float32)
+        written -= np.float32(output.pedestal)
+        frame = channel[middle].astype(np.float32) - np.float32(output.offsets[number])
+        shown: list[Panel] = [(f"frame {channel.frames[middle]} (ADU)", frame, "magma")]
+        if output.quantity == "snr":
+            panels.append([*shown, ("SNR", written, "magma")])
+            continue
+        is_bkgd = output.quantity == "background"
+        bkgd, residual = (written, frame - written)[:: 1 if is_bkgd else -1]
+        shown.append(("background (ADU)", bkgd, "viridis"))
+        if is_gain_known:
+            factor, gain = summary.noise_corrections[number], output.gains[number]
+            ratio = snr(residual, bkgd, noise_correction=factor, gain=gain)
+            panels.append([*shown, ("SNR", np.asarray(ratio), "magma")])
+        else:
+            panels.append([*shown, ("frame - background (ADU)", residual, "magma")])
+    return panels
