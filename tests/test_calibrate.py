@@ -60,14 +60,24 @@ def error_of(radii_pix, frames=FRAMES, truth=WAVES):
     return np.mean((dense_mean(frames, tuple(radii_pix), "smooth") - truth) ** 2)
 
 
-def frame_pair_loss(frames, bkgds, lag):
-    """The definition, for all pairs at once."""
+def triples(frames, lag):
+    """Frames that have others at the lag on both sides, and these."""
     frames = frames.astype(np.float64)
-    before, after = frames[:-lag], frames[lag:]
-    variances = np.mean((after - before) ** 2, (1, 2)) / 2
-    forward = np.mean((after - bkgds[:-lag]) ** 2, (1, 2)) / variances
-    backward = np.mean((before - bkgds[lag:]) ** 2, (1, 2)) / variances
-    return np.mean(forward + backward) / 2 - 1
+    return frames[lag:-lag], frames[2 * lag :], frames[: -2 * lag]
+
+
+def frame_pair_loss(frames, bkgds, lag):
+    """The definition."""
+    _, later, earlier = triples(frames, lag)
+    square = np.mean((later - bkgds[lag:-lag]) * (earlier - bkgds[lag:-lag]))
+    return 2 * square / np.mean((frames[lag:].astype(float) - frames[:-lag]) ** 2)
+
+
+def windows(frames, lag=1, length=3):
+    """What calibrate looks at, of a movie that so many triples divide."""
+    return [
+        frames[i : i + length + 2 * lag] for i in range(0, len(frames) - 2 * lag, length)
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -84,11 +94,11 @@ def oracle():
 class TestRadii:
     @pytest.mark.slow
     def test_the_oracle_is_found_from_any_start_without_the_truth(self, oracle):
-        found = []
+        found, movie = [], FRAMES[:38]
         for start in (2.0, 25.0):
             estimator, history = quietly(
                 SpatialMean((start, start), max_radius_pix=BOUND_PIX),
-                FRAMES,
+                movie,
                 objective=FramePairLoss(1),
             )
             (radii,) = np.asarray(estimator.radii_pix)
@@ -107,10 +117,11 @@ class TestRadii:
             np.testing.assert_array_equal(estimator.radii_pix, best)
             assert not history.is_at_bound.any()
             assert history.lag == history.objective.lag == 1
-            # 39 pairs make 13 windows of 3, so that each pair counts once.
+            # 36 triples make 12 windows of 3, so that each counts once.
             for step in (0, 2, -1):
-                bkgds = dense_mean(FRAMES, tuple(history.radii[step, 0]), "smooth")
-                expected = frame_pair_loss(FRAMES, bkgds, 1)
+                bkgds = dense_mean(movie, tuple(history.radii[step, 0]), "smooth")
+                parts = zip(windows(movie), windows(bkgds), strict=True)
+                expected = np.mean([frame_pair_loss(*part, 1) for part in parts])
                 # float32: of the frames, over their noise.
                 loss = history.losses[step]
                 np.testing.assert_allclose(loss, expected, rtol=1e-3, atol=1e-5)
@@ -206,20 +217,22 @@ class TestOverTime:
 
     @pytest.mark.slow
     def test_the_loss_differs_as_the_error_does(self):
-        rng = np.random.default_rng(1)
-        frames = rng.poisson(DRIFTING + blinking(rng)).astype(np.float32)
-
         @eqx.filter_jit
-        def loss_and_error(estimator):
+        def loss_and_error(estimator, frames):
             error = jnp.mean((estimator(frames).bkgds - DRIFTING) ** 2)
             return FramePairLoss(2)(estimator, frames), error
 
-        radii = ((3, 5), (2, 1), (6, 5), (3, 18))
-        pairs = [loss_and_error(moving_mean(*pair, clip=3.0)) for pair in radii]
-        losses, errors = np.transpose(pairs)
-        # Of the variance, 100; as far as molecules let it, of which small radii keep more.
+        radii, pairs = ((3, 5), (2, 1), (6, 5), (3, 18)), []
+        for seed in range(4):
+            rng = np.random.default_rng(seed)
+            frames = rng.poisson(DRIFTING + blinking(rng)).astype(np.float32)
+            estimators = [moving_mean(*pair, clip=3.0) for pair in radii]
+            pairs.append([loss_and_error(module, frames) for module in estimators])
+        losses, errors = np.mean(pairs, axis=0).T
+        # Of the variance, 100, half a percent: where the lag is half of the radius in
+        # frames, a frame is predicted from others that are farther away than its own.
         np.testing.assert_allclose(
-            100 * (losses - losses[0]), errors - errors[0], rtol=0.2, atol=0.3
+            100 * (losses - losses[0]), errors - errors[0], rtol=0.1, atol=0.5
         )
 
 
@@ -264,13 +277,14 @@ class Blend(Framewise):
 
 def best_weight(frames, lag):
     """Where the frame-pair loss, quadratic in the weight, is smallest."""
-    frames = frames.astype(np.float64)
-    flat = frames.mean((1, 2), keepdims=True) - frames
-    variances = np.mean((frames[lag:] - frames[:-lag]) ** 2, (1, 2), keepdims=True)
-    steps = (frames[lag:] - frames[:-lag]) / variances
-    products = np.sum(flat[:-lag] * steps) - np.sum(flat[lag:] * steps)
-    squares = np.sum((flat[:-lag] ** 2 + flat[lag:] ** 2) / variances)
-    return products / squares
+    slopes, curvatures = [], []
+    for window in windows(frames, lag):
+        inner, later, earlier = triples(window, lag)
+        variance = np.mean((window[lag:].astype(float) - window[:-lag]) ** 2)
+        flat = inner.mean((1, 2), keepdims=True) - inner
+        slopes.append(np.sum(flat * (later + earlier - 2 * inner)) / variance)
+        curvatures.append(np.sum(2 * flat**2) / variance)
+    return sum(slopes) / sum(curvatures)
 
 
 def blend():
@@ -291,10 +305,10 @@ def towards_ten(estimator, channels, frame_indices):
 
 class TestEstimators:
     def test_parameters_that_are_no_radii_are_learned(self):
-        estimator, history = quietly(blend(), FEW, objective=FramePairLoss(1))
+        estimator, history = quietly(blend(), FEW[:38], objective=FramePairLoss(1))
         assert type(estimator) is Blend
         # Settled to a thousandth.
-        np.testing.assert_allclose(estimator.weight, best_weight(FEW, 1), rtol=2e-3)
+        np.testing.assert_allclose(estimator.weight, best_weight(FEW[:38], 1), rtol=2e-3)
         assert history.radii.shape == (len(history.losses), 1, 1)
         assert history.radii[0, 0, 0] == np.float32(0.2)
         assert 0 < history.radii_std[0, 0] < 0.1
@@ -566,8 +580,9 @@ class TestMovies:
         # For the lag, at most 512 frames and 2 megapixels at once; then at most 16
         # windows of two megapixels each.
         assert max(lengths) <= 512
-        assert sum(lengths) <= 512 + 2**25 / 64**2
-        assert len(lengths) <= 17
+        # What is found is found in three runs of 300.
+        assert sum(lengths) <= 512 + 2**25 / 64**2 + 900
+        assert len(lengths) <= 20
         assert min(start for start, _ in movie.runs) == 0
         assert max(stop for _, stop in movie.runs) == 20_000
         assert history.lag == 1
@@ -584,28 +599,31 @@ class TestMovies:
         # All of one length, and compiled once.
         assert len({stop - start for start, stop in movie.runs}) == 1
 
-    @pytest.mark.parametrize(("frame_count", "lag"), [(4, 3), (80, 9), (60, 40)])
+    @pytest.mark.parametrize(("frame_count", "lag"), [(7, 3), (80, 9), (90, 40)])
     def test_all_pairs_of_a_short_movie_are_used(self, frame_count, lag):
         movie = Recorded(frame_count, 8)
         quietly(blend(), movie, objective=FramePairLoss(lag), steps=1)
-        (length,) = {stop - start for start, stop in movie.runs}
-        starts = [start for start, _ in movie.runs]
+        # What comes after is read for the findings.
+        length = movie.runs[0][1] - movie.runs[0][0]
+        runs = [run for run in movie.runs if run[1] - run[0] == length]
+        starts = [start for start, _ in runs]
         if length <= lag:
-            # A window has two runs, which are read one after the other.
-            firsts, partners = starts[::2], starts[1::2]
-            assert [start + lag for start in firsts] == partners
-            pairs = length
+            # A window has three runs, which are read one after the other.
+            firsts = starts[::3]
+            assert [start + lag for start in firsts] == starts[1::3]
+            assert [start + 2 * lag for start in firsts] == starts[2::3]
+            count = length
         else:
-            firsts, pairs = starts, length - lag
-        places = {first + place for first in firsts for place in range(pairs)}
-        assert places == set(range(frame_count - lag))
+            firsts, count = starts, length - 2 * lag
+        places = {first + place for first in firsts for place in range(count)}
+        assert places == set(range(frame_count - 2 * lag))
 
     @pytest.mark.slow
     def test_of_large_frames_few_are_kept_whatever_the_lag(self):
         movie = Recorded(500, 2048, mean=0)
         with pytest.raises(ValueError, match="nothing to learn"):
             quietly(level(), movie, objective=FramePairLoss(100), steps=1)
-        assert sum(stop - start for start, stop in movie.runs) == 16
+        assert sum(stop - start for start, stop in movie.runs) == 24
 
     def test_an_estimator_that_sees_other_frames_is_given_long_runs(self):
         movie = Recorded(3000, 256, mean=0)
@@ -640,11 +658,13 @@ class TestMovies:
         assert np.asarray(estimator.levels).dtype == np.float64
         np.testing.assert_allclose(estimator.levels, 10, rtol=1e-3)
         start = Blend(jnp.array(0.2))
-        estimator, history = quietly(start, FEW.astype(float), objective=FramePairLoss(1))
+        few = FEW[:38].astype(float)
+        estimator, history = quietly(start, few, objective=FramePairLoss(1))
         assert estimator.weight.dtype == np.float64
-        np.testing.assert_allclose(estimator.weight, best_weight(FEW, 1), rtol=2e-3)
-        flat = FEW.mean((1, 2), keepdims=True)
-        expected = frame_pair_loss(FEW, FEW + 0.2 * (flat - FEW), 1)
+        np.testing.assert_allclose(estimator.weight, best_weight(FEW[:38], 1), rtol=2e-3)
+        bkgds = few + 0.2 * (few.mean((1, 2), keepdims=True) - few)
+        parts = zip(windows(few), windows(bkgds), strict=True)
+        expected = np.mean([frame_pair_loss(*part, 1) for part in parts])
         np.testing.assert_allclose(history.losses[0], expected, rtol=1e-12)
 
     @pytest.mark.slow
@@ -689,7 +709,7 @@ class TestMovies:
             quietly(blend(), movie, objective=FramePairLoss(1))
 
     def test_a_movie_that_does_not_fit_is_refused(self):
-        with pytest.raises(ValueError, match=r"40 frames, but at least 41 .* lag of 40"):
+        with pytest.raises(ValueError, match=r"40 frames, but at least 81 .* lag of 40"):
             quietly(blend(), FEW, objective=FramePairLoss(40))
         with pytest.raises(ValueError, match=r"40 frames, but the true background 39"):
             quietly(level(), FEW, objective=TruthLoss(np.ones((39, 8, 8))))

@@ -11,7 +11,7 @@ from conftest import reference_mean
 from scipy.ndimage import gaussian_filter
 
 from jaxbkgd import AbstractEstimator, Background, FramePairLoss, SpatialMean, TruthLoss
-from jaxbkgd._calibration.objectives import _SECOND_OF_FOUR_VARIANCE
+from jaxbkgd._calibration.prediction_error import _SECOND_OF_FOUR_VARIANCE
 
 
 # One size and one bound for most tests, which so share what was compiled.
@@ -29,15 +29,14 @@ def noisy(bkgds, rng):
 
 
 def reference_loss(frames, bkgds, lag):
-    """The definition, pair by pair."""
+    """The definition, frame by frame."""
     frames = np.asarray(frames, np.float64)
-    losses = []
-    for t in range(len(frames) - lag):
-        variance = np.mean((frames[t + lag] - frames[t]) ** 2) / 2
-        for seen, unseen in ((t, t + lag), (t + lag, t)):
-            error = np.mean((frames[unseen] - bkgds[seen]) ** 2)
-            losses.append(error / variance - 1 if variance > 0 else 0)
-    return np.mean(losses)
+    squares = [
+        np.mean((frames[t + lag] - bkgds[t]) * (frames[t - lag] - bkgds[t]))
+        for t in range(lag, len(frames) - lag)
+    ]
+    variance = np.mean((frames[lag:] - frames[:-lag]) ** 2) / 2
+    return np.mean(squares) / variance if variance > 0 else 0
 
 
 @eqx.filter_jit
@@ -95,7 +94,7 @@ class TestFramePairLoss:
             loss_at(radius_pix, frames), expected, rtol=1e-4, atol=1e-5
         )
 
-    @pytest.mark.parametrize("lag", [2, 11])
+    @pytest.mark.parametrize("lag", [2, 4])
     def test_it_is_its_definition_at_any_lag(self, frames, lag):
         loss, _ = loss_and_gradient(MEAN, frames, lag)
         expected = reference_loss(frames, scaled_mean(frames), lag)
@@ -120,7 +119,7 @@ class TestFramePairLoss:
         spot = gaussian_filter(np.pad([[1.0]], 15), 1.3)
         variance = truth.mean() + density * photons**2 * np.sum(spot**2)
         differences, errors = [], []
-        for _ in range(8):
+        for _ in range(16):
             # Each is on in one frame, anywhere in a field without borders.
             molecules = rng.poisson(density, (FRAME_COUNT, *bkgd.shape)).astype(float)
             signal = photons * gaussian_filter(molecules, (0, 1.3, 1.3), mode="wrap")
@@ -180,8 +179,8 @@ class TestFramePairLoss:
         assert np.all(gradient.unbounded_radii != 0)
 
     def test_too_few_frames_are_refused(self, frames):
-        with pytest.raises(ValueError, match=r"12 apart.*\(12, 64, 64\); .*13 frames"):
-            FramePairLoss(12)(MEAN, frames)
+        with pytest.raises(ValueError, match=r"lag of 6 .* 13 frames.*\(12, 64, 64\)"):
+            FramePairLoss(6)(MEAN, frames)
 
     @pytest.mark.usefixtures("as_installed")
     def test_a_lag_is_a_whole_number_of_frames(self):
@@ -251,9 +250,7 @@ class TestLag:
 
     def test_molecules_that_hardly_vanish_give_a_warning(self, rng):
         frames = noisy(40 + blinking(20, 32, rng), rng)
-        with pytest.warns(
-            UserWarning, match=r"long in the 32 frames .* lag of 15, .*longer"
-        ):
+        with pytest.warns(UserWarning, match=r"long in the frames .* lag of 15, .*longer"):
             # Half of the movie, beyond which nothing can be compared.
             assert found_lag(frames) == 15
 

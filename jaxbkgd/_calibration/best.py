@@ -4,19 +4,16 @@ import itertools as it
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
 
 from .._estimators.local_mean import LocalMean
 from .._estimators.radii_estimator import RadiiEstimator
-from .._movies.movie import Channel
+from .._movies.movie import Channel, MovieError
 from .._workers import progress_bar, run_interruptibly
 from .findings import doubts_of, Findings, findings_of, MOST_LOST
 from .history import CalibrationHistory
-from .lag import blinking_of, molecule_residuals
 from .objectives import FramePairLoss
-from .sample import draw_runs, Sample
+from .sample import draw_sample, Sample
 from .search import (
     ChannelSearch,
     EACH_FRAME,
@@ -29,8 +26,6 @@ from .search import (
 )
 
 
-# Fewer frames do not show what radii are good.
-FEWEST_FRAMES = 30
 # Radii whose spikes are looked at before the usual ones are taken.
 MOST_CHECKED = 6
 # Radii that are tried where the first structure is the best.
@@ -52,28 +47,12 @@ def find_best(
     progress: bool,
 ) -> tuple[RadiiEstimator, CalibrationHistory]:
     """That with the lowest error whose molecules keep their light; see `calibrate`."""
-    frame_count = len(channels[0])
-    usual = LocalMean()
-    doubts: list[str] = []
-    if frame_count < FEWEST_FRAMES:
-        doubts.append(
-            f"the movie has {frame_count} frames, of which radii cannot be learned; "
-            f"LocalMean() is used as it is: give {FEWEST_FRAMES} frames or more"
-        )
-    runs, frame_indices = draw_runs(channels, masks, offsets)
-    if not doubts:
-        doubts += filter(None, map(_flaw, runs[0]))
-    if doubts:
-        return usual, CalibrationHistory(
-            losses=np.zeros(0),
-            radii=np.asarray(usual.radii)[None][:0],
-            radii_std=np.full((1, usual.radii.shape[1]), np.nan),
-            is_at_bound=np.zeros(usual.radii.shape, bool),
-            is_converged=False,
-            stop_reason=doubts[0],
-            objective=FramePairLoss(),
-            doubts=tuple(doubts),
-        )
+    try:
+        sample = draw_sample(channels, masks, offsets)
+    except MovieError:
+        raise
+    except ValueError as error:
+        return _usual(str(error))
     skips_nan = any(mask is not None for mask in masks)
     most = _USUAL_TRIALS * len(channels)
     with progress_bar(most, progress) as report:
@@ -82,9 +61,10 @@ def find_best(
         def count_trial() -> None:
             report(min(next(tried), most - 1), "trying radii")
 
-        options = runs, frame_indices, psf_sigma_pix, skips_nan
+        options = sample, psf_sigma_pix, skips_nan
         best = run_interruptibly(_search, *options, count_trial)
-    searches, structure, rows, findings, is_found = best
+    searches, structure, rows, findings = best
+    is_found = all(blinking.is_found for blinking in sample.blinking)
     estimator = structure.estimator(rows, None, False)
     trials = [list(search.trials[structure].values()) for search in searches]
     count = max(map(len, trials))
@@ -103,19 +83,26 @@ def find_best(
         is_at_bound=is_at_bound,
         is_converged=True,
         stop_reason=f"{sum(map(len, trials))} radii were tried",
-        objective=FramePairLoss(searches[0].sample.lag),
+        objective=FramePairLoss(sample.lag),
         findings=tuple(findings),
         doubts=tuple(doubts),
     )
 
 
-def _flaw(frames: Float[Array, "frames height width"]) -> str | None:
-    """Why nothing can be learned of these frames."""
-    if min(frames.shape[1:]) < 5:
-        return f"frames of {frames.shape[1]} x {frames.shape[2]} px are too small"
-    if not jnp.isfinite(frames).any() or not float(jnp.nanmax(jnp.ptp(frames, axis=0))) > 0:
-        return "nothing changes from frame to frame; LocalMean() is used as it is"
-    return None
+def _usual(flaw: str) -> tuple[RadiiEstimator, CalibrationHistory]:
+    """The defaults, where nothing can be learned."""
+    usual = LocalMean()
+    doubt = f"{flaw}; until then, LocalMean() is used as it is"
+    return usual, CalibrationHistory(
+        losses=np.zeros(0),
+        radii=np.zeros((0, *usual.radii.shape)),
+        radii_std=np.full(usual.radii.shape, np.nan),
+        is_at_bound=np.zeros(usual.radii.shape, bool),
+        is_converged=False,
+        stop_reason=flaw,
+        objective=FramePairLoss(),
+        doubts=(doubt,),
+    )
 
 
 class _Best(NamedTuple):
@@ -125,24 +112,17 @@ class _Best(NamedTuple):
     structure: Structure
     rows: list[Radii]
     findings: list[Findings]
-    is_found: bool
 
 
 def _search(
-    runs: list[list[Array]],
-    frame_indices: Sequence[Int[np.ndarray, " frames"]],
+    sample: Sample,
     psf_sigma_pix: float | None,
     skips_nan: bool,
     report: Callable[[], None],
 ) -> _Best:
-    blinking = [
-        blinking_of(molecule_residuals(jnp.nan_to_num(frames))) for frames in runs[0]
-    ]
-    lag = max(of_channel.lag for of_channel in blinking)
-    sample = Sample(runs, frame_indices, lag, [of.on_frames for of in blinking])
     searches = [
         ChannelSearch(sample.of_channel(number), skips_nan, report)
-        for number in range(len(blinking))
+        for number in range(len(sample.blinking))
     ]
     for structure, best in _ranked_structures(searches):
         guarded = [
@@ -153,8 +133,7 @@ def _search(
         # The last one is taken in any case, and the doubts say what it does.
         if structure is SLOW or all(of.kept >= 1 - MOST_LOST for of in findings):
             break
-    is_found = all(of_channel.is_found for of_channel in blinking)
-    return _Best(searches, structure, rows, findings, is_found)
+    return _Best(searches, structure, rows, findings)
 
 
 def _ranked_structures(

@@ -21,9 +21,8 @@ from .best import find_best, MOST_CHECKED
 from .descent import descend, Problem, secant_descent, Visit
 from .findings import doubts_of, Findings, findings_of, MOST_LOST
 from .history import CalibrationHistory
-from .lag import blinking_of, molecule_residuals
 from .objectives import FramePairLoss, Objective, TruthLoss
-from .sample import draw_windows, run_of, Sample
+from .sample import draw_sample, draw_windows
 
 
 Estimator = TypeVar("Estimator", bound=AbstractEstimator)
@@ -31,6 +30,8 @@ Estimator = TypeVar("Estimator", bound=AbstractEstimator)
 # A movie: a path, an open movie or a channel of it, or an array that is sliced by frame.
 Source = str | os.PathLike[str] | Movie | Channel | Pixels
 
+# An estimator that clips no molecules always takes some of their light, but not so much.
+_LEAST_KEPT = 0.5
 # One object, so that a later calibration finds its compiled steps.
 _SECANT = secant_descent()
 
@@ -63,8 +64,8 @@ def calibrate(
     all; for an estimator that sees many frames at a time, over one or two long runs.
     Calibration ends when the radii of 4 successive steps are within a thousandth, when the
     steps are used up, or on Ctrl-C, which before the end of the first step raises
-    `KeyboardInterrupt`. The radii with the lowest loss are kept; if the estimator clips
-    molecules, those with the lowest loss that leave 98 % of their light.
+    `KeyboardInterrupt`. The radii with the lowest loss are kept that leave molecules 98 %
+    of their light, or half of it if the estimator does not clip them.
 
     **Arguments:**
 
@@ -144,12 +145,13 @@ def _learned(
     with progress_bar(steps, progress) as report:
         descent = descend(problem, optimizer, steps, report)
     visits, is_converged, stop_reason = descent
-    best, findings = min(visits, key=lambda visit: visit.loss), []
+    best = min(visits, key=lambda visit: visit.loss)
+    findings: list[Findings] = []
     radii_std = np.full_like(best.radii, np.nan)
     if not stop_reason.startswith("interrupted"):
         try:
             if isinstance(problem.objective, FramePairLoss):
-                best, findings = _guarded(problem, visits, psf_sigma_pix)
+                best, findings = _guarded(channels, problem, visits, psf_sigma_pix)
             radii_std = problem.standard_deviations(best.point)
         except KeyboardInterrupt:
             stop_reason = f"interrupted after {len(visits)} steps"
@@ -164,6 +166,9 @@ def _learned(
         )
         warnings.warn(text, stacklevel=3)
     doubts = doubts_of(findings)
+    is_harmful = [of.kept < _LEAST_KEPT and of.molecules.is_measured for of in findings]
+    if any(is_harmful):
+        warnings.warn("; ".join(doubts), stacklevel=3)
     if not is_converged:
         doubts.append(f"the search had not ended: {stop_reason}; give more steps")
     elif best.loss > visits[0].loss:
@@ -182,22 +187,33 @@ def _learned(
 
 
 def _guarded(
-    problem: Problem, visits: list[Visit], psf_sigma_pix: float | None
+    source: Any, problem: Problem, visits: list[Visit], psf_sigma_pix: float | None
 ) -> tuple[Visit, list[Findings]]:
-    """The visit with the lowest loss, or for an estimator that clips molecules, that which
-    does not take them for background; and what is found with it."""
-    run, indices = run_of(problem.windows[0])
-    on_frames = [blinking_of(molecule_residuals(frames)).on_frames for frames in run]
-    sample = Sample([run], [indices], problem.objective.lag, on_frames)
-    ranked = sorted(visits, key=lambda visit: visit.loss)[:MOST_CHECKED]
-    visit, findings = ranked[0], []
+    """The visit with the lowest loss that does not take molecules for background, or if
+    all do, that with the lowest loss; and what is found with it, if the movie is long
+    enough."""
+    ranked = sorted(visits, key=lambda visit: visit.loss)
+    with contextlib.ExitStack() as files:
+        opened = open_channels(source, files=files)
+        try:
+            sample = draw_sample(opened, [None] * len(opened), [0.0] * len(opened))
+        except ValueError:
+            return ranked[0], []
+    failed: list[tuple[Visit, list[Findings]]] = []
     for visit in ranked:
+        # Radii below those that take molecules take them, too.
+        if any(np.all(visit.radii <= other.radii) for other, _ in failed):
+            continue
         estimator = problem.estimator_at(visit.point)
         findings = findings_of(estimator, sample, psf_sigma_pix)
         is_clipped = estimator.molecule_radius_pix is not None
-        if not is_clipped or min(of.kept for of in findings) >= 1 - MOST_LOST:
+        least = 1 - MOST_LOST if is_clipped else _LEAST_KEPT
+        if all(of.kept >= least or not of.molecules.is_measured for of in findings):
             return visit, findings
-    return visit, findings
+        failed.append((visit, findings))
+        if len(failed) == MOST_CHECKED:
+            break
+    return failed[0]
 
 
 def _pose_problem(

@@ -13,6 +13,10 @@ from .prediction_error import prediction_errors, region_sums
 from .spikes import fitted_light, Spikes
 
 
+# Twice the standard deviation of the image of a molecule, where the estimator has none.
+_MOLECULE_RADIUS_PIX = 2.6
+
+
 class Evaluation(NamedTuple):
     """Of one channel.
 
@@ -48,7 +52,8 @@ def evaluate(
     sigmas_pix: Sequence[Float[Array, ""]],
 ) -> list[Evaluation]:
     """Pixels that are not finite do not count, if the estimator leaves them out."""
-    errors, background = prediction_errors(estimator, list(channels), lag)
+    radius_pix = estimator.molecule_radius_pix or _MOLECULE_RADIUS_PIX
+    errors, background = prediction_errors(estimator, list(channels), lag, radius_pix)
     images = zip(
         channels,
         errors,

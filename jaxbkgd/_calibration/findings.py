@@ -123,10 +123,10 @@ def findings_of(
     estimator: AbstractEstimator, sample: Sample, psf_sigma_pix: float | None = None
 ) -> list[Findings]:
     """What the sample shows of an estimator, for each channel."""
-    channels = range(len(sample.on_frames))
+    channels = range(len(sample.blinking))
     spikes = [
-        spread_spikes(frames.shape, on_frames)
-        for frames, on_frames in zip(sample.runs[0], sample.on_frames, strict=True)
+        spread_spikes(frames.shape, blinking.on_frames)
+        for frames, blinking in zip(sample.runs[0], sample.blinking, strict=True)
     ]
 
     def evaluated(run: list[Array], sigmas_pix: Sequence[float]) -> list[Evaluation]:
@@ -156,7 +156,7 @@ def findings_of(
             sample.frame_indices,
             molecules[c],
             spikes[c].shares,
-            sample.on_frames[c],
+            sample.blinking[c].on_frames,
         )
         for c in channels
     ]

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from .._estimators.block_sums import around_pixels, sum_around
 from .spikes import fitted_light, Spikes
@@ -34,6 +34,11 @@ class Molecules(NamedTuple):
     per_frame: float
     light: float
     psf_sigma_pix: float
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether enough were seen to measure their light."""
+        return self.count >= _FEWEST
 
 
 def find_molecules(
@@ -73,7 +78,7 @@ def find_molecules(
 @jax.jit
 def _is_peak(
     residuals: Float[Array, "frames height width"], deviation: Float[Array, ""]
-) -> Float[Array, "frames height width"]:
+) -> Bool[Array, "frames height width"]:
     radius_pix = 2 * _USUAL_SIGMA_PIX
     around = around_pixels(radius_pix, jnp.ones((1, *residuals.shape[1:])))
     snr = sum_around(residuals, radius_pix) / (around.norms * deviation)

@@ -64,8 +64,9 @@ class FramePairLoss(eqx.Module):
     frames that are at least `lag` away. The loss is the mean of this over the variance of
     a frame's noise. See [Calibration](calibration.md#why-it-needs-no-truth).
 
-    Molecules are left out of the frames f and g. The background is taken to be steady over
-    about the lag, but for the light of each frame. The clip of an estimator is not learned.
+    If the estimator clips molecules, they are left out of the frames f and g, too; else
+    their mean light counts as background. The background is taken to be steady over about
+    the lag, but for the light of each frame. The clip of an estimator is not learned.
 
     **Arguments:**
 
@@ -88,7 +89,7 @@ class FramePairLoss(eqx.Module):
         """The loss without unit; see [`jaxbkgd.Objective`][]. Without `frame_indices`, the
         frames are consecutive; without a lag, `fitted` finds it. `ValueError` for too few
         frames, and an estimator that sees other frames and cannot predict."""
-        return jnp.mean(self._losses(estimator, channels))
+        return jnp.mean(self._losses(estimator, channels, frame_indices))
 
     def independent_losses(
         self,
@@ -103,7 +104,7 @@ class FramePairLoss(eqx.Module):
         effect. So blocks are no longer than the lag where an estimator sees one frame: no
         frame is both.
         """
-        losses = self._losses(estimator, channels)
+        losses = self._losses(estimator, channels, frame_indices)
         lag = self.lag or decorrelation_lag(channels)
         sees_one = estimator.sees_one_frame
         count = -(-len(losses) // lag) if sees_one else _PREDICTION_BLOCKS
@@ -113,11 +114,19 @@ class FramePairLoss(eqx.Module):
         return sums / np.bincount(blocks).astype(losses.dtype)
 
     def _losses(
-        self, estimator: AbstractEstimator, channels: Channels
+        self,
+        estimator: AbstractEstimator,
+        channels: Channels,
+        frame_indices: Int[Array, " frames"] | None,
     ) -> Float[Array, " blocks"]:
         """The losses of blocks of frames that the estimator predicts as one."""
         lag = self.lag or decorrelation_lag(channels)
-        errors, _ = prediction_errors(estimator, channels, lag)
+        if estimator.sees_one_frame and (frame_indices is not None or self.lag is None):
+            # Up to three times the lag, these are three runs that far apart.
+            count = min(map(len, jax.tree.leaves(map_channels(as_frames, channels))))
+            lag = min(lag, max(1, count // 3))
+        radius_pix = estimator.molecule_radius_pix
+        errors, _ = prediction_errors(estimator, channels, lag, radius_pix)
         return _channel_mean([ratio(error.squares, error.variance) for error in errors])
 
     def fitted(self, source: Any) -> "FramePairLoss":

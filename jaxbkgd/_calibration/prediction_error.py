@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from .._estimators.background import Background
 from .._estimators.base import AbstractEstimator, Prediction
@@ -29,8 +29,6 @@ _LARGEST_DEVIATION = 3.0
 # Above so many deviations of the noise a pixel is left out where frames are compared. Since
 # that does not shift their mean, there may be many.
 _TARGET_THRESHOLD = 1.5
-# Twice the standard deviation of the image of a molecule, where the estimator has none.
-_MOLECULE_RADIUS_PIX = 2.6
 
 _Frames = Float[Array, "frames height width"]
 
@@ -46,29 +44,34 @@ class PredictionError(NamedTuple):
 
 
 def prediction_errors(
-    estimator: AbstractEstimator, channels: Channels, lag: int
+    estimator: AbstractEstimator,
+    channels: Channels,
+    lag: int,
+    molecule_radius_pix: float | None,
 ) -> tuple[list[PredictionError], Background]:
     """The error of each channel, and the background. Frames that are nearer than `lag`
-    share molecules."""
+    share molecules, which are left out if their radius is given.
+
+    With the truth t, a prediction q (`far`) and two frames f and g in the light of one, all
+    with independent noise, the mean of `(f - q)(g - q)` is `(q - t)^2`. With another
+    prediction p (`near`) that has not seen f, `(p - t)^2` is more than that by
+    `(p - q)(p + q - 2 t)`, in which f stands for t; and the background b, which has seen f,
+    by `(b - p)(b + p - 2 t)`, in which q stands for t.
+    """
     if estimator.sees_one_frame:
         background = estimator(channels)
-        light = map_channels(_mean_light, background.bkgds)
-        background = Background(background.bkgds, background.noise_corrections, light)
         prediction = Prediction(background, background.bkgds, background.bkgds)
     else:
         prediction = estimator.predict(channels, lag)
     background, near, far, block_frames = prediction
-    light = background.illumination
-    if light is None:
-        light = map_channels(lambda bkgds: jnp.ones(bkgds.shape[:1]), background.bkgds)
-        background = Background(background.bkgds, background.noise_corrections, light)
-    radius_pix = estimator.molecule_radius_pix
+    light = map_channels(_known_light, channels, background.bkgds, background.illumination)
+    background = Background(background.bkgds, background.noise_corrections, light)
     error = ft.partial(
         prediction_error,
         lag=lag,
         block_frames=block_frames,
         sees_one_frame=estimator.sees_one_frame,
-        molecule_radius_pix=_MOLECULE_RADIUS_PIX if radius_pix is None else radius_pix,
+        molecule_radius_pix=molecule_radius_pix,
     )
     errors: list[PredictionError] = []
     images = background.bkgds, near, far, light
@@ -76,8 +79,10 @@ def prediction_errors(
     return errors, background
 
 
-def _mean_light(bkgds: _Frames) -> Float[Array, " frames"]:
-    return lax.stop_gradient(jnp.mean(bkgds, (-2, -1)))
+def _known_light(
+    channel: Any, bkgds: _Frames, light: Float[Array, " frames"] | None
+) -> Float[Array, " frames"]:
+    return jnp.ones(bkgds.shape[:1], bkgds.dtype) if light is None else light
 
 
 def prediction_error(
@@ -90,83 +95,129 @@ def prediction_error(
     lag: int,
     block_frames: int,
     sees_one_frame: bool,
-    molecule_radius_pix: float,
+    molecule_radius_pix: float | None,
 ) -> PredictionError:
-    """The mean square error of a channel's background, which molecules are left out of.
-
-    With the truth t, a prediction q (`far`) and two frames f and g in the light of one, all
-    with independent noise, the mean of `(f - q)(g - q)` is `(q - t)^2`. With another
-    prediction p (`near`) that has not seen f, `(p - t)^2` is more than that by
-    `(p - q)(p + q - 2 t)`, in which f stands for t; and the background b, which has seen f,
-    by `(b - p)(b + p - 2 t)`, in which q stands for t. The first term is of sums over
-    blocks of frames, so that noise times noise is small. Where the estimator sees
-    a frame alone, p = q = b, and f and g are earlier and later frames.
-    """
+    """The mean square error of a channel's background."""
     frames = as_frames(channel).astype(bkgds.dtype)
-    count, length = len(frames), block_frames
-    light, far = lax.stop_gradient(light), lax.stop_gradient(far)
-    is_lit = (light > 0)[:, None, None]
-    is_number = jnp.isfinite(frames) & jnp.isfinite(bkgds) & is_lit
+    fewest = 2 * lag + 1 if sees_one_frame else lag + 1
+    if frames.ndim != 3 or len(frames) < fewest:
+        raise ValueError(
+            f"A lag of {lag} frames needs at least {fewest} frames, in shape (frames, "
+            f"height, width), but the shape is {frames.shape}; give more, or a shorter lag."
+        )
+    light = lax.stop_gradient(light)
+    is_number = jnp.isfinite(frames) & jnp.isfinite(bkgds) & (light > 0)[:, None, None]
     frames, bkgds, near, far = (
         jnp.where(is_number, images, 0) for images in (frames, bkgds, near, far)
     )
     weights = is_number.astype(frames.dtype)
-    weights = weights * _target_weights(frames, light, lag, molecule_radius_pix)
-    shares = weights * jnp.where(is_lit, light[:, None, None], 0)
-    lit = jnp.where(light > 0, light, 1)[:, None, None]
-
-    def in_blocks(images: Array) -> Array:
-        whole = images[: count // length * length]
-        return jnp.sum(whole.reshape(-1, length, *images.shape[1:]), 1)
-
-    received, exposed = in_blocks(weights * frames), in_blocks(shares)
-    rates = ratio(in_blocks(far / lit), in_blocks(is_number.astype(far.dtype)))
-
-    def missed(places: Any) -> list[Array]:
-        """What other blocks have above the prediction, and their exposure."""
-        return [received[places] - exposed[places] * rates, exposed[places]]
-
-    def product(one: list[Array], other: list[Array]) -> Array:
-        return ratio(*(jnp.sum(a * b, (-2, -1)) for a, b in zip(one, other, strict=True)))
-
-    def in_regions(sums: list[Array]) -> list[Array]:
-        return [region_sums(images) for images in sums]
-
-    # Blocks that are so far apart have no two frames that are nearer than the lag.
-    gap = (lag + length - 2) // length + 1
-    later, earlier = (
-        missed(_places(len(received), step, sees_one_frame)) for step in (gap, -gap)
-    )
+    if molecule_radius_pix is not None:
+        weights = weights * _target_weights(frames, light, lag, molecule_radius_pix)
     # The variance of photons goes with the light.
-    partner = _places(count, lag, sees_one_frame)
-    gains = _gains(light, partner)
-    noise = jnp.square(frames - gains * frames[partner]) / (1 + gains)
-    both = weights * weights[partner]
+    gains = _gains(light[:-lag], light[lag:])
+    noise = jnp.square(frames[:-lag] - gains * frames[lag:]) / (1 + gains)
+    both = weights[:-lag] * weights[lag:]
     variance = ratio(jnp.sum(noise * both), jnp.sum(both))
     if sees_one_frame:
-        squares = product(later, earlier)
+        squares = _errors_beside(frames, weights, bkgds, light, lag)
     else:
-        own = missed(slice(None))
-        squares = (product(own, later) + product(own, earlier)) / 2
-        # Between regions, the noise of a block is small enough to be subtracted. So steps
-        # count, which blocks before and after them see with opposite signs.
-        own, later, earlier = map(in_regions, (own, later, earlier))
-        squares = squares - (product(own, later) + product(own, earlier)) / 2
-        growth = (light / jnp.mean(light))[:, None, None]
-        noise = variance * jnp.sum(in_blocks(growth * weights**2), (-2, -1))
-        own_noise = ratio(noise, jnp.sum(own[1] ** 2, (-2, -1)))
-        squares = squares + product(own, own) - own_noise
-    squares = squares * in_blocks(jnp.square(light)[:, None, None])[:, 0, 0] / length
-
-    def mean(images: Array, weights: Array) -> Array:
-        return ratio(jnp.sum(images * weights, (-2, -1)), jnp.sum(weights, (-2, -1)))
-
-    nearer = near - far
-    added = mean(nearer * (nearer - 2 * (frames - far)), weights)
-    change = bkgds - near
-    added = added + mean(change * (bkgds + near - 2 * far), is_number.astype(far.dtype))
-    squares = squares + in_blocks(added) / length
+        far = lax.stop_gradient(far)
+        target = _Blocks(frames, weights, is_number, light, block_frames)
+        squares = _errors_of_prediction(target, far, variance, lag)
+        nearer, change = near - far, bkgds - near
+        added = nearer * (nearer - 2 * (frames - far))
+        squares = squares + target.means(added, weights)
+        added = change * (bkgds + near - 2 * far)
+        squares = squares + target.means(added, is_number.astype(far.dtype))
     return PredictionError(squares, variance, weights)
+
+
+def _errors_beside(
+    frames: _Frames,
+    weights: _Frames,
+    bkgds: _Frames,
+    light: Float[Array, " frames"],
+    lag: int,
+) -> Float[Array, " inner"]:
+    """The squared error of backgrounds b, each of its frame alone: the mean of
+    `(f - b)(g - b)`, in which f and g are frames at the lag before and after."""
+    count = len(frames)
+    inner = slice(lag, count - lag)
+    missed = []
+    for others in (slice(2 * lag, None), slice(count - 2 * lag)):
+        gains = _gains(light[inner], light[others])
+        above = gains * frames[others] - bkgds[inner]
+        missed.append([weights[others] * above, weights[others]])
+    return _product(*missed)
+
+
+class _Blocks:
+    """Sums of the frames that predictions are compared with, over blocks of them."""
+
+    def __init__(
+        self,
+        frames: _Frames,
+        weights: _Frames,
+        is_number: Bool[Array, "frames height width"],
+        light: Float[Array, " frames"],
+        length: int,
+    ):
+        self.length, self.light = length, light[:, None, None]
+        self.lit = jnp.where(self.light > 0, self.light, 1)
+        self.counts = self.sums(is_number.astype(frames.dtype))
+        self.received = self.sums(weights * frames)
+        self.exposed = self.sums(weights * jnp.maximum(self.light, 0))
+        growth = self.light / jnp.mean(light)
+        self.noise = jnp.sum(self.sums(growth * weights**2), (-2, -1))
+
+    def sums(
+        self, images: Float[Array, "frames _height _width"]
+    ) -> Float[Array, "blocks _height _width"]:
+        whole = images[: len(images) // self.length * self.length]
+        return jnp.sum(whole.reshape(-1, self.length, *images.shape[1:]), 1)
+
+    def means(self, images: _Frames, weights: _Frames) -> Float[Array, " blocks"]:
+        """Of the pixels of each frame, and of these."""
+        sums = jnp.sum(images * weights, (-2, -1)), jnp.sum(weights, (-2, -1))
+        return self.sums(ratio(*sums)[:, None, None])[:, 0, 0] / self.length
+
+
+def _errors_of_prediction(
+    target: _Blocks, predictions: _Frames, variance: Float[Array, ""], lag: int
+) -> Float[Array, " blocks"]:
+    """The squared error of predictions q: the mean of `(f - q)(g - q)`, in which f is the
+    mean of a block in the light of one, and g that of another one which is so far away
+    that they share neither noise nor molecules. Means over blocks make noise times noise
+    small."""
+    rates = ratio(target.sums(predictions / target.lit), target.counts)
+
+    def missed(places: Any) -> list[Array]:
+        exposed = target.exposed[places]
+        return [target.received[places] - exposed * rates, exposed]
+
+    count, length = len(rates), target.length
+    # Blocks that are so far apart have no two frames that are nearer than the lag.
+    gap = (lag + length - 2) // length + 1
+    times = np.arange(count)
+    own, later, earlier = (
+        missed(_mirrored(times + step, times, count)) for step in (0, gap, -gap)
+    )
+    squares = (_product(own, later) + _product(own, earlier)) / 2
+    # Between regions, the noise of a block is small enough to be subtracted. So steps
+    # count, which blocks before and after them see with opposite signs.
+    own, later, earlier = (
+        [region_sums(images) for images in block] for block in (own, later, earlier)
+    )
+    squares = squares - (_product(own, later) + _product(own, earlier)) / 2
+    own_noise = ratio(variance * target.noise, jnp.sum(own[1] ** 2, (-2, -1)))
+    squares = squares + _product(own, own) - own_noise
+    return squares * target.sums(target.light**2)[:, 0, 0] / length
+
+
+def _product(one: list[Array], other: list[Array]) -> Float[Array, " images"]:
+    """The mean product of two means, which are given as sums and total weights."""
+    sums, totals = (jnp.sum(a * b, (-2, -1)) for a, b in zip(one, other, strict=True))
+    return ratio(sums, totals)
 
 
 def region_sums(
@@ -181,19 +232,20 @@ def region_sums(
     return jnp.sum(jnp.sum(parts, 4), 2)
 
 
-def _places(count: int, step: int, is_far: bool) -> Int[np.ndarray, " count"]:
-    """The place `step` later for each of `count`; where there is none, as far on the other
-    side, or twice as far."""
-    times = np.arange(count)
-    later = times + step
-    is_inside = (later >= 0) & (later < count)
-    return np.where(is_inside, later, times - (1 + is_far) * step).clip(0, count - 1)
+def _mirrored(
+    places: Int[np.ndarray, " count"], centres: Int[np.ndarray, " count"], length: int
+) -> Int[np.ndarray, " count"]:
+    """Places, or where there are none, those as far on the other side of their centres."""
+    is_inside = (places >= 0) & (places < length)
+    return np.where(is_inside, places, 2 * centres - places).clip(0, length - 1)
 
 
-def _gains(light: Float[Array, " frames"], others: Any) -> Float[Array, "frames 1 1"]:
+def _gains(
+    light: Float[Array, " frames"], others: Float[Array, " frames"]
+) -> Float[Array, "frames 1 1"]:
     """The light of frames over that of others, 1 where either is dark."""
-    is_lit = (light > 0) & (light[others] > 0)
-    return jnp.where(is_lit, light / jnp.where(is_lit, light[others], 1), 1)[:, None, None]
+    is_lit = (light > 0) & (others > 0)
+    return jnp.where(is_lit, light / jnp.where(is_lit, others, 1), 1)[:, None, None]
 
 
 def _target_weights(
@@ -211,9 +263,8 @@ def _target_weights(
     times = np.arange(len(frames))
     others = []
     for step in (-2 * lag, -lag, lag, 2 * lag):
-        is_inside = (times + step >= 0) & (times + step < len(frames))
-        places = np.where(is_inside, times + step, times - step).clip(0, len(frames) - 1)
-        others.append(_gains(light, places) * average[places])
+        places = _mirrored(times + step, times, len(frames))
+        others.append(_gains(light, light[places]) * average[places])
     second = jnp.sort(jnp.stack(others), axis=0)[1]
     variance = spatial_mean(squared_noise(frames), _NOISE_RADIUS_PIX)
     variance = jnp.maximum(variance, jnp.finfo(frames.dtype).tiny)

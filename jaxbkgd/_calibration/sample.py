@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int, Shaped
 
 from .._estimators.channels import Channels, checked_frames, map_channels
 from .._movies.movie import Channel
+from .blinking import Blinking, blinking_of, molecule_residuals
 
 
 # Pixels of all windows and channels together, unless the fewest windows need more.
@@ -23,6 +24,10 @@ _RUN_PIXELS, _SHORTEST_RUN_FRAMES = 2**24, 64
 _RUN_FRAMES, _MOST_RUNS, _SEARCH_PIXELS, _TILE_PIX = 300, 3, 4_500_000, 96
 
 
+# Fewer do not show what radii are good, nor how molecules fare.
+FEWEST_FRAMES, FEWEST_PIXELS = 30, 16
+
+
 class Window(NamedTuple):
     """Frames of all channels, and their places in the movie."""
 
@@ -31,11 +36,12 @@ class Window(NamedTuple):
 
 
 def draw_windows(channels: Any, lag: int, sees_one_frame: bool) -> list[Window]:
-    """Runs of successive frames, all of equal length, spread evenly over the movie."""
+    """Windows of equal length, spread evenly: runs of frames, and partners `lag` later and
+    twice that."""
     opened: list[Channel] = jax.tree.leaves(channels)
     frame_count = len(opened[0])
-    # Beside a frame, those at the lag count, and twice as far away at the movie's ends.
-    fewest = 3 * lag if sees_one_frame else 2 * lag + 2
+    # An estimator that sees several frames needs one to predict from beyond the lag.
+    fewest = 2 * lag + (1 if sees_one_frame else 2)
     if lag and frame_count < fewest:
         raise ValueError(
             f"The movie has {frame_count} frames, but at least {fewest} are needed for a "
@@ -44,22 +50,29 @@ def draw_windows(channels: Any, lag: int, sees_one_frame: bool) -> list[Window]:
     frame_pixels = sum(math.prod(channel.shape[1:]) for channel in opened)
     most_frames = _SAMPLE_PIXELS // frame_pixels
     if sees_one_frame:
-        length = max(most_frames // _MOST_WINDOWS, 4 * lag, 1)
-        length = min(length, frame_count)
-        fitting = max(most_frames // length, _FEWEST_WINDOWS)
-        count = min(math.ceil(frame_count / length), fitting, _MOST_WINDOWS)
+        # Many windows of a short run and its partners, which are one run if they overlap.
+        first_count, share = frame_count - 2 * lag, most_frames // _MOST_WINDOWS
+        fitting = max(share // 3, share - 2 * lag, 1)
+        length = min(math.ceil(first_count / _MOST_WINDOWS), fitting)
+        fitting = max(most_frames // (length + 2 * min(length, lag)), _FEWEST_WINDOWS)
+        count = min(math.ceil(first_count / length), fitting, _MOST_WINDOWS)
+        last, offsets = first_count - length, [0, lag, 2 * lag] if lag else [0]
+        if length > lag > 0:
+            length, offsets = length + 2 * lag, [0]
     else:
         # Few windows of one long run, since frames near its ends lack their neighbours.
         length = max(_RUN_PIXELS // frame_pixels, _SHORTEST_RUN_FRAMES, 4 * lag)
         length = min(length, frame_count)
         count = min(frame_count // length, max(most_frames // length, 1))
+        last, offsets = frame_count - length, [0]
     names: Any = ""
     if isinstance(channels, list | tuple):
         names = [f" of channel {i + 1}" for i in range(len(channels))]
     windows = []
-    for start in _starts(frame_count, length, count):
-        read = ft.partial(read_frames, start=start, stop=start + length)
-        indices = jnp.arange(start, start + length)
+    for start in np.linspace(0, last, count).round().astype(int).tolist():
+        runs = [(start + offset, start + offset + length) for offset in offsets]
+        read = ft.partial(read_frames, runs=runs)
+        indices = jnp.concatenate([jnp.arange(*run) for run in runs])
         windows.append(Window(map_channels(read, channels, names), indices))
     return windows
 
@@ -71,29 +84,49 @@ class Sample(NamedTuple):
 
     - `runs`: the frames of all channels in each run.
     - `frame_indices`: their places in the movie.
-    - `lag`: frames that are so far apart share no molecules.
-    - `on_frames`: how long the molecules of each channel stay on.
+    - `blinking`: how long the molecules of each channel stay on.
+    - `lag`: frames that are so far apart share no molecules in any channel.
     """
 
     runs: Sequence[list[Float[Array, "frames height width"]]]
     frame_indices: Sequence[Int[np.ndarray, " frames"]]
+    blinking: Sequence[Blinking]
     lag: int
-    on_frames: Sequence[float]
 
     def of_channel(self, number: int) -> "Sample":
         runs = [[channels[number]] for channels in self.runs]
-        return Sample(runs, self.frame_indices, self.lag, [self.on_frames[number]])
+        return Sample(runs, self.frame_indices, [self.blinking[number]], self.lag)
 
 
-def run_of(window: Window) -> tuple[list[Array], Int[np.ndarray, " frames"]]:
-    """The first frames of a window in the middle of the field, and their places."""
-    stacks = [jnp.asarray(stack) for stack in jax.tree.leaves(window.channels)]
-    count = min(len(stacks[0]), _RUN_FRAMES)
-    run = [stack[:count, *_tile(stack.shape[1:], count, 0.5)] for stack in stacks]
-    return run, np.asarray(window.frame_indices[:count])
+def draw_sample(
+    channels: Sequence[Channel], masks: Sequence[Channel | None], offsets: Sequence[float]
+) -> Sample:
+    """Frames less the camera's offset, in which pixels that a mask leaves out are NaN.
+    `ValueError` for a movie of which nothing can be learned."""
+    if len(channels[0]) < FEWEST_FRAMES:
+        raise ValueError(
+            f"the movie has {len(channels[0])} frames, of which radii cannot be learned: "
+            f"give {FEWEST_FRAMES} or more"
+        )
+    runs, frame_indices = _draw_runs(channels, masks, offsets)
+    for frames in runs[0]:
+        height, width = frames.shape[1:]
+        if min(height, width) < FEWEST_PIXELS:
+            raise ValueError(
+                f"frames of {height} x {width} px have no room for molecules: give "
+                f"{FEWEST_PIXELS} x {FEWEST_PIXELS} or more"
+            )
+        if not jnp.any(jnp.ptp(frames, axis=0) > 0):
+            raise ValueError("nothing changes from frame to frame")
+    blinking = [
+        blinking_of(molecule_residuals(jnp.nan_to_num(frames), 1)) for frames in runs[0]
+    ]
+    # A frame is compared with others as far away on both sides.
+    lag = min(max(of.lag for of in blinking), len(runs[0][0]) // 3)
+    return Sample(runs, frame_indices, blinking, lag)
 
 
-def draw_runs(
+def _draw_runs(
     channels: Sequence[Channel], masks: Sequence[Channel | None], offsets: Sequence[float]
 ) -> tuple[list[list[Array]], list[Int[np.ndarray, " frames"]]]:
     """Runs of frames less the camera's offset, each of another part of the field, and their
@@ -101,7 +134,8 @@ def draw_runs(
     frame_count = len(channels[0])
     length = min(frame_count, _RUN_FRAMES)
     count = min(max(round(frame_count / length / 1.5), 1), _MOST_RUNS)
-    starts, runs = _starts(frame_count, length, count), []
+    last, runs = frame_count - length, []
+    starts = np.linspace(0, last, count).round().astype(int).tolist()
     for number, start in enumerate(starts):
         share = (number + 0.5) / count
         parts = []
@@ -143,22 +177,19 @@ def _read_tile(
     return jnp.asarray(np.concatenate(chunks))
 
 
-def _starts(frame_count: int, length: int, count: int) -> list[int]:
-    return np.linspace(0, frame_count - length, count).round().astype(int).tolist()
-
-
 def read_frames(
-    channel: Channel, name: str, start: int, stop: int
+    channel: Channel, name: str, runs: list[tuple[int, int]]
 ) -> Shaped[Array, "frames height width"]:
-    """These frames, all finite; an error calls the channel `name`."""
-    frames = checked_frames(channel[start:stop])
+    """The frames of runs (start, stop), all finite; an error calls the channel `name`."""
+    frames = np.concatenate([checked_frames(channel[slice(*run)]) for run in runs])
     # In NumPy: JAX itself would raise where it is set to find NaNs.
     is_finite = np.isfinite(frames)
     if not is_finite.all():
         frame, y, x = np.argwhere(~is_finite)[0]
+        index = np.concatenate([np.arange(*run) for run in runs])[frame]
         raise ValueError(
-            f"Frame {start + frame}{name} holds {frames[frame, y, x]} at y = {y}, x = {x}, "
-            "and calibration needs finite frames; replace such pixels, for example by "
-            "their neighbours' median, or leave these frames out."
+            f"Frame {index}{name} holds {frames[frame, y, x]} at y = {y}, x = {x}, and "
+            "calibration needs finite frames; replace such pixels, for example by their "
+            "neighbours' median, or leave these frames out."
         )
     return jnp.asarray(frames)

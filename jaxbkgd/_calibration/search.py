@@ -109,10 +109,13 @@ class ChannelSearch:
         tried = self.trials.setdefault(structure, {})
         if radii not in tried:
             estimator = self.estimator(structure, radii)
-            runs, _, lag, on_frames = self.sample
-            spikes = [spread_spikes(runs[0][0].shape, on_frames[0])]
-            sigmas = [jnp.ones(())]
-            found = [evaluate(estimator, run, lag, spikes, sigmas)[0] for run in runs]
+            sample, sigmas = self.sample, [jnp.ones(())]
+            on_frames = sample.blinking[0].on_frames
+            spikes = [spread_spikes(sample.runs[0][0].shape, on_frames)]
+            found = [
+                evaluate(estimator, run, sample.lag, spikes, sigmas)[0]
+                for run in sample.runs
+            ]
             squares = np.concatenate([np.asarray(e.squares, np.float64) for e in found])
             variance = float(np.mean([e.variance for e in found]))
             tried[radii] = Trial(radii, squares, variance)
