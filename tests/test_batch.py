@@ -317,11 +317,11 @@ def test_a_result_has_a_name_beside_its_movie(name, beside, tmp_path):
 def test_a_path_is_enough_to_estimate_a_movie(movie_path, tmp_path, monkeypatch):
     seen = []
 
-    def calibrated(source, boxes, frames, **options):
+    def calibrate(source, *, boxes, frames, **options):
         seen.append((source.name, boxes, frames, options["offsets"]))
         return ESTIMATOR, None
 
-    monkeypatch.setattr(_run, "calibrated", calibrated)
+    monkeypatch.setattr(_run, "calibrate", calibrate)
     frames, sink = slice(0, 22), tmp_path / "movie-background.tif"
     summary = estimate_movie(movie_path, frames=frames)
     assert (summary.paths, summary.estimator) == ((sink,), ESTIMATOR)

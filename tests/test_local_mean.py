@@ -467,7 +467,7 @@ def test_a_prediction_has_not_seen_its_frame():
     for time in (0, 9, 27):
         frames = np.zeros((28, 6, 6), np.float32)
         frames[time] = 1
-        _, near, far = module.predict(frames, 3)
+        _, near, far, _ = module.predict(frames, 3)
         for prediction, gap in ((near, 3), (far, 5)):
             seen = np.abs(np.asarray(prediction)).max((1, 2)) > 0
             assert not seen[max(time - gap + 1, 0) : time + gap].any()

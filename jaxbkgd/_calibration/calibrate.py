@@ -31,7 +31,7 @@ Estimator = TypeVar("Estimator", bound=AbstractEstimator)
 Source = str | os.PathLike[str] | Movie | Channel | Pixels
 
 # An estimator that clips no molecules always takes some of their light, but not so much.
-_LEAST_KEPT = 0.5
+_LEAST_KEPT, _CLOSE = 0.5, 1.1
 # One object, so that a later calibration finds its compiled steps.
 _SECANT = secant_descent()
 
@@ -166,8 +166,14 @@ def _learned(
         )
         warnings.warn(text, stacklevel=3)
     doubts = doubts_of(findings)
-    is_harmful = [of.kept < _LEAST_KEPT and of.molecules.is_measured for of in findings]
-    if any(is_harmful):
+    lowest = min(visits, key=lambda visit: visit.loss)
+    takes_molecules = [
+        of.kept < _LEAST_KEPT and of.molecules.is_measured for of in findings
+    ]
+    if best is not lowest or any(takes_molecules):
+        radii_text = np.array2string(lowest.radii, precision=3, separator=", ")
+        taken = f"at the lowest loss, radii {radii_text}, molecules are background"
+        doubts.append(f"{taken}; are there some that never go off? mask them")
         warnings.warn("; ".join(doubts), stacklevel=3)
     if not is_converged:
         doubts.append(f"the search had not ended: {stop_reason}; give more steps")
@@ -201,8 +207,8 @@ def _guarded(
             return ranked[0], []
     failed: list[tuple[Visit, list[Findings]]] = []
     for visit in ranked:
-        # Radii below those that take molecules take them, too.
-        if any(np.all(visit.radii <= other.radii) for other, _ in failed):
+        # Radii below those that take molecules, and hardly above, take them, too.
+        if any(np.all(visit.radii < _CLOSE * other.radii) for other, _ in failed):
             continue
         estimator = problem.estimator_at(visit.point)
         findings = findings_of(estimator, sample, psf_sigma_pix)

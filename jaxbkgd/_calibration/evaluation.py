@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Shaped
 
 from .._estimators.base import AbstractEstimator
 from .._estimators.smoothing import ratio
-from .prediction_error import prediction_errors, region_sums
+from .prediction_error import prediction_errors, REGION_PIX, region_sums
 from .spikes import fitted_light, Spikes
 
 
@@ -67,7 +67,12 @@ def evaluate(
     for frames, error, bkgds, light, of_channel, sigma_pix in images:
         is_number = jnp.isfinite(frames)
         residuals = jnp.where(is_number, frames - bkgds, 0)
-        counts = region_sums(error.weights)
+        # Where most of a region seems to be molecules, it is the light that has changed.
+        shares = region_sums(error.weights) / region_sums(is_number + 1e-9)
+        is_changed = jnp.repeat(jnp.repeat(shares < 0.5, REGION_PIX, 1), REGION_PIX, 2)
+        height, width = frames.shape[1:]
+        weights = jnp.where(is_changed[:, :height, :width], is_number, error.weights)
+        counts = region_sums(weights)
         evaluation = Evaluation(
             error.squares,
             error.variance,
@@ -75,7 +80,7 @@ def evaluate(
             jnp.nanmean(bkgds),
             bkgds,
             light,
-            ratio(region_sums(error.weights * residuals), counts),
+            ratio(region_sums(weights * residuals), counts),
             counts,
             1 - jnp.mean(error.weights) / jnp.mean(is_number),
         )

@@ -178,7 +178,7 @@ def _channel_findings(
     bias = np.mean([float(b.level - a.level) for a, b in zip(before, after, strict=True)])
     seen = np.sum(shares > 0.5) / len(before[0].bkgds)
     bias *= molecules.per_frame / seen if seen else 0.0
-    square, std = squares.mean(), squares.std() / math.sqrt(len(squares))
+    square, std = squares.mean(), standard_error(squares)
     interval = [signed_root(square + sign * _INTERVAL * std + bias**2) for sign in (-1, 1)]
     found = np.stack([np.asarray(e.fits, np.float64) for e in after]) / molecules.light
     kept = found - np.stack([np.asarray(e.fits) for e in before]) / molecules.light
@@ -213,6 +213,11 @@ def doubts_of(findings: Sequence[Findings]) -> list[str]:
         name = f"channel {number}: " if len(findings) > 1 else ""
         doubts += [name + doubt for doubt in of_channel.doubts()]
     return doubts
+
+
+def standard_error(squares: Float[np.ndarray, " blocks"]) -> float:
+    """That of the mean of errors, each of which is a product of two blocks."""
+    return float(squares.std() * math.sqrt(2 / len(squares)))
 
 
 def signed_root(square: float) -> float:

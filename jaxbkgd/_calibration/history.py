@@ -52,11 +52,11 @@ class CalibrationHistory(eqx.Module):
         scales = [1.0] * len(self.findings) if gains is None else gains
         unit = "ADU" if gains is None else "e-"
         texts: dict[str, list[str]] = {}
-        for findings, scale in zip(self.findings, scales, strict=True):
+        for findings, scale in zip(self.findings, scales, strict=bool(self.findings)):
             for name, text in findings.rows(scale, unit).items():
                 texts.setdefault(name, []).append(text)
         rows = {name: "; ".join(of_channels) for name, of_channels in texts.items()}
-        return rows | {"believe it": "no, see above" if self.doubts else "yes"}
+        return rows | {"believe it": "not all, see above" if self.doubts else "yes"}
 
     def about(self) -> dict[str, Any]:
         """What is kept of it in a JSON text, which has no NaN."""

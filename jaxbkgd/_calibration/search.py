@@ -13,6 +13,7 @@ from .._estimators.local_mean import LocalMean
 from .._estimators.radii_estimator import RadiiEstimator
 from .._estimators.spatial_mean import SpatialMean
 from .evaluation import evaluate
+from .findings import standard_error
 from .sample import Sample
 from .spikes import spread_spikes
 
@@ -83,7 +84,7 @@ class Trial(NamedTuple):
     @property
     def std(self) -> float:
         """The standard error of the loss."""
-        return float(self.squares.std() / math.sqrt(len(self.squares)))
+        return standard_error(self.squares)
 
     @property
     def is_uneven(self) -> bool:

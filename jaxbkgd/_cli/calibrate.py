@@ -3,73 +3,96 @@
 import contextlib
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 from typer import Argument, Option
 
 from .._calibration import calibrate as calibration
-from .._calibration.calibrate import CalibrationHistory
+from .._calibration.history import CalibrationHistory
 from .._calibration.objectives import FramePairLoss
-from .._estimators.local_mean import LocalMean
-from .._estimators.spatial_mean import SpatialMean
+from .._estimators.radii_estimator import RadiiEstimator
 from .._movies.movie import Channel
 from .._movies.open import open_movie
 from .._workers import progress_lines, run_interruptibly
 from . import arguments
-from .arguments import CLIP, one_channel, OVERWRITE, USUAL_RADIUS
+from .arguments import CLIP, OVERWRITE, USUAL_RADIUS
 from .figures import save_calibration_figure
 from .programs import keep_programs
-from .report import check_output, clip_rows, print_table, printable, refusing, write_whole
+from .report import (
+    check_output,
+    clip_rows,
+    print_rows,
+    printable,
+    refusing,
+    say,
+    UsageError,
+    write_whole,
+    yx_text,
+)
 
-
-_Module = SpatialMean | LocalMean
 
 _MOVIES = Argument(help="Movies of the same length, of one channel or more each.")
 _OUT = Option(help="The .json file to write; a figure, .png, is drawn beside it.")
-_RADIUS = Option(help="In pixels, to start from: y,x to learn two, or a number for one.")
-_BOUND = Option(help="The largest radius allowed, in pixels.")
-_TIME = Option(help="Average over time too, from this radius in frames on, up to 60.")
-_LAG = Option(min=1, help="Longer than molecules stay on, in frames; else it is found.")
-_STEPS = Option(min=1, help="The most steps to take.")
+_RADIUS = Option(
+    help="Learn the plain mean, from this radius in pixels on: y,x for two, or a number "
+    "for one. By default, the best estimator is found."
+)
+_BOUND = Option(help="With --radius: the largest radius allowed, 60 px by default.")
+_TIME = Option(help="Learn a mean over time, from this radius in frames on, up to 60.")
+_LAG = Option(min=1, help="With --radius: longer than molecules stay on, in frames.")
+_STEPS = Option(min=1, help="With --radius: the most steps to take.")
+_OFFSET = Option(help="The camera's offset in ADU, once for all channels or once for each.")
 
 
 def calibrate(
     movies: Annotated[list[Path], _MOVIES],
     out: Annotated[Path, _OUT] = Path("calibration.json"),
-    radius: Annotated[str, _RADIUS] = "7,7",
-    max_radius: Annotated[float, _BOUND] = 60.0,
+    radius: Annotated[str | None, _RADIUS] = None,
+    max_radius: Annotated[float | None, _BOUND] = None,
     radius_frames: Annotated[float | None, _TIME] = None,
     clip: Annotated[str | None, CLIP] = None,
     lag: Annotated[int | None, _LAG] = None,
-    steps: Annotated[int, _STEPS] = 200,
+    steps: Annotated[int | None, _STEPS] = None,
+    offset: Annotated[list[float] | None, _OFFSET] = None,
     overwrite: Annotated[bool, OVERWRITE] = False,
 ) -> None:
-    """Learn the averaging radii of a movie from the movie itself.
+    """Find the best estimator of a movie, as `jaxbkgd estimate` does before it estimates.
 
-    Prints the radii and the error that they save, and writes them for
-    `jaxbkgd estimate --calibration`. Ctrl-C keeps the best radii so far.
+    Prints radii and errors, and what to doubt of them, and writes them for
+    `jaxbkgd estimate --calibration`. Ctrl-C keeps the best radii so far, with --radius.
     """
     keep_programs()
     png = out.with_suffix(".png")
     check_output(out, ".json", overwrite=overwrite)
     check_output(png, ".png", overwrite=overwrite)
+    is_given = radius is not None or radius_frames is not None
+    for name, value in {"max-radius": max_radius, "lag": lag, "steps": steps}.items():
+        if value is not None and not is_given:
+            raise UsageError(f"--{name} {value}: goes with --radius or --radius-frames")
+    if offset and is_given:
+        raise UsageError("--offset: is for a search without --radius")
     with contextlib.ExitStack() as files:
         files.enter_context(progress_lines())
         opened = [files.enter_context(open_movie(movie)) for movie in movies]
         channels = [channel for movie in opened for channel in movie.channels]
-        bounds = {"max_radius_pix": max_radius}
-        if radius_frames is not None:
-            bounds["max_radius_frames"] = 60.0
-        given = f"--radius {radius}, --max-radius {max_radius:g}"
-        rows = len(channels) * [arguments.parsed_radius(radius)]
-        start = arguments.chosen_estimator(given, rows, radius_frames, clip, **bounds)
+        options: dict[str, Any] = {"offsets": offset or 0.0}
+        if is_given or clip is not None:
+            text, bound = radius or f"{USUAL_RADIUS},{USUAL_RADIUS}", max_radius or 60.0
+            bounds = {"max_radius_pix": bound}
+            if radius_frames is not None:
+                bounds["max_radius_frames"] = 60.0
+            given = f"--radius {text}, --max-radius {bound:g}"
+            rows = len(channels) * [arguments.parsed_radius(text)]
+            start = arguments.chosen_estimator(given, rows, radius_frames, clip, **bounds)
+            options = {"estimator": start, "objective": FramePairLoss(lag)}
+            options["steps"] = steps or 200
         with refusing(", ".join(map(str, movies))):
-            module, history = calibration.calibrate(
-                channels, start, objective=FramePairLoss(lag), steps=steps
-            )
+            estimator, history = calibration.calibrate(channels, **options)
         names = [_name(channel) for channel in channels]
-        _write(out, names, module, history)
+        about = {"movies": names} | history.about() | {"rows": history.rows()}
+        fields = json.loads(estimator.to_json()) | {"calibration": about}
+        write_whole(out, json.dumps(fields, indent=2, allow_nan=False).encode())
         # What is there is of other radii.
         png.unlink(missing_ok=True)
         kept = f"the radii are in {out}, and there is no figure"
@@ -78,22 +101,17 @@ def calibrate(
                 remedy = "the same command with --overwrite starts over"
                 kept = f"the best radii so far are in {out}; {remedy}"
                 raise KeyboardInterrupt
-            columns = [
-                {"movie": name} | _rows(module, history, number, channel)
-                for number, (name, channel) in enumerate(zip(names, channels, strict=True))
-            ]
-            print_table("Radii learned from the movie itself", columns)
-            print(f"lag        {history.lag} frame{'s' if history.lag != 1 else ''}")
-            state = "converged" if history.is_converged else "not converged"
-            print(f"{state}: {history.stop_reason}")
+            for doubt in history.doubts:
+                say(doubt)
+            print_rows(_rows(names, estimator, history))
             print(f"wrote {printable(out)}")
-            run_interruptibly(
-                save_calibration_figure, png, names, channels, module, history
-            )
+            if len(history.losses):
+                shown = png, names, channels, estimator, history
+                run_interruptibly(save_calibration_figure, *shown)
+                print(f"wrote {printable(png)}")
         except KeyboardInterrupt as interrupt:
             interrupt.add_note(kept)
             raise
-        print(f"wrote {printable(png)}")
 
 
 def _name(channel: Channel) -> str:
@@ -101,45 +119,23 @@ def _name(channel: Channel) -> str:
     return printable(Path(channel.movie.name).name) + number
 
 
-def _write(
-    path: Path, names: list[str], module: _Module, history: CalibrationHistory
-) -> None:
-    # JSON has no NaN, which an unknown deviation is.
-    rows = history.radii_std.tolist()
-    about = {
-        "movies": names,
-        "lag": history.lag,
-        "radii_std": [[std if np.isfinite(std) else None for std in row] for row in rows],
-        "is_at_bound": history.is_at_bound.tolist(),
-        "is_converged": history.is_converged,
-        "stop_reason": history.stop_reason,
-        "steps": len(history.losses),
-    }
-    fields = json.loads(module.to_json()) | {"calibration": about}
-    write_whole(path, json.dumps(fields, indent=2, allow_nan=False).encode())
-
-
 def _rows(
-    module: _Module, history: CalibrationHistory, number: int, channel: Channel
+    names: list[str], estimator: RadiiEstimator, history: CalibrationHistory
 ) -> dict[str, str]:
-    """What is printed of a channel."""
-    rows = {}
-    for axis in range(-len(module.radius_units), 0):
-        radius, std = module.radii[number, axis], history.radii_std[number, axis]
-        unit, is_at_bound = module.radius_units[axis], history.is_at_bound[number, axis]
-        rest = f" {unit}, {'at its bound' if is_at_bound else 'uncertainty unknown'}"
-        if np.isfinite(std):
-            rest = f" +- {max(std, 0.01):.2f} {unit}"
-        rows[f"radius in {('time', 'y', 'x')[axis]}"] = f"{radius:.2f}{rest}"
-    usual_pix = float(USUAL_RADIUS)
-    bound_pix = max(module.max_radius_pix, 2 * usual_pix)
-    estimators = [
-        one_channel(module, number, max_radius_pix=bound_pix, radii_pix=[pair])
-        for pair in (module.radii_pix[number].tolist(), [usual_pix, usual_pix])
-    ]
-    losses = calibration.losses_at(estimators, [channel], history.objective)
-    for name, loss in zip(("learned", f"at r = {USUAL_RADIUS}"), losses, strict=True):
-        # The loss is a mean square error over the variance of the noise.
-        text = f"{loss**0.5:.3f} of the noise" if loss > 0 else "below what can be measured"
-        rows[f"RMS error, {name}"] = text
-    return rows | clip_rows(module)
+    """What is printed, the channels one after the other."""
+    radii = []
+    for number in range(len(estimator.radii)):
+        *frames, y, x = np.asarray(estimator.radii[number]).tolist()
+        stds = history.radii_std[number, -2:].tolist()
+        text = yx_text(y, x, "px")
+        if np.isfinite(stds).all():
+            text += f" (+- {max(stds[0], 0.01):.2f}, {max(stds[1], 0.01):.2f})"
+        radii.append(", ".join([text, *(f"{count:.3g} frames" for count in frames)]))
+    return {
+        "movie": "; ".join(names),
+        "radius": "; ".join(radii),
+        **clip_rows(estimator),
+        **history.rows(),
+        "lag": f"{history.lag} frames",
+        "search": history.stop_reason,
+    }

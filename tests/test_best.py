@@ -1,0 +1,256 @@
+"""`calibrate` without an estimator, what it says of itself, and spikes."""
+
+import math
+import re
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.ndimage import gaussian_filter
+
+from jaxbkgd import (
+    AbstractEstimator,
+    Background,
+    calibrate,
+    LocalMean,
+    SpatialMean,
+    SpikeInLoss,
+)
+from jaxbkgd._calibration.molecules import find_molecules
+from jaxbkgd._calibration.spikes import add_spikes, fitted_light, spread_spikes
+
+
+# Of a size that all share, since compilation is what takes time.
+FRAME_COUNT, SIZE_PIX, PSF_SIGMA_PIX = 160, 96, 1.3
+Y, X = np.mgrid[:SIZE_PIX, :SIZE_PIX]
+LEVEL = 60 * (1 + 0.3 * np.sin(2 * np.pi * Y / 50) * np.cos(2 * np.pi * X / 60))
+
+
+def blinking(rng, per_frame=9.0, photons=700.0, on_frames=1.5):
+    """Photons of molecules that go on and off at any time."""
+    images = np.zeros((FRAME_COUNT, SIZE_PIX, SIZE_PIX))
+    for _ in range(rng.poisson(per_frame * FRAME_COUNT / on_frames)):
+        start, y, x = rng.uniform((-on_frames, 0, 0), images.shape)
+        stop = start + rng.exponential(on_frames)
+        spot = np.exp(-((Y - y) ** 2 + (X - x) ** 2) / (2 * PSF_SIGMA_PIX**2))
+        for frame in range(max(0, int(start)), min(FRAME_COUNT, int(stop) + 1)):
+            share = max(0.0, min(stop, frame + 1) - max(start, frame))
+            images[frame] += share * photons * spot / (2 * np.pi * PSF_SIGMA_PIX**2)
+    return images
+
+
+def found(light, seed=1, **options):
+    """What `calibrate` makes of a movie in this light, and the truth."""
+    rng = np.random.default_rng(seed)
+    truth = LEVEL * light[:, None, None]
+    frames = rng.poisson(truth + light[:, None, None] * blinking(rng)) + 100.0
+    frames = frames.astype(np.float32)
+    estimator, history = calibrate(frames, offsets=100.0, progress=False, **options)
+    return estimator, history, frames - 100, truth
+
+
+def rms(bkgds, truth):
+    return float(np.sqrt(np.mean((np.asarray(bkgds) - truth) ** 2)))
+
+
+STEADY = np.ones(FRAME_COUNT)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "light", [STEADY, np.resize([1.35, 1, 1, 1], FRAME_COUNT)], ids=["steady", "pulses"]
+)
+def test_the_best_is_found_and_its_error_is_known(light):
+    estimator, history, frames, truth = found(light)
+    assert isinstance(estimator, LocalMean)
+    assert estimator.max_radius_frames > 15
+    error = rms(estimator(frames).bkgds, truth)
+    assert (
+        error
+        < rms(LocalMean()(frames).bkgds, truth)
+        < rms(SpatialMean(7.0)(frames).bkgds, truth)
+    )
+    (findings,) = history.findings
+    # Of 1.5 megapixels, the squared error is known to two thirds of itself.
+    low, high = findings.error_interval
+    assert max(0, low) < error < high
+    np.testing.assert_allclose(findings.error, error, rtol=0.35)
+    np.testing.assert_allclose(findings.noise, math.sqrt(np.mean(light) * 60), rtol=0.05)
+    assert findings.kept > 0.98
+    np.testing.assert_allclose(findings.molecules.psf_sigma_pix, PSF_SIGMA_PIX, rtol=0.1)
+    # Their light in a frame is at most that of one that is on all the time.
+    assert 400 < findings.molecules.light < 1000
+    # By chance, as molecules add to the noise.
+    assert findings.unexplained_frames.size <= 0.02 * FRAME_COUNT
+    assert history.lag < 20
+    assert history.radii.shape == (len(history.losses), 1, 3)
+    rows = history.rows([1.0])
+    assert rows["error"].startswith(f"{findings.error:.2g} e- (")
+    assert set(rows) == {"error", "molecules", "they keep", "not explained", "believe it"}
+
+
+@pytest.mark.slow
+def test_what_the_light_does_not_explain_is_named():
+    rng = np.random.default_rng(3)
+    pulses = np.resize([1.0, 0, 0, 0], FRAME_COUNT)[:, None, None]
+    # A pattern of its own in every fourth frame.
+    truth = LEVEL + 40 * pulses * (X > SIZE_PIX / 2)
+    frames = rng.poisson(truth + blinking(rng)).astype(np.float32)
+    _, history = calibrate(frames, progress=False)
+    (findings,) = history.findings
+    assert np.isin(np.arange(0, FRAME_COUNT, 4), findings.unexplained_frames).all()
+    assert any("of the frames is not explained" in doubt for doubt in history.doubts)
+    assert history.rows()["believe it"] != "yes"
+
+
+@pytest.mark.slow
+def test_a_mask_leaves_pixels_out_and_channels_keep_their_order():
+    rng = np.random.default_rng(5)
+    clean = rng.poisson(LEVEL + blinking(rng)).astype(np.float32)
+    frames = clean.copy()
+    mask = np.ones((SIZE_PIX, SIZE_PIX), bool)
+    mask[:30, :30] = False
+    frames[:, ~mask] = 1e5 * rng.random((FRAME_COUNT, 1))
+    masked, history = calibrate(frames, weights=mask, progress=False)
+    plain, _ = calibrate(clean, progress=False)
+    assert history.findings[0].unexplained_frames.size <= 0.02 * FRAME_COUNT
+    truth = np.broadcast_to(LEVEL, frames.shape)
+    assert rms(masked(clean).bkgds, truth) < 1.2 * rms(plain(clean).bkgds, truth)
+    rough = rng.poisson(60 + 20 * np.sin(2 * np.pi * X / 16) + 0 * clean)
+    rough = rough.astype(np.float32)
+    one, _ = calibrate([clean, rough], progress=False)
+    other, _ = calibrate([rough, clean], progress=False)
+    np.testing.assert_allclose(one.radii, other.radii[::-1], rtol=1e-5)
+    assert one.radii[1, 2] < one.radii[0, 2]
+
+
+@pytest.mark.parametrize(
+    ("frames", "doubt"),
+    [
+        (np.ones((5, 64, 64)), "has 5 frames, .* give 30 or more; until then, LocalMean"),
+        (np.ones((1, 64, 64)), "has 1 frames"),
+        (np.ones((40, 64, 64)), "nothing changes"),
+        (np.ones((40, 9, 64)), "9 x 64 px have no room"),
+    ],
+)
+def test_where_nothing_can_be_learned_the_defaults_are_taken(frames, doubt):
+    estimator, history = calibrate(frames, progress=False)
+    assert estimator.to_json() == LocalMean().to_json()
+    (said,) = history.doubts
+    assert re.search(doubt, said)
+    assert not history.is_converged
+    assert not history.findings
+    assert history.rows() == {"believe it": "not all, see above"}
+
+
+def test_what_goes_with_an_estimator_alone_is_refused():
+    frames = np.ones((40, 16, 16))
+    with pytest.raises(TypeError, match="objective and optimizer are for an estimator"):
+        calibrate(frames, objective=SpikeInLoss(100.0))
+    for options in ({"offsets": 100.0}, {"frames": slice(3)}, {"weights": frames[0]}):
+        with pytest.raises(TypeError, match="are for a search without an estimator"):
+            calibrate(frames, SpatialMean(3.0), **options)
+    with pytest.raises(ValueError, match="1 channels, but offsets for 2"):
+        calibrate(frames, offsets=[1.0, 2.0])
+
+
+def test_radii_that_take_molecules_are_not_kept():
+    rng = np.random.default_rng(2)
+    # Fiducials never go off, and look like background.
+    beads = np.zeros((SIZE_PIX, SIZE_PIX))
+    beads[[12, 40, 50, 80], [20, 85, 48, 30]] = 8000
+    beads = gaussian_filter(beads, PSF_SIGMA_PIX)
+    frames = rng.poisson(LEVEL + beads + blinking(rng)).astype(np.float32)
+    start = SpatialMean(7.0, max_radius_pix=20.0)
+    with pytest.warns(UserWarning, match="molecules are background; .* mask them"):
+        estimator, history = calibrate(frames, start, progress=False)
+    assert history.findings[0].kept >= 0.5
+    assert estimator.radii_pix[0, 0] > 2 * PSF_SIGMA_PIX
+    # What is described is what is kept, and not the lowest loss.
+    assert history.losses.min() < history.losses[0]
+    assert any("never go off" in doubt for doubt in history.doubts)
+
+
+class Taking(AbstractEstimator):
+    """A background that takes this share of the light in each pixel."""
+
+    share: jax.Array
+
+    @property
+    def halo_frames(self):
+        return 0
+
+    def estimate_stack(self, frames):
+        return Background(self.share * frames.astype(float), jnp.ones(()))
+
+
+class TestSpikes:
+    frames = np.random.default_rng(0).normal(100, 5, (24, 64, 64)).astype(np.float32)
+
+    @pytest.mark.parametrize("on_frames", [1.0, 6.0])
+    def test_the_loss_is_the_squared_share_that_is_taken(self, on_frames):
+        loss = SpikeInLoss(300.0, on_frames=on_frames)
+        value, gradient = eqx.filter_value_and_grad(loss)(
+            Taking(jnp.array(0.2)), self.frames
+        )
+        # float32.
+        np.testing.assert_allclose(value, 0.04, rtol=1e-4)
+        np.testing.assert_allclose(gradient.share, 0.4, rtol=1e-4)
+        both = loss(Taking(jnp.array(0.2)), [self.frames, self.frames[:, :40]])
+        np.testing.assert_allclose(both, 0.04, rtol=1e-4)
+
+    def test_it_is_minimised_by_calibrate(self):
+        estimator, _ = calibrate(
+            self.frames,
+            Taking(jnp.array(0.3)),
+            objective=SpikeInLoss(300.0),
+            steps=20,
+            progress=False,
+        )
+        np.testing.assert_allclose(estimator.share, 0, atol=0.01)
+
+    @pytest.mark.parametrize("shape", [(24, 64, 64), (3, 9, 40), (1, 5, 5)])
+    @pytest.mark.parametrize("on_frames", [0.5, 4.0, 1000.0])
+    def test_spikes_are_in_the_movie_and_of_the_light_they_are_said_to_have(
+        self, shape, on_frames
+    ):
+        spikes = spread_spikes(shape, on_frames)
+        for places, size in zip((spikes.frames, spikes.y, spikes.x), shape, strict=True):
+            assert np.all((places >= 0) & (places < size))
+        assert np.all((spikes.shares > 0) & (spikes.shares <= 1))
+        added = add_spikes(jnp.zeros(shape), spikes, 50.0, 1.0)
+        found = fitted_light(added, spikes, 1.0)
+        # Next to the edge of a small frame, another one is nearer.
+        if shape == self.frames.shape:
+            np.testing.assert_allclose(found, 50 * spikes.shares, rtol=1e-3)
+            np.testing.assert_allclose(added.sum(), 50 * spikes.shares.sum(), rtol=1e-3)
+
+    def test_light_and_width_of_molecules_are_measured(self):
+        rng = np.random.default_rng(1)
+        residuals = rng.normal(0, 5, (48, 64, 64)).astype(np.float32)
+        places = rng.uniform(8, 56, (48, 2))
+        for frame, (y, x) in zip(residuals, places, strict=True):
+            squares = (Y[:64, :64] - y) ** 2 + (X[:64, :64] - x) ** 2
+            frame += 800 * np.exp(-squares / (2 * 1.6**2)) / (2 * np.pi * 1.6**2)
+        molecules = find_molecules(jnp.asarray(residuals), 25.0)
+        assert abs(molecules.count - 48) <= 2
+        assert molecules.is_measured
+        # Between pixels, a fit in the middle of one finds a little less.
+        np.testing.assert_allclose(molecules.light, 800, rtol=0.05)
+        np.testing.assert_allclose(molecules.psf_sigma_pix, 1.6, rtol=0.05)
+        given = find_molecules(jnp.asarray(residuals), 25.0, 2.0)
+        assert given.psf_sigma_pix == 2.0
+        assert not find_molecules(jnp.asarray(residuals[:5]), 25.0).is_measured
+
+    def test_numbers_that_are_none_are_refused(self):
+        cases: list[Any] = [
+            {"light": -1.0},
+            {"on_frames": 0.0},
+            {"psf_sigma_pix": math.nan},
+        ]
+        for options in cases:
+            with pytest.raises(ValueError, match=f"{next(iter(options))} must be positive"):
+                SpikeInLoss(**({"light": 1.0} | options))
