@@ -1,4 +1,4 @@
-"""Threads and progress of long work, which Ctrl-C ends within half a second."""
+"""Threads, memory and progress of long work, which Ctrl-C ends within half a second."""
 
 import contextlib
 import os
@@ -8,9 +8,11 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
+import psutil
 
 
 _Item = TypeVar("_Item")
@@ -143,3 +145,28 @@ def progress_bar(
             line[0] = f"{done} of {total} {unit}, {text}, {left} left"
 
         yield report
+
+
+def free_bytes(root: Path = Path("/")) -> int:
+    """The memory that this process may still take, of the machine and within the limits of
+    control groups, as in a container or a job of SLURM."""
+    free = psutil.virtual_memory().available
+    lines: list[str] = []
+    with contextlib.suppress(OSError):
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    for line in lines:
+        _, kinds, path = line.split(":", 2)
+        base, names = root / "sys/fs/cgroup", ("max", "current")
+        if "memory" in kinds.split(","):
+            # Version 1.
+            base, names = base / "memory", ("limit_in_bytes", "usage_in_bytes")
+        group = base / path.lstrip("/")
+        for folder in (group, *group.parents):
+            # Without a limit, there is no such file, or no number in it.
+            with contextlib.suppress(OSError, ValueError):
+                limit, usage = (int((folder / f"memory.{n}").read_text()) for n in names)
+                stats = (folder / "memory.stat").read_text().split()
+                # Cached files, which the system drops before it refuses memory.
+                cached = [stats[stats.index(f"{n}active_file") + 1] for n in ("", "in")]
+                free = min(free, max(0, limit - usage + sum(map(int, cached))))
+    return free

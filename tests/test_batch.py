@@ -32,9 +32,10 @@ from jaxbkgd import (
 )
 from jaxbkgd._batch import run as _run
 from jaxbkgd._batch.names import paths_beside
-from jaxbkgd._batch.plan import free_bytes, plan_chunks
+from jaxbkgd._batch.plan import plan_chunks
 from jaxbkgd._movies.open import open_sink
 from jaxbkgd._movies.sinks import Journal, Layout, Sink
+from jaxbkgd._workers import free_bytes
 
 
 FRAMES = np.random.default_rng(0).integers(0, 65536, (23, 20, 31)).astype(np.uint16)

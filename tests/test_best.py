@@ -85,6 +85,7 @@ def test_the_best_is_found_and_its_error_is_known(light):
     assert 400 < findings.molecules.light < 1000
     # By chance, as molecules add to the noise.
     assert findings.unexplained_frames.size <= 0.02 * FRAME_COUNT
+    assert history.lag is not None
     assert history.lag < 20
     assert history.radii.shape == (len(history.losses), 1, 3)
     rows = history.rows([1.0])
@@ -150,7 +151,8 @@ def test_what_goes_with_an_estimator_alone_is_refused():
     frames = np.ones((40, 16, 16))
     with pytest.raises(TypeError, match="objective and optimizer are for an estimator"):
         calibrate(frames, objective=SpikeInLoss(100.0))
-    for options in ({"offsets": 100.0}, {"frames": slice(3)}, {"weights": frames[0]}):
+    alone: list[Any] = [{"offsets": 100.0}, {"frames": slice(3)}, {"weights": frames[0]}]
+    for options in alone:
         with pytest.raises(TypeError, match="are for a search without an estimator"):
             calibrate(frames, SpatialMean(3.0), **options)
     with pytest.raises(ValueError, match="1 channels, but offsets for 2"):

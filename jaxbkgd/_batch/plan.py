@@ -1,16 +1,12 @@
 """Frames that are estimated together: chunks, their halos, and the memory they take."""
 
-import contextlib
 import math
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
-
-import psutil
 
 from .._estimators.checks import checked_count
 from .._movies.movie import Channel, MovieError
-from .._workers import core_count
+from .._workers import core_count, free_bytes
 
 
 # Pixels of all channels in a chunk; and between arrays on CPU, where it stays in cache.
@@ -19,10 +15,6 @@ _CHUNK_PIXELS, _CACHED_PIXELS = 2**20, 2**19
 # A larger frame goes in strips, with at least this many lines for each line of their halo,
 # which is filtered twice.
 _STRIP_LINES_PER_HALO_LINE = 8
-
-# Bytes that a pixel takes as it is read, converted, filtered and written. Twice that must
-# be free.
-_PIXEL_BYTES = 32
 
 # On a GPU or TPU, one thread moves frames while the other one computes.
 _WORKERS_PER_ACCELERATOR = 2
@@ -68,6 +60,7 @@ def plan_chunks(
     halo_frames: int,
     devices: Sequence[Any],
     *,
+    pixel_bytes: int = 32,
     chunk_frames: int | None = None,
     workers: int | None = None,
     is_between_arrays: bool = False,
@@ -86,8 +79,8 @@ def plan_chunks(
         stats = (not is_on_cpu and device.memory_stats()) or {}
         if "bytes_limit" in stats:
             free.append(len(devices) * (stats["bytes_limit"] - stats["bytes_in_use"]))
-    # Frames that all workers together may hold.
-    held = min(free) // (2 * _PIXEL_BYTES * frame_pixels)
+    # Frames that all workers together may hold. Twice what they take must be free.
+    held = min(free) // (2 * pixel_bytes * frame_pixels)
     if workers is None:
         most = core_count() if is_on_cpu else _WORKERS_PER_ACCELERATOR * len(devices)
         # With chunks shorter than twice the halo, more workers would do less.
@@ -108,28 +101,3 @@ def plan_chunks(
             )
     # As long as each other.
     return math.ceil(frame_count / math.ceil(frame_count / max(1, frames))), workers
-
-
-def free_bytes(root: Path = Path("/")) -> int:
-    """The memory that this process may still take, of the machine and within the limits of
-    control groups, as in a container or a job of SLURM."""
-    free = psutil.virtual_memory().available
-    lines: list[str] = []
-    with contextlib.suppress(OSError):
-        lines = (root / "proc/self/cgroup").read_text().splitlines()
-    for line in lines:
-        _, kinds, path = line.split(":", 2)
-        base, names = root / "sys/fs/cgroup", ("max", "current")
-        if "memory" in kinds.split(","):
-            # Version 1.
-            base, names = base / "memory", ("limit_in_bytes", "usage_in_bytes")
-        group = base / path.lstrip("/")
-        for folder in (group, *group.parents):
-            # Without a limit, there is no such file, or no number in it.
-            with contextlib.suppress(OSError, ValueError):
-                limit, usage = (int((folder / f"memory.{n}").read_text()) for n in names)
-                stats = (folder / "memory.stat").read_text().split()
-                # Cached files, which the system drops before it refuses memory.
-                cached = [stats[stats.index(f"{n}active_file") + 1] for n in ("", "in")]
-                free = min(free, max(0, limit - usage + sum(map(int, cached))))
-    return free

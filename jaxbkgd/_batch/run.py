@@ -150,10 +150,11 @@ def estimate_movie(
         if estimator is None:
             check_targets(targets, channels, dtype, overwrite=overwrite)
             of_movie = {"boxes": boxes, "frames": frames, "offsets": offsets}
-            estimator, history = calibrate(
+            found: AbstractEstimator
+            found, history = calibrate(
                 opened, weights=weights, progress=progress, **of_movie
             )
-            compute.check_estimator(estimator, weights)
+            estimator = found
         fast = run_interruptibly(estimator.for_inference)
         # Raises now what would be raised in the middle of the work.
         seen_frames = min(len(channels[0]), 2 * fast.halo_frames + 1)
@@ -166,6 +167,7 @@ def estimate_movie(
             channels,
             fast.halo_frames,
             jax.local_devices(),
+            pixel_bytes=fast.pixel_bytes,
             chunk_frames=chunk_frames,
             workers=workers,
             is_between_arrays=is_to_arrays and not any(movie.paths for movie in movies),

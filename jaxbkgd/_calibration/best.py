@@ -1,6 +1,7 @@
 """The best estimator of a movie: its structure, its radii, and what is known of it."""
 
 import itertools as it
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -9,7 +10,7 @@ import numpy as np
 from .._estimators.local_mean import LocalMean
 from .._estimators.radii_estimator import RadiiEstimator
 from .._movies.movie import Channel, MovieError
-from .._workers import progress_bar, run_interruptibly
+from .._workers import free_bytes, progress_bar, run_interruptibly
 from .findings import doubts_of, Findings, findings_of, MOST_LOST
 from .history import CalibrationHistory
 from .objectives import FramePairLoss
@@ -17,12 +18,10 @@ from .sample import draw_sample, Sample
 from .search import (
     ChannelSearch,
     EACH_FRAME,
-    FAST,
     LARGEST_PIX,
-    PLAIN,
     Radii,
-    SLOW,
     Structure,
+    structures,
 )
 
 
@@ -61,7 +60,10 @@ def find_best(
         def count_trial() -> None:
             report(min(next(tried), most - 1), "trying radii")
 
-        options = sample, psf_sigma_pix, skips_nan
+        # Of the window that an estimate holds, twice what that takes must be free.
+        frame_pixels = sum(math.prod(channel.shape[1:]) for channel in channels)
+        most_frames = free_bytes() // (2 * LocalMean().pixel_bytes * frame_pixels)
+        options = sample, psf_sigma_pix, skips_nan, most_frames
         best = run_interruptibly(_search, *options, count_trial)
     searches, structure, rows, findings = best
     is_found = all(blinking.is_found for blinking in sample.blinking)
@@ -118,41 +120,44 @@ def _search(
     sample: Sample,
     psf_sigma_pix: float | None,
     skips_nan: bool,
+    most_frames: int,
     report: Callable[[], None],
 ) -> _Best:
     searches = [
         ChannelSearch(sample.of_channel(number), skips_nan, report)
         for number in range(len(sample.blinking))
     ]
-    for structure, best in _ranked_structures(searches):
+    ranked = _ranked_structures(searches, structures(most_frames))
+    for structure, best in ranked:
         guarded = [
             _guarded(search, structure, radii, psf_sigma_pix)
             for search, radii in zip(searches, best, strict=True)
         ]
         rows, findings = map(list, zip(*guarded, strict=True))
         # The last one is taken in any case, and the doubts say what it does.
-        if structure is SLOW or all(of.kept >= 1 - MOST_LOST for of in findings):
-            break
-    return _Best(searches, structure, rows, findings)
+        is_last = structure is ranked[-1][0]
+        if is_last or all(of.kept >= 1 - MOST_LOST for of in findings):
+            return _Best(searches, structure, rows, findings)
+    raise AssertionError("There is a last structure.")
 
 
 def _ranked_structures(
-    searches: Sequence[ChannelSearch],
+    searches: Sequence[ChannelSearch], structures: Sequence[Structure]
 ) -> list[tuple[Structure, list[Radii]]]:
     """Structures and the best radii of each channel, from that with the lowest error in the
-    geometric mean of channels to the slow one, which takes molecules last. Faster ones are
+    geometric mean of channels to the slowest, which takes molecules last. Faster ones are
     tried where the background changes within the radius in frames."""
     is_masked = searches[0].skips_nan
     found: dict[Structure, float] = {}
     best: dict[Structure, list[Radii]] = {}
-    for structure in (SLOW, FAST, EACH_FRAME, PLAIN):
+    for structure in structures:
         trials = [search.best(structure) for search in searches]
         losses = [max(trial.loss, trial.std) for trial in trials]
         found[structure] = float(np.mean(np.log(losses)))
         best[structure] = [trial.radii for trial in trials]
         is_slow = all(
             trial.radii[0] > 1.01 * structure.shortest
-            and not (structure is SLOW and trial.is_uneven)
+            and not (structure.block_frames > 1 and trial.is_uneven)
             and trial.loss < _LEAST_OF_MEAN * trial.variance
             for trial in trials
         )
@@ -160,7 +165,10 @@ def _ranked_structures(
         if (structure.longest and is_slow) or (structure is EACH_FRAME and is_masked):
             break
     ranked = sorted(found, key=lambda structure: found[structure])
-    return [(structure, best[structure]) for structure in ranked[: ranked.index(SLOW) + 1]]
+    return [
+        (structure, best[structure])
+        for structure in ranked[: ranked.index(structures[0]) + 1]
+    ]
 
 
 def _guarded(

@@ -38,7 +38,7 @@ _SECANT = secant_descent()
 
 def calibrate(
     channels: Source | Sequence[Source],
-    estimator: Estimator | None = None,
+    estimator: AbstractEstimator | None = None,
     *,
     objective: Objective | None = None,
     optimizer: optax.GradientTransformation | None = None,

@@ -13,6 +13,8 @@ from .prediction_error import prediction_errors, REGION_PIX, region_sums
 from .spikes import fitted_light, Spikes
 
 
+# Molecules leave more of the pixels of a region; where less is left, the light has changed.
+_LEAST_LEFT = 0.2
 # Twice the standard deviation of the image of a molecule, where the estimator has none.
 _MOLECULE_RADIUS_PIX = 2.6
 
@@ -67,9 +69,10 @@ def evaluate(
     for frames, error, bkgds, light, of_channel, sigma_pix in images:
         is_number = jnp.isfinite(frames)
         residuals = jnp.where(is_number, frames - bkgds, 0)
-        # Where most of a region seems to be molecules, it is the light that has changed.
         shares = region_sums(error.weights) / region_sums(is_number + 1e-9)
-        is_changed = jnp.repeat(jnp.repeat(shares < 0.5, REGION_PIX, 1), REGION_PIX, 2)
+        is_changed = jnp.repeat(
+            jnp.repeat(shares < _LEAST_LEFT, REGION_PIX, 1), REGION_PIX, 2
+        )
         height, width = frames.shape[1:]
         weights = jnp.where(is_changed[:, :height, :width], is_number, error.weights)
         counts = region_sums(weights)

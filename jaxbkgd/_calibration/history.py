@@ -1,6 +1,8 @@
 """How a calibration went."""
 
+import math
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import equinox as eqx
@@ -62,8 +64,8 @@ class CalibrationHistory(eqx.Module):
         """What is kept of it in a JSON text, which has no NaN."""
 
         def numbers(values: np.ndarray) -> list[Any]:
-            known = np.where(np.isfinite(values), values, np.nan).astype(object)
-            return np.where(np.isfinite(values), known, None).tolist()
+            rows = values.tolist()
+            return [[x if math.isfinite(x) else None for x in row] for row in rows]
 
         return {
             "lag": self.lag,
@@ -76,7 +78,7 @@ class CalibrationHistory(eqx.Module):
             "error": [of.error for of in self.findings],
             "error_interval": [list(of.error_interval) for of in self.findings],
             "noise": [of.noise for of in self.findings],
-            "molecules": [of.molecules._asdict() for of in self.findings],
+            "molecules": [asdict(of.molecules) for of in self.findings],
             "kept": [of.kept for of in self.findings],
             "unexplained": [numbers(of.unexplained) for of in self.findings] or None,
         }

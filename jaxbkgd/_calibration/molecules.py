@@ -1,6 +1,6 @@
 """The molecules of a movie: their light, their number, and the width of their image."""
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,8 @@ _FAINT = 10.0
 _USUAL_SIGMA_PIX, _SIGMAS_PIX = 1.3, np.linspace(0.6, 4.0, 171)
 
 
-class Molecules(NamedTuple):
+@dataclass(frozen=True)
+class Molecules:
     """**Attributes:**
 
     - `count`: of molecules seen, `per_frame` of them in a frame.
@@ -70,7 +71,7 @@ def find_molecules(
     ]
     if psf_sigma_pix is None:
         sigma_pix = _width(np.median(boxes / boxes.sum((1, 2), keepdims=True), 0))
-    spikes = Spikes(*peaks.T, np.ones(len(peaks)))
+    spikes = Spikes(frame, y, x, np.ones(len(peaks)))
     light = float(np.median(fitted_light(residuals, spikes, sigma_pix)))
     return Molecules(seen, seen / len(residuals), light, sigma_pix)
 

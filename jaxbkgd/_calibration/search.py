@@ -23,6 +23,9 @@ Radii = tuple[float, float, float]
 
 # The axes of a line along which radii are tried, and the step of that.
 _SCALE, _TIME, _Y, _X = ((1, 2), 2**0.5), ((0,), 2.0), ((1,), 2**0.5), ((2,), 2**0.5)
+# The shortest and the longest radius in frames, the frames in a block, and the frames of a
+# halo for each frame of radius, twice as many where a pixel takes twice the memory.
+_OVER_TIME = ((15.0, 60.0, 8, 10.0), (1.875, 15.0, 1, 32.0))
 # The share of the squared error that a step must save.
 _LEAST_GAIN = 0.01
 # The standard deviation of errors, as a multiple of that of most of them, that shows a
@@ -65,9 +68,19 @@ class Structure(NamedTuple):
         )
 
 
-# For slow backgrounds, for fast ones, and for those that each frame alone shows.
-SLOW, FAST = Structure(15.0, 60.0, 8), Structure(1.875, 15.0, 1)
+# For backgrounds that each frame alone shows.
 EACH_FRAME, PLAIN = Structure(0.0, 0.0, 1), Structure(0.0, 0.0, 0)
+
+
+def structures(most_frames: int) -> list[Structure]:
+    """Those for slow backgrounds, for fast ones, and for each frame alone, of which a
+    window of so many frames is three halos long at least."""
+    found = []
+    for shortest, longest, block_frames, per_radius in _OVER_TIME:
+        longest = min(longest, most_frames / (3 * per_radius))
+        if longest >= shortest:
+            found.append(Structure(shortest, longest, block_frames))
+    return [*found, EACH_FRAME, PLAIN]
 
 
 class Trial(NamedTuple):
@@ -136,7 +149,7 @@ class ChannelSearch:
                     best = trial
                 if best is not start:
                     break
-        lowest = best.radii
+        lowest: Radii = best.radii
         for line in (_TIME, _Y, _X):
             lowest = self._lowest(structure, best, line, lowest)
         return min(self.trial(structure, lowest), best, key=lambda trial: trial.loss)
@@ -157,8 +170,9 @@ class ChannelSearch:
         low, high = (side.loss - best.loss for side in sides)
         shift = (low - high) / (2 * (low + high)) if low + high > 0 else 0.0
         (axis,), step = line
-        moved = radii[axis] * step ** min(max(shift, -0.5), 0.5)
-        return (*radii[:axis], moved, *radii[axis + 1 :])
+        factor = step ** min(max(shift, -0.5), 0.5)
+        frames, y, x = (r * factor if i == axis else r for i, r in enumerate(radii))
+        return frames, y, x
 
     def radii_std(self, structure: Structure, radii: Radii) -> list[float]:
         """The standard error of each radius, from the scatter of slopes between blocks of

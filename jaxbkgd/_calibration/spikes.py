@@ -51,7 +51,7 @@ def spread_spikes(shape: tuple[int, int, int], on_frames: float) -> Spikes:
                 share = min(start + on_frames, frame + 1) - max(start, frame)
                 images += [(frame, int(y), int(x), share)] if share > 0 else []
     frames, y, x, shares = np.array(images).T
-    return Spikes(*(places.astype(int) for places in (frames, y, x)), shares)
+    return Spikes(frames.astype(int), y.astype(int), x.astype(int), shares)
 
 
 def image_of_molecule(psf_sigma_pix: Any, half_width: int) -> Float[Array, "pixels pixels"]:

@@ -80,6 +80,11 @@ class AbstractEstimator(SavedModule):
         return 1
 
     @property
+    def pixel_bytes(self) -> int:
+        """Memory that a pixel takes as it is read, converted, estimated and written."""
+        return 32
+
+    @property
     def halo_lines(self) -> int | None:
         """Lines that must be seen above and below a strip to estimate it to the same bit;
         `None` if it takes the whole frame."""
