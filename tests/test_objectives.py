@@ -36,7 +36,7 @@ def reference_loss(frames, bkgds, lag):
         for t in range(lag, len(frames) - lag)
     ]
     variance = np.mean((frames[lag:] - frames[:-lag]) ** 2) / 2
-    return np.mean(squares) / variance if variance > 0 else 0
+    return float(np.mean(squares) / variance) if variance > 0 else 0.0
 
 
 @eqx.filter_jit

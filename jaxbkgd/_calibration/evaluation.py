@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Array, Bool, Float, Shaped
 
 from .._estimators.base import AbstractEstimator
 from .._estimators.smoothing import ratio
@@ -26,7 +26,8 @@ class Evaluation(NamedTuple):
 
     - `squares`, `variance`: the squared error in each block of frames, and the variance of
         the noise of a frame; see `prediction_errors`.
-    - `fits`: the light at each spike; see `fitted_light`.
+    - `fits`: the light at each spike; see `fitted_light`. `is_whole` is whether all pixels
+        count there.
     - `level`: the mean background.
     - `bkgds`, `light`: of each frame.
     - `excess`, `counts`: what frames have above the background on average in regions of
@@ -37,6 +38,7 @@ class Evaluation(NamedTuple):
     squares: Float[Array, " blocks"]
     variance: Float[Array, ""]
     fits: Float[Array, " images"]
+    is_whole: Bool[Array, " images"]
     level: Float[Array, ""]
     bkgds: Float[Array, "frames height width"]
     light: Float[Array, " frames"]
@@ -80,6 +82,7 @@ def evaluate(
             error.squares,
             error.variance,
             fitted_light(residuals, of_channel, sigma_pix),
+            fitted_light(1.0 - is_number, of_channel, sigma_pix) == 0,
             jnp.nanmean(bkgds),
             bkgds,
             light,

@@ -42,7 +42,7 @@ class Findings(NamedTuple):
     - `clipped_share`: the share of the pixels that molecules cover.
     - `unexplained_frames`: those in which the model leaves more than noise; `unexplained`
         is what it leaves in regions of 16 x 16 pixels, averaged over time, as a share of
-        the noise of a pixel.
+        the noise of a pixel; NaN where the field was not looked at.
     """
 
     error: float
@@ -58,6 +58,12 @@ class Findings(NamedTuple):
     frame_count: int
     unexplained: Float[np.ndarray, "rows columns"]
 
+    @property
+    def unexplained_share(self) -> float:
+        """The share of the regions in which more than noise is left."""
+        left = self.unexplained[np.isfinite(self.unexplained)]
+        return float(np.mean(left > _LEAST_SHARE))
+
     def rows(self, scale: float, unit: str) -> dict[str, str]:
         """All of this in words; `scale` is what one unit of the frames is in this unit."""
         low, high = (max(0.0, scale * limit) for limit in self.error_interval)
@@ -68,7 +74,7 @@ class Findings(NamedTuple):
             f"{self.kept:.1%} +- {max(_INTERVAL * self.kept_std, 0.001):.1%} of their light"
         )
         left = len(self.unexplained_frames)
-        many = float(np.mean(self.unexplained > _LEAST_SHARE))
+        many = self.unexplained_share
         return {
             "error": f"{error}; the noise of a pixel is {scale * self.noise:.3g}",
             "molecules": (
@@ -105,7 +111,7 @@ class Findings(NamedTuple):
                 f"the light of {share:.0%} of the frames is not explained ({frames}): part "
                 "of the field changes by itself, or the camera's offset is not subtracted"
             )
-        many = float(np.mean(self.unexplained > _LEAST_SHARE))
+        many = self.unexplained_share
         if many > _MANY_REGIONS:
             doubts.append(
                 f"the background is finer than the radii in {many:.0%} of the field; see "
@@ -153,10 +159,10 @@ def findings_of(
         _channel_findings(
             [of_run[c] for of_run in before],
             [of_run[c] for of_run in after],
-            sample.frame_indices,
+            sample,
+            c,
             molecules[c],
             spikes[c].shares,
-            sample.blinking[c].on_frames,
         )
         for c in channels
     ]
@@ -165,44 +171,54 @@ def findings_of(
 def _channel_findings(
     before: Sequence[Evaluation],
     after: Sequence[Evaluation],
-    frame_indices: Sequence[Int[np.ndarray, " frames"]],
+    sample: Sample,
+    number: int,
     molecules: Molecules,
     shares: Float[np.ndarray, " images"],
-    on_frames: float,
 ) -> Findings:
-    """From the evaluation of each run, without and with spikes that are on for these shares
-    of a frame."""
+    """From the evaluation of each run of a channel, without and with spikes that are on for
+    these shares of a frame."""
     squares = np.concatenate([np.asarray(e.squares, np.float64) for e in before])
     variance = float(np.mean([e.variance for e in before]))
     # What the molecules of the movie add to the background, by what the spikes add.
     bias = np.mean([float(b.level - a.level) for a, b in zip(before, after, strict=True)])
-    seen = np.sum(shares > 0.5) / len(before[0].bkgds)
-    bias *= molecules.per_frame / seen if seen else 0.0
+    added = np.sum(shares > 0.5) / len(before[0].bkgds)
+    bias *= molecules.per_frame / added if added else 0.0
     square, std = squares.mean(), standard_error(squares)
     interval = [signed_root(square + sign * _INTERVAL * std + bias**2) for sign in (-1, 1)]
-    found = np.stack([np.asarray(e.fits, np.float64) for e in after]) / molecules.light
-    kept = found - np.stack([np.asarray(e.fits) for e in before]) / molecules.light
-    whole = shares > 0.5
-    scatter = (found - shares)[:, whole] / shares[whole]
-    kept_std = np.std((kept - shares * kept.mean() / shares.mean())[:, whole])
-    frames, regions = [], []
-    for evaluation, indices in zip(before, frame_indices, strict=True):
+    # Spikes beside what is masked are not seen as a whole.
+    is_seen = np.stack([np.asarray(e.is_whole) for e in before])
+    found, own = (
+        np.stack([np.asarray(e.fits, np.float64) for e in evaluations])[is_seen]
+        for evaluations in (after, before)
+    )
+    shares = np.broadcast_to(shares, is_seen.shape)[is_seen]
+    found, kept = found / molecules.light, (found - own) / molecules.light
+    kept_share, whole = kept.sum() / shares.sum(), shares > 0.5
+    scatter = (found - shares)[whole] / shares[whole]
+    kept_std = np.std((kept - shares * kept_share)[whole])
+    frames, seen = [], np.zeros(sample.regions[number])
+    left = np.zeros(sample.regions[number])
+    for run, evaluation in enumerate(before):
         is_left, of_region = _unexplained(evaluation, variance)
-        frames.append(indices[is_left])
-        regions.append(of_region)
+        frames.append(sample.frame_indices[run][is_left])
+        y, x = sample.places[run][number]
+        part = slice(y, y + of_region.shape[0]), slice(x, x + of_region.shape[1])
+        left[part] += of_region
+        seen[part] += 1
     return Findings(
         error=signed_root(square + bias**2),
         error_interval=(interval[0], interval[1]),
         noise=math.sqrt(variance),
         molecules=molecules,
-        on_frames=on_frames,
-        kept=float(kept.sum() / (len(kept) * shares.sum())),
+        on_frames=sample.blinking[number].on_frames,
+        kept=float(kept_share),
         kept_std=float(kept_std / math.sqrt(max(1, whole.sum()))),
         scatter=float(1.4826 * np.median(np.abs(scatter - np.median(scatter)))),
         clipped_share=float(np.mean([e.clipped_share for e in before])),
         unexplained_frames=np.concatenate(frames),
-        frame_count=sum(map(len, frame_indices)),
-        unexplained=np.mean(regions, axis=0),
+        frame_count=sum(map(len, sample.frame_indices)),
+        unexplained=np.where(seen > 0, left / np.maximum(seen, 1), np.nan),
     )
 
 

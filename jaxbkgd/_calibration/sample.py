@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int, Shaped
 from .._estimators.channels import Channels, checked_frames, map_channels
 from .._movies.movie import Channel
 from .blinking import Blinking, blinking_of, molecule_residuals
+from .prediction_error import REGION_PIX
 
 
 # Pixels of all windows and channels together, unless the fewest windows need more.
@@ -84,18 +85,24 @@ class Sample(NamedTuple):
 
     - `runs`: the frames of all channels in each run.
     - `frame_indices`: their places in the movie.
+    - `places`: where in regions of 16 x 16 px the tile of each channel begins in each run,
+        and `regions` how many the field of each channel has.
     - `blinking`: how long the molecules of each channel stay on.
     - `lag`: frames that are so far apart share no molecules in any channel.
     """
 
     runs: Sequence[list[Float[Array, "frames height width"]]]
     frame_indices: Sequence[Int[np.ndarray, " frames"]]
+    places: Sequence[list[tuple[int, int]]]
+    regions: Sequence[tuple[int, int]]
     blinking: Sequence[Blinking]
     lag: int
 
     def of_channel(self, number: int) -> "Sample":
         runs = [[channels[number]] for channels in self.runs]
-        return Sample(runs, self.frame_indices, [self.blinking[number]], self.lag)
+        places = [[of_run[number]] for of_run in self.places]
+        fields = [self.regions[number]], [self.blinking[number]]
+        return Sample(runs, self.frame_indices, places, *fields, self.lag)
 
 
 def draw_sample(
@@ -108,7 +115,11 @@ def draw_sample(
             f"the movie has {len(channels[0])} frames, of which radii cannot be learned: "
             f"give {FEWEST_FRAMES} or more"
         )
-    runs, frame_indices = _draw_runs(channels, masks, offsets)
+    runs, frame_indices, places = _draw_runs(channels, masks, offsets)
+    regions = [
+        (-(-height // REGION_PIX), -(-width // REGION_PIX))
+        for _, height, width in (channel.shape for channel in channels)
+    ]
     for frames in runs[0]:
         height, width = frames.shape[1:]
         if min(height, width) < FEWEST_PIXELS:
@@ -123,36 +134,43 @@ def draw_sample(
     ]
     # A frame is compared with others as far away on both sides.
     lag = min(max(of.lag for of in blinking), len(runs[0][0]) // 3)
-    return Sample(runs, frame_indices, blinking, lag)
+    return Sample(runs, frame_indices, places, regions, blinking, lag)
 
 
 def _draw_runs(
     channels: Sequence[Channel], masks: Sequence[Channel | None], offsets: Sequence[float]
-) -> tuple[list[list[Array]], list[Int[np.ndarray, " frames"]]]:
-    """Runs of frames less the camera's offset, each of another part of the field, and their
-    places in the movie. Pixels that a mask leaves out are NaN."""
+) -> tuple[list[Any], list[Int[np.ndarray, " frames"]], list[Any]]:
+    """Runs of frames less the camera's offset, each of another part of the field, their
+    places in the movie, and where these parts begin. Pixels that a mask leaves out are NaN.
+    """
     frame_count = len(channels[0])
     length = min(frame_count, _RUN_FRAMES)
     count = min(max(round(frame_count / length / 1.5), 1), _MOST_RUNS)
-    last, runs = frame_count - length, []
+    last, runs, places = frame_count - length, [], []
     starts = np.linspace(0, last, count).round().astype(int).tolist()
     for number, start in enumerate(starts):
-        share = (number + 0.5) / count
-        parts = []
+        parts, begins = [], []
         for channel, mask, offset in zip(channels, masks, offsets, strict=True):
+            share = (number + 0.5) / count
             tile = _tile(channel.shape[1:], count * length, share)
             parts.append(_read_tile(channel, mask, offset, tile, start, start + length))
+            begins.append(tuple(part.start // REGION_PIX for part in tile))
         runs.append(parts)
-    return runs, [np.arange(start, start + length) for start in starts]
+        places.append(begins)
+    return runs, [np.arange(start, start + length) for start in starts], places
 
 
 def _tile(size: tuple[int, int], frame_count: int, share: float) -> tuple[slice, slice]:
-    """A part of the field, as large as the sample may be, this share of the way through."""
+    """A part of the field that begins at a region, as large as the sample may be, this
+    share of the way through."""
     side = max(math.isqrt(_SEARCH_PIXELS // frame_count), _TILE_PIX)
     height, width = (min(side, length) for length in size)
     # A frame that is narrow along one axis leaves more for the other one.
     height, width = min(size[0], side**2 // width), min(size[1], side**2 // height)
-    y, x = int(share * (size[0] - height)), int(share * (size[1] - width))
+    y, x = (
+        int(share * (whole - part)) // REGION_PIX * REGION_PIX
+        for whole, part in zip(size, (height, width), strict=True)
+    )
     return slice(y, y + height), slice(x, x + width)
 
 
