@@ -5,14 +5,16 @@ import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
 from .._estimators.local_mean import LocalMean
 from .._estimators.radii_estimator import RadiiEstimator
 from .._movies.movie import Channel, MovieError
 from .._workers import free_bytes, progress_bar, run_interruptibly
-from .findings import doubts_of, Findings, findings_of, MOST_LOST
+from .findings import doubts_of, Findings, findings_of, molecules_of
 from .history import CalibrationHistory
+from .molecules import Molecules
 from .objectives import FramePairLoss
 from .sample import draw_sample, Sample
 from .search import (
@@ -52,7 +54,7 @@ def find_best(
         raise
     except ValueError as error:
         return _usual(str(error))
-    skips_nan = any(mask is not None for mask in masks)
+    skips_nan = not all(jnp.isfinite(frames).all() for run in sample.runs for frames in run)
     most = _USUAL_TRIALS * len(channels)
     with progress_bar(most, progress) as report:
         tried = it.count(1)
@@ -67,7 +69,7 @@ def find_best(
         best = run_interruptibly(_search, *options, count_trial)
     searches, structure, rows, findings = best
     is_found = all(blinking.is_found for blinking in sample.blinking)
-    estimator = structure.estimator(rows, None, False)
+    estimator = structure.estimator(rows, None, skips_nan)
     trials = [list(search.trials[structure].values()) for search in searches]
     count = max(map(len, trials))
     # Channels for which fewer radii were tried keep their last ones.
@@ -127,16 +129,22 @@ def _search(
         ChannelSearch(sample.of_channel(number), skips_nan, report)
         for number in range(len(sample.blinking))
     ]
-    ranked = _ranked_structures(searches, structures(most_frames))
+    allowed = structures(most_frames)
+    ranked = _ranked_structures(searches, allowed)
+    usual = [search.estimator(allowed[0], allowed[0].usual) for search in searches]
+    molecules = [
+        molecules_of(estimator, search.sample, psf_sigma_pix)
+        for estimator, search in zip(usual, searches, strict=True)
+    ]
     for structure, best in ranked:
         guarded = [
-            _guarded(search, structure, radii, psf_sigma_pix)
-            for search, radii in zip(searches, best, strict=True)
+            _guarded(search, structure, radii, of_channel)
+            for search, radii, of_channel in zip(searches, best, molecules, strict=True)
         ]
         rows, findings = map(list, zip(*guarded, strict=True))
         # The last one is taken in any case, and the doubts say what it does.
         is_last = structure is ranked[-1][0]
-        if is_last or all(of.kept >= 1 - MOST_LOST for of in findings):
+        if is_last or not any(of.takes_molecules for of in findings):
             return _Best(searches, structure, rows, findings)
     raise AssertionError("There is a last structure.")
 
@@ -175,7 +183,7 @@ def _guarded(
     search: ChannelSearch,
     structure: Structure,
     radii: Radii,
-    psf_sigma_pix: float | None,
+    molecules: list[Molecules],
 ) -> tuple[Radii, Findings]:
     """The given radii, or those with the lowest loss that do not take molecules for
     background, or the usual ones; and what is found with them."""
@@ -190,8 +198,8 @@ def _guarded(
         if (is_below or len(failed) >= MOST_CHECKED) and not is_last:
             continue
         estimator = search.estimator(structure, candidate)
-        (findings,) = findings_of(estimator, search.sample, psf_sigma_pix)
-        if findings.kept >= 1 - MOST_LOST or is_last:
+        (findings,) = findings_of(estimator, search.sample, molecules)
+        if is_last or not findings.takes_molecules:
             return candidate, findings
         failed.append(candidate)
     raise AssertionError("The usual radii are among the candidates.")

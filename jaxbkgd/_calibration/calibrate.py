@@ -4,7 +4,7 @@ import contextlib
 import math
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import equinox as eqx
@@ -19,7 +19,7 @@ from .._movies.open import is_split, open_channels, open_weights
 from .._workers import progress_bar
 from .best import find_best, MOST_CHECKED
 from .descent import descend, Problem, secant_descent, Visit
-from .findings import doubts_of, Findings, findings_of, MOST_LOST
+from .findings import doubts_of, Findings, findings_of, molecules_of
 from .history import CalibrationHistory
 from .objectives import FramePairLoss, Objective, TruthLoss
 from .sample import draw_sample, draw_windows
@@ -167,10 +167,8 @@ def _learned(
         warnings.warn(text, stacklevel=3)
     doubts = doubts_of(findings)
     lowest = min(visits, key=lambda visit: visit.loss)
-    takes_molecules = [
-        of.kept < _LEAST_KEPT and of.molecules.is_measured for of in findings
-    ]
-    if best is not lowest or any(takes_molecules):
+    takes_molecules = any(map(_takes_molecules(problem.estimator_at(best.point)), findings))
+    if best is not lowest or takes_molecules:
         radii_text = np.array2string(lowest.radii, precision=3, separator=", ")
         taken = f"at the lowest loss, radii {radii_text}, molecules are background"
         doubts.append(f"{taken}; are there some that never go off? mask them")
@@ -205,21 +203,32 @@ def _guarded(
             sample = draw_sample(opened, [None] * len(opened), [0.0] * len(opened))
         except ValueError:
             return ranked[0], []
+    start = problem.estimator_at(problem.start)
+    molecules = molecules_of(start, sample, psf_sigma_pix)
     failed: list[tuple[Visit, list[Findings]]] = []
     for visit in ranked:
         # Radii below those that take molecules, and hardly above, take them, too.
         if any(np.all(visit.radii < _CLOSE * other.radii) for other, _ in failed):
             continue
         estimator = problem.estimator_at(visit.point)
-        findings = findings_of(estimator, sample, psf_sigma_pix)
-        is_clipped = estimator.molecule_radius_pix is not None
-        least = 1 - MOST_LOST if is_clipped else _LEAST_KEPT
-        if all(of.kept >= least or not of.molecules.is_measured for of in findings):
+        findings = findings_of(estimator, sample, molecules)
+        if not any(map(_takes_molecules(estimator), findings)):
             return visit, findings
         failed.append((visit, findings))
         if len(failed) == MOST_CHECKED:
             break
     return failed[0]
+
+
+def _takes_molecules(estimator: AbstractEstimator) -> Callable[[Findings], bool]:
+    """Whether molecules that are seen lose too much of their light to the background."""
+    is_clipped = estimator.molecule_radius_pix is not None
+
+    def takes(findings: Findings) -> bool:
+        is_much = findings.takes_molecules if is_clipped else findings.kept < _LEAST_KEPT
+        return is_much and findings.molecules.is_measured
+
+    return takes
 
 
 def _pose_problem(

@@ -13,15 +13,16 @@ from .evaluation import evaluate, Evaluation
 from .molecules import find_molecules, Molecules
 from .prediction_error import REGION_PIX
 from .sample import Sample
-from .spikes import add_spikes, spread_spikes
+from .spikes import add_spikes, fitted_light
 
 
 # Deviations of the mean that an interval is wide.
 _INTERVAL = 2.0
 # Frames of a run in which molecules are looked for.
 _FRAMES_WITH_MOLECULES = 64
-# A molecule may lose so much of its light.
-MOST_LOST = 0.02
+# A molecule may lose so much of its light; those of the movie, which a finer background
+# moves, more.
+MOST_LOST, _LEAST_SPOTS_KEPT = 0.02, 0.9
 # A frame or region is not explained if what is left of it scatters by more than noise does
 # by so many deviations, and by more than this share of the noise of a pixel.
 _DEVIATIONS, _LEAST_SHARE = 5.0, 0.1
@@ -39,6 +40,8 @@ class Findings(NamedTuple):
     - `molecules`: those of the movie; `on_frames` is how long they stay on.
     - `kept`, `kept_std`: the share of its light that such a molecule keeps, and the
         standard error of that; `scatter` is that of what a fit finds, as a share.
+    - `spots_kept`: the light of the movie's own molecules, as a share of what is left of
+        it by the radii that the search began with.
     - `clipped_share`: the share of the pixels that molecules cover.
     - `unexplained_frames`: those in which the model leaves more than noise; `unexplained`
         is what it leaves in regions of 16 x 16 pixels, averaged over time, as a share of
@@ -52,6 +55,7 @@ class Findings(NamedTuple):
     on_frames: float
     kept: float
     kept_std: float
+    spots_kept: float
     scatter: float
     clipped_share: float
     unexplained_frames: Int[np.ndarray, " frames"]
@@ -86,6 +90,12 @@ class Findings(NamedTuple):
             "not explained": f"{left} of {self.frame_count} frames, {many:.0%} of a field",
         }
 
+    @property
+    def takes_molecules(self) -> bool:
+        """Whether molecules, those that are added or those of the movie, lose their light
+        to the background."""
+        return self.kept < 1 - MOST_LOST or self.spots_kept < _LEAST_SPOTS_KEPT
+
     def doubts(self) -> list[str]:
         """What of this is not to be believed, and what to do about it."""
         doubts = []
@@ -100,9 +110,11 @@ class Findings(NamedTuple):
                 f"the error is too small to be measured in {self.frame_count} frames: it "
                 f"is below {high:.2g}; give more frames to know it better"
             )
-        if self.kept < 1 - MOST_LOST:
+        if self.takes_molecules:
+            kept = min(self.kept, self.spots_kept)
+            text = f"molecules keep only {kept:.0%} of their light: give larger radii"
             doubts.append(
-                f"a molecule keeps only {self.kept:.0%} of its light; give larger radii"
+                f"molecules keep only {kept:.0%} of their light; give larger radii"
             )
         share = len(self.unexplained_frames) / self.frame_count
         if share > _MANY_FRAMES:
@@ -114,8 +126,9 @@ class Findings(NamedTuple):
         many = self.unexplained_share
         if many > _MANY_REGIONS:
             doubts.append(
-                f"the background is finer than the radii in {many:.0%} of the field; see "
-                "where, and mask or cut that part off"
+                f"in {many:.0%} of the field more than noise is left: the background is "
+                "finer than the radii there, or molecules never go off, whose light then "
+                "counts in the error; see where, and mask that part"
             )
         if self.clipped_share > _MANY_CLIPPED:
             doubts.append(
@@ -125,47 +138,59 @@ class Findings(NamedTuple):
         return doubts
 
 
-def findings_of(
+def molecules_of(
     estimator: AbstractEstimator, sample: Sample, psf_sigma_pix: float | None = None
-) -> list[Findings]:
-    """What the sample shows of an estimator, for each channel."""
-    channels = range(len(sample.blinking))
-    spikes = [
-        spread_spikes(frames.shape, blinking.on_frames)
-        for frames, blinking in zip(sample.runs[0], sample.blinking, strict=True)
+) -> list[Molecules]:
+    """Those of each channel that stand out of the background by this estimator."""
+    sigmas = [1.0] * len(sample.blinking)
+    evaluations = _evaluated(estimator, sample, sample.runs[0], sigmas)
+    return [
+        find_molecules(_residuals(frames, of), float(of.variance), psf_sigma_pix)
+        for frames, of in zip(sample.runs[0], evaluations, strict=True)
     ]
 
-    def evaluated(run: list[Array], sigmas_pix: Sequence[float]) -> list[Evaluation]:
-        sigmas = [jnp.asarray(sigma, jnp.float32) for sigma in sigmas_pix]
-        return evaluate(estimator, run, sample.lag, spikes, sigmas)
 
-    first = evaluated(sample.runs[0], [1.0 for _ in channels])
-    molecules = []
-    for frames, evaluation in zip(sample.runs[0], first, strict=True):
-        step = max(1, len(frames) // _FRAMES_WITH_MOLECULES)
-        residuals = jnp.nan_to_num((frames - evaluation.bkgds)[::step])
-        variance = float(evaluation.variance)
-        molecules.append(find_molecules(residuals, variance, psf_sigma_pix))
+def findings_of(
+    estimator: AbstractEstimator, sample: Sample, molecules: Sequence[Molecules]
+) -> list[Findings]:
+    """What the sample shows of an estimator, for each channel with these molecules."""
     sigmas_pix = [of_channel.psf_sigma_pix for of_channel in molecules]
     before, after = [], []
     for run in sample.runs:
         spiked = [
-            add_spikes(frames, s, of.light, of.psf_sigma_pix)
-            for frames, s, of in zip(run, spikes, molecules, strict=True)
+            add_spikes(frames, spikes, of.light, of.psf_sigma_pix)
+            for frames, spikes, of in zip(run, sample.spikes, molecules, strict=True)
         ]
-        before.append(evaluated(run, sigmas_pix))
-        after.append(evaluated(spiked, sigmas_pix))
+        before.append(_evaluated(estimator, sample, run, sigmas_pix))
+        after.append(_evaluated(estimator, sample, spiked, sigmas_pix))
     return [
         _channel_findings(
-            [of_run[c] for of_run in before],
-            [of_run[c] for of_run in after],
+            [of_run[number] for of_run in before],
+            [of_run[number] for of_run in after],
             sample,
-            c,
-            molecules[c],
-            spikes[c].shares,
+            number,
+            of_channel,
         )
-        for c in channels
+        for number, of_channel in enumerate(molecules)
     ]
+
+
+def _evaluated(
+    estimator: AbstractEstimator,
+    sample: Sample,
+    run: list[Array],
+    sigmas_pix: Sequence[float],
+) -> list[Evaluation]:
+    sigmas = [jnp.asarray(sigma, jnp.float32) for sigma in sigmas_pix]
+    return evaluate(estimator, run, sample.lag, sample.spikes, sigmas)
+
+
+def _residuals(
+    frames: Float[Array, "frames height width"], evaluation: Evaluation
+) -> Float[Array, "some_frames height width"]:
+    """Of the frames in which molecules are looked for."""
+    step = max(1, len(frames) // _FRAMES_WITH_MOLECULES)
+    return jnp.nan_to_num((frames - evaluation.bkgds)[::step])
 
 
 def _channel_findings(
@@ -174,10 +199,9 @@ def _channel_findings(
     sample: Sample,
     number: int,
     molecules: Molecules,
-    shares: Float[np.ndarray, " images"],
 ) -> Findings:
-    """From the evaluation of each run of a channel, without and with spikes that are on for
-    these shares of a frame."""
+    """From the evaluation of each run of a channel, without and with spikes."""
+    shares = sample.spikes[number].shares
     squares = np.concatenate([np.asarray(e.squares, np.float64) for e in before])
     variance = float(np.mean([e.variance for e in before]))
     # What the molecules of the movie add to the background, by what the spikes add.
@@ -197,6 +221,9 @@ def _channel_findings(
     kept_share, whole = kept.sum() / shares.sum(), shares > 0.5
     scatter = (found - shares)[whole] / shares[whole]
     kept_std = np.std((kept - shares * kept_share)[whole])
+    residuals = _residuals(sample.runs[0][number], before[0])
+    fits = fitted_light(residuals, molecules.spots, molecules.psf_sigma_pix)
+    spots_kept = np.median(fits / molecules.fits) if molecules.is_measured else 1.0
     frames, seen = [], np.zeros(sample.regions[number])
     left = np.zeros(sample.regions[number])
     for run, evaluation in enumerate(before):
@@ -214,6 +241,7 @@ def _channel_findings(
         on_frames=sample.blinking[number].on_frames,
         kept=float(kept_share),
         kept_std=float(kept_std / math.sqrt(max(1, whole.sum()))),
+        spots_kept=float(spots_kept),
         scatter=float(1.4826 * np.median(np.abs(scatter - np.median(scatter)))),
         clipped_share=float(np.mean([e.clipped_share for e in before])),
         unexplained_frames=np.concatenate(frames),

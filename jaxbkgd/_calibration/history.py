@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any
 
 import equinox as eqx
@@ -78,7 +77,8 @@ class CalibrationHistory(eqx.Module):
             "error": [of.error for of in self.findings],
             "error_interval": [list(of.error_interval) for of in self.findings],
             "noise": [of.noise for of in self.findings],
-            "molecules": [asdict(of.molecules) for of in self.findings],
+            "molecule_light": [of.molecules.light for of in self.findings],
+            "psf_sigma_pix": [of.molecules.psf_sigma_pix for of in self.findings],
             "kept": [of.kept for of in self.findings],
             "unexplained": [numbers(of.unexplained) for of in self.findings] or None,
         }

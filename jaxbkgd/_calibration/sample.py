@@ -14,6 +14,7 @@ from .._estimators.channels import Channels, checked_frames, map_channels
 from .._movies.movie import Channel
 from .blinking import Blinking, blinking_of, molecule_residuals
 from .prediction_error import REGION_PIX
+from .spikes import Spikes, spread_spikes
 
 
 # Pixels of all windows and channels together, unless the fewest windows need more.
@@ -25,6 +26,8 @@ _RUN_PIXELS, _SHORTEST_RUN_FRAMES = 2**24, 64
 _RUN_FRAMES, _MOST_RUNS, _SEARCH_PIXELS, _TILE_PIX = 300, 3, 4_500_000, 96
 
 
+# The mean of frames of light is more than this share of their standard deviation.
+_LEAST_LEVEL = 0.02
 # Fewer do not show what radii are good, nor how molecules fare.
 FEWEST_FRAMES, FEWEST_PIXELS = 30, 16
 
@@ -98,6 +101,14 @@ class Sample(NamedTuple):
     blinking: Sequence[Blinking]
     lag: int
 
+    @property
+    def spikes(self) -> list[Spikes]:
+        """Molecules to add to each channel, that are on for as long as its own."""
+        return [
+            spread_spikes(frames.shape, blinking.on_frames)
+            for frames, blinking in zip(self.runs[0], self.blinking, strict=True)
+        ]
+
     def of_channel(self, number: int) -> "Sample":
         runs = [[channels[number]] for channels in self.runs]
         places = [[of_run[number]] for of_run in self.places]
@@ -129,6 +140,11 @@ def draw_sample(
             )
         if not jnp.any(jnp.ptp(frames, axis=0) > 0):
             raise ValueError("nothing changes from frame to frame")
+        if not jnp.nanmean(frames) > _LEAST_LEVEL * jnp.nanstd(frames):
+            raise ValueError(
+                "without the camera's offset, frames are zero on average or below: give "
+                "the offset as it is, and frames of which no background was subtracted"
+            )
     blinking = [
         blinking_of(molecule_residuals(jnp.nan_to_num(frames), 1)) for frames in runs[0]
     ]

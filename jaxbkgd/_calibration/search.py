@@ -15,7 +15,6 @@ from .._estimators.spatial_mean import SpatialMean
 from .evaluation import evaluate
 from .findings import standard_error
 from .sample import Sample
-from .spikes import spread_spikes
 
 
 # Radii (frames, y, x).
@@ -124,10 +123,8 @@ class ChannelSearch:
         if radii not in tried:
             estimator = self.estimator(structure, radii)
             sample, sigmas = self.sample, [jnp.ones(())]
-            on_frames = sample.blinking[0].on_frames
-            spikes = [spread_spikes(sample.runs[0][0].shape, on_frames)]
             found = [
-                evaluate(estimator, run, sample.lag, spikes, sigmas)[0]
+                evaluate(estimator, run, sample.lag, sample.spikes, sigmas)[0]
                 for run in sample.runs
             ]
             squares = np.concatenate([np.asarray(e.squares, np.float64) for e in found])
