@@ -18,6 +18,7 @@ import jaxbkgd
 
 
 LENGTH_SCALES_PIX = (8.0, 25.0)  # of each channel's background
+MOST_STEPS = 30  # twice as many as it takes from far off
 
 
 def main(
@@ -53,7 +54,9 @@ def main(
 def learn(name, start_pix, channels, objective) -> jaxbkgd.CalibrationHistory:
     """Calibrates a radius along y and one along x for each channel, and prints them."""
     start = jaxbkgd.SpatialMean([(start_pix, start_pix)] * 2, max_radius_pix=50.0)
-    estimator, history = jaxbkgd.calibrate(channels, start, objective=objective)
+    estimator, history = jaxbkgd.calibrate(
+        channels, start, objective=objective, steps=MOST_STEPS
+    )
     pairs = zip(np.ravel(estimator.radii_pix), np.ravel(history.radii_std), strict=True)
     radii = [f"{radius:5.2f} ± {std:.2f}" for radius, std in pairs]
     print(f"{name:16}  {', '.join(radii[:2]):27}  {', '.join(radii[2:])}")
