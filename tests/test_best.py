@@ -174,7 +174,7 @@ def test_radii_that_take_molecules_are_not_kept():
     beads = gaussian_filter(beads, PSF_SIGMA_PIX)
     frames = rng.poisson(LEVEL + beads + blinking(rng)).astype(np.float32)
     start = SpatialMean(7.0, max_radius_pix=20.0)
-    with pytest.warns(UserWarning, match="molecules are background; .* mask them"):
+    with pytest.warns(UserWarning, match="molecules are background; .* cut them off"):
         estimator, history = calibrate(frames, start, progress=False)
     assert history.findings[0].kept >= 0.5
     assert estimator.radii_pix[0, 0] > 2 * PSF_SIGMA_PIX

@@ -19,7 +19,7 @@ from .._movies.open import is_split, open_channels, open_weights
 from .._workers import progress_bar
 from .best import find_best, MOST_CHECKED
 from .descent import descend, Problem, secant_descent, Visit
-from .findings import doubts_of, Findings, findings_of, molecules_of
+from .findings import blinking_molecules, doubts_of, Findings, findings_of
 from .history import CalibrationHistory
 from .objectives import FramePairLoss, Objective, TruthLoss
 from .sample import draw_sample, draw_windows
@@ -62,8 +62,8 @@ def calibrate(
     With an estimator, its parameters are learned by gradient descent. The loss is averaged
     over up to 16 windows of frames, spread evenly over the movie, of about 32 megapixels in
     all; for an estimator that sees many frames at a time, over one or two long runs.
-    Calibration ends when the radii of 4 successive steps are within a thousandth, when the
-    steps are used up, or on Ctrl-C, which before the end of the first step raises
+    Calibration ends when the radii of 4 successive steps are within two thousandths, when
+    the steps are used up, or on Ctrl-C, which before the end of the first step raises
     `KeyboardInterrupt`. The radii with the lowest loss are kept that leave molecules 98 %
     of their light, or half of it if the estimator does not clip them.
 
@@ -171,7 +171,7 @@ def _learned(
     if best is not lowest or takes_molecules:
         radii_text = np.array2string(lowest.radii, precision=3, separator=", ")
         taken = f"at the lowest loss, radii {radii_text}, molecules are background"
-        doubts.append(f"{taken}; are there some that never go off? mask them")
+        doubts.append(f"{taken}; are there some that never go off? cut them off")
         warnings.warn("; ".join(doubts), stacklevel=3)
     if not is_converged:
         doubts.append(f"the search had not ended: {stop_reason}; give more steps")
@@ -203,8 +203,7 @@ def _guarded(
             sample = draw_sample(opened, [None] * len(opened), [0.0] * len(opened))
         except ValueError:
             return ranked[0], []
-    start = problem.estimator_at(problem.start)
-    molecules = molecules_of(start, sample, psf_sigma_pix)
+    molecules = blinking_molecules(sample, psf_sigma_pix)
     failed: list[tuple[Visit, list[Findings]]] = []
     for visit in ranked:
         # Radii below those that take molecules, and hardly above, take them, too.

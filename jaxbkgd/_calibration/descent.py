@@ -22,7 +22,7 @@ from .sample import Window
 
 
 # Radii have settled if they agree within so much, relatively, at so many successive steps.
-_SETTLED, _SETTLED_STEPS = 1e-3, 4
+_SETTLED, _SETTLED_STEPS = 2e-3, 4
 _FIRST_STEP, _LONGEST_STEP, _LARGEST_GROWTH = 0.3, 1.0, 2.0
 # A radius above this share of its bound is at its bound.
 _AT_BOUND = 0.98

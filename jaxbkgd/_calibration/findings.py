@@ -9,15 +9,18 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from .._estimators.base import AbstractEstimator
+from .._estimators.soft_clip import squared_noise
 from .evaluation import evaluate, Evaluation
-from .molecules import find_molecules, Molecules
+from .molecules import find_molecules, Molecules, static_light
 from .prediction_error import REGION_PIX
 from .sample import Sample
-from .spikes import add_spikes, fitted_light
+from .spikes import add_spikes
 
 
 # Deviations of the mean that an interval is wide.
 _INTERVAL = 2.0
+# Times that molecules which never go off must be seen.
+_FEWEST_STATIC = 20
 # Frames of a run in which molecules are looked for.
 _FRAMES_WITH_MOLECULES = 64
 # A molecule may lose so much of its light; those of the movie, which a finer background
@@ -40,8 +43,8 @@ class Findings(NamedTuple):
     - `molecules`: those of the movie; `on_frames` is how long they stay on.
     - `kept`, `kept_std`: the share of its light that such a molecule keeps, and the
         standard error of that; `scatter` is that of what a fit finds, as a share.
-    - `spots_kept`: the light of the movie's own molecules, as a share of what is left of
-        it by the radii that the search began with.
+    - `spots_kept`: the light of molecules that never go off, as a share of what is left of
+        it by the radii that the search began with; 1 where there are none.
     - `clipped_share`: the share of the pixels that molecules cover.
     - `unexplained_frames`: those in which the model leaves more than noise; `unexplained`
         is what it leaves in regions of 16 x 16 pixels, averaged over time, as a share of
@@ -112,7 +115,6 @@ class Findings(NamedTuple):
             )
         if self.takes_molecules:
             kept = min(self.kept, self.spots_kept)
-            text = f"molecules keep only {kept:.0%} of their light: give larger radii"
             doubts.append(
                 f"molecules keep only {kept:.0%} of their light; give larger radii"
             )
@@ -148,6 +150,17 @@ def molecules_of(
         find_molecules(_residuals(frames, of), float(of.variance), psf_sigma_pix)
         for frames, of in zip(sample.runs[0], evaluations, strict=True)
     ]
+
+
+def blinking_molecules(sample: Sample, psf_sigma_pix: float | None) -> list[Molecules]:
+    """Those of each channel that stand out of the median over time."""
+    found = []
+    for frames in sample.runs[0]:
+        step = max(1, len(frames) // _FRAMES_WITH_MOLECULES)
+        residuals = (frames - jnp.median(frames, axis=0))[::step]
+        variance = float(jnp.mean(squared_noise(frames)))
+        found.append(find_molecules(residuals, variance, psf_sigma_pix))
+    return found
 
 
 def findings_of(
@@ -222,8 +235,9 @@ def _channel_findings(
     scatter = (found - shares)[whole] / shares[whole]
     kept_std = np.std((kept - shares * kept_share)[whole])
     residuals = _residuals(sample.runs[0][number], before[0])
-    fits = fitted_light(residuals, molecules.spots, molecules.psf_sigma_pix)
-    spots_kept = np.median(fits / molecules.fits) if molecules.is_measured else 1.0
+    is_static = molecules.static_light.size >= _FEWEST_STATIC
+    ratios = static_light(residuals, molecules) / molecules.static_light
+    spots_kept = np.median(ratios) if is_static else 1.0
     frames, seen = [], np.zeros(sample.regions[number])
     left = np.zeros(sample.regions[number])
     for run, evaluation in enumerate(before):
