@@ -157,7 +157,7 @@ def _widths(
     gaussians = np.einsum("si,sj->sij", profiles, profiles).reshape(len(_SIGMAS_PIX), -1)
     gaussians -= gaussians.mean(axis=1, keepdims=True)
     gaussians /= np.linalg.norm(gaussians, axis=1, keepdims=True)
-    values = images.reshape(len(images), -1)
+    values = images.reshape(len(images), math.prod(images.shape[1:]))
     values = values - values.mean(axis=1, keepdims=True)
     explained = np.square(values @ gaussians.T) / np.sum(values**2, 1, keepdims=True)
     variances = _SIGMAS_PIX[np.argmax(explained, axis=1)] ** 2 - 1 / 12
