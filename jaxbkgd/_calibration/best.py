@@ -31,6 +31,8 @@ from .search import (
 MOST_CHECKED = 6
 # Radii that are tried where the first structure is the best.
 _USUAL_TRIALS = 12
+# A lag that is a larger share of a run leaves few frames to predict from.
+_LONGEST_LAG = 0.2
 _LONG_LIVED = (
     "molecules stay on for too long to be told from the background by time; the error is "
     "too large, and the radii may be too small: give a longer movie"
@@ -69,6 +71,7 @@ def find_best(
         best = run_interruptibly(_search, *options, count_trial)
     searches, structure, rows, findings = best
     is_found = all(blinking.is_found for blinking in sample.blinking)
+    is_found &= sample.lag < _LONGEST_LAG * len(sample.frame_indices[0])
     estimator = structure.estimator(rows, None, skips_nan)
     trials = [list(search.trials[structure].values()) for search in searches]
     count = max(map(len, trials))
