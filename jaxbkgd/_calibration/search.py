@@ -24,7 +24,7 @@ Radii = tuple[float, float, float]
 _SCALE, _TIME, _Y, _X = ((1, 2), 2**0.5), ((0,), 2.0), ((1,), 2**0.5), ((2,), 2**0.5)
 # The shortest and the longest radius in frames, the frames in a block, and the frames of a
 # halo for each frame of radius, twice as many where a pixel takes twice the memory.
-_OVER_TIME = ((15.0, 60.0, 8, 10.0), (1.875, 15.0, 1, 32.0))
+_OVER_TIME = ((15.0, 120.0, 8, 10.0), (1.875, 15.0, 1, 32.0))
 # The share of the squared error that a step must save.
 _LEAST_GAIN = 0.01
 # The standard deviation of errors, as a multiple of that of most of them, that shows a
