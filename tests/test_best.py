@@ -142,6 +142,9 @@ def test_each_channel_has_its_radii():
         (np.ones((1, 64, 64)), "has 1 frames"),
         (np.ones((40, 64, 64)), "nothing changes"),
         (np.ones((40, 9, 64)), "9 x 64 px have no room"),
+        (np.full((40, 16, 16), np.nan), "only 0% of the pixels count"),
+        (np.arange(40.0)[:, None, None] * np.eye(16) - 50, "zero on average or below"),
+        (np.eye(16) * (np.arange(40) % 2)[:, None, None], "50% of the frames are blank"),
     ],
 )
 def test_where_nothing_can_be_learned_the_defaults_are_taken(frames, doubt):

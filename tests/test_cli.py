@@ -325,8 +325,11 @@ class TestTheOneCommand:
             patches.setattr(Results, "write", interrupt)
             kept = "what is done is kept in .*part; .*; the calibration is kept in .*json"
             _assert_interrupted(_run(command), kept)
-        # Another job has another calibration.
+        # Another job has another calibration, masks of another content included.
         _assert_one_line(_run(f"{command} --offset 3"), "background.json: exists already")
+        np.save("mask.npy", np.ones(_frames().shape[1:]))
+        again = _run(f"{command} --mask mask.npy")
+        _assert_one_line(again, "background.json: exists already")
         assert _rows(_done(command).stdout)["resumed"] == "4 frames had been done before"
         assert len(made) == 1
         _done(f"{command} --overwrite")

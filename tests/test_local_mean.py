@@ -545,3 +545,12 @@ def test_a_traced_radius_needs_a_bound():
         radii = jax.jit(lambda r, options=options: LocalMean(r, r, **options).radii)
         with pytest.raises(ValueError, match="A traced radius needs"):
             radii(2.0)
+
+
+def test_a_frame_without_a_number_has_the_light_of_its_neighbours():
+    frames = np.random.default_rng(0).poisson(60, (20, 16, 16)).astype(np.float32)
+    frames[7] = np.nan
+    background = LocalMean(3.0, 4.0, skips_nan=True)(frames)
+    # Of 256 pixels and 20 frames, some 0.5 photons.
+    np.testing.assert_allclose(background.bkgds[7].mean(), 60, atol=2)
+    assert background.illumination[7] > 0

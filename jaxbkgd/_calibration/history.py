@@ -57,7 +57,8 @@ class CalibrationHistory(eqx.Module):
             for name, text in findings.rows(scale, unit).items():
                 texts.setdefault(name, []).append(text)
         rows = {name: "; ".join(of_channels) for name, of_channels in texts.items()}
-        return rows | {"believe it": "not all, see above" if self.doubts else "yes"}
+        verdict = "yes" if self.findings else "not known"
+        return rows | {"believe it": "not all, see above" if self.doubts else verdict}
 
     def about(self) -> dict[str, Any]:
         """What is kept of it in a JSON text, which has no NaN."""

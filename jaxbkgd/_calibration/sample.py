@@ -26,6 +26,8 @@ _RUN_PIXELS, _SHORTEST_RUN_FRAMES = 2**24, 64
 _RUN_FRAMES, _MOST_RUNS, _SEARCH_PIXELS, _TILE_PIX = 300, 3, 4_500_000, 96
 
 
+# The least share of pixels that count, and the largest one of frames that are blank.
+_LEAST_SEEN, _MOST_BLANK = 0.1, 0.2
 # The mean of frames of light is more than this share of their standard deviation.
 _LEAST_LEVEL = 0.02
 # Fewer do not show what radii are good, nor how molecules fare.
@@ -138,8 +140,19 @@ def draw_sample(
                 f"frames of {height} x {width} px have no room for molecules: give "
                 f"{FEWEST_PIXELS} x {FEWEST_PIXELS} or more"
             )
-        if not jnp.any(jnp.ptp(frames, axis=0) > 0):
-            raise ValueError("nothing changes from frame to frame")
+        share = float(jnp.mean(jnp.isfinite(frames)))
+        if share < _LEAST_SEEN:
+            raise ValueError(
+                f"only {share:.0%} of the pixels count, and the others are masked or not "
+                f"finite: give a movie and a mask that leave {_LEAST_SEEN:.0%} or more"
+            )
+        if not jnp.any(jnp.nanmax(frames, axis=0) > jnp.nanmin(frames, axis=0)):
+            raise ValueError("nothing changes from frame to frame: give a movie of light")
+        lows, highs = (f(frames, axis=(1, 2)) for f in (jnp.nanmin, jnp.nanmax))
+        if (blank := float(jnp.mean(lows == highs))) > _MOST_BLANK:
+            raise ValueError(
+                f"{blank:.0%} of the frames are blank: choose the others, as with frames="
+            )
         if not jnp.nanmean(frames) > _LEAST_LEVEL * jnp.nanstd(frames):
             raise ValueError(
                 "without the camera's offset, frames are zero on average or below: give "
@@ -207,7 +220,7 @@ def _read_tile(
         if mask is not None:
             weights = mask[run if len(mask) > 1 else slice(1)][:, *tile]
             frames = np.where(weights > 0, frames, np.nan)
-        chunks.append(frames)
+        chunks.append(np.where(np.isfinite(frames), frames, np.nan))
     return jnp.asarray(np.concatenate(chunks))
 
 

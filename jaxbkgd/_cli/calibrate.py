@@ -78,9 +78,10 @@ def calibrate(
         channels = [channel for movie in opened for channel in movie.channels]
         options: dict[str, Any] = {"offsets": offset or 0.0}
         if is_given or clip is not None:
-            text, bound = radius or f"{USUAL_RADIUS},{USUAL_RADIUS}", max_radius or 60.0
+            text = f"{USUAL_RADIUS},{USUAL_RADIUS}" if radius is None else radius
+            bound = 60.0 if max_radius is None else max_radius
             bounds = {"max_radius_pix": bound}
-            if radius_frames is not None:
+            if radius_frames:
                 bounds["max_radius_frames"] = 60.0
             given = f"--radius {text}, --max-radius {bound:g}"
             rows = len(channels) * [arguments.parsed_radius(text)]
@@ -136,6 +137,6 @@ def _rows(
         "radius": "; ".join(radii),
         **clip_rows(estimator),
         **history.rows(),
-        "lag": f"{history.lag} frames",
+        "lag": "not found" if history.lag is None else f"{history.lag} frames",
         "search": history.stop_reason,
     }

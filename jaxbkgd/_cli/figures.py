@@ -66,7 +66,8 @@ def save_movie_figure(
         for place, (title, image, colours) in enumerate(panels[number]):
             _show(axes[place], title, image, colours, _limits(image))
         light = lights[number]
-        if light is not None:
+        # A movie without light has none to show.
+        if light is not None and np.any(light > 0):
             relative = light / np.nanmean(light)
             axes[3].plot(channel.frames, relative, lw=1)
             top = 1.2 * np.nanmax(relative)
@@ -112,7 +113,9 @@ def save_calibration_figure(
 
 def _limits(image: Real[np.ndarray, "..."]) -> Limits:
     """The limits of the colours; molecules and noise beyond them saturate."""
-    low, high = np.nanpercentile(image, [0.5, 99.8])
+    if not np.isfinite(image).any():
+        return 0.0, 1.0
+    low, high = np.percentile(image[np.isfinite(image)], [0.5, 99.8])
     return float(low), float(high)
 
 

@@ -1,5 +1,6 @@
 """The calibration that `jaxbkgd estimate` makes of a movie and keeps with the result."""
 
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,7 +39,7 @@ def kept_calibration(
     """What an interrupted run of this job has kept as `path`, or else a new calibration,
     which is written there."""
     png = path.with_suffix(".png")
-    settings = _settings(channels, options)
+    settings = _settings(channels, options | {"gains": gains})
     kept = _read(path, settings)
     report.check_output(path, ".json", overwrite=overwrite or kept is not None)
     report.check_output(png, ".png", overwrite=overwrite)
@@ -68,8 +69,17 @@ def _settings(channels: Sequence[Channel], options: dict[str, Any]) -> dict[str,
     """What a calibration depends on, as JSON gives it back."""
     movies = dict.fromkeys(channel.movie for channel in channels)
     content = {report.printable(movie.name): content_of(movie) for movie in movies}
-    texts = {name: str(value) for name, value in options.items()}
+    texts = {name: _text(value) for name, value in options.items()}
     return {"content": content, "version": __version__} | texts
+
+
+def _text(option: Any) -> str:
+    """What tells an option from others: of arrays and files, their content."""
+    if isinstance(option, np.ndarray):
+        return hashlib.sha256(np.ascontiguousarray(option)).hexdigest()
+    if isinstance(option, Path):
+        return hashlib.sha256(option.read_bytes()).hexdigest()
+    return str(option)
 
 
 def _read(path: Path, settings: dict[str, Any]) -> Kept | None:

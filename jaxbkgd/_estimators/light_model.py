@@ -164,6 +164,8 @@ def _estimate_stack(
         is_seen = is_frame
         if weight_blocks is not None:
             is_seen = is_frame & (weight_blocks > 0).any((-2, -1))
+        if model.skips_nan:
+            is_seen = is_seen & jnp.isfinite(stacks[0]).any((-2, -1))
         light = steadied(
             light.reshape(-1),
             (light * variance).reshape(-1),
