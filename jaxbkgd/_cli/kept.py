@@ -76,7 +76,7 @@ def _settings(channels: Sequence[Channel], options: dict[str, Any]) -> dict[str,
 def _text(option: Any) -> str:
     """What tells an option from others: of arrays and files, their content."""
     if isinstance(option, np.ndarray):
-        return hashlib.sha256(np.ascontiguousarray(option)).hexdigest()
+        return f"{option.shape} {hashlib.sha256(option.tobytes()).hexdigest()}"
     if isinstance(option, Path):
         return hashlib.sha256(option.read_bytes()).hexdigest()
     return str(option)
