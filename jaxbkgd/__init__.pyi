@@ -10,9 +10,9 @@ from ._calibration.molecules import Molecules as Molecules
 from ._calibration.objectives import (
     FramePairLoss as FramePairLoss,
     Objective as Objective,
+    SpikeInLoss as SpikeInLoss,
     TruthLoss as TruthLoss,
 )
-from ._calibration.spikes import SpikeInLoss as SpikeInLoss
 from ._estimators.background import Background as Background, snr as snr
 from ._estimators.base import AbstractEstimator as AbstractEstimator
 from ._estimators.chained import Chained as Chained

@@ -15,11 +15,14 @@ from jaxbkgd import (
     AbstractEstimator,
     Background,
     calibrate,
+    FramePairLoss,
     LocalMean,
+    open_movie,
     SpatialMean,
     SpikeInLoss,
 )
 from jaxbkgd._calibration.molecules import find_molecules
+from jaxbkgd._calibration.sample import draw_sample
 from jaxbkgd._calibration.spikes import add_spikes, fitted_light, spread_spikes
 
 
@@ -121,6 +124,31 @@ def test_a_mask_leaves_pixels_out():
     assert rms(estimator(clean).bkgds, truth) < rms(LocalMean()(clean).bkgds, truth)
 
 
+def test_the_part_that_is_looked_at_lies_within_a_mask():
+    frames = np.random.default_rng(0).poisson(60, (40, 300, 500))
+    mask = np.zeros(frames.shape[1:], bool)
+    mask[250:290, 430:470] = True
+    with open_movie(frames) as movie, open_movie(mask[None].astype(np.uint8)) as weights:
+        sample = draw_sample(movie.channels, weights.channels, [0.0])
+    ((tile,),) = sample.runs
+    # From a region of 16 px on.
+    assert tile.shape == (40, 290 - 240, 470 - 416)
+    assert sample.places == [[(15, 26)]]
+    assert sample.regions == [(19, 32)]
+    assert np.isfinite(tile).sum() == 40 * mask.sum()
+
+
+def test_boxes_frames_and_offsets_are_those_of_the_movie_itself():
+    frames = np.random.default_rng(1).poisson(160, (20, 24, 40)).astype(np.uint16)
+    options: Any = {"objective": FramePairLoss(1), "steps": 2, "progress": False}
+    start = SpatialMean(3.0, max_radius_pix=9.0)
+    cut = frames[2:18, 4:20, 10:34].astype(np.float32) - 100
+    expected, _ = calibrate([cut], start, **options)
+    part: Any = {"boxes": [(10, 4, 34, 20)], "frames": slice(2, 18), "offsets": 100.0}
+    estimator, _ = calibrate(frames, start, **part, **options)
+    np.testing.assert_array_equal(estimator.radii, expected.radii)
+
+
 @pytest.mark.slow
 def test_each_channel_has_its_radii():
     rng = np.random.default_rng(6)
@@ -161,10 +189,8 @@ def test_what_goes_with_an_estimator_alone_is_refused():
     frames = np.ones((40, 16, 16))
     with pytest.raises(TypeError, match="objective and optimizer are for an estimator"):
         calibrate(frames, objective=SpikeInLoss(100.0))
-    alone: list[Any] = [{"offsets": 100.0}, {"frames": slice(3)}, {"weights": frames[0]}]
-    for options in alone:
-        with pytest.raises(TypeError, match="are for a search without an estimator"):
-            calibrate(frames, SpatialMean(3.0), **options)
+    with pytest.raises(TypeError, match="weights are for a search without an estimator"):
+        calibrate(frames, SpatialMean(3.0), weights=frames[0])
     with pytest.raises(ValueError, match="1 channels, but offsets for 2"):
         calibrate(frames, offsets=[1.0, 2.0])
 

@@ -910,7 +910,7 @@ def test_a_calibration_that_does_not_fit_is_one_line(options, pattern, folder):
         ("movie.tif short.tif", "movie.tif: .*10, 2 frames"),
         ("movie.tif --radius 7 --lag 10", "movie.tif: .*10 frames.*lag of 10"),
         ("movie.tif --lag 3", "--lag 3: goes with --radius"),
-        ("movie.tif --radius 7 --offset 9", "--offset: is for a search without"),
+        ("movie.tif --offset 9 --offset 8", "1 channels, but offsets for 2"),
         ("nan.tif --radius 7", "nan.tif: Frame 3 holds nan at y = 4, x = 5"),
         ("still.tif --radius 7", "still.tif: .*nothing changes"),
         ("none.tif", "none.tif: no such file"),

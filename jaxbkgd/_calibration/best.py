@@ -10,8 +10,9 @@ import numpy as np
 
 from .._estimators.local_mean import LocalMean
 from .._estimators.radii_estimator import RadiiEstimator
-from .._movies.movie import Channel, MovieError
+from .._movies.movie import Channel
 from .._workers import free_bytes, progress_bar, run_interruptibly
+from .blinking import UnlearnableError
 from .findings import doubts_of, Findings, findings_of, molecules_of
 from .history import CalibrationHistory
 from .molecules import Molecules
@@ -37,6 +38,12 @@ _LONG_LIVED = (
     "molecules stay on for too long to be told from the background by time; the error is "
     "too large, and the radii may be too small: give a longer movie"
 )
+# At this share of the longest, a radius in frames is at its bound.
+_AT_BOUND = 0.98
+_EVEN = (
+    "a radius in pixels is the largest that is tried: the background is even, and larger "
+    "radii may be better still; give calibrate a LocalMean with a larger max_radius_pix"
+)
 # The squared error of a mean under 7 px that is due to the noise of its own frame alone,
 # as a share of the variance of a pixel: 1 / (4 pi sigma^2).
 _LEAST_OF_MEAN = 0.0065
@@ -52,11 +59,12 @@ def find_best(
     """That with the lowest error whose molecules keep their light; see `calibrate`."""
     try:
         sample = draw_sample(channels, masks, offsets)
-    except MovieError:
-        raise
-    except ValueError as error:
+    except UnlearnableError as error:
         return _usual(str(error))
     skips_nan = not all(jnp.isfinite(frames).all() for run in sample.runs for frames in run)
+    # Of the window that an estimate holds, twice what that takes must be free.
+    frame_pixels = sum(math.prod(channel.shape[1:]) for channel in channels)
+    most_frames = free_bytes() / (2 * LocalMean().pixel_bytes * frame_pixels)
     most = _USUAL_TRIALS * len(channels)
     with progress_bar(most, progress) as report:
         tried = it.count(1)
@@ -64,9 +72,6 @@ def find_best(
         def count_trial() -> None:
             report(min(next(tried), most - 1), "trying radii")
 
-        # Of the window that an estimate holds, twice what that takes must be free.
-        frame_pixels = sum(math.prod(channel.shape[1:]) for channel in channels)
-        most_frames = free_bytes() // (2 * LocalMean().pixel_bytes * frame_pixels)
         options = sample, psf_sigma_pix, skips_nan, most_frames
         best = run_interruptibly(_search, *options, count_trial)
     searches, structure, rows, findings = best
@@ -81,8 +86,16 @@ def find_best(
     radii_std = np.array(
         [s.radii_std(structure, row) for s, row in zip(searches, rows, strict=True)]
     )
-    is_at_bound = np.array(rows)[:, -axes:] > LARGEST_PIX
+    bounds = np.array([_AT_BOUND * structure.longest, LARGEST_PIX, LARGEST_PIX])
+    is_at_bound = (np.array(rows) >= bounds)[:, -axes:]
     doubts = [*([] if is_found else [_LONG_LIVED]), *doubts_of(findings)]
+    if is_at_bound[:, -2:].any():
+        doubts.append(_EVEN)
+    if is_at_bound[:, 0].any() and structure not in structures(math.inf):
+        doubts.append(
+            f"the radius in frames is kept to {structure.longest:.0f}, since memory is "
+            "short for windows of more frames: give boxes, or free memory"
+        )
     return estimator, CalibrationHistory(
         losses=np.array([np.mean([t.loss for t in step]) for step in steps]),
         radii=np.array([[t.radii for t in step] for step in steps])[..., -axes:],
@@ -125,7 +138,7 @@ def _search(
     sample: Sample,
     psf_sigma_pix: float | None,
     skips_nan: bool,
-    most_frames: int,
+    most_frames: float,
     report: Callable[[], None],
 ) -> _Best:
     searches = [

@@ -18,6 +18,10 @@ _RADII_PIX = 2.6, 7.0
 _LARGEST_CORRELATION, _LARGEST_UNCERTAIN_CORRELATION = 0.005, 0.03
 
 
+class UnlearnableError(ValueError):
+    """Nothing can be learned of a movie; the text says why, and what to give."""
+
+
 class Blinking(NamedTuple):
     """How long molecules correlate: a lag in frames at which they no longer do, whether
     there is one, and for how many frames they are on."""
@@ -32,7 +36,7 @@ def blinking_of(filtered: Float[Any, "frames rows columns"]) -> Blinking:
     residuals = np.asarray(filtered)
     count = len(residuals)
     if count < 3 or not np.ptp(residuals, axis=0).any():
-        raise ValueError(
+        raise UnlearnableError(
             f"A lag can't be found from {count} frames, if it is fewer than 3 or nothing "
             "changes; give a longer movie, or a lag that molecules do not stay on for."
         )

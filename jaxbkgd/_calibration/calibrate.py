@@ -18,6 +18,7 @@ from .._movies.movie import Box, Channel, Movie, Pixels
 from .._movies.open import is_split, open_channels, open_weights
 from .._workers import progress_bar
 from .best import find_best, MOST_CHECKED
+from .blinking import UnlearnableError
 from .descent import descend, Problem, secant_descent, Visit
 from .findings import blinking_molecules, doubts_of, Findings, findings_of
 from .history import CalibrationHistory
@@ -79,8 +80,9 @@ def calibrate(
         from the movie; from optax, what moves all that is learned as one vector, by default
         Newton's steps along each number, with the curvature from the last two gradients;
         and the most steps to take.
-    - `boxes`, `frames`, `offsets`, `weights`: without an estimator, as
-        [`jaxbkgd.estimate_movie`][] takes them; pixels whose weight is zero are left out.
+    - `boxes`, `frames`, `offsets`: as [`jaxbkgd.estimate_movie`][] takes them.
+    - `weights`: without an estimator, as `estimate_movie` takes them; pixels whose weight
+        is zero are left out.
     - `psf_sigma_pix`: the standard deviation of the image of a molecule, in pixels; by
         default that of the bright spots of the movie.
     - `progress`: whether to show loss and radii in a progress bar.
@@ -106,15 +108,13 @@ def calibrate(
     if psf_sigma_pix is not None:
         psf_sigma_pix = checked_number("psf_sigma_pix", psf_sigma_pix, unit="pixels")
     if estimator is not None:
-        only = {"boxes": boxes, "frames": frames, "weights": weights}
-        if np.any(offsets) or any(value is not None for value in only.values()):
-            raise TypeError(
-                "boxes, frames, offsets and weights are for a search without an estimator; "
-                "cut the movie, and subtract the offset, before the call."
-            )
-        options = objective or FramePairLoss(), optimizer or _SECANT, steps
-        return _learned(channels, estimator, *options, psf_sigma_pix, progress)
-    if objective is not None or optimizer is not None:
+        _check_estimator(estimator)
+    if estimator is not None and weights is not None:
+        raise TypeError(
+            "weights are for a search without an estimator; give boxes without what is to "
+            "be left out, or leave the estimator out."
+        )
+    if estimator is None and (objective is not None or optimizer is not None):
         raise TypeError(
             "objective and optimizer are for an estimator to begin with; give one, as "
             "calibrate(movie, LocalMean()), or leave them out."
@@ -129,19 +129,33 @@ def calibrate(
                 "one for all, or one for each."
             )
         levels = np.resize(levels, len(opened)).tolist()
-        return find_best(opened, masks, levels, psf_sigma_pix, progress)
+        if estimator is None:
+            return find_best(opened, masks, levels, psf_sigma_pix, progress)
+        structured: Any = tuple(opened) if isinstance(channels, tuple) else opened
+        if len(opened) == 1 and not is_split(channels, boxes):
+            (structured,) = opened
+        problem = _pose_problem(structured, levels, estimator, objective or FramePairLoss())
+        options = optimizer or _SECANT, steps, psf_sigma_pix, progress
+        return _learned(opened, levels, problem, *options)
+
+
+def _check_estimator(estimator: Any) -> None:
+    if not isinstance(estimator, AbstractEstimator):
+        rule = "calibrate(movie, estimator) needs an AbstractEstimator, as SpatialMean(7.0)"
+        raise TypeError(f"{rule}, but was given {estimator!r}.")
+    if not jax.tree.leaves(eqx.filter(estimator, eqx.is_inexact_array)):
+        raise ValueError(f"{estimator!r} has nothing to learn; give one that has radii.")
 
 
 def _learned(
-    channels: Any,
-    estimator: Estimator,
-    objective: Objective,
+    channels: Sequence[Channel],
+    offsets: Sequence[float],
+    problem: Problem,
     optimizer: optax.GradientTransformation,
     steps: int,
     psf_sigma_pix: float | None,
     progress: bool,
-) -> tuple[Estimator, CalibrationHistory]:
-    problem = _pose_problem(channels, estimator, objective)
+) -> tuple[Any, CalibrationHistory]:
     with progress_bar(steps, progress) as report:
         descent = descend(problem, optimizer, steps, report)
     visits, is_converged, stop_reason = descent
@@ -151,7 +165,8 @@ def _learned(
     if not stop_reason.startswith("interrupted"):
         try:
             if isinstance(problem.objective, FramePairLoss):
-                best, findings = _guarded(channels, problem, visits, psf_sigma_pix)
+                options = problem, visits, psf_sigma_pix
+                best, findings = _guarded(channels, offsets, *options)
             radii_std = problem.standard_deviations(best.point)
         except KeyboardInterrupt:
             stop_reason = f"interrupted after {len(visits)} steps"
@@ -191,18 +206,20 @@ def _learned(
 
 
 def _guarded(
-    source: Any, problem: Problem, visits: list[Visit], psf_sigma_pix: float | None
+    channels: Sequence[Channel],
+    offsets: Sequence[float],
+    problem: Problem,
+    visits: list[Visit],
+    psf_sigma_pix: float | None,
 ) -> tuple[Visit, list[Findings]]:
     """The visit with the lowest loss that does not take molecules for background, or if
     all do, that with the lowest loss; and what is found with it, if the movie is long
     enough."""
     ranked = sorted(visits, key=lambda visit: visit.loss)
-    with contextlib.ExitStack() as files:
-        opened = open_channels(source, files=files)
-        try:
-            sample = draw_sample(opened, [None] * len(opened), [0.0] * len(opened))
-        except ValueError:
-            return ranked[0], []
+    try:
+        sample = draw_sample(channels, [None] * len(channels), offsets)
+    except UnlearnableError:
+        return ranked[0], []
     molecules = blinking_molecules(sample, psf_sigma_pix)
     failed: list[tuple[Visit, list[Findings]]] = []
     for visit in ranked:
@@ -231,28 +248,23 @@ def _takes_molecules(estimator: AbstractEstimator) -> Callable[[Findings], bool]
 
 
 def _pose_problem(
-    source: Source | Sequence[Source], estimator: AbstractEstimator, objective: Objective
+    channels: Any,
+    offsets: Sequence[float],
+    estimator: AbstractEstimator,
+    objective: Objective,
 ) -> Problem:
-    if not isinstance(estimator, AbstractEstimator):
-        rule = "calibrate(movie, estimator) needs an AbstractEstimator, as SpatialMean(7.0)"
-        raise TypeError(f"{rule}, but was given {estimator!r}.")
-    if not jax.tree.leaves(eqx.filter(estimator, eqx.is_inexact_array)):
-        raise ValueError(f"{estimator!r} has nothing to learn; give one that has radii.")
-    with contextlib.ExitStack() as files:
-        opened = open_channels(source, files=files)
-        if isinstance(objective, FramePairLoss):
-            objective = objective.fitted(opened)
-        elif isinstance(objective, TruthLoss):
-            # Within `jax.jit`, an index beyond the last frame would not be noticed.
-            for truth in jax.tree.leaves(objective.bkgds):
-                if truth.ndim == 3 and len(truth) != len(opened[0]):
-                    raise ValueError(
-                        f"The movie has {len(opened[0])} frames, but the true background "
-                        f"{len(truth)}; give one image, or one for each frame."
-                    )
-        channels: Any = tuple(opened) if isinstance(source, tuple) else opened
-        if len(opened) == 1 and not is_split(source):
-            (channels,) = opened
-        lag = objective.lag or 0 if isinstance(objective, FramePairLoss) else 0
-        windows = draw_windows(channels, lag, estimator.sees_one_frame)
+    """The loss on windows of channels, which are one, or a list or tuple of them."""
+    opened: list[Channel] = jax.tree.leaves(channels)
+    if isinstance(objective, FramePairLoss):
+        objective = objective.fitted(opened)
+    elif isinstance(objective, TruthLoss):
+        # Within `jax.jit`, an index beyond the last frame would not be noticed.
+        for truth in jax.tree.leaves(objective.bkgds):
+            if truth.ndim == 3 and len(truth) != len(opened[0]):
+                raise ValueError(
+                    f"The movie has {len(opened[0])} frames, but the true background "
+                    f"{len(truth)}; give one image, or one for each frame."
+                )
+    lag = objective.lag or 0 if isinstance(objective, FramePairLoss) else 0
+    windows = draw_windows(channels, offsets, lag, estimator.sees_one_frame)
     return Problem(estimator, objective, windows)

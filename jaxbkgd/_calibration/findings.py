@@ -90,7 +90,9 @@ class Findings(NamedTuple):
                 "of the pixels"
             ),
             "they keep": f"{kept}; a fit scatters by {self.scatter:.0%}",
-            "not explained": f"{left} of {self.frame_count} frames, {many:.0%} of a field",
+            "not explained": (
+                f"{left} of {self.frame_count} frames, {many:.0%} of the field"
+            ),
         }
 
     @property
@@ -110,8 +112,8 @@ class Findings(NamedTuple):
             )
         elif low <= 0:
             doubts.append(
-                f"the error is too small to be measured in {self.frame_count} frames: it "
-                f"is below {high:.2g}; give more frames to know it better"
+                "the error is too small to be measured: it is below "
+                f"{high:.2g} ADU, and that is all that can be said"
             )
         if self.takes_molecules:
             kept = min(self.kept, self.spots_kept)

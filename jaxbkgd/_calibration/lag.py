@@ -57,7 +57,7 @@ def _channel_residuals(channel: Channel) -> Float[np.ndarray, "frames rows colum
     first, last = (count - used) // 2, (count + used) // 2
     return np.concatenate(
         [
-            molecule_residuals(read_frames(channel, "", [run]), stride)
+            molecule_residuals(read_frames(channel, "", 0.0, [run]), stride)
             for start in range(first, last, chunk)
             if (run := (start, min(start + chunk, last)))
         ]

@@ -67,7 +67,7 @@ def prediction_errors(
     light = map_channels(_known_light, channels, background.bkgds, background.illumination)
     background = Background(background.bkgds, background.noise_corrections, light)
     error = ft.partial(
-        prediction_error,
+        _prediction_error,
         lag=lag,
         block_frames=block_frames,
         sees_one_frame=estimator.sees_one_frame,
@@ -85,7 +85,7 @@ def _known_light(
     return jnp.ones(bkgds.shape[:1], bkgds.dtype) if light is None else light
 
 
-def prediction_error(
+def _prediction_error(
     channel: Any,
     bkgds: _Frames,
     near: _Frames,

@@ -12,7 +12,12 @@ from jaxtyping import Array, Float, Int, Shaped
 
 from .._estimators.channels import Channels, checked_frames, map_channels
 from .._movies.movie import Channel
-from .blinking import Blinking, blinking_of, molecule_residuals
+from .blinking import (
+    Blinking,
+    blinking_of,
+    molecule_residuals,
+    UnlearnableError,
+)
 from .prediction_error import REGION_PIX
 from .spikes import Spikes, spread_spikes
 
@@ -24,8 +29,6 @@ _RUN_PIXELS, _SHORTEST_RUN_FRAMES = 2**24, 64
 # For a search without gradients: runs of successive frames, spread over a movie that is
 # much longer, and the pixels of all of them together, in tiles no narrower than this.
 _RUN_FRAMES, _MOST_RUNS, _SEARCH_PIXELS, _TILE_PIX = 300, 3, 4_500_000, 96
-
-
 # The least share of pixels that count, and the largest one of frames that are blank.
 _LEAST_SEEN, _MOST_BLANK = 0.1, 0.2
 # The mean of frames of light is more than this share of their standard deviation.
@@ -41,9 +44,11 @@ class Window(NamedTuple):
     frame_indices: Int[Array, " frames"]
 
 
-def draw_windows(channels: Any, lag: int, sees_one_frame: bool) -> list[Window]:
-    """Windows of equal length, spread evenly: runs of frames, and partners `lag` later and
-    twice that."""
+def draw_windows(
+    channels: Any, offsets: Sequence[float], lag: int, sees_one_frame: bool
+) -> list[Window]:
+    """Windows of equal length, spread evenly: runs of frames less the camera's offset, and
+    partners `lag` later and twice that."""
     opened: list[Channel] = jax.tree.leaves(channels)
     frame_count = len(opened[0])
     # An estimator that sees several frames needs one to predict from beyond the lag.
@@ -62,24 +67,26 @@ def draw_windows(channels: Any, lag: int, sees_one_frame: bool) -> list[Window]:
         length = min(math.ceil(first_count / _MOST_WINDOWS), fitting)
         fitting = max(most_frames // (length + 2 * min(length, lag)), _FEWEST_WINDOWS)
         count = min(math.ceil(first_count / length), fitting, _MOST_WINDOWS)
-        last, offsets = first_count - length, [0, lag, 2 * lag] if lag else [0]
+        last, partners = first_count - length, [0, lag, 2 * lag] if lag else [0]
         if length > lag > 0:
-            length, offsets = length + 2 * lag, [0]
+            length, partners = length + 2 * lag, [0]
     else:
         # Few windows of one long run, since frames near its ends lack their neighbours.
         length = max(_RUN_PIXELS // frame_pixels, _SHORTEST_RUN_FRAMES, 4 * lag)
         length = min(length, frame_count)
         count = min(frame_count // length, max(most_frames // length, 1))
-        last, offsets = frame_count - length, [0]
-    names: Any = ""
+        last, partners = frame_count - length, [0]
+    names, levels = "", offsets[0]
     if isinstance(channels, list | tuple):
-        names = [f" of channel {i + 1}" for i in range(len(channels))]
+        names: Any = [f" of channel {i + 1}" for i in range(len(channels))]
+        levels: Any = list(offsets)
     windows = []
     for start in np.linspace(0, last, count).round().astype(int).tolist():
-        runs = [(start + offset, start + offset + length) for offset in offsets]
+        runs = [(start + later, start + later + length) for later in partners]
         read = ft.partial(read_frames, runs=runs)
         indices = jnp.concatenate([jnp.arange(*run) for run in runs])
-        windows.append(Window(map_channels(read, channels, names), indices))
+        frames = map_channels(read, channels, names, levels)
+        windows.append(Window(frames, indices))
     return windows
 
 
@@ -122,9 +129,9 @@ def draw_sample(
     channels: Sequence[Channel], masks: Sequence[Channel | None], offsets: Sequence[float]
 ) -> Sample:
     """Frames less the camera's offset, in which pixels that a mask leaves out are NaN.
-    `ValueError` for a movie of which nothing can be learned."""
+    `UnlearnableError` for a movie of which nothing can be learned."""
     if len(channels[0]) < FEWEST_FRAMES:
-        raise ValueError(
+        raise UnlearnableError(
             f"the movie has {len(channels[0])} frames, of which radii cannot be learned: "
             f"give {FEWEST_FRAMES} or more"
         )
@@ -133,37 +140,42 @@ def draw_sample(
         (-(-height // REGION_PIX), -(-width // REGION_PIX))
         for _, height, width in (channel.shape for channel in channels)
     ]
-    for frames in runs[0]:
-        height, width = frames.shape[1:]
-        if min(height, width) < FEWEST_PIXELS:
-            raise ValueError(
-                f"frames of {height} x {width} px have no room for molecules: give "
-                f"{FEWEST_PIXELS} x {FEWEST_PIXELS} or more"
-            )
-        share = float(jnp.mean(jnp.isfinite(frames)))
-        if share < _LEAST_SEEN:
-            raise ValueError(
-                f"only {share:.0%} of the pixels count, and the others are masked or not "
-                f"finite: give a movie and a mask that leave {_LEAST_SEEN:.0%} or more"
-            )
-        if not jnp.any(jnp.nanmax(frames, axis=0) > jnp.nanmin(frames, axis=0)):
-            raise ValueError("nothing changes from frame to frame: give a movie of light")
-        lows, highs = (f(frames, axis=(1, 2)) for f in (jnp.nanmin, jnp.nanmax))
-        if (blank := float(jnp.mean(lows == highs))) > _MOST_BLANK:
-            raise ValueError(
-                f"{blank:.0%} of the frames are blank: choose the others, as with frames="
-            )
-        if not jnp.nanmean(frames) > _LEAST_LEVEL * jnp.nanstd(frames):
-            raise ValueError(
-                "without the camera's offset, frames are zero on average or below: give "
-                "the offset as it is, and frames of which no background was subtracted"
-            )
+    for run in runs:
+        for frames in run:
+            _check_learnable(frames)
     blinking = [
         blinking_of(molecule_residuals(jnp.nan_to_num(frames), 1)) for frames in runs[0]
     ]
     # A frame is compared with others as far away on both sides.
     lag = min(max(of.lag for of in blinking), len(runs[0][0]) // 3)
     return Sample(runs, frame_indices, places, regions, blinking, lag)
+
+
+def _check_learnable(frames: Float[Array, "frames height width"]) -> None:
+    height, width = frames.shape[1:]
+    if min(height, width) < FEWEST_PIXELS:
+        raise UnlearnableError(
+            f"frames of {height} x {width} px have no room for molecules: give "
+            f"{FEWEST_PIXELS} x {FEWEST_PIXELS} or more"
+        )
+    share = float(jnp.mean(jnp.isfinite(frames)))
+    if share < _LEAST_SEEN:
+        raise UnlearnableError(
+            f"only {share:.0%} of the pixels count, and the others are masked or not "
+            f"finite: give a movie and a mask that leave {_LEAST_SEEN:.0%} or more"
+        )
+    if not jnp.any(jnp.nanmax(frames, axis=0) > jnp.nanmin(frames, axis=0)):
+        raise UnlearnableError("nothing changes from frame to frame: give a movie of light")
+    lows, highs = (f(frames, axis=(1, 2)) for f in (jnp.nanmin, jnp.nanmax))
+    if (blank := float(jnp.mean(lows == highs))) > _MOST_BLANK:
+        raise UnlearnableError(
+            f"{blank:.0%} of the frames are blank: choose the others, as with frames="
+        )
+    if not jnp.nanmean(frames) > _LEAST_LEVEL * jnp.nanstd(frames):
+        raise UnlearnableError(
+            "without the camera's offset, frames are zero on average or below: give "
+            "the offset as it is, and frames of which no background was subtracted"
+        )
 
 
 def _draw_runs(
@@ -181,7 +193,7 @@ def _draw_runs(
         parts, begins = [], []
         for channel, mask, offset in zip(channels, masks, offsets, strict=True):
             share = (number + 0.5) / count
-            tile = _tile(channel.shape[1:], count * length, share)
+            tile = _tile(_field(channel, mask), count * length, share)
             parts.append(_read_tile(channel, mask, offset, tile, start, start + length))
             begins.append(tuple(part.start // REGION_PIX for part in tile))
         runs.append(parts)
@@ -189,16 +201,30 @@ def _draw_runs(
     return runs, [np.arange(start, start + length) for start in starts], places
 
 
-def _tile(size: tuple[int, int], frame_count: int, share: float) -> tuple[slice, slice]:
+def _field(channel: Channel, mask: Channel | None) -> tuple[slice, slice]:
+    """The lines and columns that hold all that a mask leaves, from a region on."""
+    fields = []
+    for axis, length in ((1, channel.shape[1]), (0, channel.shape[2])):
+        kept = np.arange(length)
+        if mask is not None and (is_left := (mask[0] > 0).any(axis=axis)).any():
+            kept = np.flatnonzero(is_left)
+        fields.append(slice(kept[0] // REGION_PIX * REGION_PIX, kept[-1] + 1))
+    return fields[0], fields[1]
+
+
+def _tile(
+    field: tuple[slice, slice], frame_count: int, share: float
+) -> tuple[slice, slice]:
     """A part of the field that begins at a region, as large as the sample may be, this
     share of the way through."""
     side = max(math.isqrt(_SEARCH_PIXELS // frame_count), _TILE_PIX)
+    size = [lines.stop - lines.start for lines in field]
     height, width = (min(side, length) for length in size)
-    # A frame that is narrow along one axis leaves more for the other one.
+    # A field that is narrow along one axis leaves more for the other one.
     height, width = min(size[0], side**2 // width), min(size[1], side**2 // height)
     y, x = (
-        int(share * (whole - part)) // REGION_PIX * REGION_PIX
-        for whole, part in zip(size, (height, width), strict=True)
+        lines.start + int(share * (whole - part)) // REGION_PIX * REGION_PIX
+        for lines, whole, part in zip(field, size, (height, width), strict=True)
     )
     return slice(y, y + height), slice(x, x + width)
 
@@ -225,9 +251,10 @@ def _read_tile(
 
 
 def read_frames(
-    channel: Channel, name: str, runs: list[tuple[int, int]]
+    channel: Channel, name: str, offset: float, runs: list[tuple[int, int]]
 ) -> Shaped[Array, "frames height width"]:
-    """The frames of runs (start, stop), all finite; an error calls the channel `name`."""
+    """The frames of runs (start, stop) less the camera's offset, all finite; an error calls
+    the channel `name`."""
     frames = np.concatenate([checked_frames(channel[slice(*run)]) for run in runs])
     # In NumPy: JAX itself would raise where it is set to find NaNs.
     is_finite = np.isfinite(frames)
@@ -239,4 +266,5 @@ def read_frames(
             "calibration needs finite frames; replace such pixels, for example by their "
             "neighbours' median, or leave these frames out."
         )
-    return jnp.asarray(frames)
+    frames = jnp.asarray(frames)
+    return frames - jnp.float32(offset) if offset else frames

@@ -71,7 +71,7 @@ class Structure(NamedTuple):
 EACH_FRAME, PLAIN = Structure(0.0, 0.0, 1), Structure(0.0, 0.0, 0)
 
 
-def structures(most_frames: int) -> list[Structure]:
+def structures(most_frames: float) -> list[Structure]:
     """Those for slow backgrounds, for fast ones, and for each frame alone, of which a
     window of so many frames is three halos long at least."""
     found = []
@@ -190,7 +190,7 @@ class ChannelSearch:
                 length = math.log(step)
                 slopes = (high.squares - low.squares) / (2 * length)
                 curvature = (high.loss + low.loss - 2 * nearest.loss) / length**2
-                error = slopes.std() / math.sqrt(len(slopes))
+                error = standard_error(slopes)
                 std = radii[axes[0]] * error / curvature if curvature > 0 else math.inf
             stds.append(std)
         return stds

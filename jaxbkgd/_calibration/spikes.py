@@ -3,15 +3,9 @@
 import functools as ft
 from typing import Any, NamedTuple
 
-import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
-
-from .._estimators.base import AbstractEstimator
-from .._estimators.channels import as_frames, Channels, map_channels, working_dtype
-from .._estimators.checks import checked_number
 
 
 # Places are so far apart that their molecules do not share pixels.
@@ -96,67 +90,3 @@ def fitted_light(
     boxes = residuals.at[places].get(mode="clip")
     sums = jnp.sum(weights * boxes, (-2, -1))
     return sums / jnp.sum(weights * image, (-2, -1))
-
-
-class SpikeInLoss(eqx.Module):
-    """What an estimator takes of the light of molecules: the mean square of the share that
-    a fit misses of molecules of known light that are added to the movie.
-
-    The background is estimated with and without them; the fit is by least squares in 7 x 7
-    pixels. So neither noise nor the molecules of the movie count, and no truth is needed.
-    An [`jaxbkgd.Objective`][]; in training, a term to add to a loss of one's own.
-
-    **Arguments:**
-
-    - `light`: of a molecule in one frame, in the unit of the frames.
-    - `on_frames`: how long a molecule stays on.
-    - `psf_sigma_pix`: the standard deviation of the image of a molecule, in pixels.
-
-    ```python
-    >>> import jax
-    >>> import jaxbkgd
-    >>> frames, _ = jaxbkgd.simulate_movie(jax.random.key(0), frame_count=8)
-    >>> loss = jaxbkgd.SpikeInLoss(light=1500.0)
-    >>> losses = [loss(jaxbkgd.SpatialMean(radius), frames) for radius in (2.0, 7.0)]
-    >>> bool(losses[0] > losses[1])
-    True
-
-    ```
-    """
-
-    light: float = eqx.field(static=True)
-    on_frames: float = eqx.field(static=True)
-    psf_sigma_pix: float = eqx.field(static=True)
-
-    def __init__(self, light: float, *, on_frames: float = 1.0, psf_sigma_pix: float = 1.3):
-        self.light = checked_number("light", light, unit="the unit of the frames")
-        self.on_frames = checked_number("on_frames", on_frames, unit="frames")
-        self.psf_sigma_pix = checked_number("psf_sigma_pix", psf_sigma_pix, unit="pixels")
-
-    def __call__(
-        self,
-        estimator: AbstractEstimator,
-        channels: Channels,
-        frame_indices: Int[Array, " frames"] | None = None,
-    ) -> Float[Array, ""]:
-        """The loss without unit; see [`jaxbkgd.Objective`][]."""
-
-        def added(frames: Array) -> Array:
-            spikes = spread_spikes(frames.shape, self.on_frames)
-            return add_spikes(frames, spikes, self.light, self.psf_sigma_pix)
-
-        def missed(before: Array, after: Array) -> Array:
-            spikes = spread_spikes(before.shape, self.on_frames)
-            taken = fitted_light(after - before, spikes, self.psf_sigma_pix) / self.light
-            return jnp.sum(jnp.square(taken)) / np.sum(np.square(spikes.shares))
-
-        frames = map_channels(_float_frames, channels)
-        before, after = (
-            estimator(given).bkgds for given in (frames, map_channels(added, frames))
-        )
-        return jnp.mean(jnp.stack(jax.tree.leaves(map_channels(missed, before, after))))
-
-
-def _float_frames(channel: Any) -> Float[Array, "frames height width"]:
-    frames = as_frames(channel)
-    return frames.astype(working_dtype(frames))

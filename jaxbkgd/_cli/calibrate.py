@@ -70,8 +70,6 @@ def calibrate(
     for name, value in {"max-radius": max_radius, "lag": lag, "steps": steps}.items():
         if value is not None and not is_given:
             raise UsageError(f"--{name} {value}: goes with --radius or --radius-frames")
-    if offset and is_given:
-        raise UsageError("--offset: is for a search without --radius")
     with contextlib.ExitStack() as files:
         files.enter_context(progress_lines())
         opened = [files.enter_context(open_movie(movie)) for movie in movies]
@@ -86,8 +84,8 @@ def calibrate(
             given = f"--radius {text}, --max-radius {bound:g}"
             rows = len(channels) * [arguments.parsed_radius(text)]
             start = arguments.chosen_estimator(given, rows, radius_frames, clip, **bounds)
-            options = {"estimator": start, "objective": FramePairLoss(lag)}
-            options["steps"] = steps or 200
+            options |= {"estimator": start, "objective": FramePairLoss(lag)}
+            options["steps"] = 200 if steps is None else steps
         with refusing(", ".join(map(str, movies))):
             estimator, history = calibration.calibrate(channels, **options)
         names = [_name(channel) for channel in channels]
