@@ -33,7 +33,7 @@ MOST_CHECKED = 6
 # Radii that are tried where the first structure is the best.
 _USUAL_TRIALS = 12
 # A lag that is a larger share of a run leaves few frames to predict from.
-_LONGEST_LAG = 0.2
+_LONGEST_LAG = 0.25
 _LONG_LIVED = (
     "molecules stay on for too long to be told from the background by time; the error is "
     "too large, and the radii may be too small: give a longer movie"
