@@ -327,7 +327,7 @@ def _lif_block(content: bytes) -> bytes:
     return struct.pack("<IIBI", 0x70, len(content) + 5, 0x2A, len(content) // 2) + content
 
 
-def _write_lif(path: Path, images: int = 1) -> None:
+def _write_lif(path: Path, images: int = 1, lacking: int = 0) -> None:
     """Images with the axes X, Y, C, Z, T, from the fastest, as LAS X writes them."""
     step, places = 2, {"X": 1, "Y": 2, "C": 5, "Z": 3, "T": 4}
     lengths = {
@@ -365,7 +365,7 @@ def _write_lif(path: Path, images: int = 1) -> None:
     )
     content = _lif_block(xml.encode("utf-16-le"))
     for i in range(images):
-        name, pixels = f"MemBlock_{i}", (PLANES + np.uint16(i)).tobytes()
+        name, pixels = f"MemBlock_{i}", (PLANES + np.uint16(i)).tobytes()[lacking:]
         head = (0x70, 14 + 2 * len(name), 0x2A, len(pixels), 0x2A, len(name))
         content += struct.pack("<IIBQBI", *head) + name.encode("utf-16-le") + pixels
     path.write_bytes(content)
@@ -395,6 +395,9 @@ def test_a_lif_that_is_cut_short_is_refused(tmp_path):
         path.write_bytes(whole[:size])
         with pytest.raises(MovieError, match=r"movie\.lif: .*cannot be read"):
             open_movie(path)
+    _write_lif(path, 2, 2)
+    with pytest.raises(MovieError, match="says 720 bytes of pixels, but has 718"):
+        open_movie(path / "0")
 
 
 # ---- IMS ----
@@ -438,6 +441,13 @@ def test_ims_is_read_without_the_padding_of_its_chunks(chunks, tmp_path):
     with open_movie(path) as movie:
         assert movie.frame_interval_s == pytest.approx(0.025)
         np.testing.assert_array_equal(np.asarray(movie), PLANES[:, 0])
+    # Pixels are read without what is not known of them.
+    with h5py.File(path, "r+") as file:
+        del file["DataSetInfo/Image"].attrs["ExtMax0"]
+        file["DataSetInfo/TimeInfo"].attrs["TimePoint1"] = "yesterday"
+    with open_movie(path) as movie:
+        assert (movie.pixel_size_um, movie.frame_interval_s) == (None, None)
+        np.testing.assert_array_equal(np.asarray(movie), PLANES[:, 0])
 
 
 def test_ims_whose_pixels_were_not_written_or_are_cut_off_is_refused(tmp_path):
@@ -453,7 +463,7 @@ def test_ims_whose_pixels_were_not_written_or_are_cut_off_is_refused(tmp_path):
         place = "DataSet/ResolutionLevel 0/TimePoint 1/Channel 1/Data"
         del file[place]
         written = file.create_dataset(place, (4, 8, 8), np.uint16, chunks=(2, 8, 8))
-        written[:2] = 1
+        written[2:] = 1
     with (
         open_movie(path) as movie,
         pytest.raises(MovieError, match=r"frame 2 of 6 .*its pixels were not all written"),
@@ -710,7 +720,7 @@ def test_real_files_are_read(name):
         assert movie.frame_interval_s == (interval and pytest.approx(interval))
         frames = np.asarray(movie)
     assert np.isfinite(frames).all()
-    assert (frames.std(axis=(2, 3)) > 0).mean() > 0.9
+    assert frames.any(axis=(0, 2, 3)).all()
 
 
 def test_the_frames_of_a_real_nd2_are_those_that_nd2_gives():

@@ -14,6 +14,7 @@ import numpy as np
 from .movie import Box, Channel, Movie, movie_of_array, MovieError, named_errors, one_line
 from .raw import open_dax, open_npy, open_picasso, open_sif, open_spe
 from .sinks import ArraySink, is_zarr, Layout, Sink
+from .vendor import open_bioio, open_vendor
 
 
 FORMATS = (
@@ -35,7 +36,8 @@ def open_movie(source: Any) -> Movie:
 
     **Arguments:**
 
-    - `source`: a path (see the page on formats), the URL of a Zarr (`https://`, `s3://`),
+    - `source`: a path (see the page on formats), which may end in the number of one of
+        several images in a file (`movie.lif/2`), the URL of a Zarr (`https://`, `s3://`),
         or an array (frames, height, width) or (frames, channels, height, width) of NumPy,
         JAX, dask or Zarr, of integers, booleans, or floats of at most 64 bits. A
         [`jaxbkgd.Movie`][] is returned as it is.
@@ -94,22 +96,15 @@ def open_movie(source: Any) -> Movie:
                 return open_sif(path)
             # czifile needs a later Python.
             case ".czi" if sys.version_info < (3, 12):
-                from .vendor import open_bioio
-
-                return open_bioio(path, position)
+                return open_bioio(path, position, "cannot be read by bioio; copy it again")
             case ".nd2" | ".czi" | ".lif" | ".ims" | ".lsm":
-                from .vendor import open_vendor
-
                 return open_vendor(path, position)
+        unknown = f"is of no format that is read; those are {FORMATS}"
         try:
             importlib.import_module("bioio")
         except ModuleNotFoundError:
-            pass
-        else:
-            from .vendor import open_bioio
-
-            return open_bioio(path, position)
-    raise MovieError(f"{path}: is of no format that is read; those are {FORMATS}")
+            raise MovieError(f"{path}: {unknown}") from None
+        return open_bioio(path, position, f"cannot be read by bioio, and {unknown}")
 
 
 def _split_position(path: Path) -> tuple[Path, int | None]:
@@ -150,8 +145,7 @@ def _named_packages(path: str | os.PathLike[str], extra: str = "movies") -> Iter
     try:
         yield
     except ImportError as error:
-        is_url = "://" in str(path)
-        what = "'zarr[remote]' aiohttp s3fs" if is_url else f"'jaxbkgd[{extra}]'"
+        what = f"'jaxbkgd[{'remote' if '://' in str(path) else extra}]'"
         fault = f"needs a Python package ({one_line(error)})"
         raise MovieError(f"{path}: {fault}; install it with: pip install {what}") from error
 
