@@ -29,7 +29,7 @@ from .whole_file import WholeFile
 
 
 # What libraries log of a broken file, a MovieError says.
-for _name in ("czifile", "liffile", "bioio", "bioio_base", "bioio_czi"):
+for _name in ("czifile", "liffile", "tifffile", "bioio", "bioio_base", "bioio_czi"):
     logging.getLogger(_name).addHandler(logging.NullHandler())
 
 # Of decoded chunks of Imaris's files, each of which may hold several depths.
@@ -220,12 +220,15 @@ def _read_lsm(path: Path, position: int | None, files: ExitStack) -> PlaneImage:
     sizes = dict(zip(series.axes, series.shape, strict=True))
     of_page = series.axes[-series.keyframe.ndim :]
     loops = {axis: n for axis, n in sizes.items() if axis not in of_page}
+    shape = tuple(sizes[axis] for axis in of_page)
 
     def read_plane(time: int, depth: int, channel: int) -> Any:
         page = series.pages[number_in_loops(loops, {"T": time, "Z": depth})]
         # tifffile gives zeros for what has no place.
         if page is None or min(page.dataoffsets + page.databytecounts) < 1:
             raise ValueError("its pixels are not in the file")
+        if page.shape != shape:
+            raise ValueError(f"its page has the shape {page.shape}, not {shape}")
         pixels = page.asarray(maxworkers=1)
         if "C" not in of_page:
             return pixels
