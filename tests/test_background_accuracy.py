@@ -13,6 +13,8 @@ from types import ModuleType, SimpleNamespace
 import numpy as np
 import pytest
 
+import jaxbkgd
+
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SIZE_PIX, FRAME_COUNT = 24, 40
@@ -117,8 +119,7 @@ def flat_movie(example: ModuleType, *, frame_count: int):
     return example.Movie(
         np.full((frame_count, 8, 8), 110, np.uint16),
         np.full((frame_count, 8, 8), 110.0),
-        gain_electrons_per_adu=0.5,
-        offset_adu=100.0,
+        jaxbkgd.Camera(100.0, 0.5),
     )
 
 
