@@ -72,6 +72,7 @@ def _written(source: Any, estimator: AbstractEstimator = ESTIMATOR, **options: A
     return out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("chunk_frames", "workers"), [(None, None), (4, 3), (22, 1)])
 def test_a_movie_is_estimated_as_a_whole_to_the_bit(chunk_frames, workers):
     options = {"chunk_frames": chunk_frames, "workers": workers}
@@ -109,6 +110,7 @@ def test_only_halos_are_read_twice():
     assert (movie.counts == 1).all()
 
 
+@pytest.mark.slow
 def test_a_mean_over_time_is_that_of_the_whole_movie_and_reads_the_halo_of_its_radii():
     movie = CountingMovie(np.maximum(FRAMES, 1000))
     weights = np.zeros((20, 31), bool)
@@ -336,6 +338,7 @@ def test_a_path_is_enough_to_estimate_a_movie(movie_path, tmp_path, monkeypatch)
     assert len(seen) == 1
 
 
+@pytest.mark.slow
 def test_the_light_is_that_of_the_whole_movie():
     frames = np.maximum(FRAMES, 1000)
     estimator = LocalMean(1.0, 1.0, clip=None, max_radius_frames=4)

@@ -139,6 +139,7 @@ def test_the_part_that_is_looked_at_lies_within_a_mask():
     assert np.isfinite(tile).sum() == 40 * mask.sum()
 
 
+@pytest.mark.slow
 def test_boxes_frames_and_offsets_are_those_of_the_movie_itself():
     frames = np.random.default_rng(1).poisson(160, (20, 24, 40)).astype(np.uint16)
     options: Any = {"objective": FramePairLoss(1), "steps": 2, "progress": False}
@@ -197,6 +198,7 @@ def test_what_goes_with_an_estimator_alone_is_refused():
         calibrate(frames, offsets=[1.0, 2.0])
 
 
+@pytest.mark.slow
 def test_radii_that_take_molecules_are_not_kept():
     rng = np.random.default_rng(2)
     # Fiducials never go off, and look like background.
@@ -230,6 +232,7 @@ class Taking(AbstractEstimator):
 class TestSpikes:
     frames = np.random.default_rng(0).normal(100, 5, (24, 64, 64)).astype(np.float32)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("on_frames", [1.0, 6.0])
     def test_the_loss_is_the_squared_share_that_is_taken(self, on_frames):
         loss = SpikeInLoss(300.0, on_frames=on_frames)
@@ -252,6 +255,7 @@ class TestSpikes:
         )
         np.testing.assert_allclose(estimator.share, 0, atol=0.01)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("shape", [(24, 64, 64), (3, 9, 40), (1, 5, 5)])
     @pytest.mark.parametrize("on_frames", [0.5, 4.0, 1000.0])
     def test_spikes_are_in_the_movie_and_of_the_light_they_are_said_to_have(

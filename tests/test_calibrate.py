@@ -630,6 +630,7 @@ class TestMovies:
         quietly(Haloed(jnp.array(1.0)), movie, objective=towards_ten, steps=1)
         assert [stop - start for start, stop in movie.runs] == [256, 256]
 
+    @pytest.mark.slow
     def test_paths_movies_and_arrays_of_any_dtype_give_the_same(self, tmp_path):
         path = tmp_path / "movie.npy"
         np.save(path, FEW)

@@ -85,6 +85,7 @@ def scaled_mean(frames):
 
 
 class TestFramePairLoss:
+    @pytest.mark.slow
     def test_it_is_its_definition(self, frames):
         radius_pix = (2.5, 7.0)
         bkgds = reference_mean(frames, radius_pix, "smooth")
@@ -240,6 +241,7 @@ class TestLag:
         channels = [noisy(40 + blinking(on_frames, 64, rng), rng) for on_frames in (4, 1)]
         assert is_lag_of(4, found_lag(channels))
 
+    @pytest.mark.slow
     def test_it_is_found_in_a_call_but_not_kept(self, frames):
         objective = FramePairLoss()
         loss = FramePairLoss(1)(MEAN, frames)

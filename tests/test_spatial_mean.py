@@ -70,6 +70,7 @@ def radii_and_step():
 
 
 class TestDerivatives:
+    @pytest.mark.slow
     def test_gradients_agree_with_differences(self, radii_and_step, rng, x64):
         radii, step = radii_and_step
         losses, (d_frames, d_radii) = losses_and_gradients(radii)
@@ -103,6 +104,7 @@ class TestDerivatives:
         # The step over 40, squared.
         np.testing.assert_allclose(slopes, differences, rtol=1e-6)
 
+    @pytest.mark.slow
     def test_the_loss_is_continuous_where_a_tap_enters(self, x64):
         for truncation, enters in [
             ("smooth", entries_of_smooth_taps(0.5, 12)),
