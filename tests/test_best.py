@@ -125,6 +125,7 @@ def test_a_mask_leaves_pixels_out():
     assert rms(estimator(clean).bkgds, truth) < rms(LocalMean()(clean).bkgds, truth)
 
 
+@pytest.mark.slow
 def test_the_part_that_is_looked_at_lies_within_a_mask():
     frames = np.random.default_rng(0).poisson(60, (40, 300, 500))
     mask = np.zeros(frames.shape[1:], bool)
@@ -272,6 +273,7 @@ class TestSpikes:
             np.testing.assert_allclose(found, 50 * spikes.shares, rtol=1e-3)
             np.testing.assert_allclose(added.sum(), 50 * spikes.shares.sum(), rtol=1e-3)
 
+    @pytest.mark.slow
     def test_light_and_width_of_molecules_are_measured(self):
         rng = np.random.default_rng(1)
         residuals = rng.normal(0, 5, (48, 64, 64)).astype(np.float32)

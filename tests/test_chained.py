@@ -49,6 +49,7 @@ def test_a_movie_in_chunks_is_the_movie_as_a_whole_to_the_bit():
     np.testing.assert_array_equal(written, estimator(FRAMES).bkgds)
 
 
+@pytest.mark.slow
 def test_the_noise_factors_of_median_and_mean_multiply():
     noise = RNG.standard_normal((60, 96, 96)).astype(np.float32)
     background = Chained(MEDIAN, SpatialMean(2.0))(noise)

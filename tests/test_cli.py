@@ -114,6 +114,7 @@ def _read(path: str, channel: int = 0) -> np.ndarray:
         return movie.channels[channel][:]
 
 
+@pytest.mark.slow
 def test_a_movie_gets_its_background(folder):
     frames, radii_pix = _frames(), (5, 8)
     np.save("movie.npy", frames)
@@ -402,6 +403,7 @@ def test_programs_are_kept_where_the_user_keeps_caches(tmp_path, monkeypatch):
     assert settings == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "dtype", "written"),
     [
@@ -1032,6 +1034,7 @@ class TestAnInterruptedCalibration:
         monkeypatch.setattr(_calibrate, "calibrate", _press_ctrl_c)
         assert kept(NOTHING) == {}
 
+    @pytest.mark.slow
     def test_in_the_search_keeps_the_best_radii(self, kept, monkeypatch):
         def press(*arguments, **options):
             if len(losses) == 1:

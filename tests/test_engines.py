@@ -122,6 +122,7 @@ def test_values_slopes_and_adjoints_are_those_of_a_dense_matrix(
         close(got, right)
 
 
+@pytest.mark.slow
 def test_a_single_tap_changes_nothing(way, rng, x64):
     frames = rng.normal(100, 10, (2, 70, 40))
     kernels = (GaussianKernel(0, "smooth"), GaussianKernel(0, "smooth"))
@@ -203,6 +204,7 @@ def test_no_gradient_in_the_radii_comes_of_what_is_not_finite(place, rng):
     assert np.all(np.isnan(sums))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_bound", [False, True])
 def test_nothing_is_left_of_an_image_that_is_written_over(is_bound, rng, monkeypatch, x64):
     force(monkeypatch, products=False)
@@ -262,6 +264,7 @@ def test_movies_are_filtered_over_time_by_a_dense_matrix(
         close(got, over_time(movie, each, edges))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("edges", ["repeated", "empty"])
 def test_sums_over_time_are_those_of_dense_matrices(edges, rng, x64):
     # Two blocks of columns, of which some are in both.
@@ -316,6 +319,7 @@ def test_a_frame_has_the_same_bits_in_every_chunk(way_in_time, edges, rng):
         )
 
 
+@pytest.mark.slow
 def test_programs_for_gpu_and_tpu_have_no_loop_over_pieces():
     """There, a loop would take the frames in turn. On CPU there is one, and is seen."""
     # So wide that on CPU the products of an axis go through a loop, too.

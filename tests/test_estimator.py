@@ -37,6 +37,7 @@ def over_time():
 
 
 class TestStructure:
+    @pytest.mark.slow
     def test_one_stack_gives_one_of_each(self):
         for stack in (STACK, jnp.asarray(STACK)[0], STACK[:0]):
             background = SpatialMean(2.0)(stack)

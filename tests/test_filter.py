@@ -62,6 +62,7 @@ class TestValues:
         got = spatial_mean(frame, radius_pix)
         np.testing.assert_allclose(got, dense_mean(frame, radius_pix), rtol=1e-12)
 
+    @pytest.mark.slow
     def test_axes_before_the_frames_are_kept(self, rng):
         frames = rng.uniform(50, 150, (2, 3, 8, 9)).astype(np.float32)
         expected = dense_mean(frames, 3.0)
@@ -278,6 +279,7 @@ class TestTime:
     def mean(cls, edges):
         return jax.jit(lambda frames, r: temporal_filter(frames, r, cls.KERNEL, edges))
 
+    @pytest.mark.slow
     def test_values_and_slopes_are_those_of_the_reference(self, edges, x64):
         function, radius = self.mean(edges), jnp.float64(3.0)
         got, slope = jax.jvp(lambda r: function(FRAMES, r), (radius,), (1.0 + 0 * radius,))
@@ -406,6 +408,7 @@ class TestManyDevices:
         inside = self.shard(inside, in_specs, (self.ALL, in_specs))
         jax.tree.map(close(), inside(FRAMES, PAIR), expected)
 
+    @pytest.mark.slow
     def test_sharded_radii_filter_shared_frames(self, x64):
         pairs = np.stack([PAIR, PAIR[::-1]])
 
@@ -560,6 +563,7 @@ class TestNotFinite:
         expected = dense_mean(frames, radius_pix, truncation)
         same_where_not_finite(got, expected)
 
+    @pytest.mark.slow
     def test_reaches_the_same_pixels_under_vmap(self, rng, x64):
         truncation, frames = "hard", movie_with_what_is_not_finite(rng)
         pairs = np.array([(2.0, 2.0), (0.3, 4.0)])

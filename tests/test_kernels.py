@@ -190,6 +190,7 @@ def test_noise_factors_are_norms_of_two_dimensional_kernels(truncation):
             assert np.all(slopes[len(PAIRS) :] == 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("truncation", TRUNCATIONS)
 def test_gradients_of_noise_factors_agree_with_differences(truncation, x64):
     _, slopes = noise_and_slopes(truncation)(ALL_PAIRS)

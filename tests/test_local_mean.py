@@ -353,6 +353,7 @@ def test_it_follows_the_light_whatever_it_does(name, rng):
     assert rms.mean() < 0.6 * plain.mean()
 
 
+@pytest.mark.slow
 def test_lost_frames_saved_as_zeros_do_not_pull_their_neighbours(rng):
     truth = np.full((96, 48, 48), 60.0)
     frames = rng.poisson(truth).astype(np.float32)
@@ -470,6 +471,7 @@ def test_a_pixel_that_never_counts_far_from_those_that_do_has_no_background():
     assert np.isnan(bkgds[:, -1, -1]).all()
 
 
+@pytest.mark.slow
 def test_light_that_is_not_positive_leaves_the_mean_of_each_frame():
     frames = np.random.default_rng(1).normal(-7, 1, SHAPE).astype(np.float32)
     module = local_mean()

@@ -158,6 +158,7 @@ class TestFramePairLoss:
         assert np.argmin(weighted) < oracle - 4
         assert errors[np.argmin(weighted)] > 1.2 * errors[oracle]
 
+    @pytest.mark.slow
     def test_time_offset_and_gain_change_nothing(self, frames):
         drifting = frames * np.linspace(1, 0.3, FRAME_COUNT, dtype="f4")[:, None, None]
         for other in (drifting[::-1], 2 * drifting + 1000):
@@ -256,6 +257,7 @@ class TestLag:
             # Half of the movie, beyond which nothing can be compared.
             assert found_lag(frames) == 15
 
+    @pytest.mark.slow
     def test_where_it_cannot_be_decided_there_is_an_error(self, frames):
         with pytest.raises(ValueError, match=r"nothing changes"):
             found_lag(np.full_like(frames, 100))
