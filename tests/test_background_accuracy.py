@@ -140,6 +140,7 @@ def test_an_estimator_counts_with_its_best_setting_in_electrons(example: ModuleT
     np.testing.assert_array_equal(bkgds, 5.5)
 
 
+@pytest.mark.slow
 def test_estimators_of_all_packages_that_are_installed_know_an_even_background(
     example: ModuleType,
 ):
