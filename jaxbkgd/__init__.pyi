@@ -6,6 +6,7 @@ from ._batch.run import estimate_movie as estimate_movie, MovieSummary as MovieS
 from ._calibration.calibrate import calibrate as calibrate
 from ._calibration.findings import Findings as Findings
 from ._calibration.history import CalibrationHistory as CalibrationHistory
+from ._calibration.hot_pixels import find_hot_pixels as find_hot_pixels
 from ._calibration.molecules import Molecules as Molecules
 from ._calibration.objectives import (
     FramePairLoss as FramePairLoss,

@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Int
 from .._calibration.calibrate import calibrate
 from .._calibration.cameras import cameras_of
 from .._calibration.history import CalibrationHistory
+from .._calibration.hot_pixels import hot_pixels_of, without_pixels
 from .._estimators.base import AbstractEstimator
 from .._estimators.camera import Camera
 from .._movies.movie import Box
@@ -46,7 +47,8 @@ class MovieSummary:
     `nonfinite_frames` and `clipped_frames` are those with a result that is not finite, or
     that uint16 could not hold. `paths` are the files written, and `history` is that of the
     calibration, where no `estimator` was given. `lights` are of each channel the light of
-    each frame, see [`jaxbkgd.Background`][], NaN in resumed frames, or `None`."""
+    each frame, see [`jaxbkgd.Background`][], NaN in resumed frames, or `None`, and
+    `hot_pixels` how many pixels of each were left out as such."""
 
     frames: int
     resumed_frames: int
@@ -63,6 +65,7 @@ class MovieSummary:
     lights: tuple[Float[np.ndarray, " frames"] | None, ...] = field(
         default=(), repr=False, compare=False
     )
+    hot_pixels: tuple[int, ...] = ()
 
 
 def estimate_movie(
@@ -77,6 +80,7 @@ def estimate_movie(
     frames: slice | None = None,
     camera: Camera | Sequence[Camera] | None = None,
     weights: Any = None,
+    skips_hot_pixels: bool | None = None,
     chunk_frames: int | None = None,
     workers: int | None = None,
     progress: bool = True,
@@ -120,6 +124,9 @@ def estimate_movie(
         (height, width) or a source (frames, height, width) for all channels, or a list with
         one or `None` for each. With boxes, weights are of the whole frame,
         and with `frames` of the whole movie.
+    - `skips_hot_pixels`: whether an estimator that takes weights leaves out pixels that are
+        far off in all frames, see [`jaxbkgd.find_hot_pixels`][]; by default where the
+        estimator is found.
     - `chunk_frames`, `workers`: the frames in a chunk, and the number of threads, by
         default a megapixel or four halos, and the cores, or fewer where memory is short.
     - `progress`: whether to show a progress bar, where there is a terminal.
@@ -157,6 +164,12 @@ def estimate_movie(
                 opened, weights=weights, progress=progress, **of_movie
             )
             estimator = found
+        if skips_hot_pixels is None:
+            skips_hot_pixels = history is not None
+        hot = [np.zeros(channel.shape[1:], bool) for channel in channels]
+        if skips_hot_pixels and estimator.takes_weights:
+            hot = [hot_pixels_of(channel) for channel in channels]
+            masks = [without_pixels(*pair) for pair in zip(masks, hot, strict=True)]
         fast = run_interruptibly(estimator.for_inference)
         # Raises now what would be raised in the middle of the work.
         seen_frames = min(len(channels[0]), 2 * fast.halo_frames + 1)
@@ -213,6 +226,7 @@ def estimate_movie(
         paths=tuple(path for target, _ in targets if (path := as_path(target))),
         history=history,
         lights=tuple(None if np.isnan(light).all() else light for light in lights),
+        hot_pixels=tuple(int(is_hot.sum()) for is_hot in hot),
     )
 
 

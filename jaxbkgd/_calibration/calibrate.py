@@ -25,6 +25,7 @@ from .cameras import cameras_of
 from .descent import descend, Problem, secant_descent, Visit
 from .findings import blinking_molecules, doubts_of, Findings, findings_of
 from .history import CalibrationHistory
+from .hot_pixels import hot_pixels_of, without_pixels
 from .objectives import FramePairLoss, Objective, TruthLoss
 from .sample import draw_sample, draw_windows
 
@@ -61,7 +62,8 @@ def calibrate(
     then of fast ones, of each frame alone and of the mean over each frame, where these
     might be better. The error is measured against frames that a background has not seen
     ([`jaxbkgd.FramePairLoss`][]), and molecules of known light are added, of which the
-    estimator must leave 98 %. A movie of fewer than 30 frames gets `LocalMean()`.
+    estimator must leave 98 %. Pixels that are far off in all frames are left out
+    ([`jaxbkgd.find_hot_pixels`][]). A movie of fewer than 30 frames gets `LocalMean()`.
 
     With an estimator, its parameters are learned by gradient descent. The loss is averaged
     over up to 16 windows of frames, spread evenly over the movie, of about 32 megapixels in
@@ -128,6 +130,10 @@ def calibrate(
         masks = open_weights(weights, opened, files)
         cameras = cameras_of(camera, opened)
         if estimator is None:
+            masks = [
+                without_pixels(mask, hot_pixels_of(channel))
+                for mask, channel in zip(masks, opened, strict=True)
+            ]
             return find_best(opened, masks, cameras, psf_sigma_pix, progress)
         structured: Any = tuple(opened) if isinstance(channels, tuple) else opened
         if len(opened) == 1 and not is_split(channels, boxes):

@@ -161,6 +161,7 @@ def estimate(
                 workers=workers,
                 resume=resume,
                 overwrite=overwrite,
+                skips_hot_pixels=True,
                 **of_movie,
             )
             if kept is not None:

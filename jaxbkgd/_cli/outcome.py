@@ -76,6 +76,9 @@ def run_rows(summary: MovieSummary) -> dict[str, str]:
         rows["resumed"] = f"{summary.resumed_frames} frames had been done before"
     if summary.clipped_frames:
         rows["clipped"] = f"to uint16, in {summary.clipped_frames} frames"
+    if any(summary.hot_pixels):
+        counts = "; ".join(map(str, summary.hot_pixels))
+        rows["left out"] = f"{counts} pixels that are far off in all frames"
     if summary.nonfinite_frames:
         rows["not finite"] = f"NaN or infinity in {summary.nonfinite_frames} frames"
     return rows
