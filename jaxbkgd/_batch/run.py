@@ -24,7 +24,7 @@ from .._workers import on_threads, progress_bar, run_interruptibly
 from . import compute
 from .compute import Dtype, Quantity
 from .names import paths_beside
-from .plan import plan_chunks, strips, Window, windows
+from .plan import plan_chunks, read_window, strips, Window, windows
 from .results import (
     as_path,
     begun_chunk_frames,
@@ -249,12 +249,7 @@ def _worker(
         name, total = job.channels[0].movie.name, np.zeros(2, int)
         for part in parts:
             lines = slice(None) if part is None else part.seen
-            chunks = [channel[window.seen][:, lines] for channel in job.channels]
-            # One frame of weights stands for all.
-            masks = [
-                None if w is None else w[window.seen if len(w) > 1 else slice(1)][:, lines]
-                for w in job.weights
-            ]
+            chunks, masks = read_window(window, job.channels, job.weights, lines)
             with jax.default_device(device):
                 estimated = compute.run_window(
                     name, estimate, chunks, window, masks, buffers
