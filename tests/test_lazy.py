@@ -328,18 +328,22 @@ def test_ndv_shows_it():
 @ignore_theirs
 @pytest.mark.parametrize("dtype", ["float32", "uint16"])
 def test_picasso_finds_and_fits_molecules_in_it(dtype):
-    localize = pytest.importorskip("picasso.localize").localize
+    picasso_io = pytest.importorskip("picasso.io")
+    picasso = pytest.importorskip("picasso.localize")
     frames, _ = simulate_movie(
         jax.random.key(0), frame_count=24, height_pix=64, width_pix=64
     )
+    pedestal = {"pedestal": 100, "offsets": 100.0}
     lazy = lazy_estimate(
-        frames, MEAN, quantity="residual", dtype=dtype, pedestal=100, offsets=100.0
+        frames, SpatialMean(7.0), quantity="residual", dtype=dtype, **pedestal
     )
-    settings = {
-        "camera_info": {"Baseline": 100, "Sensitivity": 0.46, "Gain": 1, "Pixelsize": 100},
-        "identification_parameters": {"Min. Net Gradient": 400, "Box Size": 7},
-    }
-    of_lazy, _ = localize(lazy, **settings)
-    of_array, _ = localize(np.asarray(lazy), **settings)
-    assert len(of_lazy) > 50
-    assert of_lazy.equals(of_array)
+    camera = {"Baseline": 100, "Sensitivity": 0.46, "Gain": 1, "Pixelsize": 100}
+    limits = {"Min. Net Gradient": 400, "Box Size": 7}
+    whole = picasso.localize_frames(np.asarray(lazy), [camera], limits)
+    assert len(whole) > 50
+    # This reads all frames at once.
+    assert whole.equals(picasso.localize_frames(lazy, [camera], limits))
+    # Picasso reads frame by frame what is registered as one of its movies.
+    picasso_io.AbstractPicassoMovie.register(LazyEstimate)
+    found, _ = picasso.localize(lazy, camera_info=camera, identification_parameters=limits)
+    assert whole.equals(found)

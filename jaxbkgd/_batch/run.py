@@ -97,10 +97,10 @@ def estimate_movie(
         sources holds a channel each.
     - `estimator`: any estimator; each chunk is read with its `halo_frames`. By default,
         one is calibrated on a sample of the movie first, see [`jaxbkgd.calibrate`][].
-    - `sink`: a name that ends in `.tif`, `.ome.tif`, `.zarr` or `.ome.zarr`, or a NumPy
-        array to fill; for a list of sources, or for boxes, a list of these. Several
-        channels of one source are written to one sink. By default, a movie that is given
-        by its path has the result beside it, as `movie-background.tif`.
+    - `sink`: a name that ends in `.tif`, `.ome.tif`, `.zarr`, `.ome.zarr` or, for Picasso,
+        `.raw`, or a NumPy array to fill; for a list of sources, or for boxes, a list of
+        these. Several channels of one source are written to one sink. By default, a movie
+        that is given by its path has the result beside it, as `movie-background.tif`.
     - `quantity`: `"background"` or `"residual"`, in the unit of the frames, or `"snr"`, see
         [`jaxbkgd.snr`][].
     - `dtype`: `"float32"`, or `"uint16"` for numbers that are rounded to the nearest one
