@@ -163,17 +163,17 @@ def test_where_there_are_no_locks_that_is_a_warning(code, tmp_path, monkeypatch)
 ABOUT = {"content": "residual + pedestal of 100 ADU", "pedestal": 100.0, "unit": "ADU"}
 
 
-def _described(path: Path) -> dict[str, str]:
+def _described(path: Path) -> dict[str, Any]:
     """What the metadata of a file say of its numbers, to those who know its format."""
     if "zarr" in path.suffix:
-        return zarr.open(path, mode="r").attrs["jaxbkgd"]
+        about: Any = zarr.open(path, mode="r").attrs["jaxbkgd"]
+        return about
     if path.suffix == ".raw":
         return yaml.safe_load(path.with_suffix(".yaml").read_text())["jaxbkgd"]
     with tifffile.TiffFile(path) as tiff:
         if tiff.is_ome:
-            (text,) = re.findall(
-                "<Description>(.*?)</Description>", tiff.ome_metadata, re.S
-            )
+            xml = tiff.ome_metadata or ""
+            (text,) = re.findall("<Description>(.*?)</Description>", xml, re.S)
         else:
             text = read_metadata(tiff)["Info"]
     return dict(line.split(": ", 1) for line in unescape(text).splitlines())

@@ -110,13 +110,13 @@ class LazyEstimate(contextlib.AbstractContextManager["LazyEstimate"]):
 
     def _split(self, index: Any) -> tuple[Any, tuple[Any, ...]]:
         """The index of the frames, and that of what is within them."""
-        entries = index if isinstance(index, tuple) else (index,)
+        entries = list(index) if isinstance(index, tuple) else [index]
         if not entries:
-            entries = (...,)
+            entries = [...]
         if entries[0] is ...:
             # It stands for the frames, unless there is an entry for each axis.
-            entries = entries[1:] if len(entries) > self.ndim else (slice(None), *entries)
-        frames, *rest = entries
+            entries[:1] = [] if len(entries) > self.ndim else [slice(None), ...]
+        frames, rest = entries[0], entries[1:]
         for entry in rest:
             if not (entry is ... or isinstance(entry, slice)):
                 try:

@@ -104,7 +104,7 @@ def open_sink(sink: Any, layout: Layout, *, overwrite: bool = False) -> Sink | A
             case ".raw":
                 return PicassoSink(path, layout, overwrite=overwrite)
     rule = "give a name that ends in .tif, .ome.tif, .zarr, .ome.zarr or .raw"
-    raise MovieError(f"{path}: is written as TIFF, Zarr or for Picasso; {rule}")
+    raise MovieError(f"{path}: is written as TIFF, Zarr or Picasso raw; {rule}")
 
 
 @contextlib.contextmanager
