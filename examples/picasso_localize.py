@@ -126,7 +126,8 @@ def score(locs: Any, truth: jaxbkgd.SimulatedTruth, size_pix: int) -> dict[str, 
         "false": false[best],
         "error (px)": np.sqrt(np.mean(errors**2)),
         # Of a normal error that is as large as stated, 0.674 is the median.
-        "error as stated": np.median(abs(errors) / stated) / 0.674,
+        "of stated": np.nanmedian(abs(errors) / stated) / 0.674,
+        "without stated": np.isnan(stated).mean(),
         "photons of true": np.median(kept.photons / photons[event]),
     }
 

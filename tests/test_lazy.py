@@ -298,8 +298,8 @@ def test_dask_takes_it_as_it_is():
     assert from_array(lazy, chunks={1: -1, 2: -1}).chunks[0][0] % 6 == 0
 
 
-# napari, ndv and Picasso are large, and no part of what the tests install. Where they are
-# installed, these tests show that they take a lazy estimate as it is.
+# napari, ndv, Picasso and SMAPpy are large, and no part of what the tests install. Where
+# they are installed, these tests show that they take a lazy estimate as it is.
 ignore_theirs = pytest.mark.filterwarnings("ignore")
 
 
@@ -348,3 +348,18 @@ def test_picasso_finds_and_fits_molecules_in_it(dtype):
     picasso_io.AbstractPicassoMovie.register(LazyEstimate)
     found, _ = picasso.localize(lazy, camera_info=camera, identification_parameters=limits)
     assert whole.equals(found)
+
+
+@ignore_theirs
+def test_smappy_fits_its_slices():
+    smappy = pytest.importorskip("smappy")
+    frames, _ = simulate_movie(
+        jax.random.key(0), frame_count=24, height_pix=64, width_pix=64
+    )
+    lazy = lazy_estimate(frames, SpatialMean(7.0), quantity="residual", chunk_frames=8)
+    camera = {"conversion": 0.46, "offset": 0.0, "pixelsize_um": 0.1}
+    slices = ((start, lazy[start : start + 5]) for start in range(0, 24, 5))
+    of_lazy = smappy.fit(slices, camera=camera)
+    of_array = smappy.fit(np.asarray(lazy), camera=camera)
+    assert len(of_lazy) > 50
+    np.testing.assert_array_equal(of_lazy["x_nm"], of_array["x_nm"])

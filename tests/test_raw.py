@@ -345,8 +345,8 @@ def test_what_is_written_for_picasso_is_read_as_it_was(dtype, tmp_path):
         assert movie.pixel_size_um == (0.108, 0.108)
     fields = yaml.safe_load((tmp_path / "movie.yaml").read_text())
     shape = {"Frames": 7, "Height": 12, "Width": 10}
-    about_pixels = {"Pixelsize": 108.0, "Baseline": 100.0, "jaxbkgd": about}
-    assert fields == {"Byte Order": "<", "Data Type": dtype} | shape | about_pixels
+    others = {"Pixelsize": 108.0, "jaxbkgd": about}
+    assert fields == {"Byte Order": "<", "Data Type": dtype} | shape | others
     io = pytest.importorskip("picasso.io", exc_type=ImportError)
     movie, _ = io.load_movie(str(tmp_path / "movie.raw"))
     np.testing.assert_array_equal(movie, frames[:, 0])

@@ -209,8 +209,6 @@ class PicassoSink(Sink):
         }
         if layout.pixel_size_um is not None:
             fields["Pixelsize"] = round(1000 * layout.pixel_size_um[1], 6)
-        if "pedestal" in layout.about:
-            fields["Baseline"] = layout.about["pedestal"]
         fields |= {"jaxbkgd": {**layout.about}} if layout.about else {}
         return yaml.safe_dump(fields, sort_keys=False)
 
