@@ -54,7 +54,7 @@ def draw_overview(path: Path) -> None:
         frame=np.asarray(frames[0]),
         true_bkgd=np.asarray(truth[0]),
         bkgd=np.asarray(background.bkgds[0]),
-        snr=np.asarray(background.snr(frames, _GAIN)[0]),
+        snr=np.asarray(background.snr(frames, jaxbkgd.Camera(0.0, _GAIN))[0]),
         title="a frame of a simulated movie, and SpatialMean(7.0)",
     )
 

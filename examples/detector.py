@@ -18,6 +18,7 @@ import jaxbkgd
 
 
 GAIN_ELECTRONS_PER_ADU = 0.46
+CAMERA = jaxbkgd.Camera(0.0, GAIN_ELECTRONS_PER_ADU)
 # Molecules fainter than this in a frame need not be found, and are no error of a score if
 # they are. The loss knows nothing of them.
 LEAST_PHOTONS = 100.0
@@ -78,7 +79,7 @@ class Detector(eqx.Module):
         the place of the estimator's."""
         if background is None:
             background = self.estimator(movie)
-        snr = background.snr(movie, GAIN_ELECTRONS_PER_ADU)
+        snr = background.snr(movie, CAMERA)
         noise_electrons = jnp.sqrt(background.bkgds * GAIN_ELECTRONS_PER_ADU)
         return jax.vmap(self._seen)(snr, noise_electrons)
 

@@ -59,7 +59,7 @@ def main(size_pix: int = 128, frame_count: int = 100) -> dict[str, jaxbkgd.Backg
     print("                    error (ADU)  noise of the SNR  right and false maxima")
     for name, estimator in pipelines(channels).items():
         background = backgrounds[name] = estimator(channels)
-        (snr,) = background.snr(channels, GAIN_ELECTRONS_PER_ADU)
+        (snr,) = background.snr(channels, jaxbkgd.Camera(0.0, GAIN_ELECTRONS_PER_ADU))
         snrs[name] = snr
         (bkgds,) = background.bkgds
         error = float(np.sqrt(np.mean((bkgds - truth.bkgds_adu) ** 2)))

@@ -33,7 +33,7 @@ REACH_PIX, LEAST_PHOTONS = 2.0, 200.0
 MEDIAN_FRAMES = 51
 SCENES: dict[str, dict[str, Any]] = {
     "smooth": {"bkgd_length_scale_pix": 20.0, "bkgd_contrast": 0.3},
-    "detailed": {"bkgd_length_scale_pix": 5.0, "bkgd_contrast": 0.5},
+    "detailed": {"bkgd_length_scale_pix": 8.0, "bkgd_contrast": 0.5},
 }
 
 
@@ -65,8 +65,9 @@ def ways(folder: Path, scene: str, frames: Any) -> dict[str, tuple[Any, int, Any
     about = [{"Byte Order": "<", "Data Type": "uint16", **sizes}]
     source, dark, flat = (folder / f"{scene}{end}.raw" for end in ("", "-dark", "-flat"))
     io.save_raw(str(source), np.asarray(frames), about)
-    estimator, _ = jaxbkgd.calibrate(source, offsets=OFFSET_ADU)
-    with jaxbkgd.lazy_estimate(source, estimator, offsets=OFFSET_ADU) as bkgds:
+    camera = jaxbkgd.Camera(OFFSET_ADU, GAIN_ELECTRONS_PER_ADU)
+    estimator, _ = jaxbkgd.calibrate(source, camera=camera)
+    with jaxbkgd.lazy_estimate(source, estimator, camera=camera) as bkgds:
         mean_bkgd = round(float(bkgds[:: max(1, count // 20)].mean()))
     for path, pedestal in ((dark, OFFSET_ADU), (flat, OFFSET_ADU + mean_bkgd)):
         jaxbkgd.estimate_movie(
@@ -76,7 +77,7 @@ def ways(folder: Path, scene: str, frames: Any) -> dict[str, tuple[Any, int, Any
             quantity="residual",
             dtype="uint16",
             pedestal=pedestal,
-            offsets=OFFSET_ADU,
+            camera=camera,
             overwrite=True,
         )
     source, dark, flat = (io.load_movie(str(path))[0] for path in (source, dark, flat))

@@ -13,15 +13,13 @@ from matplotlib.figure import Figure
 import jaxbkgd
 
 
-gain = 0.46  # electrons per ADU
-movie, truth = jaxbkgd.simulate_movie(
-    jax.random.key(0), gain_electrons_per_adu=gain, offset_adu=100.0
-)
-frames = movie - 100.0
+camera = jaxbkgd.Camera(offset_adu=100.0, gain_electrons_per_adu=0.46)
+movie, truth = jaxbkgd.simulate_movie(jax.random.key(0))
+frames = camera.above_offset(movie)
 
 background = jaxbkgd.SpatialMean(radii_pix=7.0)(frames)
 noise_correction = background.noise_corrections
-snr = background.snr(frames, gains=gain)
+snr = background.snr(frames, camera)
 
 mean, true_mean = background.bkgds.mean(), truth.bkgds_adu.mean()
 print(f"background        {mean:.1f} ADU (true {true_mean:.1f})")

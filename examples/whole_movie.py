@@ -44,8 +44,7 @@ def main(
             estimator,
             folder / f"{quantity}.ome.tif",
             quantity=quantity,
-            offsets=OFFSET_ADU,
-            gains=GAIN_ELECTRONS_PER_ADU,
+            camera=jaxbkgd.Camera(OFFSET_ADU, GAIN_ELECTRONS_PER_ADU),
             overwrite=True,
         )
         print(f"{quantity:16}  {summary.frames} frames in {summary.seconds:.1f} s")

@@ -19,8 +19,14 @@ from ._calibration.objectives import (
 )
 from ._estimators.background import Background as Background, snr as snr
 from ._estimators.base import AbstractEstimator as AbstractEstimator
+from ._estimators.camera import Camera as Camera
 from ._estimators.chained import Chained as Chained
 from ._estimators.local_mean import LocalMean as LocalMean
+from ._estimators.photon_transfer import (
+    CameraReport as CameraReport,
+    measure_camera as measure_camera,
+    measure_gain as measure_gain,
+)
 from ._estimators.soft_clip import SoftClip as SoftClip
 from ._estimators.spatial_mean import (
     noise_correction as noise_correction,

@@ -23,6 +23,7 @@ from conftest import MovingSum
 from jaxbkgd import (
     AbstractEstimator,
     Background,
+    Camera,
     estimate_movie,
     LocalMean,
     Movie,
@@ -40,6 +41,7 @@ from jaxbkgd._workers import free_bytes
 
 FRAMES = np.random.default_rng(0).integers(0, 65536, (23, 20, 31)).astype(np.uint16)
 ESTIMATOR = SpatialMean((1.0, 2.0))
+CAMERA = Camera(100, 0.5)
 BKGDS = np.asarray(ESTIMATOR(FRAMES).bkgds)
 
 
@@ -249,19 +251,21 @@ def test_residuals_and_snr_are_those_of_the_background_above_the_offset():
     background = ESTIMATOR(above)
     for quantity, expected in (
         ("residual", background.residuals(above)),
-        ("snr", background.snr(above, 0.5)),
+        ("snr", background.snr(above, CAMERA)),
     ):
-        written = _written(FRAMES, quantity=quantity, offsets=100, gains=0.5)
+        written = _written(FRAMES, quantity=quantity, camera=CAMERA)
         # Fused otherwise than one by one: a rounding each.
         np.testing.assert_allclose(written, expected, rtol=1e-6, atol=1e-6 * 65536)
-    np.testing.assert_array_equal(_written(FRAMES, offsets=100), background.bkgds)
+    np.testing.assert_array_equal(_written(FRAMES, camera=CAMERA), background.bkgds)
 
 
 def test_uint16_is_rounded_to_the_nearest_number_and_clipped():
     bkgds = np.asarray(ESTIMATOR(FRAMES - np.float32(30000)).bkgds)
     expected = np.clip(np.rint(bkgds), 0, 65535)
     written = np.empty(FRAMES.shape, np.uint16)
-    summary = estimate_movie(FRAMES, ESTIMATOR, written, offsets=30000, dtype="uint16")
+    summary = estimate_movie(
+        FRAMES, ESTIMATOR, written, camera=Camera(30000), dtype="uint16"
+    )
     np.testing.assert_array_equal(written, expected)
     is_clipped = (expected != np.rint(bkgds)).any((1, 2))
     assert summary.clipped_frames == is_clipped.sum() > 0
@@ -270,7 +274,7 @@ def test_uint16_is_rounded_to_the_nearest_number_and_clipped():
 def test_residuals_with_a_pedestal_are_written_as_uint16():
     above = FRAMES - np.float32(100)
     residuals = np.asarray(ESTIMATOR(above).residuals(above))
-    options = {"quantity": "residual", "offsets": 100, "pedestal": 30000}
+    options = {"quantity": "residual", "camera": CAMERA, "pedestal": 30000}
     written = _written(FRAMES, **options, dtype="uint16")
     # Where a residual is a half, another rounding of float32 may be another number.
     error = np.abs(written - np.clip(np.rint(residuals + 30000), 0, 65535))
@@ -319,14 +323,14 @@ def test_a_path_is_enough_to_estimate_a_movie(movie_path, tmp_path, monkeypatch)
     seen = []
 
     def calibrate(source, *, boxes, frames, **options):
-        seen.append((source.name, boxes, frames, options["offsets"]))
+        seen.append((source.name, boxes, frames, options["camera"]))
         return ESTIMATOR, None
 
     monkeypatch.setattr(_run, "calibrate", calibrate)
     frames, sink = slice(0, 22), tmp_path / "movie-background.tif"
     summary = estimate_movie(movie_path, frames=frames)
     assert (summary.paths, summary.estimator) == ((sink,), ESTIMATOR)
-    assert seen == [(str(movie_path), None, frames, 0.0)]
+    assert seen == [(str(movie_path), None, frames, None)]
     with open_movie(sink) as written:
         np.testing.assert_array_equal(written.channels[0][:], BKGDS[:22])
     # Before the calibration.
@@ -351,7 +355,7 @@ def test_channels_have_their_own_radii_offsets_and_noise_factors():
     estimator = SpatialMean([[1.0, 2.0], [1.5, 1.5]])
     parts = [FRAMES[:, y0:y1, x0:x1] for x0, y0, x1, y1 in boxes]
     above = [parts[0] - np.float32(100), parts[1] - np.float32(200)]
-    background = estimator(above)
+    background, cameras = estimator(above), [Camera(100), Camera(200)]
     stacked = np.empty((23, 2, 20, 16), np.float32)
     sinks = [np.empty(part.shape, np.float32) for part in parts]
     for source, sink, cut in (
@@ -359,7 +363,7 @@ def test_channels_have_their_own_radii_offsets_and_noise_factors():
         (FRAMES, sinks, boxes),
         (np.stack(parts, axis=1), stacked, None),
     ):
-        summary = estimate_movie(source, estimator, sink, offsets=[100, 200], boxes=cut)
+        summary = estimate_movie(source, estimator, sink, camera=cameras, boxes=cut)
         written = sink if isinstance(sink, list) else np.moveaxis(sink, 1, 0)
         np.testing.assert_array_equal(np.stack([*written]), np.stack(background.bkgds))
         np.testing.assert_allclose(
@@ -383,13 +387,12 @@ def test_frames_that_are_not_finite_are_counted():
     [
         ({"quantity": "mean"}, "quantity must be one of.*'mean'"),
         ({"dtype": "int8"}, "dtype must be one of.*'int8'"),
-        ({"quantity": "snr"}, "needs gains"),
-        ({"quantity": "snr", "gains": 0}, "positive and finite.*0.0"),
-        ({"offsets": np.nan}, "offsets must be finite.*nan"),
-        ({"offsets": [1, 2]}, "1 channels, but 2 offsets"),
+        ({"quantity": "snr"}, "needs the gain of the camera"),
+        ({"camera": 2 * [Camera()]}, "1 channels, but 2 cameras"),
+        ({"camera": Camera(np.zeros((20, 30)))}, r"\(20, 30\), but frames are 20 x 31"),
         ({"quantity": "residual", "dtype": "uint16"}, "uint16 is not; give a pedestal"),
         (
-            {"quantity": "snr", "gains": 1, "dtype": "uint16", "pedestal": 9},
+            {"quantity": "snr", "camera": CAMERA, "dtype": "uint16", "pedestal": 9},
             "uint16 is not",
         ),
         ({"pedestal": np.inf}, "pedestal must be finite.*inf"),
@@ -469,7 +472,7 @@ def test_what_an_error_leaves_is_gone_on_with(name, movie_path, tmp_path, monkey
 @pytest.mark.parametrize(
     ("change", "name"),
     [
-        ({"offsets": 3}, "offsets"),
+        ({"camera": Camera(3)}, "camera"),
         ({"pedestal": 3.0}, "pedestal 0.0, not 3.0"),
         ({"frames": slice(0, 22)}, "frames"),
         ({"chunk_frames": 4}, "chunk_frames 3, not 4"),
@@ -975,7 +978,7 @@ def test_large_frames_between_arrays_are_estimated_as_a_whole_to_the_bit(
         frames = [LARGE[:, y0:y1, x0:x1] for x0, y0, x1, y1 in boxes]
     out = [np.empty(channel.shape, np.float32) for channel in frames]
     sink = out if len(out) > 1 else out[0]
-    options = {"boxes": boxes, "offsets": 5.0, "progress": False}
+    options = {"boxes": boxes, "camera": Camera(5.0), "progress": False}
     summary = estimate_movie(source, estimator, sink, **options)
     assert summary.nonfinite_frames == sum(
         any(not np.isfinite(channel[frame]).all() for channel in out) for frame in range(3)

@@ -15,6 +15,7 @@ from jaxbkgd import (
     AbstractEstimator,
     Background,
     calibrate,
+    Camera,
     FramePairLoss,
     LocalMean,
     open_movie,
@@ -51,7 +52,7 @@ def found(light, seed=1, **options):
     truth = LEVEL * light[:, None, None]
     frames = rng.poisson(truth + light[:, None, None] * blinking(rng)) + 100.0
     frames = frames.astype(np.float32)
-    estimator, history = calibrate(frames, offsets=100.0, progress=False, **options)
+    estimator, history = calibrate(frames, camera=Camera(100.0), progress=False, **options)
     return estimator, history, frames - 100, truth
 
 
@@ -91,8 +92,8 @@ def test_the_best_is_found_and_its_error_is_known(light):
     assert history.lag is not None
     assert history.lag < 20
     assert history.radii.shape == (len(history.losses), 1, 3)
-    rows = history.rows([1.0])
-    assert rows["error"].startswith(f"{findings.error:.2g} e- (")
+    rows = history.rows()
+    assert rows["error"].startswith(f"{findings.error:.2g} ADU (")
     assert set(rows) == {"error", "molecules", "they keep", "not explained", "believe it"}
 
 
@@ -129,7 +130,7 @@ def test_the_part_that_is_looked_at_lies_within_a_mask():
     mask = np.zeros(frames.shape[1:], bool)
     mask[250:290, 430:470] = True
     with open_movie(frames) as movie, open_movie(mask[None].astype(np.uint8)) as weights:
-        sample = draw_sample(movie.channels, weights.channels, [0.0])
+        sample = draw_sample(movie.channels, weights.channels, [Camera()])
     ((tile,),) = sample.runs
     # From a region of 16 px on.
     assert tile.shape == (40, 290 - 240, 470 - 416)
@@ -144,7 +145,11 @@ def test_boxes_frames_and_offsets_are_those_of_the_movie_itself():
     start = SpatialMean(3.0, max_radius_pix=9.0)
     cut = frames[2:18, 4:20, 10:34].astype(np.float32) - 100
     expected, _ = calibrate([cut], start, **options)
-    part: Any = {"boxes": [(10, 4, 34, 20)], "frames": slice(2, 18), "offsets": 100.0}
+    part: Any = {
+        "boxes": [(10, 4, 34, 20)],
+        "frames": slice(2, 18),
+        "camera": Camera(100.0),
+    }
     estimator, _ = calibrate(frames, start, **part, **options)
     np.testing.assert_array_equal(estimator.radii, expected.radii)
 
@@ -191,8 +196,8 @@ def test_what_goes_with_an_estimator_alone_is_refused():
         calibrate(frames, objective=SpikeInLoss(100.0))
     with pytest.raises(TypeError, match="weights are for a search without an estimator"):
         calibrate(frames, SpatialMean(3.0), weights=frames[0])
-    with pytest.raises(ValueError, match="1 channels, but offsets for 2"):
-        calibrate(frames, offsets=[1.0, 2.0])
+    with pytest.raises(ValueError, match="1 channels, but 2 cameras"):
+        calibrate(frames, camera=[Camera()] * 2)
 
 
 def test_radii_that_take_molecules_are_not_kept():

@@ -418,9 +418,11 @@ def test_an_snr_needs_the_camera(folder):
     frames = _frames()
     np.save("movie.npy", frames)
     for options, pattern in (
-        ("--quantity snr", "--quantity snr.*needs gains, in electrons per ADU"),
-        ("--gain 2", "--gain: is for --quantity snr"),
-        ("--quantity snr --gain -2", "gains must be positive and finite.*-2"),
+        ("--quantity snr", "--quantity snr.*needs the gain of the camera"),
+        (
+            "--quantity snr --gain -2",
+            "gain_electrons_per_adu must be positive and finite.*-2",
+        ),
     ):
         _assert_one_line(_run(f"{ESTIMATE} {options}"), pattern)
     result = _done(f"{ESTIMATE} --quantity snr --gain 2")
@@ -476,7 +478,7 @@ def _assert_one_line(result, pattern: str) -> None:
         ("--out bkgd.tif --frames 5", "--frames 5: is no range START:STOP"),
         ("--out bkgd.tif --frames 2:", "movie.tif: frames 2::1 .*hold none"),
         ("--out bkgd.tif --every 0", "--every 0: is no STEP"),
-        ("--out bkgd.tif --offset nan", "offsets must be finite.*nan"),
+        ("--out bkgd.tif --offset nan", "offset_adu must be finite.*nan"),
         (
             "--out bkgd.tif --radius 7 --mask movie.tif",
             "--mask movie.tif: .*--radius-frames",
@@ -910,7 +912,7 @@ def test_a_calibration_that_does_not_fit_is_one_line(options, pattern, folder):
         ("movie.tif short.tif", "movie.tif: .*10, 2 frames"),
         ("movie.tif --radius 7 --lag 10", "movie.tif: .*10 frames.*lag of 10"),
         ("movie.tif --lag 3", "--lag 3: goes with --radius"),
-        ("movie.tif --offset 9 --offset 8", "1 channels, but offsets for 2"),
+        ("movie.tif --offset 9 --offset 8", "--offset: is given 2 times for 1"),
         ("nan.tif --radius 7", "nan.tif: Frame 3 holds nan at y = 4, x = 5"),
         ("still.tif --radius 7", "still.tif: .*nothing changes"),
         ("none.tif", "none.tif: no such file"),

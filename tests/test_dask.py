@@ -22,7 +22,7 @@ from dask.base import optimize
 from distributed import Client, LocalCluster
 
 import jaxbkgd
-from jaxbkgd import AbstractEstimator, Background, MovieError, SpatialMean
+from jaxbkgd import AbstractEstimator, Background, Camera, MovieError, SpatialMean
 from jaxbkgd._batch.dask import estimate_dask
 from jaxbkgd._movies.open import open_sink
 from jaxbkgd._movies.sinks import Layout
@@ -124,9 +124,9 @@ def test_channels_are_estimated_each_with_its_radii():
 def test_residual_and_snr_are_of_frames_above_the_offset():
     array = in_chunks(np.maximum(FRAMES, 200))
     frames = np.maximum(FRAMES, 200) - 100.0
-    residuals = estimate_dask(array, Half(), quantity="residual", offsets=100)
+    residuals = estimate_dask(array, Half(), quantity="residual", camera=Camera(100))
     np.testing.assert_array_equal(residuals, frames / 2)
-    snr = estimate_dask(array, Half(), quantity="snr", offsets=100, gains=0.5)
+    snr = estimate_dask(array, Half(), quantity="snr", camera=Camera(100, 0.5))
     # In float32.
     np.testing.assert_allclose(snr, np.sqrt(frames / 4), rtol=1e-6)
 
@@ -206,7 +206,7 @@ def test_names_depend_on_what_the_estimator_holds_and_on_the_settings():
             estimate_dask(array, SpatialMean(1.0, max_radius_pix=1.1)),
             estimate_dask(array, SpatialMean(1.01, max_radius_pix=1.1)),
             estimate_dask(array, SpatialMean(1.0, max_radius_pix=1.1, truncation="hard")),
-            estimate_dask(array, MEAN, offsets=1.0),
+            estimate_dask(array, MEAN, camera=Camera(1.0)),
             estimate_dask(array, MEAN, dtype="uint16"),
         )
     ]
@@ -264,8 +264,8 @@ def test_frames_that_cannot_be_estimated_are_named():
         (da.zeros((4, 5, 6))[da.ones(4) > 0], {}, ValueError, "compute_chunk_sizes"),
         (da.zeros((4, 5, 6)), {"quantity": "mean"}, ValueError, "mean"),
         (da.zeros((4, 5, 6)), {"dtype": "int8"}, ValueError, "int8"),
-        (da.zeros((4, 5, 6)), {"quantity": "snr"}, ValueError, "gains"),
-        (da.zeros((4, 2, 5, 6)), {"offsets": (1, 2, 3)}, ValueError, "2 channels.*3"),
+        (da.zeros((4, 5, 6)), {"quantity": "snr"}, ValueError, "gain"),
+        (da.zeros((4, 2, 5, 6)), {"camera": 3 * [Camera()]}, ValueError, "2 channels.*3"),
         (da.zeros((4, 3, 5, 6)), {}, ValueError, "radii for 2 channels.*3"),
     ],
 )

@@ -15,6 +15,7 @@ from reference import dense_mean
 from jaxbkgd import (
     AbstractEstimator,
     Background,
+    Camera,
     Chained,
     LocalMean,
     snr,
@@ -27,6 +28,7 @@ from jaxbkgd import (
 
 RNG = np.random.default_rng(5)
 STACK = RNG.poisson(60, (6, 8, 10)).astype(np.float32)
+CAMERA = Camera(0.0, 2.0)
 OTHER = RNG.integers(0, 60000, (2, 8, 11)).astype(np.uint16)
 
 
@@ -43,7 +45,7 @@ class TestStructure:
             assert background.bkgds.shape == stack.shape
             assert background.noise_corrections.shape == ()
             assert background.residuals(stack).shape == stack.shape
-            assert background.snr(stack, 2.0).shape == stack.shape
+            assert background.snr(stack, CAMERA).shape == stack.shape
 
     @pytest.mark.parametrize("kind", [list, tuple])
     def test_a_sequence_gives_its_like(self, kind):
@@ -52,7 +54,7 @@ class TestStructure:
             for answer in (
                 background.bkgds,
                 background.residuals(channels),
-                background.snr(channels, 2.0),
+                background.snr(channels, CAMERA),
             ):
                 assert type(answer) is kind
                 assert [entry.shape for entry in answer] == [c.shape for c in channels]
@@ -109,7 +111,7 @@ class TestSnr:
             entries = np.where(is_good, alone, 0) if slope.ndim else alone
             np.testing.assert_allclose(slope, entries, rtol=1e-6)
         ratios = ratio_of(signal, bkgd, 0.5, gain)
-        np.testing.assert_array_equal(ratios, [np.inf, 0, np.nan, np.nan, 12])
+        np.testing.assert_array_equal(ratios, [np.inf, np.nan, np.nan, np.nan, 12])
 
     @pytest.mark.parametrize(
         "estimator",
@@ -122,7 +124,7 @@ class TestSnr:
         @eqx.filter_jit
         @eqx.filter_grad
         def gradient(estimator):
-            ratios = estimator(padded).snr(padded, 0.5)
+            ratios = estimator(padded).snr(padded, Camera(0.0, 0.5))
             return jnp.mean(jnp.where(padded > 0, ratios, 0) ** 2)
 
         slopes = gradient(estimator).unbounded_radii
@@ -134,22 +136,22 @@ class TestSnr:
         electrons, gain = 400.0, 2.2
         frames = rng.poisson(electrons, (48, 96, 96)).astype(np.float32) / gain
         background = SpatialMean(5.0, noise="exact")(frames)
-        ratios = np.asarray(background.snr(frames, gain), np.float64)
+        ratios = np.asarray(background.snr(frames, Camera(0.0, gain)), np.float64)
         # Away from the borders; the half-width at 5 px is 6.
         variances = np.mean(ratios[:, 6:-6, 6:-6] ** 2, axis=(1, 2))
         standard_error = variances.std(ddof=1) / np.sqrt(variances.size)
         # The background's own noise adds less than 1e-4, a tenth of a standard error.
         assert abs(variances.mean() - 1) < 4 * standard_error
 
-    def test_gains_are_for_all_channels_or_one_for_each(self):
+    def test_cameras_are_for_all_channels_or_one_for_each(self):
         channels = [STACK, OTHER]
         background = SpatialMean(2.0)(channels)
-        shared = background.snr(channels, 4.0)
-        each = background.snr(channels, [4.0, 1.0])
+        shared = background.snr(channels, Camera(0.0, 4.0))
+        each = background.snr(channels, [Camera(0.0, 4.0), Camera(0.0, 1.0)])
         np.testing.assert_allclose(each[0], shared[0], rtol=1e-6)
         # The noise in ADU goes with one over the root of the gain.
         np.testing.assert_allclose(2 * each[1], shared[1], rtol=1e-6)
-        traced = jax.jit(lambda gain: background.snr(channels, gain))(4.0)
+        traced = jax.jit(lambda gain: background.snr(channels, Camera(0.0, gain)))(4.0)
         for got, expected in zip(traced, shared, strict=True):
             np.testing.assert_allclose(got, expected, rtol=1e-6)
 
@@ -189,7 +191,7 @@ class TestAbstractEstimator:
         background = eqx.filter_jit(estimator)(STACK)
         expected = STACK - STACK.mean(0)
         np.testing.assert_allclose(background.residuals(STACK), expected, atol=1e-4)
-        assert background.snr(STACK, 2.0).shape == STACK.shape
+        assert background.snr(STACK, CAMERA).shape == STACK.shape
         assert estimator.halo_frames == 2
 
         @eqx.filter_grad
@@ -325,12 +327,12 @@ MODES: dict[str, Callable[[], list[Any]]] = {
 @pytest.mark.parametrize("name", EACH_ONCE)
 def test_it_works_in_the_strict_modes_of_jax(name, mode):
     estimator = ALL[name]
-    frames, gain = jnp.asarray(STACK), jnp.asarray(2.0)
-    expected = estimator(frames).snr(frames, gain)
+    frames = jnp.asarray(STACK)
+    expected = estimator(frames).snr(frames, CAMERA)
     with contextlib.ExitStack() as modes:
         for context in MODES[mode]():
             modes.enter_context(context)
-        ratios = jax.block_until_ready(estimator(frames).snr(frames, gain))
+        ratios = jax.block_until_ready(estimator(frames).snr(frames, CAMERA))
     # Sums in another order, in float32, of ratios of order one.
     np.testing.assert_allclose(ratios, expected, rtol=0, atol=1e-4)
 
@@ -362,8 +364,8 @@ def test_sharded_frames_come_back_as_they_were_sharded(name):
         # Sums in another order, in float32.
         np.testing.assert_allclose(background.bkgds, expected.bkgds, rtol=1e-5)
         if name == "chained":
-            ratios = expected.snr(STACK, 2.0)
-            np.testing.assert_allclose(background.snr(frames, 2.0), ratios, atol=1e-4)
+            ratios = expected.snr(STACK, CAMERA)
+            np.testing.assert_allclose(background.snr(frames, CAMERA), ratios, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", EACH_ONCE)
@@ -426,7 +428,7 @@ class TestBadInput:
             with pytest.raises(ValueError, match=rf"{len(channels)}.*2"):
                 background.residuals(channels)
             with pytest.raises(ValueError, match=rf"{len(channels)}.*2"):
-                background.snr(channels, 1.0)
+                background.snr(channels, CAMERA)
         with pytest.raises(ValueError, match="channels"):
             SpatialMean(2.0)(STACK).residuals([STACK])
         with pytest.raises(ValueError, match="one stack of frames, but a list of channels"):
@@ -439,18 +441,19 @@ class TestBadInput:
                 background.residuals(frames)
 
     def test_gains_that_are_none(self):
-        background, match = SpatialMean(2.0)([STACK, OTHER]), "gain must be positive and f"
-        for gains in (0.0, -1.0, [1.0, np.nan], np.float64(0)):
-            with pytest.raises(ValueError, match=match):
-                background.snr([STACK, OTHER], gains)
+        background = SpatialMean(2.0)(STACK)
+        with pytest.raises(ValueError, match="An SNR needs the gain of the camera"):
+            background.snr(STACK, Camera(100.0))
+        with pytest.raises(TypeError, match=r"camera must be a jaxbkgd.Camera.*0.46"):
+            background.snr(STACK, 0.46)
         for gain in (0, -1.0, np.nan, np.inf, jnp.zeros(())):
-            with pytest.raises(ValueError, match=match):
+            with pytest.raises(ValueError, match="gain must be positive and f"):
                 snr(STACK, STACK, noise_correction=1.0, gain=gain)
 
-    def test_gains_that_are_not_as_many_as_the_channels(self):
+    def test_cameras_that_are_not_as_many_as_the_channels(self):
         background = SpatialMean(2.0)([STACK, OTHER])
-        for gains in ([1.0], [1.0, 2.0, 3.0], []):
-            with pytest.raises(ValueError, match=rf"2 channels.*{len(gains)}"):
-                background.snr([STACK, OTHER], gains)
-        with pytest.raises(ValueError, match="one stack of frames, but a list of channels"):
-            SpatialMean(2.0)(STACK).snr(STACK, [1.0, 2.0])
+        for count in (1, 3, 0):
+            with pytest.raises(ValueError, match=rf"2 channels, but {count} cameras"):
+                background.snr([STACK, OTHER], count * [CAMERA])
+        with pytest.raises(ValueError, match="one stack of frames; give one camera"):
+            SpatialMean(2.0)(STACK).snr(STACK, [CAMERA])

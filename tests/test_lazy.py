@@ -13,6 +13,7 @@ import pytest
 from conftest import MovingSum
 
 from jaxbkgd import (
+    Camera,
     estimate_movie,
     lazy_estimate,
     LazyEstimate,
@@ -27,6 +28,8 @@ from jaxbkgd import (
 FRAMES = np.random.default_rng(0).poisson(500, (24, 12, 17)).astype(np.uint16)
 TWO_CHANNELS = np.stack([FRAMES, FRAMES[::-1]], axis=1)
 MASK = np.arange(12 * 17).reshape(12, 17) % 5 > 0
+CAMERA = Camera(100.0, 0.46)
+MAPS = Camera(100.0, np.linspace(0.3, 0.6, 12 * 17).reshape(12, 17), 1.5)
 MEAN = SpatialMean(1.0, max_radius_pix=1.1)
 OVER_TIME = LocalMean(1.0, 1.0, illumination_rank=0, max_radius_frames=2)
 
@@ -68,9 +71,10 @@ def test_frames_are_those_of_estimate_movie_to_the_bit(estimator, chunk_frames):
 @pytest.mark.parametrize(
     "options",
     [
-        {"quantity": "residual", "offsets": 100.0},
-        {"quantity": "residual", "dtype": "uint16", "pedestal": 100, "offsets": 100.0},
-        {"quantity": "snr", "offsets": 100.0, "gains": 0.46},
+        {"quantity": "residual", "camera": CAMERA},
+        {"quantity": "residual", "dtype": "uint16", "pedestal": 100, "camera": CAMERA},
+        {"quantity": "snr", "camera": CAMERA},
+        {"quantity": "snr", "camera": MAPS},
         {"dtype": "uint16"},
         {"frames": slice(3, 20, 2)},
         {"weights": MASK},
@@ -88,9 +92,10 @@ def test_it_takes_what_estimate_movie_takes(options):
 
 
 def test_boxes_and_channels_are_an_axis_behind_the_frames():
-    expected = _estimated(TWO_CHANNELS, MEAN, TWO_CHANNELS.shape, offsets=[100, 90])
+    cameras = [Camera(100.0), Camera(90.0)]
+    expected = _estimated(TWO_CHANNELS, MEAN, TWO_CHANNELS.shape, camera=cameras)
     for source in (TWO_CHANNELS, [FRAMES, FRAMES[::-1]]):
-        lazy = lazy_estimate(source, MEAN, chunk_frames=5, offsets=[100, 90])
+        lazy = lazy_estimate(source, MEAN, chunk_frames=5, camera=cameras)
         np.testing.assert_array_equal(lazy, expected)
     boxes = [(0, 0, 8, 12), (9, 0, 17, 12)]
     lazy = lazy_estimate(FRAMES, MEAN, boxes=boxes)
@@ -335,7 +340,7 @@ def test_picasso_finds_and_fits_molecules_in_it(dtype):
     frames, _ = simulate_movie(
         jax.random.key(0), frame_count=24, height_pix=64, width_pix=64
     )
-    pedestal = {"pedestal": 100, "offsets": 100.0}
+    pedestal = {"pedestal": 100, "camera": CAMERA}
     lazy = lazy_estimate(
         frames, SpatialMean(7.0), quantity="residual", dtype=dtype, **pedestal
     )

@@ -13,7 +13,7 @@ from conftest import central_difference
 from reference import mean_matrix
 from scipy.special import expit
 
-from jaxbkgd import LocalMean, SoftClip, SpatialMean
+from jaxbkgd import Camera, LocalMean, SoftClip, SpatialMean
 
 
 # Photo-electrons: an uneven background in a flickering light, and some molecules.
@@ -270,7 +270,7 @@ def test_the_noise_factor_is_that_of_what_is_left_of_a_single_bright_pixel(
 def test_a_signal_to_noise_ratio_has_unit_variance_in_a_pulsed_light(rng):
     light = np.where(np.arange(64) % 4 == 0, 1.35, 1.0)[:, None, None]
     frames = rng.poisson(60 * light, (64, 48, 48)).astype(np.float32)
-    snr = np.asarray(LocalMean(4.0, 12.0)(frames).snr(frames, gains=1.0))
+    snr = np.asarray(LocalMean(4.0, 12.0)(frames).snr(frames, Camera(0.0, 1.0)))
     # 147 456 pixels: the deviation of a deviation is 0.2 %.
     np.testing.assert_allclose(snr.std(), 1, atol=0.01)
 

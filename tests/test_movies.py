@@ -245,7 +245,7 @@ def _write_text(path: Path) -> None:
         ("movie.npy", Path.touch, "is empty"),
         ("movie.npy", _write_a_pipe, "is empty, or not a regular file"),
         ("movie.npy", _write_text, "broken NumPy header"),
-        ("movie.nd2", _write_text, "is of no format that is read; those are TIFF .*DAX"),
+        ("movie.avi", _write_text, "is of no format that is read; those are TIFF .*DAX"),
         ("movie", _write_text, "is of no format that is read; those are TIFF .*DAX"),
         ("movie.dax", _write_text, "its movie.inf is missing"),
         ("movie.raw", _write_text, "its movie.yaml is missing"),

@@ -1,11 +1,14 @@
 """Zarr and OME-Zarr are read whoever wrote them, and written for whoever reads them."""
 
+import functools as ft
 import json
 import os
 import pickle
 import shutil
+import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -405,6 +408,28 @@ def test_a_zarr_is_read_by_its_address(frames, tmp_path):
             np.testing.assert_array_equal(movie.channels[0][:], frames)
     with pytest.raises(MovieError, match=r"memory://n\.zarr: cannot be read"):
         open_movie("memory://n.zarr")
+
+
+class _Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+def test_a_zarr_is_read_from_a_server(frames, tmp_path):
+    _write(tmp_path / "movie.zarr", frames)
+    handler = ft.partial(_Quiet, directory=str(tmp_path))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            address = f"http://127.0.0.1:{server.server_port}"
+            with open_movie(f"{address}/movie.zarr") as movie:
+                np.testing.assert_array_equal(movie.read(2, 7), frames[2:7])
+            with pytest.raises(MovieError, match=r"/other\.zarr: cannot be read"):
+                open_movie(f"{address}/other.zarr")
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 def test_several_images_are_refused_and_one_is_named(frames, tmp_path):

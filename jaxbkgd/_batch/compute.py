@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from .._estimators.base import AbstractEstimator
+from .._estimators.camera import Camera
 from .._estimators.channels import as_frames, checked_frames
 from .._estimators.checks import check_choice
 from .._filter.nonfinite import zeros_of
@@ -36,8 +37,6 @@ class Output:
 
     quantity: Quantity
     dtype: Dtype
-    offsets: tuple[float, ...]
-    gains: tuple[float, ...]
     is_one_stack: bool
     pedestal: float = 0.0
 
@@ -55,17 +54,16 @@ def check_estimator(estimator: Any, weights: Any) -> None:
 def make_output(
     quantity: Quantity,
     dtype: Dtype,
-    offsets: Any,
-    gains: Any,
-    channel_count: int,
+    cameras: Sequence[Camera],
     is_one_stack: bool,
     pedestal: int | float = 0.0,
 ) -> Output:
     """Checks what a user has given."""
     check_choice("quantity", quantity, Quantity)
     check_choice("dtype", dtype, Dtype)
-    if quantity == "snr" and gains is None:
-        raise ValueError("An SNR needs gains, in electrons per ADU.")
+    if quantity == "snr":
+        for camera in cameras:
+            camera.known_gain("An SNR")
     if not math.isfinite(pedestal):
         raise ValueError(f"pedestal must be finite, but is {pedestal}; give one as 100.")
     is_signed = quantity == "snr" or (quantity == "residual" and pedestal <= 0)
@@ -73,19 +71,7 @@ def make_output(
         remedy = "give a pedestal as 100, or " if quantity == "residual" else ""
         rule = f"is negative in places, and uint16 is not; {remedy}write float32."
         raise ValueError(f"A {quantity} {rule}")
-    numbers: dict[str, Any] = {"offsets": offsets, "gains": 1.0 if gains is None else gains}
-    for name, value in numbers.items():
-        listed = [value] * channel_count if np.ndim(value) == 0 else list(value)
-        if len(listed) != channel_count:
-            what = f"There are {channel_count} channels, but {len(listed)} {name}"
-            raise ValueError(f"{what}; give a number for all, or one for each.")
-        numbers[name] = tuple(map(float, listed))
-    offsets, gains = numbers.values()
-    if not all(map(math.isfinite, offsets)):
-        raise ValueError(f"offsets must be finite, but they are {offsets}.")
-    if not all(0 < gain < math.inf for gain in gains):
-        raise ValueError(f"gains must be positive and finite, but they are {gains}.")
-    return Output(quantity, dtype, offsets, gains, is_one_stack, float(pedestal))
+    return Output(quantity, dtype, is_one_stack, float(pedestal))
 
 
 # Images of each channel; the light of each where the estimator measures it; and the frames
@@ -99,6 +85,7 @@ def estimate_window(
     estimator: AbstractEstimator,
     channels: Sequence[Any],
     output: Output,
+    cameras: Sequence[Camera],
     weights: Sequence[Any] = (),
     donated: Sequence[Float[Array, "frames _height _width"]] | None = None,
 ) -> Estimates:
@@ -108,10 +95,14 @@ def estimate_window(
         return of_each[0] if output.is_one_stack else list(of_each)
 
     stacks = [
-        as_frames(channel) - np.float32(offset) if offset else as_frames(channel)
-        for channel, offset in zip(channels, output.offsets, strict=True)
+        camera.even_light(as_frames(channel))
+        for channel, camera in zip(channels, cameras, strict=True)
     ]
     frames = as_called(stacks)
+    weights = list(weights) or [None] * len(stacks)
+    if estimator.takes_weights:
+        of_each = zip(cameras, stacks, weights, strict=True)
+        weights = [camera.weights(stack, mask) for camera, stack, mask in of_each]
     is_weighted = any(mask is not None for mask in weights)
     background = estimator(
         frames,
@@ -122,11 +113,15 @@ def estimate_window(
     if output.quantity == "residual":
         images = background.residuals(frames)
     elif output.quantity == "snr":
-        images = background.snr(frames, as_called(output.gains))
+        images = background.snr(
+            frames, as_called([c if c.is_even else c.of_electrons for c in cameras])
+        )
     images, lights = (
         [of_each] if output.is_one_stack else list(of_each)
         for of_each in (images, background.illumination)
     )
+    if output.quantity != "snr":
+        images = [c.in_adu(image) for c, image in zip(cameras, images, strict=True)]
     if output.pedestal:
         images = [image + np.float32(output.pedestal) for image in images]
     is_nonfinite = is_clipped = None
@@ -147,27 +142,30 @@ def _in_any(pixels: list[Bool[Array, "frames _height _width"]]) -> Bool[Array, "
 
 
 def compile_estimate(
-    estimator: AbstractEstimator, output: Output
+    estimator: AbstractEstimator, output: Output, cameras: Sequence[Camera]
 ) -> Callable[..., Estimates]:
     """`estimate_window` of channels, weights and `donated`, whose memory it takes. Unlike
     `eqx.filter_jit`, it looks at the estimator now and not in each call."""
-    arrays, rest = eqx.partition(estimator, eqx.is_array)
+    arrays, rest = eqx.partition((estimator, tuple(cameras)), eqx.is_array)
     return ft.partial(_compiled(rest, output), arrays)
 
 
 @ft.lru_cache
-def _compiled(rest: AbstractEstimator, output: Output) -> Callable[..., Estimates]:
+def _compiled(rest: Any, output: Output) -> Callable[..., Estimates]:
     def estimate(arrays, channels, weights, donated):
-        estimator = eqx.combine(arrays, rest)
-        return estimate_window(estimator, channels, output, weights, donated)
+        estimator, cameras = eqx.combine(arrays, rest)
+        return estimate_window(estimator, channels, output, cameras, weights, donated)
 
     options = compiler_options()
     return jax.jit(estimate, donate_argnames="donated", compiler_options=options)
 
 
-def can_donate(estimator: AbstractEstimator, output: Output) -> bool:
+def can_donate(
+    estimator: AbstractEstimator, output: Output, cameras: Sequence[Camera]
+) -> bool:
     """Whether on a CPU results may be written over those of the chunk before."""
     is_plain = (output.quantity, output.dtype) == ("background", "float32")
+    is_plain &= not any(camera.shape for camera in cameras)
     return is_plain and not output.pedestal and estimator.takes_donated
 
 
@@ -184,8 +182,8 @@ class Buffers:
     """Memory of a CPU that is used for chunk after chunk of one shape and dtype, by one
     thread at a time: the first use of each new page costs a fault."""
 
-    def __init__(self, estimator: AbstractEstimator, output: Output) -> None:
-        self._can_donate = can_donate(estimator, output)
+    def __init__(self, can_donate: bool) -> None:
+        self._can_donate = can_donate
         self._frames: list[np.ndarray] | None = None
         self.donated: list[Array] | None = None
 

@@ -3,14 +3,16 @@
 import functools as ft
 import pickle
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import equinox as eqx
 import jax
 import numpy as np
 
+from .._calibration.cameras import cameras_of
 from .._estimators.base import AbstractEstimator
+from .._estimators.camera import Camera
 from .._estimators.channels import as_frames
 from .._movies.movie import movie_of_array
 from . import compute
@@ -27,8 +29,7 @@ def estimate_dask(
     *,
     quantity: Quantity = "background",
     dtype: Dtype = "float32",
-    offsets: Any = 0.0,
-    gains: Any = None,
+    camera: Camera | Sequence[Camera] | None = None,
     weights: Any = None,
 ) -> Any:
     """The background of a movie that is a dask array, as a dask array of the same shape.
@@ -42,7 +43,7 @@ def estimate_dask(
     - `array`: a dask array (frames, height, width) or (frames, channels, height, width).
     - `estimator`: any estimator; it is sent to each worker once, and compiled there once
         for each length of chunks.
-    - `quantity`, `dtype`, `offsets`, `gains`: as in [`jaxbkgd.estimate_movie`][].
+    - `quantity`, `dtype`, `camera`: as in [`jaxbkgd.estimate_movie`][].
     - `weights`: how much a pixel counts, for estimators that take weights: a NumPy or dask
         array whose shape broadcasts to that of `array`, as (height, width).
 
@@ -80,9 +81,10 @@ def estimate_dask(
     if np.isnan(array.size):
         what = f"The array has shape {array.shape}, of which a part is not known"
         raise ValueError(f"{what}; call its compute_chunk_sizes() first.")
-    count = movie_of_array(array).shape[1]
+    channels = movie_of_array(array).channels
     compute.check_estimator(estimator, weights)
-    output = compute.make_output(quantity, dtype, offsets, gains, count, count == 1)
+    cameras, count = cameras_of(camera, channels), len(channels)
+    output = compute.make_output(quantity, dtype, cameras, count == 1)
     estimator = estimator.for_inference()
     aligned_frames = estimator.aligned_frames
     halo_frames = min(estimator.halo_frames + aligned_frames - 1, len(array))
@@ -99,10 +101,13 @@ def estimate_dask(
     dtype_of_frames = as_frames(np.zeros_like(array._meta, shape=(1, 1, 1))).dtype
     stacks = [jax.ShapeDtypeStruct(shape, dtype_of_frames)] * count
     of_masks = [jax.ShapeDtypeStruct(shape, np.float32)] * count * len(masks)
-    eqx.filter_eval_shape(compute.estimate_window, estimator, stacks, output, of_masks)
+    eqx.filter_eval_shape(
+        compute.estimate_window, estimator, stacks, output, cameras, of_masks
+    )
     # A key of its own, on which all tasks depend. As bytes, it is nothing to the scheduler,
     # which needs no JAX device.
-    name, pickled = f"estimator-{tokenize(estimator)}", cloudpickle.dumps(estimator)
+    sent = estimator, cameras
+    name, pickled = f"estimator-{tokenize(sent)}", cloudpickle.dumps(sent)
     return da.map_overlap(
         ft.partial(
             _estimate_chunk,
@@ -148,4 +153,5 @@ def _estimate_chunk(
 @ft.lru_cache(maxsize=8)
 def _compiled_from(pickled: bytes, output: Output) -> Callable[..., compute.Estimates]:
     """One for all tasks of a process, for which the estimator is unpickled once."""
-    return compute.compile_estimate(pickle.loads(pickled), output)
+    estimator, cameras = pickle.loads(pickled)
+    return compute.compile_estimate(estimator, output, cameras)

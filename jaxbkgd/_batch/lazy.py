@@ -13,7 +13,9 @@ import jax
 import numpy as np
 from jaxtyping import Shaped
 
+from .._calibration.cameras import cameras_of
 from .._estimators.base import AbstractEstimator
+from .._estimators.camera import Camera
 from .._estimators.channels import as_frames
 from .._estimators.checks import checked_count
 from .._movies.movie import Box, Channel, MovieError
@@ -157,8 +159,7 @@ def lazy_estimate(
     pedestal: int | float = 0.0,
     boxes: Sequence[Box] | None = None,
     frames: slice | None = None,
-    offsets: Any = 0.0,
-    gains: Any = None,
+    camera: Camera | Sequence[Camera] | None = None,
     weights: Any = None,
     chunk_frames: int | None = None,
     cache_bytes: int = 2**28,
@@ -172,8 +173,8 @@ def lazy_estimate(
 
     **Arguments:**
 
-    - `source`, `estimator`, `quantity`, `dtype`, `pedestal`, `boxes`, `frames`, `offsets`,
-        `gains`, `weights`: as in [`jaxbkgd.estimate_movie`][]. The channels of a list of
+    - `source`, `estimator`, `quantity`, `dtype`, `pedestal`, `boxes`, `frames`, `camera`,
+        `weights`: as in [`jaxbkgd.estimate_movie`][]. The channels of a list of
         sources, or of boxes, are those of one array, and have frames of one size.
     - `chunk_frames`: the frames in a chunk, by default a megapixel or four halos.
     - `cache_bytes`: of the chunks that were read last, those that take less are kept, and
@@ -206,9 +207,8 @@ def lazy_estimate(
         channels = open_channels(source, boxes, frames, files=files)
         count = len(channels)
         is_stack = count == 1 and not is_split(source, boxes)
-        output = compute.make_output(
-            quantity, dtype, offsets, gains, count, is_stack, pedestal
-        )
+        cameras = cameras_of(camera, channels)
+        output = compute.make_output(quantity, dtype, cameras, is_stack, pedestal)
         masks = open_weights(weights, channels, files)
         (frame, *others) = dict.fromkeys(channel.shape[1:] for channel in channels)
         name = channels[0].movie.name
@@ -226,7 +226,7 @@ def lazy_estimate(
         )
         length = len(channels[0])
         chunks = [*windows(length, chunk_frames, fast.halo_frames, fast.aligned_frames)]
-        _refuse_misfits(fast, output, channels, masks, chunks[0])
+        _refuse_misfits(fast, output, cameras, channels, masks, chunks[0])
         # From here on, the files are closed by the estimate.
         close = files.pop_all().close
     return LazyEstimate(
@@ -234,7 +234,7 @@ def lazy_estimate(
         (length, *([count] if count > 1 else []), *frame),
         dtype,
         chunks,
-        _chunk_estimator(fast, output, channels, masks),
+        _chunk_estimator(fast, output, cameras, channels, masks),
         cache_bytes,
         close,
     )
@@ -243,6 +243,7 @@ def lazy_estimate(
 def _refuse_misfits(
     estimator: AbstractEstimator,
     output: Output,
+    cameras: Sequence[Camera],
     channels: Sequence[Channel],
     masks: Sequence[Channel | None],
     window: Window,
@@ -261,17 +262,20 @@ def _refuse_misfits(
         else jax.ShapeDtypeStruct((min(seen, len(mask)), *mask.shape[1:]), np.float32)
         for mask in masks
     ]
-    eqx.filter_eval_shape(compute.estimate_window, estimator, stacks, output, weights)
+    eqx.filter_eval_shape(
+        compute.estimate_window, estimator, stacks, output, cameras, weights
+    )
 
 
 def _chunk_estimator(
     estimator: AbstractEstimator,
     output: Output,
+    cameras: Sequence[Camera],
     channels: Sequence[Channel],
     masks: Sequence[Channel | None],
 ) -> Callable[[Window], Shaped[np.ndarray, "frames ..."]]:
     """A function that estimates a window, in any thread as in this one."""
-    estimate = compute.compile_estimate(estimator, output)
+    estimate = compute.compile_estimate(estimator, output, cameras)
     is_64_bit, device = jax.enable_x64.value, jax.default_device.value
     name, is_one = channels[0].movie.name, len(channels) == 1
 

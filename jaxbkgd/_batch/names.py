@@ -35,13 +35,18 @@ def _path_beside(source: Any, quantity: Quantity) -> Path:
     path = (
         Path(os.path.abspath(source)) if Path(source).name in ("", "..") else Path(source)
     )
+    number = ""
+    if path.parent.is_file():
+        # One of several images of a file.
+        path, number = path.parent, f"-{path.name}"
     is_folder = path.is_dir() and not is_zarr(path)
     stem = path.name if is_folder else without_suffix(path).name
     if not path.exists():
         # Of a pattern, what comes before the first wildcard.
         stem, *wildcards = re.split(r"[*?[]", stem)
         stem = stem.rstrip("-_. ") if wildcards else stem
-    return path.with_name(f"{stem or path.absolute().parent.name}-{quantity}.tif")
+    stem = f"{stem or path.absolute().parent.name}{number}"
+    return path.with_name(f"{stem}-{quantity}.tif")
 
 
 def without_suffix(path: Path) -> Path:

@@ -18,6 +18,7 @@ import jax
 import numpy as np
 
 from .._estimators.base import AbstractEstimator
+from .._estimators.camera import Camera
 from .._movies.movie import Channel, Movie, MovieError
 from .._movies.open import open_sink
 from .._movies.sinks import (
@@ -30,7 +31,7 @@ from .._movies.sinks import (
     Sink,
 )
 from .._version import __version__
-from .compute import Output
+from .compute import can_donate, Output
 from .plan import Window
 
 
@@ -134,6 +135,7 @@ class Job:
 
     channels: Sequence[Channel]
     weights: Sequence[Channel | None]
+    cameras: Sequence[Camera]
     estimator: AbstractEstimator
     output: Output
     chunk_frames: int
@@ -158,16 +160,19 @@ class Job:
             ],
             "weights": [None if w is None else self.content(w.movie) for w in self.weights],
             "estimator": _hash(self.estimator),
+            "camera": _hash(self.cameras),
             "quantity": self.output.quantity,
             "dtype": self.output.dtype,
-            "offsets": list(self.output.offsets),
-            "gains": list(self.output.gains),
             "pedestal": self.output.pedestal,
             "chunk_frames": self.chunk_frames,
             "versions of jaxbkgd and jax": [__version__, jax.__version__],
             "device": jax.local_devices()[0].device_kind,
             "64-bit mode": jax.config.read("jax_enable_x64"),
         }
+
+    def can_donate(self, estimator: AbstractEstimator) -> bool:
+        """See `compute.can_donate`."""
+        return can_donate(estimator, self.output, self.cameras)
 
     def check_sources(self) -> None:
         """Refuses a movie that has changed, and warns of one whose time has."""
@@ -189,7 +194,7 @@ def content_of(movie: Movie) -> list[Any]:
 
 def _check_settings(journal: Journal, now: dict[str, Any]) -> None:
     before = journal.settings or {}
-    hashed = "source", "weights", "estimator"
+    hashed = "source", "weights", "estimator", "camera"
     changes = [
         name if name in hashed else f"{name} {before.get(name)}, not {value}"
         for name, value in sorted(now.items())
@@ -202,7 +207,7 @@ def _check_settings(journal: Journal, now: dict[str, Any]) -> None:
         )
 
 
-def _hash(estimator: AbstractEstimator) -> str:
+def _hash(estimator: Any) -> str:
     """A hash of all that it holds, which is the same in every process."""
     pickled = io.BytesIO()
     try:

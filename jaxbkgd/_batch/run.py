@@ -16,8 +16,10 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from .._calibration.calibrate import calibrate
+from .._calibration.cameras import cameras_of
 from .._calibration.history import CalibrationHistory
 from .._estimators.base import AbstractEstimator
+from .._estimators.camera import Camera
 from .._movies.movie import Box
 from .._movies.open import is_split, open_channels, open_sources, open_weights
 from .._workers import on_threads, progress_bar, run_interruptibly
@@ -73,8 +75,7 @@ def estimate_movie(
     pedestal: int | float = 0.0,
     boxes: Sequence[Box] | None = None,
     frames: slice | None = None,
-    offsets: Any = 0.0,
-    gains: Any = None,
+    camera: Camera | Sequence[Camera] | None = None,
     weights: Any = None,
     chunk_frames: int | None = None,
     workers: int | None = None,
@@ -110,8 +111,10 @@ def estimate_movie(
         y1, which are estimated as channels.
     - `frames`: the frames to estimate and write, as `slice(1000, 5000)` or
         `slice(1, None, 4)`, as if they were the movie. By default all.
-    - `offsets`: the camera's offset in ADU, a number for all channels or one for each.
-    - `gains`: electrons per ADU, a number for all channels or one for each; for `"snr"`.
+    - `camera`: a [`jaxbkgd.Camera`][] for all channels, or one for each: its offset is
+        subtracted, `"snr"` needs its gain, and where its pixels differ, the light is
+        estimated in electrons, noisy pixels count less, and the result is in ADU again.
+        Maps are of the whole frame.
     - `weights`: how much a pixel counts, 0 or more, or booleans that are False for pixels
         to leave out; for estimators that take weights, as [`jaxbkgd.LocalMean`][]. An array
         (height, width) or a source (frames, height, width) for all channels, or a list with
@@ -137,9 +140,8 @@ def estimate_movie(
         opened = open_sources(source, files)
         channels = open_channels(opened, boxes, frames, files=files)
         count, is_stack = len(channels), len(channels) == 1 and not is_list
-        output = compute.make_output(
-            quantity, dtype, offsets, gains, count, is_stack, pedestal
-        )
+        cameras = cameras_of(camera, channels)
+        output = compute.make_output(quantity, dtype, cameras, is_stack, pedestal)
         masks = open_weights(weights, channels, files)
         movies = list({c.movie: None for c in (*channels, *masks) if c is not None})
         if sink is None:
@@ -149,7 +151,7 @@ def estimate_movie(
         history = None
         if estimator is None:
             check_targets(targets, channels, dtype, overwrite=overwrite)
-            of_movie = {"boxes": boxes, "frames": frames, "offsets": offsets}
+            of_movie = {"boxes": boxes, "frames": frames, "camera": camera}
             found: AbstractEstimator
             found, history = calibrate(
                 opened, weights=weights, progress=progress, **of_movie
@@ -172,7 +174,7 @@ def estimate_movie(
             workers=workers,
             is_between_arrays=is_to_arrays and not any(movie.paths for movie in movies),
         )
-        job = Job(channels, masks, estimator, output, chunk_frames)
+        job = Job(channels, masks, cameras, estimator, output, chunk_frames)
         results = files.enter_context(
             open_results(job, targets, resume=resume, overwrite=overwrite)
         )
@@ -183,7 +185,7 @@ def estimate_movie(
         resumed_frames = frame_count - sum(w.stop - w.start for w in todo)
         counts, begun = np.zeros(2, int), time.perf_counter()
         parts: list[Window | None] = [None]
-        if is_to_arrays and chunk_frames == 1 and compute.can_donate(fast, output):
+        if is_to_arrays and chunk_frames == 1 and job.can_donate(fast):
             parts = strips(channels, fast.halo_lines)
         lights = np.full((count, frame_count), np.nan, np.float32)
         work = _worker(job, fast, results, parts, lights)
@@ -233,7 +235,7 @@ def _worker(
 ) -> Callable[[Window], Int[np.ndarray, "2"]]:
     """A function that reads, estimates and writes a window, in any number of threads, notes
     the light of its frames, and counts those that are not finite, and that are clipped."""
-    estimate = compute.compile_estimate(fast, job.output)
+    estimate = compute.compile_estimate(fast, job.output, job.cameras)
     devices = jax.local_devices()
     is_on_cpu = devices[0].platform == "cpu"
     # Buffers that no thread uses now.
@@ -245,7 +247,7 @@ def _worker(
         try:
             buffers = unused[device].get_nowait()
         except Empty:
-            buffers = compute.Buffers(fast, job.output) if is_on_cpu else None
+            buffers = compute.Buffers(job.can_donate(fast)) if is_on_cpu else None
         name, total = job.channels[0].movie.name, np.zeros(2, int)
         for part in parts:
             lines = slice(None) if part is None else part.seen

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from .._estimators.camera import Camera
 from .._estimators.local_mean import LocalMean
 from .._estimators.radii_estimator import RadiiEstimator
 from .._movies.movie import Channel
@@ -52,13 +53,13 @@ _LEAST_OF_MEAN = 0.0065
 def find_best(
     channels: Sequence[Channel],
     masks: Sequence[Channel | None],
-    offsets: Sequence[float],
+    cameras: Sequence[Camera],
     psf_sigma_pix: float | None,
     progress: bool,
 ) -> tuple[RadiiEstimator, CalibrationHistory]:
     """That with the lowest error whose molecules keep their light; see `calibrate`."""
     try:
-        sample = draw_sample(channels, masks, offsets)
+        sample = draw_sample(channels, masks, cameras)
     except UnlearnableError as error:
         return _usual(str(error))
     skips_nan = not all(jnp.isfinite(frames).all() for run in sample.runs for frames in run)

@@ -1,7 +1,6 @@
 """Calibration: an estimator's radii are learned from the movie that it is for."""
 
 import contextlib
-import math
 import os
 import warnings
 from collections.abc import Callable, Sequence
@@ -11,14 +10,18 @@ import equinox as eqx
 import jax
 import numpy as np
 import optax
+from jaxtyping import Array
 
 from .._estimators.base import AbstractEstimator
-from .._estimators.checks import checked_count, checked_number, checked_numbers
+from .._estimators.camera import Camera, camera_of_each
+from .._estimators.channels import is_sequence, map_channels
+from .._estimators.checks import checked_count, checked_number
 from .._movies.movie import Box, Channel, Movie, Pixels
 from .._movies.open import is_split, open_channels, open_weights
 from .._workers import progress_bar
 from .best import find_best, MOST_CHECKED
 from .blinking import UnlearnableError
+from .cameras import cameras_of
 from .descent import descend, Problem, secant_descent, Visit
 from .findings import blinking_molecules, doubts_of, Findings, findings_of
 from .history import CalibrationHistory
@@ -46,7 +49,7 @@ def calibrate(
     steps: int = 200,
     boxes: Sequence[Box] | None = None,
     frames: slice | None = None,
-    offsets: Any = 0.0,
+    camera: Camera | Sequence[Camera] | None = None,
     weights: Any = None,
     psf_sigma_pix: float | None = None,
     progress: bool = True,
@@ -80,7 +83,8 @@ def calibrate(
         from the movie; from optax, what moves all that is learned as one vector, by default
         Newton's steps along each number, with the curvature from the last two gradients;
         and the most steps to take.
-    - `boxes`, `frames`, `offsets`: as [`jaxbkgd.estimate_movie`][] takes them.
+    - `boxes`, `frames`, `camera`: as [`jaxbkgd.estimate_movie`][] takes them. Where the
+        gain of the camera is known, findings are in electrons.
     - `weights`: without an estimator, as `estimate_movie` takes them; pixels whose weight
         is zero are left out.
     - `psf_sigma_pix`: the standard deviation of the image of a molecule, in pixels; by
@@ -98,7 +102,7 @@ def calibrate(
     >>> import jax
     >>> import jaxbkgd
     >>> frames, _ = jaxbkgd.simulate_movie(jax.random.key(0), frame_count=20)
-    >>> estimator, history = jaxbkgd.calibrate(frames, offsets=100.0)
+    >>> estimator, history = jaxbkgd.calibrate(frames, camera=jaxbkgd.Camera(100.0))
     >>> history.doubts[0].startswith("the movie has 20 frames")
     True
 
@@ -122,21 +126,17 @@ def calibrate(
     with contextlib.ExitStack() as files:
         opened = open_channels(channels, boxes, frames, files=files)
         masks = open_weights(weights, opened, files)
-        levels = checked_numbers("offsets", offsets, minimum=-math.inf)
-        if len(levels) not in (1, len(opened)):
-            raise ValueError(
-                f"There are {len(opened)} channels, but offsets for {len(levels)}; give "
-                "one for all, or one for each."
-            )
-        levels = np.resize(levels, len(opened)).tolist()
+        cameras = cameras_of(camera, opened)
         if estimator is None:
-            return find_best(opened, masks, levels, psf_sigma_pix, progress)
+            return find_best(opened, masks, cameras, psf_sigma_pix, progress)
         structured: Any = tuple(opened) if isinstance(channels, tuple) else opened
         if len(opened) == 1 and not is_split(channels, boxes):
             (structured,) = opened
-        problem = _pose_problem(structured, levels, estimator, objective or FramePairLoss())
+        problem = _pose_problem(
+            structured, cameras, estimator, objective or FramePairLoss()
+        )
         options = optimizer or _SECANT, steps, psf_sigma_pix, progress
-        return _learned(opened, levels, problem, *options)
+        return _learned(opened, cameras, problem, *options)
 
 
 def _check_estimator(estimator: Any) -> None:
@@ -149,7 +149,7 @@ def _check_estimator(estimator: Any) -> None:
 
 def _learned(
     channels: Sequence[Channel],
-    offsets: Sequence[float],
+    cameras: Sequence[Camera],
     problem: Problem,
     optimizer: optax.GradientTransformation,
     steps: int,
@@ -166,7 +166,7 @@ def _learned(
         try:
             if isinstance(problem.objective, FramePairLoss):
                 options = problem, visits, psf_sigma_pix
-                best, findings = _guarded(channels, offsets, *options)
+                best, findings = _guarded(channels, cameras, *options)
             radii_std = problem.standard_deviations(best.point)
         except KeyboardInterrupt:
             stop_reason = f"interrupted after {len(visits)} steps"
@@ -207,7 +207,7 @@ def _learned(
 
 def _guarded(
     channels: Sequence[Channel],
-    offsets: Sequence[float],
+    cameras: Sequence[Camera],
     problem: Problem,
     visits: list[Visit],
     psf_sigma_pix: float | None,
@@ -217,7 +217,7 @@ def _guarded(
     enough."""
     ranked = sorted(visits, key=lambda visit: visit.loss)
     try:
-        sample = draw_sample(channels, [None] * len(channels), offsets)
+        sample = draw_sample(channels, [None] * len(channels), cameras)
     except UnlearnableError:
         return ranked[0], []
     molecules = blinking_molecules(sample, psf_sigma_pix)
@@ -247,9 +247,14 @@ def _takes_molecules(estimator: AbstractEstimator) -> Callable[[Findings], bool]
     return takes
 
 
+def _truth_to_fit(bkgds: Array, camera: Camera) -> Array:
+    """The true background in ADU in the unit that it is estimated in."""
+    return bkgds if camera.is_even else bkgds * camera.known_gain("A truth")
+
+
 def _pose_problem(
     channels: Any,
-    offsets: Sequence[float],
+    cameras: Sequence[Camera],
     estimator: AbstractEstimator,
     objective: Objective,
 ) -> Problem:
@@ -265,6 +270,8 @@ def _pose_problem(
                     f"The movie has {len(opened[0])} frames, but the true background "
                     f"{len(truth)}; give one image, or one for each frame."
                 )
+        of_each = camera_of_each(cameras if is_sequence(channels) else cameras[0], channels)
+        objective = TruthLoss(map_channels(_truth_to_fit, objective.bkgds, of_each))
     lag = objective.lag or 0 if isinstance(objective, FramePairLoss) else 0
-    windows = draw_windows(channels, offsets, lag, estimator.sees_one_frame)
+    windows = draw_windows(channels, cameras, lag, estimator.sees_one_frame)
     return Problem(estimator, objective, windows)

@@ -34,10 +34,12 @@ _MANY_FRAMES, _MANY_REGIONS, _MANY_CLIPPED = 0.02, 0.05, 0.17
 
 
 class Findings(NamedTuple):
-    """What is known of one channel, in the unit of its frames.
+    """What is known of one channel, in photoelectrons if the gain of its camera is known,
+    else in ADU.
 
     **Attributes:**
 
+    - `unit`: `"e-"` or `"ADU"`.
     - `error`: the root mean square error of the background, and `error_interval` what it is
         within (95 %); with `noise`, the standard deviation of the noise of a pixel.
     - `molecules`: those of the movie; `on_frames` is how long they stay on.
@@ -51,6 +53,7 @@ class Findings(NamedTuple):
         the noise of a pixel; NaN where the field was not looked at.
     """
 
+    unit: str
     error: float
     error_interval: tuple[float, float]
     noise: float
@@ -71,19 +74,20 @@ class Findings(NamedTuple):
         left = self.unexplained[np.isfinite(self.unexplained)]
         return float(np.mean(left > _LEAST_SHARE))
 
-    def rows(self, scale: float, unit: str) -> dict[str, str]:
-        """All of this in words; `scale` is what one unit of the frames is in this unit."""
-        low, high = (max(0.0, scale * limit) for limit in self.error_interval)
-        error = f"{max(0.0, scale * self.error):.2g} {unit} ({low:.2g} to {high:.2g})"
+    def rows(self) -> dict[str, str]:
+        """All of this in words."""
+        unit = self.unit
+        low, high = (max(0.0, limit) for limit in self.error_interval)
+        error = f"{max(0.0, self.error):.2g} {unit} ({low:.2g} to {high:.2g})"
         seen = self.molecules
-        light = f"{scale * seen.light:.3g} {unit}"
+        light = f"{seen.light:.3g} {unit}"
         kept = (
             f"{self.kept:.1%} +- {max(_INTERVAL * self.kept_std, 0.001):.1%} of their light"
         )
         left = len(self.unexplained_frames)
         many = self.unexplained_share
         return {
-            "error": f"{error}; the noise of a pixel is {scale * self.noise:.3g}",
+            "error": f"{error}; the noise of a pixel is {self.noise:.3g}",
             "molecules": (
                 f"{seen.per_frame:.1f} a frame of {light}, on for {self.on_frames:.1f} "
                 f"frames, sigma {seen.psf_sigma_pix:.2f} px; over {self.clipped_share:.0%} "
@@ -113,7 +117,7 @@ class Findings(NamedTuple):
         elif low <= 0:
             doubts.append(
                 "the error is too small to be measured: it is below "
-                f"{high:.2g} ADU, and that is all that can be said"
+                f"{high:.2g} {self.unit}, and that is all that can be said"
             )
         if self.takes_molecules:
             kept = min(self.kept, self.spots_kept)
@@ -250,6 +254,7 @@ def _channel_findings(
         left[part] += of_region
         seen[part] += 1
     return Findings(
+        unit=sample.unit,
         error=signed_root(square + bias**2),
         error_interval=(interval[0], interval[1]),
         noise=math.sqrt(variance),

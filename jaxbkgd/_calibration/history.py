@@ -1,7 +1,6 @@
 """How a calibration went."""
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import equinox as eqx
@@ -47,14 +46,11 @@ class CalibrationHistory(eqx.Module):
     def lag(self) -> int | None:
         return self.objective.lag if isinstance(self.objective, FramePairLoss) else None
 
-    def rows(self, gains: Sequence[float] | None = None) -> dict[str, str]:
-        """The findings in words, those of channels one after the other. The error is in
-        photoelectrons if gains are given, in electrons per ADU, one for each channel."""
-        scales = [1.0] * len(self.findings) if gains is None else gains
-        unit = "ADU" if gains is None else "e-"
+    def rows(self) -> dict[str, str]:
+        """The findings in words, those of channels one after the other."""
         texts: dict[str, list[str]] = {}
-        for findings, scale in zip(self.findings, scales, strict=bool(self.findings)):
-            for name, text in findings.rows(scale, unit).items():
+        for findings in self.findings:
+            for name, text in findings.rows().items():
                 texts.setdefault(name, []).append(text)
         rows = {name: "; ".join(of_channels) for name, of_channels in texts.items()}
         verdict = "yes" if self.findings else "not known"
@@ -75,6 +71,7 @@ class CalibrationHistory(eqx.Module):
             "stop_reason": self.stop_reason,
             "steps": len(self.losses),
             "doubts": list(self.doubts),
+            "unit": self.findings[0].unit if self.findings else None,
             "error": [of.error for of in self.findings],
             "error_interval": [list(of.error_interval) for of in self.findings],
             "noise": [of.noise for of in self.findings],

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
+from .._estimators.camera import Camera
 from .._estimators.checks import is_traced
 from .._movies.movie import Channel
 from .._movies.open import open_channels
@@ -57,7 +58,7 @@ def _channel_residuals(channel: Channel) -> Float[np.ndarray, "frames rows colum
     first, last = (count - used) // 2, (count + used) // 2
     return np.concatenate(
         [
-            molecule_residuals(read_frames(channel, "", 0.0, [run]), stride)
+            molecule_residuals(read_frames(channel, "", Camera(), [run]), stride)
             for start in range(first, last, chunk)
             if (run := (start, min(start + chunk, last)))
         ]

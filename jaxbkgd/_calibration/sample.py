@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Shaped
 
+from .._estimators.camera import Camera
 from .._estimators.channels import Channels, checked_frames, map_channels
 from .._movies.movie import Channel
 from .blinking import (
@@ -18,6 +19,7 @@ from .blinking import (
     molecule_residuals,
     UnlearnableError,
 )
+from .cameras import light_of, unit_of
 from .prediction_error import REGION_PIX
 from .spikes import Spikes, spread_spikes
 
@@ -45,9 +47,9 @@ class Window(NamedTuple):
 
 
 def draw_windows(
-    channels: Any, offsets: Sequence[float], lag: int, sees_one_frame: bool
+    channels: Any, cameras: Sequence[Camera], lag: int, sees_one_frame: bool
 ) -> list[Window]:
-    """Windows of equal length, spread evenly: runs of frames less the camera's offset, and
+    """Windows of equal length, spread evenly: runs of frames as they are estimated, and
     partners `lag` later and twice that."""
     opened: list[Channel] = jax.tree.leaves(channels)
     frame_count = len(opened[0])
@@ -76,16 +78,16 @@ def draw_windows(
         length = min(length, frame_count)
         count = min(frame_count // length, max(most_frames // length, 1))
         last, partners = frame_count - length, [0]
-    names, levels = "", offsets[0]
+    names, of_each = "", cameras[0]
     if isinstance(channels, list | tuple):
         names: Any = [f" of channel {i + 1}" for i in range(len(channels))]
-        levels: Any = list(offsets)
+        of_each: Any = list(cameras)
     windows = []
     for start in np.linspace(0, last, count).round().astype(int).tolist():
         runs = [(start + later, start + later + length) for later in partners]
         read = ft.partial(read_frames, runs=runs)
         indices = jnp.concatenate([jnp.arange(*run) for run in runs])
-        frames = map_channels(read, channels, names, levels)
+        frames = map_channels(read, channels, names, of_each)
         windows.append(Window(frames, indices))
     return windows
 
@@ -101,6 +103,7 @@ class Sample(NamedTuple):
         and `regions` how many the field of each channel has.
     - `blinking`: how long the molecules of each channel stay on.
     - `lag`: frames that are so far apart share no molecules in any channel.
+    - `unit`: of the frames, `"e-"` or `"ADU"`.
     """
 
     runs: Sequence[list[Float[Array, "frames height width"]]]
@@ -109,6 +112,7 @@ class Sample(NamedTuple):
     regions: Sequence[tuple[int, int]]
     blinking: Sequence[Blinking]
     lag: int
+    unit: str
 
     @property
     def spikes(self) -> list[Spikes]:
@@ -122,20 +126,20 @@ class Sample(NamedTuple):
         runs = [[channels[number]] for channels in self.runs]
         places = [[of_run[number]] for of_run in self.places]
         fields = [self.regions[number]], [self.blinking[number]]
-        return Sample(runs, self.frame_indices, places, *fields, self.lag)
+        return Sample(runs, self.frame_indices, places, *fields, self.lag, self.unit)
 
 
 def draw_sample(
-    channels: Sequence[Channel], masks: Sequence[Channel | None], offsets: Sequence[float]
+    channels: Sequence[Channel], masks: Sequence[Channel | None], cameras: Sequence[Camera]
 ) -> Sample:
-    """Frames less the camera's offset, in which pixels that a mask leaves out are NaN.
+    """Frames as light (`light_of`), in which pixels that a mask leaves out are NaN.
     `UnlearnableError` for a movie of which nothing can be learned."""
     if len(channels[0]) < FEWEST_FRAMES:
         raise UnlearnableError(
             f"the movie has {len(channels[0])} frames, of which radii cannot be learned: "
             f"give {FEWEST_FRAMES} or more"
         )
-    runs, frame_indices, places = _draw_runs(channels, masks, offsets)
+    runs, frame_indices, places = _draw_runs(channels, masks, cameras)
     regions = [
         (-(-height // REGION_PIX), -(-width // REGION_PIX))
         for _, height, width in (channel.shape for channel in channels)
@@ -148,7 +152,8 @@ def draw_sample(
     ]
     # A frame is compared with others as far away on both sides.
     lag = min(max(of.lag for of in blinking), len(runs[0][0]) // 3)
-    return Sample(runs, frame_indices, places, regions, blinking, lag)
+    of_sample = blinking, lag, unit_of(cameras)
+    return Sample(runs, frame_indices, places, regions, *of_sample)
 
 
 def _check_learnable(frames: Float[Array, "frames height width"]) -> None:
@@ -179,11 +184,10 @@ def _check_learnable(frames: Float[Array, "frames height width"]) -> None:
 
 
 def _draw_runs(
-    channels: Sequence[Channel], masks: Sequence[Channel | None], offsets: Sequence[float]
+    channels: Sequence[Channel], masks: Sequence[Channel | None], cameras: Sequence[Camera]
 ) -> tuple[list[Any], list[Int[np.ndarray, " frames"]], list[Any]]:
-    """Runs of frames less the camera's offset, each of another part of the field, their
-    places in the movie, and where these parts begin. Pixels that a mask leaves out are NaN.
-    """
+    """Runs of frames as light, each of another part of the field, their places in the
+    movie, and where these parts begin. Pixels that a mask leaves out are NaN."""
     frame_count = len(channels[0])
     length = min(frame_count, _RUN_FRAMES)
     count = min(max(round(frame_count / length / 1.5), 1), _MOST_RUNS)
@@ -191,10 +195,10 @@ def _draw_runs(
     starts = np.linspace(0, last, count).round().astype(int).tolist()
     for number, start in enumerate(starts):
         parts, begins = [], []
-        for channel, mask, offset in zip(channels, masks, offsets, strict=True):
+        for channel, mask, camera in zip(channels, masks, cameras, strict=True):
             share = (number + 0.5) / count
             tile = _tile(_field(channel, mask), count * length, share)
-            parts.append(_read_tile(channel, mask, offset, tile, start, start + length))
+            parts.append(_read_tile(channel, mask, camera, tile, start, start + length))
             begins.append(tuple(part.start // REGION_PIX for part in tile))
         runs.append(parts)
         places.append(begins)
@@ -232,17 +236,17 @@ def _tile(
 def _read_tile(
     channel: Channel,
     mask: Channel | None,
-    offset: float,
+    camera: Camera,
     tile: tuple[slice, slice],
     start: int,
     stop: int,
 ) -> Float[Array, "frames height width"]:
     # Whole frames are read, of which few are held.
     step = max(1, _SEARCH_PIXELS // math.prod(channel.shape[1:]))
-    chunks = []
+    chunks, camera = [], camera.cropped(*tile)
     for first in range(start, stop, step):
         run = slice(first, min(first + step, stop))
-        frames = channel[run][:, *tile].astype(np.float32) - np.float32(offset)
+        frames = light_of(camera, channel[run][:, *tile])
         if mask is not None:
             weights = mask[run if len(mask) > 1 else slice(1)][:, *tile]
             frames = np.where(weights > 0, frames, np.nan)
@@ -251,9 +255,9 @@ def _read_tile(
 
 
 def read_frames(
-    channel: Channel, name: str, offset: float, runs: list[tuple[int, int]]
+    channel: Channel, name: str, camera: Camera, runs: list[tuple[int, int]]
 ) -> Shaped[Array, "frames height width"]:
-    """The frames of runs (start, stop) less the camera's offset, all finite; an error calls
+    """The frames of runs (start, stop) as they are estimated, all finite; an error calls
     the channel `name`."""
     frames = np.concatenate([checked_frames(channel[slice(*run)]) for run in runs])
     # In NumPy: JAX itself would raise where it is set to find NaNs.
@@ -266,5 +270,4 @@ def read_frames(
             "calibration needs finite frames; replace such pixels, for example by their "
             "neighbours' median, or leave these frames out."
         )
-    frames = jnp.asarray(frames)
-    return frames - jnp.float32(offset) if offset else frames
+    return camera.even_light(jnp.asarray(frames))

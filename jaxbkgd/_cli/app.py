@@ -13,7 +13,7 @@ import typer
 
 from .._movies.movie import MovieError
 from .._version import __version__
-from . import calibrate, demo, estimate, info
+from . import calibrate, camera, demo, estimate, info
 from .main import INTERRUPTED, missing_text
 from .report import say, UsageError
 
@@ -77,5 +77,5 @@ def _add_command(run: Callable[..., None]) -> None:
     app.command()(command)
 
 
-for _run in (demo.demo, info.info, estimate.estimate, calibrate.calibrate):
+for _run in (demo.demo, info.info, estimate.estimate, calibrate.calibrate, camera.camera):
     _add_command(_run)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import typer
 
+from .._estimators.camera import Camera
 from .._estimators.local_mean import LocalMean
 from .._estimators.radii_estimator import RadiiEstimator
 from .._estimators.soft_clip import SoftClip
@@ -19,16 +20,56 @@ from .report import refusing, say, UsageError
 # The radius that smlmlp takes for every movie, and the threshold of LocalMean's clip.
 USUAL_RADIUS, USUAL_CLIP = "7", "3"
 
+SHARED = "Give it once for all channels, or once for each."
 NEEDS_TIME = "is for averages over time; give --radius-frames"
 
 CLIP = typer.Option(
     help="With --radius-frames: leave out molecules above so many standard deviations of "
     f"the noise, {USUAL_CLIP} by default, or none."
 )
+CAMERA = typer.Option(
+    help="A .json, .npz or .tif of `jaxbkgd camera`, in place of --offset, --gain and "
+    f"--read-noise. {SHARED}"
+)
+OFFSET = typer.Option(
+    help=f"The camera's offset in ADU, which is subtracted first. {SHARED}"
+)
+GAIN = typer.Option(help=f"Electrons per ADU: errors and SNRs need it. {SHARED}")
+READ_NOISE = typer.Option(help=f"The camera's read noise in electrons. {SHARED}")
 OVERWRITE = typer.Option("--overwrite", help="Replace what is there.")
 
 # Fields of a saved estimator that may have an entry for each channel.
 _CHANNEL_FIELDS = {"radii_pix", "radius_frames", "frozen"}
+
+
+def chosen_cameras(
+    files: list[Path] | None, numbers: dict[str, list[float] | None], count: int
+) -> list[Camera]:
+    """A camera for each channel, from files, or from the numbers of these options."""
+    check_counts(count, {"camera": files} | numbers)
+    if files is None:
+        given = {name: v for name, v in numbers.items() if v}
+        text = ", ".join(f"--{name}" for name in given) or "--offset"
+        rows = [np.resize(given.get(name, [0.0]), count).tolist() for name in numbers]
+        gains = rows[1] if "gain" in given else [None] * count
+        with refusing(text):
+            return [Camera(*row) for row in zip(rows[0], gains, rows[2], strict=True)]
+    for name, values in numbers.items():
+        if values:
+            raise UsageError(f"--{name}: is in --camera, too; leave one out")
+    cameras = []
+    for file in files:
+        with refusing(f"--camera {file}"):
+            cameras.append(Camera.load(file))
+    return cameras if len(cameras) == count else cameras * count
+
+
+def check_counts(count: int, shared: dict[str, Any]) -> None:
+    """Refuses options that are given neither once nor once for each channel."""
+    for name, values in shared.items():
+        if values and len(values) not in (1, count):
+            given = f"--{name}: is given {len(values)} times for {count} channels"
+            raise UsageError(f"{given}; give it once for all, or once for each")
 
 
 def parsed_radius(text: str) -> tuple[float, ...]:

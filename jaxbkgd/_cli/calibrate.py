@@ -16,7 +16,7 @@ from .._movies.movie import Channel
 from .._movies.open import open_movie
 from .._workers import progress_lines, run_interruptibly
 from . import arguments
-from .arguments import CLIP, OVERWRITE, USUAL_RADIUS
+from .arguments import CAMERA, CLIP, GAIN, OFFSET, OVERWRITE, READ_NOISE, USUAL_RADIUS
 from .figures import save_calibration_figure
 from .programs import keep_programs
 from .report import (
@@ -42,7 +42,6 @@ _BOUND = Option(help="With --radius: the largest radius allowed, 60 px by defaul
 _TIME = Option(help="Learn a mean over time, from this radius in frames on, up to 60.")
 _LAG = Option(min=1, help="With --radius: longer than molecules stay on, in frames.")
 _STEPS = Option(min=1, help="With --radius: the most steps to take.")
-_OFFSET = Option(help="The camera's offset in ADU, once for all channels or once for each.")
 
 
 def calibrate(
@@ -54,7 +53,10 @@ def calibrate(
     clip: Annotated[str | None, CLIP] = None,
     lag: Annotated[int | None, _LAG] = None,
     steps: Annotated[int | None, _STEPS] = None,
-    offset: Annotated[list[float] | None, _OFFSET] = None,
+    camera: Annotated[list[Path] | None, CAMERA] = None,
+    offset: Annotated[list[float] | None, OFFSET] = None,
+    gain: Annotated[list[float] | None, GAIN] = None,
+    read_noise: Annotated[list[float] | None, READ_NOISE] = None,
     overwrite: Annotated[bool, OVERWRITE] = False,
 ) -> None:
     """Find the best estimator of a movie, as `jaxbkgd estimate` does before it estimates.
@@ -74,7 +76,9 @@ def calibrate(
         files.enter_context(progress_lines())
         opened = [files.enter_context(open_movie(movie)) for movie in movies]
         channels = [channel for movie in opened for channel in movie.channels]
-        options: dict[str, Any] = {"offsets": offset or 0.0}
+        numbers = {"offset": offset, "gain": gain, "read-noise": read_noise}
+        cameras = arguments.chosen_cameras(camera, numbers, len(channels))
+        options: dict[str, Any] = {"camera": cameras}
         if is_given or clip is not None:
             text = f"{USUAL_RADIUS},{USUAL_RADIUS}" if radius is None else radius
             bound = 60.0 if max_radius is None else max_radius

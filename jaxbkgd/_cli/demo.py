@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from typer import Option
 
+from .._estimators.camera import Camera
 from .._estimators.spatial_mean import SpatialMean
 from .._simulation import simulate_movie
 from .._workers import one_thread_a_call, run_interruptibly
@@ -64,7 +65,7 @@ def _show_channel(number: int, seed: int, path: Path) -> dict[str, str]:
         frame=frames[middle],
         true_bkgd=np.asarray(true_bkgds[middle]),
         bkgd=np.asarray(background.bkgds[middle]),
-        snr=np.asarray(background.snr(frames, _GAIN)[middle]),
+        snr=np.asarray(background.snr(frames, Camera(0.0, _GAIN))[middle]),
         title=f"Simulated channel {number + 1}, frame {middle}: radius {radius_pix:g} px",
     )
     return {

@@ -11,18 +11,28 @@ from .._batch.compute import Dtype, make_output, Quantity
 from .._batch.names import numbered, paths_beside, without_suffix
 from .._batch.results import check_targets, group_targets
 from .._batch.run import estimate_movie
+from .._calibration.cameras import cameras_of
 from .._estimators.radii_estimator import RadiiEstimator
 from .._movies.open import is_split, open_channels, open_sources
 from .._workers import one_thread_a_call, progress_lines, run_interruptibly
 from . import arguments, outcome, report
-from .arguments import CLIP, NEEDS_TIME, OVERWRITE, USUAL_RADIUS
+from .arguments import (
+    CAMERA,
+    CLIP,
+    GAIN,
+    NEEDS_TIME,
+    OFFSET,
+    OVERWRITE,
+    READ_NOISE,
+    SHARED,
+    USUAL_RADIUS,
+)
 from .figures import save_movie_figure
 from .kept import kept_calibration
 from .programs import keep_programs
 from .report import refusing, UsageError
 
 
-_SHARED = "Give it once for all channels, or once for each."
 _MOVIES = Argument(
     help="A file, a folder or a quoted pattern; several, one for each channel."
 )
@@ -32,9 +42,9 @@ _OUT = Option(
 )
 _RADIUS = Option(
     help="The plain mean with this radius in pixels, and no calibration: a number, as "
-    f"{USUAL_RADIUS}, or y,x. {_SHARED}"
+    f"{USUAL_RADIUS}, or y,x. {SHARED}"
 )
-_TIME = Option(help=f"Average over time too, with this radius in frames. {_SHARED}")
+_TIME = Option(help=f"Average over time too, with this radius in frames. {SHARED}")
 _MASK = Option(help="A .npy or .tif, 0 in pixels to leave out; not with --radius alone.")
 _CALIBRATION = Option(help="A .json of an earlier run or of `jaxbkgd calibrate`.")
 _CHANNEL = Option(min=1, help="The channel of the calibration to use, from 1 on.")
@@ -42,8 +52,6 @@ _BOXES = Option(help="Parts of frames that are channels: 'x0,y0,x1,y1;x0,y0,x1,y
 _FRAMES = Option(help="START:STOP, as 1000:5000, counted from 0 and without STOP.")
 _EVERY = Option(help="STEP or STEP:FIRST, as 4:1 for each 4th frame from frame 1 on.")
 _QUANTITY = Option(help="residual: frames minus background; snr needs --gain, --offset.")
-_OFFSET = Option(help=f"The camera's offset in ADU, which is subtracted first. {_SHARED}")
-_GAIN = Option(help=f"Electrons per ADU, for --quantity snr and the calibration. {_SHARED}")
 _DTYPE = Option(help="uint16 rounds; residuals need --pedestal then.")
 _PEDESTAL = Option(help="Is added to what is written, as 100 for residuals in uint16.")
 _WORKERS = Option(min=1, help="Threads, by default the cores.")
@@ -66,8 +74,10 @@ def estimate(
     quantity: Annotated[Quantity, _QUANTITY] = "background",
     dtype: Annotated[Dtype, _DTYPE] = "float32",
     pedestal: Annotated[float, _PEDESTAL] = 0.0,
-    offset: Annotated[list[float] | None, _OFFSET] = None,
-    gain: Annotated[list[float] | None, _GAIN] = None,
+    camera: Annotated[list[Path] | None, CAMERA] = None,
+    offset: Annotated[list[float] | None, OFFSET] = None,
+    gain: Annotated[list[float] | None, GAIN] = None,
+    read_noise: Annotated[list[float] | None, READ_NOISE] = None,
     workers: Annotated[int | None, _WORKERS] = None,
     chunk_frames: Annotated[int | None, _CHUNK] = None,
     resume: Annotated[bool, _RESUME] = True,
@@ -90,23 +100,24 @@ def estimate(
     if channel is not None and calibration is None:
         raise UsageError(f"--channel {channel}: is for --calibration; give that")
     is_given = bool(radius or radius_frames or calibration)
-    if quantity != "snr" and gain and is_given:
-        raise UsageError("--gain: is for --quantity snr; leave it out, or give that")
     with contextlib.ExitStack() as files:
         files.enter_context(progress_lines())
         source = open_sources(paths, files)
         opened = open_channels(source, boxes, chosen, files=files)
         count = len(opened)
         shared = {"radius": radius, "radius-frames": radius_frames}
-        _check_counts(count, shared | {"offset": offset, "gain": gain})
+        arguments.check_counts(count, shared)
+        numbers = {"offset": offset, "gain": gain, "read-noise": read_noise}
+        cameras = arguments.chosen_cameras(camera, numbers, count)
         weights: Any = mask
         if mask is not None and mask.suffix.lower() == ".npy":
             with refusing(f"--mask {mask}"):
                 weights = np.load(mask, mmap_mode="r")
-        camera = np.resize(offset or 0.0, count), np.resize(gain, count) if gain else None
+        with refusing("--camera"):
+            cut = cameras_of(cameras, opened)
         with refusing(f"--quantity {quantity}, --dtype {dtype}"):
-            output = make_output(quantity, dtype, *camera, count, False, pedestal)
-        if quantity == "snr" and not offset:
+            output = make_output(quantity, dtype, cut, False, pedestal)
+        if quantity == "snr" and not (offset or camera):
             report.say("--quantity snr: takes the camera's offset for light; give --offset")
         sinks = paths_beside(paths, quantity, boxes)
         if out is not None:
@@ -115,7 +126,7 @@ def estimate(
             report.check_name(sink)
         sink: Any = sinks if is_list else sinks[0]
         of_movie: dict[str, Any] = {"boxes": boxes, "frames": chosen, "weights": weights}
-        of_movie["offsets"] = camera[0]
+        of_movie["camera"] = cameras if is_list or count > 1 else cameras[0]
         base = without_suffix(out or paths_beside(movies[0], quantity)[0])
         json_path, png = (base.with_name(base.name + end) for end in (".json", ".png"))
         if clip is not None and not is_given:
@@ -132,7 +143,6 @@ def estimate(
                 source,
                 opened,
                 of_movie,
-                gains=camera[1],
                 resume=resume,
                 overwrite=overwrite,
             )
@@ -151,19 +161,17 @@ def estimate(
                 workers=workers,
                 resume=resume,
                 overwrite=overwrite,
-                gains=camera[1],
                 **of_movie,
             )
             if kept is not None:
-                made = output, bool(gain), summary
-                panels = outcome.channel_panels(opened, sinks, *made)
+                panels = outcome.channel_panels(opened, sinks, output, cut, summary)
                 shown = panels, summary.lights, kept.about["unexplained"]
                 run_interruptibly(save_movie_figure, png, opened, *shown)
         except KeyboardInterrupt as interrupt:
             if kept is not None:
                 interrupt.add_note(f"the calibration is kept in {json_path}")
             raise
-        rows = outcome.result_rows(summary, opened, output)
+        rows = outcome.result_rows(summary, opened, output, cut)
     if kept is None:
         for sink in sinks:
             print(f"wrote {report.printable(sink)}")
@@ -174,14 +182,6 @@ def estimate(
         rows |= outcome.light_rows(summary) | outcome.run_rows(summary)
         names = ", ".join(map(str, [*sinks, json_path, png]))
         report.print_rows(rows | {"wrote": names})
-
-
-def _check_counts(count: int, shared: dict[str, Any]) -> None:
-    """Refuses options that are given neither once nor once for each channel."""
-    for name, values in shared.items():
-        if values and len(values) not in (1, count):
-            given = f"--{name}: is given {len(values)} times for {count} channels"
-            raise UsageError(f"{given}; give it once for all, or once for each")
 
 
 def _given_estimator(

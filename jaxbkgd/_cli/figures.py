@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from .._calibration.calibrate import CalibrationHistory
 from .._estimators.local_mean import LocalMean
+from .._estimators.photon_transfer import CameraReport
 from .._estimators.spatial_mean import SpatialMean
 from .._movies.movie import Channel
 from .arguments import one_channel
@@ -108,6 +109,26 @@ def save_calibration_figure(
         frame, bkgd = frames[middle - first], np.asarray(bkgds[middle - first])
         _show(left, f"frame {middle}", frame, "magma", _limits(frame))
         _show(right, "background", bkgd, "viridis", _limits(bkgd))
+    _save(figure, path)
+
+
+def save_camera_figure(path: Path, report: CameraReport) -> None:
+    """Draw the maps of a camera, and the line of variance over brightness, as a PNG of 900
+    pixels in width."""
+    names = "offset (ADU)", "gain (e-/ADU)", "read noise (e-)"
+    maps = zip(names, map(np.asarray, report[:3]), strict=True)
+    shown = {name: values for name, values in maps if values.ndim}
+    has_line = len(report.levels_adu) > 0
+    figure = Figure((9.0, 2.6), dpi=100, layout="constrained")
+    panels = figure.subplots(1, len(shown) + has_line, squeeze=False)[0]
+    for axes, (name, image) in zip(panels, shown.items(), strict=False):
+        _show(axes, name, image, "viridis", _limits(image))
+    if has_line:
+        slope = 1 / float(np.median(report.gain_electrons_per_adu))
+        top = float(report.levels_adu.max())
+        panels[-1].plot(report.levels_adu, report.variances_adu2, "o", ms=3)
+        panels[-1].plot([0, top], [0, slope * top], "k-", lw=1)
+        panels[-1].set(title="variance (ADU²)", xlabel="light (ADU)")
     _save(figure, path)
 
 

@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from .._batch.results import content_of
 from .._calibration.calibrate import calibrate
+from .._estimators.camera import Camera
 from .._estimators.radii_estimator import RadiiEstimator
 from .._movies.movie import Channel
 from .._movies.sinks import draft_of, JOURNAL_SUFFIX
@@ -32,22 +34,20 @@ def kept_calibration(
     channels: Sequence[Channel],
     options: dict[str, Any],
     *,
-    gains: Any,
     resume: bool,
     overwrite: bool,
 ) -> Kept:
     """What an interrupted run of this job has kept as `path`, or else a new calibration,
     which is written there."""
     png = path.with_suffix(".png")
-    settings = _settings(channels, options | {"gains": gains})
+    settings = _settings(channels, options)
     kept = _read(path, settings)
     report.check_output(path, ".json", overwrite=overwrite or kept is not None)
     report.check_output(png, ".png", overwrite=overwrite)
     if kept is None or not resume or not any(map(_is_unfinished, sinks)):
         with report.refusing(", ".join(settings["content"])):
             estimator, history = calibrate(source, **options)
-        gains = None if gains is None else np.asarray(gains).tolist()
-        about = history.about() | {"rows": history.rows(gains), "settings": settings}
+        about = history.about() | {"rows": history.rows(), "settings": settings}
         fields = json.loads(estimator.to_json()) | {"calibration": about}
         text = json.dumps(fields, indent=2, allow_nan=False)
         report.write_whole(path, text.encode())
@@ -75,6 +75,8 @@ def _settings(channels: Sequence[Channel], options: dict[str, Any]) -> dict[str,
 
 def _text(option: Any) -> str:
     """What tells an option from others: of arrays and files, their content."""
+    if isinstance(option, list | Camera):
+        return "; ".join(map(_text, jax.tree.leaves(option)))
     if isinstance(option, np.ndarray):
         return f"{option.shape} {hashlib.sha256(option.tobytes()).hexdigest()}"
     if isinstance(option, Path):

@@ -3,12 +3,14 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
 from .._batch.compute import Output
 from .._batch.run import MovieSummary
-from .._estimators.background import snr
+from .._estimators.background import Background
+from .._estimators.camera import Camera
 from .._estimators.radii_estimator import RadiiEstimator
 from .._movies.movie import Channel
 from .._movies.open import open_movie
@@ -17,10 +19,14 @@ from .report import clip_rows, yx_text
 
 
 def result_rows(
-    summary: MovieSummary, channels: Sequence[Channel], output: Output
+    summary: MovieSummary,
+    channels: Sequence[Channel],
+    output: Output,
+    cameras: Sequence[Camera],
 ) -> dict[str, str]:
     """What was written, of which frames."""
-    adu = "; ".join(f"{offset:g}" for offset in dict.fromkeys(output.offsets) if offset)
+    offsets = dict.fromkeys(float(np.median(c.offset_adu)) for c in cameras)
+    adu = "; ".join(f"{offset:g}" for offset in offsets if offset)
     rest = f", above the offset of {adu} ADU" if adu else ", the camera's offset included"
     rest = "" if output.quantity == "residual" else rest
     rest += f", with a pedestal of {output.pedestal:g}" if output.pedestal else ""
@@ -79,19 +85,19 @@ def channel_panels(
     channels: Sequence[Channel],
     sinks: Sequence[Path],
     output: Output,
-    is_gain_known: bool,
+    cameras: Sequence[Camera],
     summary: MovieSummary,
 ) -> list[list[Panel]]:
     """The frame in the middle of each channel, and what was written of it."""
     panels = []
-    for number, channel in enumerate(channels):
+    for number, (channel, camera) in enumerate(zip(channels, cameras, strict=True)):
         middle = len(channel) // 2
         # A sink for each channel, or one for all.
         path, index = (sinks[number], 0) if len(sinks) > 1 else (sinks[0], number)
         with open_movie(path) as movie:
             written = movie.channels[index][middle].astype(np.float32)
         written -= np.float32(output.pedestal)
-        frame = channel[middle].astype(np.float32) - np.float32(output.offsets[number])
+        frame = camera.above_offset(channel[middle].astype(np.float32))
         shown: list[Panel] = [(f"frame {channel.frames[middle]} (ADU)", frame, "magma")]
         if output.quantity == "snr":
             panels.append([*shown, ("SNR", written, "magma")])
@@ -99,10 +105,10 @@ def channel_panels(
         is_bkgd = output.quantity == "background"
         bkgd, residual = (written, frame - written)[:: 1 if is_bkgd else -1]
         shown.append(("background (ADU)", bkgd, "viridis"))
-        if is_gain_known:
-            factor, gain = summary.noise_corrections[number], output.gains[number]
-            ratio = snr(residual, bkgd, noise_correction=factor, gain=gain)
-            panels.append([*shown, ("SNR", np.asarray(ratio), "magma")])
+        if camera.is_gain_known:
+            background = Background(jnp.asarray(bkgd), summary.noise_corrections[number])
+            ratio = np.asarray(background.snr(frame, camera))
+            panels.append([*shown, ("SNR", ratio, "magma")])
         else:
             panels.append([*shown, ("frame - background (ADU)", residual, "magma")])
     return panels

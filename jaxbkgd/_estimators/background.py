@@ -13,7 +13,8 @@ from jax import lax
 from jax.sharding import auto_axes, AxisType, NamedSharding, PartitionSpec
 from jaxtyping import Array, ArrayLike, Float, Real, Shaped
 
-from .channels import as_frames, Channels, is_sequence, map_channels
+from .camera import camera_of_each
+from .channels import as_frames, Channels, map_channels
 from .checks import checked_number, is_traced
 
 
@@ -39,26 +40,29 @@ class Background(eqx.Module):
         frames of another structure or shape than the backgrounds."""
         return map_channels(_residual, channels, self.bkgds)
 
-    def snr(self, channels: Channels, gains: Any) -> Any:
+    def snr(self, channels: Channels, camera: Any) -> Any:
         """The signal-to-noise ratio of each pixel, without unit, in the structure of
         `channels`; see [`jaxbkgd.snr`][].
 
         **Arguments:**
 
         - `channels`: the frames that were estimated, above the camera's offset, in ADU.
-        - `gains`: the gain in electrons per ADU, a number for all or one a channel.
+        - `camera`: a [`jaxbkgd.Camera`][] with its gain, one for all or one a channel.
 
-        **Raises:** `ValueError` for gains that are not positive and finite, or do not fit.
+        **Raises:** `TypeError` or `ValueError` for cameras that do not fit.
         """
-        if not is_sequence(gains):
-            is_shared = not is_sequence(channels) or np.ndim(gains) == 0
-            gains = map_channels(lambda _: gains, channels) if is_shared else list(gains)
 
-        def ratio(signal, bkgd, noise_correction, gain):
-            return snr(signal, bkgd, noise_correction=noise_correction, gain=gain)
+        def ratio(signal, bkgd, noise_correction, camera):
+            return snr(
+                signal,
+                bkgd,
+                noise_correction=noise_correction,
+                gain=camera.known_gain("An SNR"),
+                read_noise_electrons=camera.read_noise_electrons,
+            )
 
-        signals = self.residuals(channels)
-        return map_channels(ratio, signals, self.bkgds, self.noise_corrections, gains)
+        signals, cameras = self.residuals(channels), camera_of_each(camera, channels)
+        return map_channels(ratio, signals, self.bkgds, self.noise_corrections, cameras)
 
 
 def joined(backgrounds: Any) -> Background:
@@ -76,19 +80,22 @@ def snr(
     *,
     noise_correction: Real[ArrayLike, "..."],
     gain: Real[ArrayLike, "..."],
+    read_noise_electrons: Real[ArrayLike, "..."] = 0.0,
 ) -> Float[Array, "..."]:
-    """The signal in units of the photon noise expected where there is no molecule:
-    `signal / (noise_correction * sqrt(bkgd / gain))`; see
-    [How it works](how-it-works.md#the-noise-factor). The camera's read noise is not in it.
+    """The signal in units of the noise expected where there is no molecule:
+    `signal / (noise_correction * sqrt(bkgd / gain + (read_noise_electrons / gain)**2))`;
+    see [How it works](how-it-works.md#the-noise-factor).
 
     **Arguments:** (broadcast against each other)
 
     - `signal`: frames less their background, in ADU.
-    - `bkgd`: the background above the camera's offset, in ADU. Where it is not positive
-        no photon noise is expected, and the ratio is not finite and has no gradient.
+    - `bkgd`: the background above the camera's offset, in ADU. Where no noise is expected,
+        as where it is not positive and there is no read noise, the ratio is not finite and
+        has no gradient.
     - `noise_correction`: see [`jaxbkgd.noise_correction`][].
     - `gain`: electrons per ADU, a positive number (`ValueError` for another), or a map,
         which may have dead pixels.
+    - `read_noise_electrons`: the standard deviation in the dark, a number or a map.
 
     ```python
     >>> import jaxbkgd
@@ -99,15 +106,24 @@ def snr(
     """
     if not is_traced(gain) and np.ndim(gain) == 0:
         checked_number("gain", gain, unit="electrons per ADU")
-    arguments = [jnp.asarray(a) for a in (signal, bkgd, noise_correction, gain)]
+    given = signal, bkgd, noise_correction, gain, read_noise_electrons
+    with jax.transfer_guard("allow"):
+        arguments = [jnp.asarray(a) for a in given]
     rank = max(a.ndim for a in arguments)
     # Scalars stay scalars.
     arguments = [
         a.reshape(*[1] * (rank - a.ndim), *a.shape) if a.ndim else a for a in arguments
     ]
     with jax.transfer_guard("allow"):
-        are_usable = [jnp.isfinite(a) & (a > 0) for a in arguments]
-        are_usable[0] = jnp.isfinite(arguments[0])
+        signal, bkgd, factor, gain, read_noise = arguments
+        is_light = bkgd > -(read_noise**2 / gain)
+        are_usable = [
+            jnp.isfinite(signal),
+            jnp.isfinite(bkgd) & is_light,
+            jnp.isfinite(factor) & (factor > 0),
+            jnp.isfinite(gain) & (gain > 0),
+            jnp.isfinite(read_noise),
+        ]
         # Derivatives that are not finite would pass a `where` of the caller, as NaN.
         usable = [jnp.where(i, a, 1) for i, a in zip(are_usable, arguments, strict=True)]
         unusable = map(lax.stop_gradient, arguments)
@@ -115,8 +131,11 @@ def snr(
         return jnp.where(is_usable, _ratio_to_noise(*usable), _ratio_to_noise(*unusable))
 
 
-def _ratio_to_noise(signal: Array, bkgd: Array, factor: Array, gain: Array) -> Array:
-    return jnp.divide(signal, jnp.multiply(factor, jnp.sqrt(jnp.divide(bkgd, gain))))
+def _ratio_to_noise(
+    signal: Array, bkgd: Array, factor: Array, gain: Array, read_noise: Array
+) -> Array:
+    variance = jnp.divide(bkgd, gain) + jnp.square(jnp.divide(read_noise, gain))
+    return jnp.divide(signal, jnp.multiply(factor, jnp.sqrt(variance)))
 
 
 def _residual(channel: ArrayLike, bkgd: Array) -> Array:

@@ -56,12 +56,13 @@ def real_array(
     numbers = numbers.astype(np.float64)
     is_above = (numbers >= minimum) if includes_minimum else (numbers > minimum)
     if not np.all(is_above & np.isfinite(numbers) & (numbers <= maximum)):
-        lower = "zero or positive" if includes_minimum else "positive"
-        lower = f"at least {minimum:g}" if minimum else lower
+        lower = "zero or positive and " if includes_minimum else "positive and "
+        lower = f"at least {minimum:g} and " if minimum else lower
+        lower = "" if minimum == -math.inf else lower
         upper = f"at most {maximum:g} {unit}".strip()
         if maximum == math.inf:
             upper = f"finite{unit and ', in ' + unit}"
-        raise ValueError(f"{name} must be {lower} and {upper}, but is {value!r}.")
+        raise ValueError(f"{name} must be {lower}{upper}, but is {value!r}.")
     return numbers
 
 

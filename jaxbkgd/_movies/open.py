@@ -4,6 +4,7 @@ import contextlib
 import importlib
 import os
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,23 @@ from typing import Any
 import numpy as np
 
 from .movie import Box, Channel, Movie, movie_of_array, MovieError, named_errors, one_line
-from .raw import open_dax, open_npy, open_picasso, PicassoSink
+from .raw import open_dax, open_npy, open_picasso, open_sif, open_spe, PicassoSink
 from .sinks import ArraySink, is_zarr, Layout, Sink
+from .vendor import open_bioio, open_vendor
 
 
 FORMATS = (
     "TIFF (.tif, .tiff), a folder or pattern of them (movie_*.tif), Zarr (.zarr, a .zip of "
-    "it, or a URL), DAX (.dax with .inf), Picasso (.raw with .yaml) and NumPy (.npy)"
+    "it, or a URL), DAX (.dax with .inf), Picasso (.raw with .yaml), NumPy (.npy), ND2, "
+    "CZI, LIF, SIF, SPE, IMS and LSM, and what bioio reads where it is installed"
 )
+
+_TIFF = (".tif", ".tiff", ".btf", ".tf8", ".stk")
+# Their files hold one image.
+_ALONE = (*_TIFF, ".index", ".dax", ".inf", ".raw", ".yaml", ".npy", ".spe", ".sif", ".zip")
+
+# What has an extra of its own; all others are in `movies`.
+_EXTRAS = {suffix: suffix[1:] for suffix in (".nd2", ".czi", ".lif", ".sif", ".ims")}
 
 
 def open_movie(source: Any) -> Movie:
@@ -26,7 +36,8 @@ def open_movie(source: Any) -> Movie:
 
     **Arguments:**
 
-    - `source`: a path (see the page on formats), the URL of a Zarr (`https://`, `s3://`),
+    - `source`: a path (see the page on formats), which may end in the number of one of
+        several images in a file (`movie.lif/2`), the URL of a Zarr (`https://`, `s3://`),
         or an array (frames, height, width) or (frames, channels, height, width) of NumPy,
         JAX, dask or Zarr, of integers, booleans, or floats of at most 64 bits. A
         [`jaxbkgd.Movie`][] is returned as it is.
@@ -51,8 +62,9 @@ def open_movie(source: Any) -> Movie:
         return source
     if not isinstance(source, str | os.PathLike):
         return movie_of_array(source)
-    path = Path(source)
-    with _named_packages(source), named_errors(f"{source}: cannot be read"):
+    path, position = _split_position(Path(source))
+    extra = _EXTRAS.get(path.suffix.lower(), "movies")
+    with _named_packages(source, extra), named_errors(f"{source}: cannot be read"):
         is_url = re.match("[A-Za-z][A-Za-z0-9+.-]+://", str(source)) is not None
         if is_url or is_zarr(path) or (path.suffix.lower() == ".zip" and path.is_file()):
             from .zarr import open_zarr
@@ -78,7 +90,30 @@ def open_movie(source: Any) -> Movie:
                 return open_picasso(path)
             case ".npy":
                 return open_npy(path)
-    raise MovieError(f"{path}: is of no format that is read; those are {FORMATS}")
+            case ".spe":
+                return open_spe(path)
+            case ".sif":
+                return open_sif(path)
+            # czifile needs a later Python.
+            case ".czi" if sys.version_info < (3, 12):
+                return open_bioio(path, position, "cannot be read by bioio; copy it again")
+            case ".nd2" | ".czi" | ".lif" | ".ims" | ".lsm":
+                return open_vendor(path, position)
+        unknown = f"is of no format that is read; those are {FORMATS}"
+        try:
+            importlib.import_module("bioio")
+        except ModuleNotFoundError:
+            raise MovieError(f"{path}: {unknown}") from None
+        return open_bioio(path, position, f"cannot be read by bioio, and {unknown}")
+
+
+def _split_position(path: Path) -> tuple[Path, int | None]:
+    """The file, and the number of one of its images, as of `movie.lif/2`."""
+    file = path.parent
+    is_inside = path.name.isdecimal() and not path.exists() and file.is_file()
+    if is_inside and file.suffix.lower() not in _ALONE:
+        return file, int(path.name)
+    return path, None
 
 
 def open_sink(sink: Any, layout: Layout, *, overwrite: bool = False) -> Sink | ArraySink:
@@ -108,12 +143,11 @@ def open_sink(sink: Any, layout: Layout, *, overwrite: bool = False) -> Sink | A
 
 
 @contextlib.contextmanager
-def _named_packages(path: str | os.PathLike[str]) -> Iterator[None]:
+def _named_packages(path: str | os.PathLike[str], extra: str = "movies") -> Iterator[None]:
     try:
         yield
     except ImportError as error:
-        is_url = "://" in str(path)
-        what = "'zarr[remote]' aiohttp s3fs" if is_url else "'jaxbkgd[movies]'"
+        what = f"'jaxbkgd[{'remote' if '://' in str(path) else extra}]'"
         fault = f"needs a Python package ({one_line(error)})"
         raise MovieError(f"{path}: {fault}; install it with: pip install {what}") from error
 

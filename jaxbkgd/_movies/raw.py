@@ -1,18 +1,22 @@
-"""Formats whose pixels lie uncompressed in one file: DAX, Picasso and NumPy."""
+"""Formats whose pixels lie uncompressed in one file: DAX, Picasso, NumPy, SPE and SIF."""
 
+import importlib
 import io
 import math
 import os
 import re
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 from jaxtyping import Shaped
 
 from .movie import check_pixels, Movie, MovieError, named_errors
 from .sinks import draft_of, Layout, Sink
+from .whole_file import WholeFile
 
 
 # Picasso's simulations write a line for each molecule. PyYAML reads about 1 MB/s.
@@ -23,6 +27,15 @@ _MAX_NPY_HEADER_BYTES = 2**16
 _SIZE = "[1-9][0-9]{0,18}"
 _DAX_TYPE = r"16 bit integers \(binary, (big|little) endian\)"
 _PICASSO_TYPE = "u?int(8|16|32|64)|float(16|32|64)|[ui][1248]|f[248]"
+
+_SPE_HEADER_BYTES = 4100
+# By the number in SPE's header, and by the name in the XML of version 3.
+_SPE_TYPES = {0: "<f4", 1: "<i4", 2: "<i2", 3: "<u2", 5: "<f8", 6: "u1", 8: "<u4"}
+_SPE_TYPES_3 = {
+    "MonochromeUnsigned16": "<u2",
+    "MonochromeUnsigned32": "<u4",
+    "MonochromeFloating32": "<f4",
+}
 
 
 def open_dax(path: Path) -> Movie:
@@ -71,6 +84,71 @@ def open_npy(path: Path) -> Movie:
         raise MovieError(f"{path}: is in Fortran order; {remedy}")
     shape = shape if len(shape) != 3 else (shape[0], 1, *shape[1:])
     return _open_frames(path, "NumPy file", shape, dtype, "header", start.tell())
+
+
+def open_spe(path: Path) -> Movie:
+    """Opens an SPE movie of Princeton Instruments: of version 2 (WinView, WinSpec), or of
+    version 3 (LightField) with one region of interest."""
+    with path.open("rb") as file:
+        head = file.read(_SPE_HEADER_BYTES)
+    if len(head) < _SPE_HEADER_BYTES:
+        raise MovieError(f"{path}: is truncated in its header; copy it again")
+    width, kind, height, footer, frames, version = (
+        struct.unpack_from(f"<{code}", head, offset)[0]
+        for code, offset in zip("HhHQif", (42, 108, 656, 678, 1446, 1992), strict=True)
+    )
+    if version >= 3:
+        with named_errors(f"{path}: is truncated, or its XML is broken", Exception):
+            return _open_spe_3(path, footer)
+    if kind not in _SPE_TYPES:
+        raise MovieError(f"{path}: broken: its header says pixels of type {kind}")
+    shape, dtype = (frames, 1, height, width), np.dtype(_SPE_TYPES[kind])
+    return _open_frames(path, "SPE 2", shape, dtype, "header", _SPE_HEADER_BYTES)
+
+
+def _open_spe_3(path: Path, footer: int) -> Movie:
+    """Frames with the metadata of each behind it, as the XML at `footer` says."""
+    with path.open("rb") as file:
+        file.seek(footer)
+        root = ElementTree.fromstring(file.read())
+    blocks = root.findall("{*}DataFormat/{*}DataBlock")
+    regions = root.findall("{*}DataFormat/{*}DataBlock/{*}DataBlock")
+    if len(blocks) != 1 or len(regions) != 1 or regions[0].get("count", "1") != "1":
+        what = f"{len(regions)} regions of interest in a frame"
+        raise MovieError(f"{path}: has {what}; save one region as a movie")
+    frame, region = blocks[0], regions[0]
+    size = int(region.attrib["height"]), int(region.attrib["width"])
+    dtype = np.dtype(_SPE_TYPES_3[frame.attrib["pixelFormat"]])
+    shape, stride = (int(frame.attrib["count"]), 1, *size), int(frame.attrib["stride"])
+    pixels = FileFrames(path, shape, dtype, _SPE_HEADER_BYTES, stride)
+    return Movie(pixels, name=str(path), format="SPE 3", paths=[path])
+
+
+def open_sif(path: Path) -> Movie:
+    """Opens an Andor SIF movie, whose header sif-parser reads."""
+    sif_parser = importlib.import_module("sif_parser")
+
+    # Without the end of the file as an error, a truncated header is read for ever.
+    file = WholeFile(path)
+    # It raises errors of many types.
+    with named_errors(f"{path}: is not a SIF file, or broken", Exception):
+        try:
+            mapped, about = sif_parser.np_open(file, lazy="memmap")
+        finally:
+            file.close()
+    frames, height, width = mapped.shape
+    if about["TotalLength"] != mapped.size:
+        what = f"{frames} frames of {height} x {width} px and {about['TotalLength']} pixels"
+        raise MovieError(f"{path}: broken: its header says {what}; copy it again")
+    shape = frames, 1, height, width
+    movie = Movie(
+        FileFrames(path, shape, np.dtype("<f4"), mapped.offset),
+        name=str(path),
+        format="Andor SIF",
+        paths=[path],
+    )
+    movie.frame_interval_s = about["CycleTime"] if about["CycleTime"] > 0 else None
+    return movie
 
 
 def _parse_inf(content: bytes) -> dict[str, Any]:
@@ -138,7 +216,7 @@ def _open_frames(
 ) -> Movie:
     """Frames that fill the file from `offset` to its end; `header` names what gave their
     shape. Writers write it last, so a file of another size is refused."""
-    pixels = _FileFrames(path, shape, dtype, offset)
+    pixels = FileFrames(path, shape, dtype, offset)
     more = path.stat().st_size - offset - math.prod(shape) * dtype.itemsize
     if more:
         fault = f"has {more} bytes more than its {header} says ({shape[0]} frames)"
@@ -146,24 +224,34 @@ def _open_frames(
     return Movie(pixels, name=str(path), format=format, paths=[path])
 
 
-class _FileFrames:
-    """Frames of a file, (frames, channels, height, width), from the byte `offset` on."""
+class FileFrames:
+    """Frames of a file, (frames, channels, height, width), from the byte `offset` on, each
+    `stride` bytes behind the one before it, by default without a gap."""
 
-    def __init__(self, path: Path, shape: tuple, dtype: np.dtype, offset: int) -> None:
+    def __init__(
+        self,
+        path: Path,
+        shape: tuple,
+        dtype: np.dtype,
+        offset: int,
+        stride: int | None = None,
+    ) -> None:
         self.shape = check_pixels(str(path), shape, dtype)
         self.dtype = dtype
         self._path = path
         self._offset = offset
-        self._frame_bytes = math.prod(shape[1:]) * dtype.itemsize
+        self._frame_bytes = stride or math.prod(shape[1:]) * dtype.itemsize
+        # A frame may have metadata behind its pixels.
+        pixels: Any = {"names": ["pixels"], "formats": [(dtype, shape[1:])]}
+        self._frame = np.dtype(pixels | {"itemsize": self._frame_bytes})
         self._refuse_end_before(shape[0])
 
     def __getitem__(self, index: tuple[slice, int]) -> Shaped[np.ndarray, "..."]:
         start, stop, _ = index[0].indices(self.shape[0])
         self._refuse_end_before(stop)
         place = self._offset + start * self._frame_bytes
-        shape = max(0, stop - start), *self.shape[1:]
-        read = np.fromfile(self._path, self.dtype, math.prod(shape), offset=place)
-        return read.reshape(shape)[:, index[1]]
+        read = np.fromfile(self._path, self._frame, max(0, stop - start), offset=place)
+        return read["pixels"][:, index[1]]
 
     def _refuse_end_before(self, stop: int) -> None:
         whole = (self._path.stat().st_size - self._offset) // self._frame_bytes

@@ -60,7 +60,7 @@ def open_tiff(path: Path, *, is_part: bool = False) -> Movie:
             format = "ImageJ TIFF"
             size = _pixel_size(page, str(metadata.get("unit", "pixel"))) or size
             scale = _imagej_scale(pages, metadata)
-        interval = metadata.get("finterval")
+        interval = metadata.get("finterval") if pages.axes.get("Z", 1) == 1 else None
         return Movie(
             TiffPixels(str(path), [pages], order, scale),
             name=str(path),
@@ -184,7 +184,7 @@ def _open_ome(path: Path, xml: str) -> Movie:
         format="OME-TIFF",
         paths=[pages.path for pages in files],
         pixel_size_um=(y, x) if y and x else None,
-        frame_interval_s=interval,
+        frame_interval_s=interval if pixels.get("SizeZ", "1") == "1" else None,
     )
 
 

@@ -1,0 +1,104 @@
+"""`jaxbkgd camera`: offset, gain and read noise of a camera, measured."""
+
+import contextlib
+import functools as ft
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+from typer import Argument, Option
+
+from .._estimators.camera import Camera
+from .._estimators.photon_transfer import CameraReport, measure_camera, measure_gain
+from .._movies.movie import Channel
+from .._movies.open import open_movie
+from .._workers import run_interruptibly
+from .arguments import OVERWRITE
+from .figures import save_camera_figure
+from .report import (
+    check_destination,
+    check_name,
+    check_output,
+    print_rows,
+    printable,
+    refusing,
+    say,
+    UsageError,
+)
+
+
+_MOVIES = Argument(
+    help="Dark frames, and then frames of steady light, a file for each brightness; or one "
+    "movie of molecules."
+)
+_OUT = Option(help="The .json, .npz or .tif to write; a figure, .png, is drawn beside it.")
+_GAIN = Option(help="Electrons per ADU, where there are dark frames only.")
+_OFFSET = Option(help="With one movie: the offset in ADU, if that is known.")
+_READ_NOISE = Option(help="With one movie: the read noise in electrons.")
+
+
+def camera(
+    movies: Annotated[list[Path], _MOVIES],
+    out: Annotated[Path | None, _OUT] = None,
+    gain: Annotated[float | None, _GAIN] = None,
+    offset: Annotated[float | None, _OFFSET] = None,
+    read_noise: Annotated[float, _READ_NOISE] = 0.0,
+    overwrite: Annotated[bool, OVERWRITE] = False,
+) -> None:
+    """Measure a camera: offset, gain and read noise.
+
+    From dark and bright frames it makes maps, pixel by pixel; from dark frames and --gain,
+    maps of offset and read noise; from a movie of molecules alone, one gain and offset.
+    Other commands read the result by --camera.
+    """
+    is_alone = len(movies) == 1 and gain is None
+    if not is_alone and (offset is not None or read_noise):
+        raise UsageError("--offset, --read-noise: are for one movie alone; leave them out")
+    if out is None:
+        out = Path("camera.json" if is_alone else "camera.npz")
+    png = out.with_suffix(".png")
+    check_name(out)
+    check_destination(out, overwrite=overwrite)
+    check_output(png, ".png", overwrite=overwrite)
+    names = ", ".join(map(str, movies))
+    with contextlib.ExitStack() as files:
+        channels = [_only_channel(path, files) for path in movies]
+        with refusing(names):
+            if is_alone:
+                known = {"offset_adu": offset, "read_noise_electrons": read_noise}
+                measure = ft.partial(measure_gain, channels[0], **known)
+            else:
+                dark, *bright = channels
+                measure = ft.partial(measure_camera, dark, bright, gain=gain)
+            report = run_interruptibly(measure)
+    with refusing(f"--out {out}"):
+        Camera(*report[:3]).save(out)
+    for doubt in report.doubts:
+        say(doubt)
+    save_camera_figure(png, report)
+    print_rows(_rows(report) | {"wrote": f"{printable(out)}, {printable(png)}"})
+
+
+def _only_channel(path: Path, files: contextlib.ExitStack) -> Channel:
+    channels = files.enter_context(open_movie(path)).channels
+    if len(channels) > 1:
+        raise UsageError(
+            f"{path}: has {len(channels)} channels; give a movie of one camera"
+        )
+    return channels[0]
+
+
+def _rows(report: CameraReport) -> dict[str, str]:
+    """The middle and the spread of each map, and how well a pixel is known."""
+    units = {"offset": "ADU", "gain": "e-/ADU", "read noise": "e-"}
+    rows = {}
+    for (name, unit), value, std in zip(
+        units.items(), report[:3], report[3:6], strict=True
+    ):
+        text = f"{np.median(value):.4g} {unit}"
+        if np.ndim(value):
+            low, high = np.percentile(value, [5, 95])
+            text += f" ({low:.4g} to {high:.4g} in 90 % of the pixels)"
+        error = float(np.median(std))
+        rows[name] = f"{text}, known to +- {error:.2g}" if error else f"{text}, as given"
+    return rows

@@ -1,0 +1,271 @@
+"""The camera: what a number of ADU says about electrons, and how noisy it is."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Real
+
+from .channels import is_sequence
+from .checks import is_traced, real_array
+from .photon_transfer import measure_camera
+
+
+_NAMES = ("offset_adu", "gain_electrons_per_adu", "read_noise_electrons")
+# Squared electrons, below which no weight depends on the read noise.
+_LEAST_VARIANCE = 1e-3
+
+# A number, or a map with one number for each pixel.
+PerPixel = Real[Array | np.ndarray, "height width"] | Real[Array, ""] | float
+
+
+class Camera(eqx.Module):
+    """A camera, whose pixels may differ, as those of an sCMOS camera do.
+
+    A pixel that collects `electrons` reads `offset_adu + electrons /
+    gain_electrons_per_adu` on average, with the variance `electrons +
+    read_noise_electrons**2` in squared electrons (Huang et al., Nat. Methods 10, 653,
+    2013). For an EMCCD, whose amplification doubles the variance, give half of the gain:
+    the electrons per ADU over the EM gain, over two.
+
+    **Attributes:** each a number, or a map `(height, width)`.
+
+    - `offset_adu`: what a pixel reads in the dark, in ADU.
+    - `gain_electrons_per_adu`: photoelectrons per ADU, or `None` where it is not known.
+    - `read_noise_electrons`: the standard deviation in the dark, in electrons.
+
+    ```python
+    >>> import jaxbkgd
+    >>> camera = jaxbkgd.Camera(offset_adu=100.0, gain_electrons_per_adu=0.5)
+    >>> float(camera.electrons(120.0))
+    10.0
+
+    ```
+    """
+
+    offset_adu: PerPixel
+    gain_electrons_per_adu: PerPixel | None
+    read_noise_electrons: PerPixel
+
+    def __init__(
+        self,
+        offset_adu: Any = 0.0,
+        gain_electrons_per_adu: Any = None,
+        read_noise_electrons: Any = 0.0,
+    ):
+        """**Raises:** `TypeError` or `ValueError` for what is neither a number nor a map,
+        for maps of different shapes, for an offset that is not finite, a gain that is not
+        positive and finite, a negative read noise, and a read noise without a gain.
+        """
+        offset = {"minimum": -math.inf, "unit": "ADU"}
+        self.offset_adu = _number_or_map("offset_adu", offset_adu, **offset)
+        gain = gain_electrons_per_adu
+        if gain is not None:
+            unit = "electrons per ADU"
+            gain = _number_or_map("gain_electrons_per_adu", gain, unit=unit)
+        self.gain_electrons_per_adu = gain
+        noise = {"includes_minimum": True, "unit": "electrons"}
+        read_noise = _number_or_map("read_noise_electrons", read_noise_electrons, **noise)
+        self.read_noise_electrons = read_noise
+        shapes = {np.shape(value) for value in jax.tree.leaves(self)} - {()}
+        if len(shapes) > 1:
+            texts = " and ".join(map(str, sorted(shapes)))
+            raise ValueError(f"Maps have the shapes {texts}; give maps of one camera.")
+        if not self.is_gain_known and not _is_zero(self.read_noise_electrons):
+            raise ValueError(
+                "A read noise in electrons needs gain_electrons_per_adu; give the gain."
+            )
+
+    @classmethod
+    def from_dark_and_bright(cls, dark: Any, bright: Any) -> "Camera":
+        """The maps of a camera from dark frames, and a list of frames of steady light, one
+        for each brightness; [`jaxbkgd.measure_camera`][] says how well they are known."""
+        return cls(*measure_camera(dark, bright)[:3])
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """`(height, width)` of the maps, or `()` of numbers."""
+        return max(map(np.shape, jax.tree.leaves(self)), key=len)
+
+    @property
+    def is_gain_known(self) -> bool:
+        return self.gain_electrons_per_adu is not None
+
+    @property
+    def is_even(self) -> bool:
+        """Whether pixels differ in their offset at most, so that even light gives even
+        frames of even noise once the offset is subtracted."""
+        has_gain_map = self.is_gain_known and np.ndim(self.known_gain("")) > 0
+        return not (has_gain_map or self._has_noise_map)
+
+    @property
+    def _has_noise_map(self) -> bool:
+        return np.ndim(self.read_noise_electrons) > 0
+
+    def above_offset(self, frames: Any) -> Any:
+        """Frames `(..., height, width)` in ADU less the offset."""
+        return frames if _is_zero(self.offset_adu) else frames - _float32(self.offset_adu)
+
+    def electrons(self, frames: Any) -> Any:
+        """Frames `(..., height, width)` in ADU as photoelectrons. `ValueError` where the
+        gain is not known."""
+        gain = _float32(self.known_gain("Electrons"))
+        return self.above_offset(frames) * gain
+
+    def even_light(self, frames: Any) -> Any:
+        """Frames `(..., height, width)` in ADU as they are estimated: above the offset, and
+        in electrons where pixels differ, since even light is even in electrons alone."""
+        return self.above_offset(frames) if self.is_even else self.electrons(frames)
+
+    def in_adu(self, images: Any) -> Any:
+        """Images `(..., height, width)` in the unit of `even_light` in ADU above the
+        offset."""
+        return images if self.is_even else images / _float32(self.known_gain("ADU"))
+
+    def known_gain(self, purpose: str) -> PerPixel:
+        """The gain; `ValueError` if it is not known, naming what needs it."""
+        if self.gain_electrons_per_adu is None:
+            raise ValueError(
+                f"{purpose} needs the gain of the camera; give "
+                "Camera(gain_electrons_per_adu=...)."
+            )
+        return self.gain_electrons_per_adu
+
+    @property
+    def of_electrons(self) -> "Camera":
+        """The camera of frames that were made electrons: of the same read noise."""
+        return Camera(0.0, 1.0, self.read_noise_electrons)
+
+    def weights(
+        self, electrons: Real[Array, "*frames height width"], weights: Any = None
+    ) -> Any:
+        """How much each pixel counts in a mean, by its noise beside that of the light of
+        its frame: for estimators that take weights. `weights` are multiplied with it, and
+        given back as they are by a camera whose pixels have the same read noise."""
+        if not self._has_noise_map:
+            return weights
+        given = 1.0 if weights is None else weights
+        counts = jnp.isfinite(electrons) * jnp.asarray(given, electrons.dtype)
+        light = jnp.sum(
+            jnp.where(counts > 0, counts * electrons, 0), (-2, -1), keepdims=True
+        )
+        total = jnp.sum(counts, (-2, -1), keepdims=True)
+        light = jnp.maximum(light / jnp.maximum(total, 1), 0)
+        variance = _float32(self.read_noise_electrons) ** 2 + _LEAST_VARIANCE
+        return given * (light + jnp.min(variance)) / (light + variance)
+
+    def cropped(self, y: slice, x: slice) -> "Camera":
+        """The camera of a part of its frames: these lines and columns."""
+        return jax.tree.map(lambda value: value[y, x] if np.ndim(value) else value, self)
+
+    def check_shape(self, height: int, width: int) -> None:
+        """`ValueError` for maps that do not fit frames of this size."""
+        if self.shape not in ((), (height, width)):
+            raise ValueError(
+                f"The camera's maps have the shape {self.shape}, but frames are {height} x "
+                f"{width} px; give maps of the whole frame, from the same part of the chip."
+            )
+
+    def save(self, path: str | Path) -> None:
+        """Writes a file that `load` reads: `.json` for numbers, `.npz`, or `.tif` with
+        three pages: offset, gain and read noise. `ValueError` for another suffix, for maps
+        as JSON, and for a TIFF of a camera whose gain is not known."""
+        path = Path(path)
+        values = {name: getattr(self, name) for name in _NAMES}
+        match path.suffix.lower():
+            case ".json" if not self.shape:
+                path.write_text(json.dumps(values, indent=2), "utf-8")
+            case ".npz":
+                np.savez(path, **{n: v for n, v in values.items() if v is not None})
+            case ".tif" | ".tiff" if self.is_gain_known:
+                import tifffile
+
+                maps = [np.broadcast_to(v, self.shape or (1, 1)) for v in values.values()]
+                pages = np.stack(maps).astype(np.float32)
+                about = {"photometric": "minisblack", "metadata": {"Labels": [*_NAMES]}}
+                tifffile.imwrite(path, pages, **about)
+            case _:
+                raise ValueError(
+                    f"{path}: a camera is written as .npz; as .json if it has numbers "
+                    "alone, and as .tif if its gain is known; give such a name."
+                )
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Camera":
+        """Reads what `save` has written, or a TIFF of three pages: offset in ADU, gain in
+        electrons per ADU, and read noise in electrons. `ValueError` for a file that holds
+        no camera, `OSError` for one that cannot be read."""
+        path = Path(path)
+        match path.suffix.lower():
+            case ".json":
+                values = json.loads(path.read_text("utf-8"))
+            case ".npz":
+                with np.load(path) as arrays:
+                    values = dict(arrays)
+            case ".tif" | ".tiff":
+                import tifffile
+
+                pages = tifffile.imread(path)
+                if pages.ndim != 3 or len(pages) != 3:
+                    rule = "three pages: offset, gain and read noise"
+                    raise ValueError(f"{path}: has the shape {pages.shape}; give {rule}.")
+                values = dict(zip(_NAMES, pages, strict=True))
+            case _:
+                raise ValueError(f"{path}: a camera is a .json, .npz or .tif; give one.")
+        if not isinstance(values, dict) or not values or values.keys() - set(_NAMES):
+            raise ValueError(f"{path}: is no camera; one has {', '.join(_NAMES)}.")
+        try:
+            return cls(**values)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{path}: {error}") from error
+
+
+def camera_of_each(camera: Any, channels: Any) -> Any:
+    """A camera for each channel, in their structure, from one for all or one for each, or
+    from `None`. `TypeError` for what is no camera, `ValueError` for another number."""
+    if camera is None:
+        camera = Camera()
+    is_list = is_sequence(camera)
+    cameras = list(camera) if is_list else [camera]
+    for entry in cameras:
+        if not isinstance(entry, Camera):
+            rule = "must be a jaxbkgd.Camera, or one a channel, as Camera(100.0, 0.46)"
+            raise TypeError(f"camera {rule}, but is {entry!r}.")
+    if not is_sequence(channels):
+        if is_list:
+            raise ValueError("There is one stack of frames; give one camera, in no list.")
+        return camera
+    if not is_list:
+        cameras *= len(channels)
+    if len(cameras) != len(channels):
+        raise ValueError(
+            f"There are {len(channels)} channels, but {len(cameras)} cameras; give one for "
+            "all, or one for each."
+        )
+    return tuple(cameras) if isinstance(channels, tuple) else cameras
+
+
+def _number_or_map(name: str, value: Any, **limits: Any) -> Any:
+    if is_traced(value):
+        return value
+    numbers = real_array(name, value, **limits)
+    if numbers.ndim not in (0, 2):
+        raise ValueError(
+            f"{name} must be a number or a map (height, width), but has the shape "
+            f"{numbers.shape}."
+        )
+    return numbers.astype(np.float32) if numbers.ndim else float(numbers)
+
+
+def _float32(value: Any) -> Any:
+    """A number that leaves frames in their dtype."""
+    return np.float32(value) if isinstance(value, float) else value
+
+
+def _is_zero(value: Any) -> bool:
+    return isinstance(value, float) and value == 0

@@ -1,0 +1,300 @@
+"""Cameras: what a number of ADU is in electrons, and maps of pixels that differ."""
+
+import json
+import math
+import re
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tifffile
+
+from jaxbkgd import (
+    calibrate,
+    Camera,
+    estimate_dask,
+    estimate_movie,
+    LocalMean,
+    measure_camera,
+    measure_gain,
+    simulate_movie,
+    SpatialMean,
+    TruthLoss,
+)
+
+
+SHAPE = 32, 48
+RNG = np.random.default_rng(20261130)
+LIGHT = 60 + 18 * np.sin(np.mgrid[: SHAPE[0], : SHAPE[1]][0] / 12)
+OFFSET = 100 + RNG.standard_normal(SHAPE)
+GAIN = 0.46 * np.exp(0.1 * RNG.standard_normal(SHAPE))
+READ_NOISE = 1.5 * np.exp(0.7 * RNG.standard_normal(SHAPE))
+MAPS = Camera(OFFSET, GAIN, READ_NOISE)
+
+
+def exposed(light: np.ndarray, frame_count: int) -> np.ndarray:
+    """What the camera of the maps writes, rounded, in float32."""
+    electrons = RNG.poisson(light, (frame_count, *light.shape))
+    electrons = electrons + READ_NOISE * RNG.standard_normal(electrons.shape)
+    return np.round(electrons / GAIN + OFFSET).astype(np.float32)
+
+
+def written(frames: Any, estimator: Any, **options: Any) -> np.ndarray:
+    sink = np.empty(np.shape(frames), np.float32)
+    estimate_movie(frames, estimator, sink, progress=False, **options)
+    return sink
+
+
+def test_light_and_adu_are_each_others_inverse():
+    frames = exposed(LIGHT, 2)
+    electrons = (frames - OFFSET.astype(np.float32)) * GAIN.astype(np.float32)
+    np.testing.assert_array_equal(MAPS.electrons(frames), electrons)
+    np.testing.assert_array_equal(MAPS.even_light(frames), electrons)
+    np.testing.assert_allclose(MAPS.in_adu(electrons), frames - OFFSET, rtol=1e-5)
+    plain = Camera(100.0, 0.5)
+    np.testing.assert_array_equal(plain.even_light(frames), frames - 100)
+    np.testing.assert_array_equal(plain.electrons(frames), (frames - 100) / 2)
+    assert Camera().above_offset(frames) is frames
+
+
+def test_a_camera_is_a_part_of_a_differentiable_program():
+    def level(gain):
+        return Camera(100.0, gain).electrons(jnp.full((2, 2), 110.0)).mean()
+
+    assert jax.grad(level)(2.0) == 10.0
+    np.testing.assert_allclose(
+        eqx.filter_jit(lambda camera: camera.electrons(120.0))(MAPS),
+        (120 - OFFSET) * GAIN,
+        rtol=1e-5,
+    )
+
+
+@pytest.mark.parametrize("estimator", [SpatialMean(5.0), LocalMean(6.0, 8.0)])
+def test_pixels_that_differ_are_estimated_in_electrons(estimator):
+    """Without maps, the mean over time is off by the gain, which scatters by a tenth."""
+    frames = exposed(LIGHT, 24)
+    bkgds = written(frames, estimator, camera=MAPS) * GAIN
+    plain = written(frames, estimator, camera=Camera(100.0, 0.46)) * 0.46
+    error, plain_error = (
+        float(np.sqrt(np.mean((estimate.mean(axis=0) - LIGHT) ** 2)))
+        for estimate in (bkgds, plain)
+    )
+    assert error < 0.6 * plain_error
+    residuals = written(frames, estimator, camera=MAPS, quantity="residual")
+    np.testing.assert_allclose(residuals, frames - OFFSET - bkgds / GAIN, atol=0.02)
+
+
+def test_an_snr_map_has_unit_noise_in_pixels_of_any_gain_and_read_noise():
+    frames = exposed(np.full(SHAPE, 20.0), 300)
+    ratios = written(frames, LocalMean(10.0, 60.0), camera=MAPS, quantity="snr")
+    squares = np.mean(ratios.astype(np.float64) ** 2, axis=0)
+    for values in (GAIN, READ_NOISE):
+        quarters = np.digitize(values, np.quantile(values, [0.25, 0.5, 0.75]))
+        for quarter in range(4):
+            # 384 pixels of 300 frames: a standard error of 0.4 %.
+            assert abs(np.mean(squares[quarters == quarter]) - 1) < 0.02
+
+
+def test_noisy_pixels_count_less():
+    """As the inverse of their variance in a light of 20 e-, beside a quiet pixel."""
+    noise = np.where(np.arange(48) == 7, 20.0, 1.0) * np.ones(SHAPE)
+    camera = Camera(0.0, 1.0, noise)
+    weights = np.asarray(camera.weights(jnp.full((2, *SHAPE), 20.0)))
+    np.testing.assert_allclose(weights[0, 3, 7] / weights[0, 3, 8], 21 / 420, rtol=1e-4)
+    mask = jnp.asarray(np.arange(48) > 3)[None, None]
+    assert np.all(
+        np.asarray(camera.weights(jnp.full((2, *SHAPE), 20.0), mask))[..., :3] == 0
+    )
+    assert Camera(0.0, 1.0, 2.0).weights(jnp.ones(SHAPE), None) is None
+    # A light of zero and below, and pixels that are not finite, have finite weights.
+    dark = jnp.full((1, *SHAPE), -3.0).at[0, 0, 0].set(jnp.nan)
+    assert np.isfinite(camera.weights(dark)).all()
+
+
+def test_chunks_boxes_and_dask_have_the_same_bits():
+    da = pytest.importorskip("dask.array")
+    frames, estimator = exposed(LIGHT, 24), LocalMean(4.0, 2.0)
+    whole = written(frames, estimator, camera=MAPS)
+    chunked = written(frames, estimator, camera=MAPS, chunk_frames=5)
+    np.testing.assert_array_equal(chunked, whole)
+    array = da.from_array(frames, chunks=(7, -1, -1))
+    lazy = estimate_dask(array, estimator, camera=MAPS)
+    np.testing.assert_array_equal(lazy.compute(scheduler="synchronous"), whole)
+    x0, y0, x1, y1 = box = (8, 0, 40, 32)
+    part = np.empty((24, 32, 32), np.float32)
+    estimate_movie(frames, estimator, [part], camera=MAPS, boxes=[box], progress=False)
+    cut = MAPS.cropped(slice(y0, y1), slice(x0, x1))
+    expected = written(frames[:, y0:y1, x0:x1], estimator, camera=cut)
+    np.testing.assert_array_equal(part, expected)
+
+
+def test_a_calibration_sees_even_light_and_says_electrons():
+    frames = exposed(LIGHT, 40)
+    _, history = calibrate(frames, camera=MAPS, progress=False)
+    (findings,) = history.findings
+    assert findings.unit == "e-"
+    # The noise is measured by differences between pixels, of which few are the noisiest.
+    assert abs(findings.noise / np.sqrt(np.mean(LIGHT + READ_NOISE**2)) - 1) < 0.1
+    assert "e- (" in history.rows()["error"]
+    _, history = calibrate(frames, camera=Camera(100.0), progress=False)
+    assert history.findings[0].unit == "ADU"
+    truth = TruthLoss(jnp.asarray(LIGHT / GAIN, jnp.float32))
+    start = SpatialMean(3.0, max_radius_pix=12.0)
+    options: dict[str, Any] = {"objective": truth, "steps": 1, "progress": False}
+    _, history = calibrate(frames, start, camera=MAPS, **options)
+    # In squared electrons: the mean under 3 px leaves about 8.1 / sqrt(pi 9).
+    assert history.losses[0] < 5
+
+
+def test_files_keep_a_camera(tmp_path):
+    for name, camera in (
+        ("camera.json", Camera(100.0, 0.46, 1.6)),
+        ("unknown.json", Camera(100.0)),
+        ("maps.npz", MAPS),
+        ("offset.npz", Camera(OFFSET)),
+        ("maps.tif", MAPS),
+    ):
+        camera.save(tmp_path / name)
+        back = Camera.load(tmp_path / name)
+        assert jax.tree.structure(back) == jax.tree.structure(camera)
+        for got, expected in zip(*map(jax.tree.leaves, (back, camera)), strict=True):
+            np.testing.assert_array_equal(got, expected)
+    for name, camera in (("x.json", MAPS), ("x.tif", Camera(OFFSET)), ("x.csv", MAPS)):
+        with pytest.raises(ValueError, match=r"is written as \.npz"):
+            camera.save(tmp_path / name)
+
+
+def test_files_that_hold_no_camera_are_named(tmp_path):
+    (tmp_path / "other.json").write_text(json.dumps({"gain": 1}))
+    (tmp_path / "zero.json").write_text(json.dumps({"gain_electrons_per_adu": 0}))
+    (tmp_path / "broken.json").write_text("{")
+    (tmp_path / "none.csv").write_text("")
+    tifffile.imwrite(tmp_path / "two.tif", np.ones((2, 8, 8), np.float32))
+    for name, message in {
+        "other.json": "is no camera; one has offset_adu",
+        "zero.json": "gain_electrons_per_adu must be positive",
+        "broken.json": "Expecting",
+        "none.csv": "a camera is a .json, .npz or .tif",
+        "two.tif": "three pages: offset, gain and read noise",
+    }.items():
+        with pytest.raises(ValueError, match=re.escape(message)):
+            Camera.load(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((np.nan,), "offset_adu must be finite"),
+        ((0.0, 0.0), "gain_electrons_per_adu must be positive and finite"),
+        ((0.0, np.where(OFFSET > 100, 1.0, 0.0)), "gain_electrons_per_adu must be posit"),
+        ((0.0, np.full(SHAPE, np.nan)), "gain_electrons_per_adu must be positive and fin"),
+        ((0.0, 1.0, -1.0), "read_noise_electrons must be zero or positive"),
+        ((np.zeros((2, 8, 8)),), r"number or a map \(height, width\).*\(2, 8, 8\)"),
+        ((np.zeros((8, 8)), np.ones((8, 9))), r"shapes \(8, 8\) and \(8, 9\)"),
+        ((0.0, None, 1.6), "read noise in electrons needs gain_electrons_per_adu"),
+        ((None, 1.0), "offset_adu must be a number"),
+    ],
+)
+def test_bad_maps_are_refused(arguments, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        Camera(*arguments)
+
+
+def test_the_noise_of_a_pixel_is_that_of_its_light_and_its_reading():
+    background = SpatialMean(5.0)(jnp.full((1, 16, 16), 200.0))
+    ratio = background.snr(jnp.full((1, 16, 16), 210.0), Camera(0.0, 0.5, 3.0))
+    noise_adu = math.sqrt(200 * 0.5 + 9) / 0.5
+    factor = background.noise_corrections
+    np.testing.assert_allclose(ratio, 10 / (factor * noise_adu), rtol=1e-4)
+
+
+def camera_stacks(levels: list[float], frame_count: int = 200) -> list[np.ndarray]:
+    """Frames of uneven light that flickers by 2 %, by a camera of the maps."""
+    profile = np.linspace(1, 0.6, SHAPE[0])[:, None] * np.ones(SHAPE)
+    stacks = []
+    for level in levels:
+        lamp = 1 + 0.02 * RNG.standard_normal((frame_count, 1, 1))
+        electrons = RNG.poisson(level * profile * lamp)
+        noise = READ_NOISE * RNG.standard_normal(electrons.shape)
+        counts = np.clip(np.round((electrons + noise) / GAIN + OFFSET), 0, 65535)
+        stacks.append(counts.astype(np.uint16))
+    return stacks
+
+
+def test_maps_from_dark_and_bright_frames_are_within_their_stated_error():
+    dark, *bright = camera_stacks([0, 50, 400, 3000])
+    report = measure_camera(dark, bright)
+    truth = OFFSET, GAIN, READ_NOISE
+    for found, true, std in zip(report[:3], truth, report[3:6], strict=True):
+        deviations = (found - true) / std
+        # 1 536 pixels: the root mean square is known to 2 %.
+        assert 0.9 < np.sqrt(np.mean(deviations**2)) < 1.15
+        assert abs(np.mean(deviations)) < 0.2
+    assert report.doubts == ()
+    camera = Camera.from_dark_and_bright(dark, bright)
+    np.testing.assert_array_equal(camera.offset_adu, np.float32(report.offset_adu))
+
+
+def test_pixels_that_are_alike_are_given_one_gain():
+    """Its scatter from noise alone, 9 % a pixel, is not taken for that of the pixels."""
+    light = [100 + 2 * RNG.poisson(level, (250, *SHAPE)) for level in (0, 30, 300)]
+    report = measure_camera(light[0], light[1:])
+    assert np.std(report.gain_electrons_per_adu) < 0.005
+    assert abs(np.mean(report.gain_electrons_per_adu) - 0.5) < 0.005
+
+
+def test_a_dead_pixel_and_a_saturated_light_are_named():
+    dark, *bright = camera_stacks([0, 400, 3000], 100)
+    for stack in (dark, *bright):
+        stack[:, 3, 4] = 130
+    report = measure_camera(dark, [bright[0], np.minimum(bright[1], 5000)])
+    assert any("1 pixels do not respond to light" in doubt for doubt in report.doubts)
+    assert any("off the line: it is saturated" in doubt for doubt in report.doubts)
+    camera = Camera(*report[:3])
+    weights = np.asarray(camera.weights(jnp.full((1, *SHAPE), 60.0)))
+    assert weights[0, 3, 4] < 1e-4 * weights.max()
+
+
+def test_dark_frames_and_a_gain_make_maps():
+    (dark,) = camera_stacks([0])
+    report = measure_camera(dark, gain=0.46)
+    assert report.gain_electrons_per_adu == 0.46
+    assert np.corrcoef(np.ravel(report.offset_adu), OFFSET.ravel())[0, 1] > 0.9
+    np.testing.assert_allclose(
+        np.mean(report.read_noise_electrons * GAIN / 0.46), np.mean(READ_NOISE), rtol=0.02
+    )
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda dark: (dark[:5],), r"dark: has the shape \(5, 32, 48\)"),
+        (lambda dark: (dark,), "Dark frames do not tell the gain"),
+        (lambda dark: (dark, [dark[:, :8]]), r"bright 1: has the shape \(20, 8, 48\)"),
+        (lambda dark: (dark, [dark]), "which is no light"),
+    ],
+)
+def test_frames_that_tell_no_camera_are_refused(make, message):
+    dark = RNG.normal(100, 3, (20, *SHAPE))
+    with pytest.raises(ValueError, match=message):
+        measure_camera(*make(dark))
+
+
+def test_a_movie_alone_tells_gain_and_offset():
+    frames, _ = simulate_movie(
+        jax.random.key(0), frame_count=60, gain_electrons_per_adu=0.46, offset_adu=100.0
+    )
+    frames = np.asarray(frames)
+    report = measure_gain(frames, read_noise_electrons=1.6)
+    assert abs(report.gain_electrons_per_adu - 0.46) < max(4 * report.gain_std, 0.02)
+    assert abs(report.offset_adu - 100) < 4 * report.offset_std_adu
+    known = measure_gain(frames, offset_adu=100.0, read_noise_electrons=1.6)
+    assert abs(known.gain_electrons_per_adu / 0.46 - 1) < 0.03
+    assert known.gain_std < report.gain_std
+    even = RNG.poisson(60, (60, 64, 64)) / 0.46 + 100
+    assert any("are about as bright" in doubt for doubt in measure_gain(even).doubts)
+    with pytest.raises(ValueError, match="does not rise with the mean"):
+        measure_gain(np.zeros((20, 64, 64)))
