@@ -53,14 +53,15 @@ MAPPED_PIX = 56  # in the middle of the frame
 
 # Frames (frames, height, width) to backgrounds, one for each size there is to choose
 # from, with its name.
-Estimate = Callable[[np.ndarray], Iterator[tuple[str, np.ndarray]]]
+Estimate = Callable[..., Iterator[tuple[str, np.ndarray]]]
 
 
 @dataclass(frozen=True)
 class Estimator:
     """A way to the background, the package it needs, and how Matplotlib draws it.
 
-    One that is slow, and sees each frame by itself, is given one in `every` frames.
+    One that is slow, and sees each frame by itself, is given one in `every` frames. One
+    that knows cameras is given frames as they are, and the camera.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Estimator:
     estimate: Estimate
     style: str
     every: int = 1
+    knows_cameras: bool = False
 
 
 def _smlmlp(block: str, frames: np.ndarray, **settings: float) -> np.ndarray:
@@ -125,18 +127,30 @@ def with_learned_mean(frames: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
     yield f"{y:.2f}, {x:.2f} px", np.asarray(estimator(frames).bkgds)
 
 
-def with_usual_local_mean(frames: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-    yield "30 frames, 7 px", np.asarray(jaxbkgd.LocalMean()(frames).bkgds)
+def _estimated(
+    frames: np.ndarray, camera: jaxbkgd.Camera, estimator: jaxbkgd.AbstractEstimator
+) -> np.ndarray:
+    bkgds = np.empty(frames.shape, np.float32)
+    jaxbkgd.estimate_movie(frames, estimator, bkgds, camera=camera, progress=False)
+    return bkgds
 
 
-def with_best_local_mean(frames: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-    estimator, history = jaxbkgd.calibrate(frames, progress=False)
+def with_usual_local_mean(
+    frames: np.ndarray, camera: jaxbkgd.Camera
+) -> Iterator[tuple[str, np.ndarray]]:
+    yield "30 frames, 7 px", _estimated(frames, camera, jaxbkgd.LocalMean())
+
+
+def with_best_local_mean(
+    frames: np.ndarray, camera: jaxbkgd.Camera
+) -> Iterator[tuple[str, np.ndarray]]:
+    estimator, history = jaxbkgd.calibrate(frames, camera=camera, progress=False)
     radii = ", ".join(f"{radius:.2f}" for radius in np.ravel(estimator.radii))
     # What it says of itself, to compare with the truth.
-    stated = "; ".join(f"{found.error:.3f} ADU" for found in history.findings)
+    stated = "; ".join(f"{found.error:.3f} e-" for found in history.findings)
     doubts = f"{len(history.doubts)} doubts"
     setting = f"{type(estimator).__name__}, {radii}; states {stated}, {doubts}"
-    yield setting, np.asarray(estimator(frames).bkgds)
+    yield setting, _estimated(frames, camera, estimator)
 
 
 MEDIAN = "smlmlp median"
@@ -157,8 +171,10 @@ ESTIMATORS = (
     Estimator("rolling ball, best radius", "skimage", with_rolling_ball, ">C6", every=10),
     Estimator(USUAL, "jaxbkgd", with_usual_mean, "xk"),
     Estimator(LEARNED, "jaxbkgd", with_learned_mean, "oC9"),
-    Estimator("LocalMean, as it is", "jaxbkgd", with_usual_local_mean, "xC3"),
-    Estimator(CLIPPED, "jaxbkgd", with_best_local_mean, "*C3"),
+    Estimator(
+        "LocalMean, as it is", "jaxbkgd", with_usual_local_mean, "xC3", knows_cameras=True
+    ),
+    Estimator(CLIPPED, "jaxbkgd", with_best_local_mean, "*C3", knows_cameras=True),
 )
 
 MAPPED_NAMES = (MEDIAN, USUAL, LEARNED, CLIPPED)
@@ -199,11 +215,15 @@ def measured(
 ) -> tuple[Result, np.ndarray]:
     """The result with the best setting, and its background in electrons."""
     gain, every = movie.gain_electrons_per_adu, estimator.every
-    frames = np.subtract(movie.frames[::every], movie.offset_adu, dtype=np.float32)
+    given = [np.subtract(movie.frames[::every], movie.offset_adu, dtype=np.float32)]
+    level = 0.0
+    if estimator.knows_cameras:
+        given = [movie.frames[::every], movie.camera]
+        level = movie.camera.offset_adu - movie.offset_adu
     truth = gain * (movie.bkgds_adu[::every] - movie.offset_adu)
     found = []
-    for setting, bkgds_adu in estimator.estimate(frames):
-        bkgds = gain * bkgds_adu.astype(np.float64)
+    for setting, bkgds_adu in estimator.estimate(*given):
+        bkgds = gain * (bkgds_adu.astype(np.float64) + level)
         errors = bkgds - truth
         result = Result(
             scene=scene_name,

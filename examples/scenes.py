@@ -14,6 +14,7 @@ import jax
 import numpy as np
 from jax import lax
 
+import jaxbkgd
 from jaxbkgd._simulation import blinking_molecules, render_molecules, uneven_field
 
 
@@ -107,15 +108,22 @@ MOVING_SCENES = (
 
 @dataclass(frozen=True)
 class Movie:
-    """Frames in ADU, and what they would be on average without molecules.
-
-    Gain, in photoelectrons, and offset are the camera's, or the means of its maps.
-    """
+    """Frames in ADU, what they would be on average without molecules, and the camera,
+    whose gain is in photoelectrons, of an EMCCD before its noise."""
 
     frames: np.ndarray
     bkgds_adu: np.ndarray
-    gain_electrons_per_adu: float
-    offset_adu: float
+    camera: jaxbkgd.Camera
+
+    @property
+    def gain_electrons_per_adu(self) -> float:
+        """The mean of the camera's."""
+        return float(np.mean(self.camera.known_gain("A scene")))
+
+    @property
+    def offset_adu(self) -> float:
+        """The mean of the camera's."""
+        return float(np.mean(self.camera.offset_adu))
 
 
 def simulated(
@@ -285,6 +293,5 @@ def _exposed(
     return Movie(
         frames.astype(np.uint16),
         em_gain * bkgds / electrons_per_adu + offset_adu,
-        gain_electrons_per_adu=float(np.mean(electrons_per_adu)) / em_gain,
-        offset_adu=float(np.mean(offset_adu)),
+        jaxbkgd.Camera(offset_adu, electrons_per_adu / em_gain, read_noise / em_gain),
     )

@@ -11,6 +11,8 @@ import jaxtyping
 import numpy as np
 import pytest
 from reference import CUT_SIGMAS, dense_mean, reference_kernel
+from xdist.remote import Producer
+from xdist.scheduler import LoadFileScheduling
 
 from jaxbkgd import AbstractEstimator, Background
 
@@ -36,10 +38,18 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """`-m fast` selects the tests that are not marked as slow."""
+    """`-m fast` selects the tests that are not marked as slow, and no docstrings."""
     for item in items:
-        if item.get_closest_marker("slow") is None:
-            item.add_marker("fast")
+        is_slow = item.get_closest_marker("slow") or isinstance(item, pytest.DoctestItem)
+        item.add_marker("slow" if is_slow else "fast")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadFileScheduling:
+    """A file goes to one worker as a whole, since its tests share programs and fixtures;
+    files go in the order of their names, which begins with the slowest."""
+    config.option.loadscopereorder = False
+    return LoadFileScheduling(config, log)
 
 
 # What others call the mean of each frame by itself.

@@ -13,6 +13,8 @@ from types import ModuleType, SimpleNamespace
 import numpy as np
 import pytest
 
+import jaxbkgd
+
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SIZE_PIX, FRAME_COUNT = 24, 40
@@ -117,8 +119,7 @@ def flat_movie(example: ModuleType, *, frame_count: int):
     return example.Movie(
         np.full((frame_count, 8, 8), 110, np.uint16),
         np.full((frame_count, 8, 8), 110.0),
-        gain_electrons_per_adu=0.5,
-        offset_adu=100.0,
+        jaxbkgd.Camera(100.0, 0.5),
     )
 
 
@@ -139,6 +140,7 @@ def test_an_estimator_counts_with_its_best_setting_in_electrons(example: ModuleT
     np.testing.assert_array_equal(bkgds, 5.5)
 
 
+@pytest.mark.slow
 def test_estimators_of_all_packages_that_are_installed_know_an_even_background(
     example: ModuleType,
 ):

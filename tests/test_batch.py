@@ -74,6 +74,7 @@ def _written(source: Any, estimator: AbstractEstimator = ESTIMATOR, **options: A
     return out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("chunk_frames", "workers"), [(None, None), (4, 3), (22, 1)])
 def test_a_movie_is_estimated_as_a_whole_to_the_bit(chunk_frames, workers):
     options = {"chunk_frames": chunk_frames, "workers": workers}
@@ -85,6 +86,7 @@ def test_a_movie_is_estimated_as_a_whole_to_the_bit(chunk_frames, workers):
         np.testing.assert_array_equal(written, expected)
 
 
+@pytest.mark.slow
 def test_frames_of_any_real_dtype_are_converted():
     np.testing.assert_array_equal(_written(FRAMES.astype(">u2")), BKGDS)
     np.testing.assert_array_equal(_written(FRAMES.astype(np.int64)), BKGDS)
@@ -111,6 +113,7 @@ def test_only_halos_are_read_twice():
     assert (movie.counts == 1).all()
 
 
+@pytest.mark.slow
 def test_a_mean_over_time_is_that_of_the_whole_movie_and_reads_the_halo_of_its_radii():
     movie = CountingMovie(np.maximum(FRAMES, 1000))
     weights = np.zeros((20, 31), bool)
@@ -207,6 +210,7 @@ def test_windows_fit_in_the_memory_of_a_gpu():
 MASK = np.random.default_rng(3).integers(0, 3, FRAMES.shape).astype(np.uint8)
 
 
+@pytest.mark.slow
 def test_weights_are_cut_as_the_frames_are(tmp_path):
     boxes = [(0, 0, 16, 20), (15, 0, 31, 20)]
     path = tmp_path / "mask.npy"
@@ -246,6 +250,7 @@ def test_weights_that_do_not_fit_are_refused(weights, message, tmp_path):
         estimate_movie(FRAMES, ESTIMATOR, tmp_path / "bkgd.tif", weights=weights)
 
 
+@pytest.mark.slow
 def test_residuals_and_snr_are_those_of_the_background_above_the_offset():
     above = FRAMES - np.float32(100)
     background = ESTIMATOR(above)
@@ -340,6 +345,7 @@ def test_a_path_is_enough_to_estimate_a_movie(movie_path, tmp_path, monkeypatch)
     assert len(seen) == 1
 
 
+@pytest.mark.slow
 def test_the_light_is_that_of_the_whole_movie():
     frames = np.maximum(FRAMES, 1000)
     estimator = LocalMean(1.0, 1.0, clip=None, max_radius_frames=4)
@@ -350,6 +356,7 @@ def test_the_light_is_that_of_the_whole_movie():
     assert estimate_movie(FRAMES, ESTIMATOR, out).lights == (None,)
 
 
+@pytest.mark.slow
 def test_channels_have_their_own_radii_offsets_and_noise_factors():
     boxes = [(0, 0, 16, 20), (15, 0, 31, 20)]
     estimator = SpatialMean([[1.0, 2.0], [1.5, 1.5]])
@@ -451,6 +458,7 @@ def _leave_unfinished(source, sink, monkeypatch, **options):
     return raised.value
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["bkgd.tif", "bkgd.ome.tif", "bkgd.zarr", "bkgd.ome.zarr"])
 def test_what_an_error_leaves_is_gone_on_with(name, movie_path, tmp_path, monkeypatch):
     sink = tmp_path / name
@@ -735,6 +743,7 @@ def test_an_array_is_not_written_over_while_it_is_read():
         estimate_movie(frames, MovingSum(2), frames)
 
 
+@pytest.mark.slow
 def test_64_bit_mode_is_that_of_the_call():
     frames = FRAMES.astype(np.float64) + 1e-7
     with jax.enable_x64(True):

@@ -314,6 +314,7 @@ class TestEstimators:
         assert 0 < history.radii_std[0, 0] < 0.1
         assert history.is_converged
 
+    @pytest.mark.slow
     def test_the_standard_deviation_is_that_of_a_mean(self, rng):
         # Of each column by itself: 32 experiments at once.
         sigma, shape = 2.0, (64, 4, 32)
@@ -599,6 +600,7 @@ class TestMovies:
         # All of one length, and compiled once.
         assert len({stop - start for start, stop in movie.runs}) == 1
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(("frame_count", "lag"), [(7, 3), (80, 9), (90, 40)])
     def test_all_pairs_of_a_short_movie_are_used(self, frame_count, lag):
         movie = Recorded(frame_count, 8)
@@ -630,6 +632,7 @@ class TestMovies:
         quietly(Haloed(jnp.array(1.0)), movie, objective=towards_ten, steps=1)
         assert [stop - start for start, stop in movie.runs] == [256, 256]
 
+    @pytest.mark.slow
     def test_paths_movies_and_arrays_of_any_dtype_give_the_same(self, tmp_path):
         path = tmp_path / "movie.npy"
         np.save(path, FEW)
@@ -652,6 +655,7 @@ class TestMovies:
             estimator, _ = quietly(blend(), source, objective=objective)
             assert estimator.weight == expected
 
+    @pytest.mark.slow
     def test_it_works_in_64_bit_mode(self, x64):
         start = eqx.tree_at(lambda level: level.levels, level(), np.float64(9))
         estimator, _ = quietly(start, FEW[:1], objective=towards_ten)

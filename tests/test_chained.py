@@ -21,6 +21,7 @@ FRAMES = RNG.poisson(60, (17, 12, 15)).astype(np.uint16)
 MEDIAN, MEAN = TemporalMedian(2), SpatialMean(3.0)
 
 
+@pytest.mark.slow
 def test_each_sees_what_those_before_it_have_left():
     # Its second frame is far below its background: differences of counts must not wrap.
     dim = FRAMES.copy()
@@ -39,6 +40,7 @@ def test_each_sees_what_those_before_it_have_left():
         np.testing.assert_allclose(factor, factors, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_movie_in_chunks_is_the_movie_as_a_whole_to_the_bit():
     estimator = Chained(SpatialOpening(1.0), Chained(MEDIAN, TemporalMedian(1)), MEAN)
     assert estimator.halo_frames == 3
@@ -47,6 +49,7 @@ def test_a_movie_in_chunks_is_the_movie_as_a_whole_to_the_bit():
     np.testing.assert_array_equal(written, estimator(FRAMES).bkgds)
 
 
+@pytest.mark.slow
 def test_the_noise_factors_of_median_and_mean_multiply():
     noise = RNG.standard_normal((60, 96, 96)).astype(np.float32)
     background = Chained(MEDIAN, SpatialMean(2.0))(noise)
@@ -56,6 +59,7 @@ def test_the_noise_factors_of_median_and_mean_multiply():
     assert background.noise_corrections == pytest.approx(np.std(residual), rel=0.01)
 
 
+@pytest.mark.slow
 def test_what_is_learned_is_what_each_one_learns():
     @eqx.filter_grad
     def gradient(estimator):

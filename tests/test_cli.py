@@ -114,6 +114,7 @@ def _read(path: str, channel: int = 0) -> np.ndarray:
         return movie.channels[channel][:]
 
 
+@pytest.mark.slow
 def test_a_movie_gets_its_background(folder):
     frames, radii_pix = _frames(), (5, 8)
     np.save("movie.npy", frames)
@@ -132,6 +133,7 @@ def test_a_movie_gets_its_background(folder):
     assert not {"resumed", "not finite"} & rows.keys()
 
 
+@pytest.mark.slow
 def test_a_movie_gets_its_mean_over_time(folder):
     frames = _frames()
     np.save("movie.npy", frames)
@@ -286,6 +288,7 @@ class TestTheOneCommand:
         np.save("movie.npy", _frames())
         return noted
 
+    @pytest.mark.slow
     def test_a_movie_is_all_that_it_needs(self, folder, made):
         result = _done("estimate movie.npy --chunk-frames 4")
         kinds = [".json", ".png", ".tif"]
@@ -305,6 +308,7 @@ class TestTheOneCommand:
         assert _done(command).stderr == ""
         np.testing.assert_array_equal(_read("bkgd.tif"), expected)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("kind", ["tif", "json", "png"])
     def test_nothing_is_replaced_that_was_there(self, kind, made):
         path = Path(f"movie-background.{kind}")
@@ -335,7 +339,11 @@ class TestTheOneCommand:
         _done(f"{command} --overwrite")
         assert len(made) == 2
 
-    def test_channels_of_files_and_of_boxes_share_one_calibration(self, folder, made):
+    def test_channels_of_files_and_of_boxes_share_one_calibration(
+        self, folder, made, monkeypatch
+    ):
+        # Which costs less compilation.
+        monkeypatch.setattr(TestTheOneCommand, "estimator", SpatialMean(3.3))
         np.save("other.npy", _frames())
         _done("estimate movie.npy other.npy --quantity residual --gain 2 --offset 1")
         names = ["movie-residual.tif", "other-residual.tif", "movie-residual.json"]
@@ -395,6 +403,7 @@ def test_programs_are_kept_where_the_user_keeps_caches(tmp_path, monkeypatch):
     assert settings == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "dtype", "written"),
     [
@@ -758,6 +767,7 @@ def _table(text: str) -> dict[str, list[str]]:
     return {row[0].strip(): row[1:] for row in rows if len(row) == 3}
 
 
+@pytest.mark.slow
 def test_the_demo_shows_what_it_measured(folder, pools):
     result = _done("demo --out figures")
     assert result.stderr == ""
@@ -797,6 +807,7 @@ def calibrated(tmp_path_factory):
     return folder, result, (first, second)
 
 
+@pytest.mark.slow
 def test_a_calibration_is_written_as_it_is_printed(calibrated):
     folder, result, _ = calibrated
     names = {"first.tif", "second.tif", "radii.json", "radii.png"}
@@ -825,6 +836,7 @@ def test_a_calibration_is_written_as_it_is_printed(calibrated):
     assert "jaxbkgd: 2 of 4 radii went to their bound: " in result.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("channel", [1, 2])
 def test_an_estimate_takes_the_radii_of_its_channel(channel, calibrated, folder):
     source, _, movies = calibrated
@@ -1024,6 +1036,7 @@ class TestAnInterruptedCalibration:
         monkeypatch.setattr(_calibrate, "calibrate", _press_ctrl_c)
         assert kept(NOTHING) == {}
 
+    @pytest.mark.slow
     def test_in_the_search_keeps_the_best_radii(self, kept, monkeypatch):
         def press(*arguments, **options):
             if len(losses) == 1:

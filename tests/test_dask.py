@@ -105,6 +105,7 @@ def in_chunks(frames: np.ndarray, chunk_frames: Any = 5) -> da.Array:
     return da.from_array(frames).rechunk({0: chunk_frames})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunk_frames", [5, (3, 0, 9, 11)])
 def test_the_result_is_the_same_to_the_bit_whatever_the_chunks(chunk_frames):
     array = in_chunks(FRAMES, chunk_frames)
@@ -131,6 +132,7 @@ def test_residual_and_snr_are_of_frames_above_the_offset():
     np.testing.assert_allclose(snr, np.sqrt(frames / 4), rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("chunk_frames", "halo_frames"), [(1, 1), (6, 4), (23, 50), ((12, 1, 10), 22)]
 )

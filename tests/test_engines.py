@@ -105,6 +105,7 @@ def with_slopes(y, x):
 close = ft.partial(np.testing.assert_allclose, rtol=0, atol=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_small", [False, True])
 def test_values_slopes_and_adjoints_are_those_of_a_dense_matrix(
     way, is_small, request, rng, x64
@@ -120,6 +121,7 @@ def test_values_slopes_and_adjoints_are_those_of_a_dense_matrix(
             close(got, right)
 
 
+@pytest.mark.slow
 def test_a_single_tap_changes_nothing(way, rng, x64):
     frames = rng.normal(100, 10, (2, 70, 40))
     kernels = (GaussianKernel(0, "smooth"), GaussianKernel(0, "smooth"))
@@ -127,6 +129,7 @@ def test_a_single_tap_changes_nothing(way, rng, x64):
     np.testing.assert_allclose(way(frames, (kernels,), "folded")[0], frames, rtol=1e-15)
 
 
+@pytest.mark.slow
 def test_frames_of_any_real_dtype_are_converted(way, request, rng, x64):
     dtypes = ("bool", "uint16", "int32", "uint16", "bool")
     dtype = dtypes[WAYS.index(request.node.callspec.params["way"])]
@@ -135,6 +138,7 @@ def test_frames_of_any_real_dtype_are_converted(way, request, rng, x64):
     close(way(frames, images)[0], images_by_matrices(frames.astype(float), images)[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_bound", [False, True])
 def test_what_is_not_finite_reaches_the_pixels_that_a_dense_matrix_reads(
     way, is_bound, rng, x64
@@ -145,6 +149,7 @@ def test_what_is_not_finite_reaches_the_pixels_that_a_dense_matrix_reads(
     close(way(frames, images)[0], images_by_matrices(frames, images)[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("edges", "products"), [("repeated", False), ("empty", False), ("repeated", True)]
 )
@@ -181,6 +186,7 @@ def test_sums_of_slopes_and_of_products_are_those_of_dense_matrices(
     np.testing.assert_allclose(np.vdot(back, frames), np.vdot(cotangent, image), 1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["frames", "cotangent"])
 def test_no_gradient_in_the_radii_comes_of_what_is_not_finite(place, rng):
     arrays = {"frames": rng.normal(size=(1, 70, 9)), "cotangent": np.ones((1, 70, 9))}
@@ -197,6 +203,7 @@ def test_no_gradient_in_the_radii_comes_of_what_is_not_finite(place, rng):
     assert np.all(np.isnan(sums))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_bound", [False, True])
 def test_nothing_is_left_of_an_image_that_is_written_over(is_bound, rng, monkeypatch, x64):
     force(monkeypatch, products=False)
@@ -242,6 +249,7 @@ def over_time(movie, kernel, edges):
     return apply_matrices(movie, {-3: matrix(kernel, 5.0, movie.shape[-3], edges)})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("shape", "edges"), list(zip(MOVIES, ("repeated", "folded", "empty"), strict=True))
 )
@@ -255,6 +263,7 @@ def test_movies_are_filtered_over_time_by_a_dense_matrix(
         close(got, over_time(movie, each, edges))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("edges", ["repeated", "empty"])
 def test_sums_over_time_are_those_of_dense_matrices(edges, rng, x64):
     # Two blocks of columns, of which some are in both.
@@ -284,6 +293,7 @@ def movie_with_what_is_not_finite(rng):
     return movie
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("is_bound", "edges"), [(False, "empty"), (True, "repeated")])
 def test_what_is_not_finite_stays_near_in_time(way_in_time, is_bound, edges, rng, x64):
     movie, kernel = movie_with_what_is_not_finite(rng), time_kernel(is_bound=is_bound)
@@ -293,6 +303,7 @@ def test_what_is_not_finite_stays_near_in_time(way_in_time, is_bound, edges, rng
     np.testing.assert_array_equal(np.isfinite(with_gap), np.isfinite(got))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("edges", ["repeated"])
 def test_a_frame_has_the_same_bits_in_every_chunk(way_in_time, edges, rng):
     movie = rng.normal(100, 10, (1, 60, 3, 100)).astype(np.float32)
@@ -307,6 +318,7 @@ def test_a_frame_has_the_same_bits_in_every_chunk(way_in_time, edges, rng):
         )
 
 
+@pytest.mark.slow
 def test_programs_for_gpu_and_tpu_have_no_loop_over_pieces():
     """There, a loop would take the frames in turn. On CPU there is one, and is seen."""
     # So wide that on CPU the products of an axis go through a loop, too.
@@ -319,6 +331,7 @@ def test_programs_for_gpu_and_tpu_have_no_loop_over_pieces():
             assert ("stablehlo.while" in program.mlir_module()) == has_loop
 
 
+@pytest.mark.slow
 def test_blocks_of_columns_are_sharded(rng, monkeypatch, x64):
     """Values and gradients are the same where each device has frames of its own."""
     force_blocks(monkeypatch)

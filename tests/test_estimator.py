@@ -39,6 +39,7 @@ def over_time():
 
 
 class TestStructure:
+    @pytest.mark.slow
     def test_one_stack_gives_one_of_each(self):
         for stack in (STACK, jnp.asarray(STACK)[0], STACK[:0]):
             background = SpatialMean(2.0)(stack)
@@ -113,6 +114,7 @@ class TestSnr:
         ratios = ratio_of(signal, bkgd, 0.5, gain)
         np.testing.assert_array_equal(ratios, [np.inf, np.nan, np.nan, np.nan, 12])
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         "estimator",
         [SpatialMean(2.0, max_radius_pix=3.0), over_time()],
@@ -266,6 +268,7 @@ EACH_ONCE = ["local", "opening", "chained"]
 
 
 class TestTransformations:
+    @pytest.mark.slow
     @pytest.mark.parametrize("name", ["local", "opening", "of a user"])
     def test_it_may_be_given_to_jit_and_vmap(self, name):
         estimator = ALL[name]
@@ -282,6 +285,7 @@ class TestTransformations:
             assert same == estimator
             assert hash(same) == hash(estimator)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("name", ["spatial", "local"])
     def test_its_form_for_inference_is_of_its_class_and_gives_the_same(self, name):
         estimator = ALL[name]
@@ -296,6 +300,7 @@ class TestTransformations:
         ):
             np.testing.assert_array_equal(got, expected)
 
+    @pytest.mark.slow
     def test_its_form_for_inference_has_fixed_radii(self):
         estimator = ALL["spatial"]
         fast = estimator.for_inference()
@@ -323,6 +328,7 @@ MODES: dict[str, Callable[[], list[Any]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", list(MODES))
 @pytest.mark.parametrize("name", EACH_ONCE)
 def test_it_works_in_the_strict_modes_of_jax(name, mode):
@@ -337,6 +343,7 @@ def test_it_works_in_the_strict_modes_of_jax(name, mode):
     np.testing.assert_allclose(ratios, expected, rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bfloat16", "bool"])
 @pytest.mark.parametrize("name", EACH_ONCE)
 def test_frames_of_any_real_dtype_are_float32_ones(name, dtype):
@@ -349,6 +356,7 @@ def test_frames_of_any_real_dtype_are_float32_ones(name, dtype):
     np.testing.assert_allclose(background.bkgds, expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EACH_ONCE)
 def test_sharded_frames_come_back_as_they_were_sharded(name):
     estimator, expected = ALL[name], ALL[name](STACK)
@@ -368,6 +376,7 @@ def test_sharded_frames_come_back_as_they_were_sharded(name):
             np.testing.assert_allclose(background.snr(frames, CAMERA), ratios, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EACH_ONCE)
 def test_programs_are_exported_with_symbolic_numbers_and_sizes_of_frames(name):
     estimator = ALL[name]

@@ -14,7 +14,7 @@ from jax import export
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from reference import dense_mean, dense_mean_over_time
 
-from jaxbkgd import estimate_movie, LocalMean, smlmlp, spatial_mean, SpatialMean
+from jaxbkgd import estimate_movie, smlmlp, spatial_mean, SpatialMean
 from jaxbkgd._filter.kernels import GapKernel, GaussianKernel, half_width, Truncation
 from jaxbkgd._filter.primitive import separable_filter, temporal_filter
 
@@ -39,6 +39,7 @@ def close(rtol=1e-12):
 
 
 class TestValues:
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("radius_pix", "truncation"),
         # With few taps, and with more than the frames have pixels.
@@ -61,6 +62,7 @@ class TestValues:
         got = spatial_mean(frame, radius_pix)
         np.testing.assert_allclose(got, dense_mean(frame, radius_pix), rtol=1e-12)
 
+    @pytest.mark.slow
     def test_axes_before_the_frames_are_kept(self, rng):
         frames = rng.uniform(50, 150, (2, 3, 8, 9)).astype(np.float32)
         expected = dense_mean(frames, 3.0)
@@ -96,6 +98,7 @@ class TestValues:
         np.testing.assert_allclose(got, frame.astype(float), rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("radius_pix", "truncation"), [(2.0, "hard"), ((30.0, 1.7), "smooth")]
 )
@@ -130,6 +133,7 @@ def test_a_gradient_keeps_no_image_but_the_frames():
     np.testing.assert_array_equal(kept[0], frames)
 
 
+@pytest.mark.slow
 def test_gradients_in_the_radii_of_integer_frames_are_those_of_floats(rng):
     frames = rng.integers(100, 200, (2, 9, 8)).astype(np.uint16)
     # Differences to the first pixel are negative.
@@ -163,6 +167,7 @@ class TestTransformations:
 
     RADII = np.array([(2.0, 2.0), (1.0, 3.5), (3.9, 0.3), (3.0, 4.0)])
 
+    @pytest.mark.slow
     def test_vmap_over_frames_radii_and_both(self, x64):
         stacks = FRAMES[:, None] + np.arange(2)[:, None, None]
         each = [
@@ -180,6 +185,7 @@ class TestTransformations:
         nested = jax.vmap(jax.vmap(mean(), (None, 0)), (0, None))(stacks, self.RADII)
         close()(nested, each)
 
+    @pytest.mark.slow
     def test_reverse_mode_equals_forward_mode(self, rng, x64):
         d_frames, d_radii = rng.normal(size=FRAMES.shape), rng.normal(size=2)
 
@@ -197,6 +203,7 @@ class TestTransformations:
                 np.vdot(gradients[0], d_frames) + np.vdot(gradients[1], d_radii),
             )
 
+    @pytest.mark.slow
     def test_jacobians_agree(self, x64):
         frames = FRAMES[:, :3, :2]
         forward = jax.jit(jax.jacfwd(mean(), (0, 1)))(frames, PAIR)
@@ -207,6 +214,7 @@ class TestTransformations:
         images = dense_mean(basis, tuple(PAIR), "smooth")
         close()(np.moveaxis(images, 0, -1).reshape(forward[0].shape), forward[0])
 
+    @pytest.mark.slow
     def test_checkpoint_scan_and_filter_jit_change_nothing(self, x64):
         def of_frames(frames, radii):
             def add(total, frame):
@@ -222,6 +230,7 @@ class TestTransformations:
             jax.tree.map(close(), got, expected)
         close()(eqx.filter_jit(loss)(FRAMES, PAIR), expected[0])
 
+    @pytest.mark.slow
     def test_hessians_agree_in_all_orders_of_modes(self, x64):
         modes = jax.jacfwd, jax.jacrev
         functions = [outer(inner(loss, 1), 1) for outer in modes for inner in modes]
@@ -230,6 +239,7 @@ class TestTransformations:
         for hessian in others:
             close()(hessian, first)
 
+    @pytest.mark.slow
     def test_mixed_derivatives_agree_in_both_orders(self, x64):
         blocks = jax.jit(jax.jacfwd(jax.grad(loss, (0, 1)), (0, 1)))(FRAMES[:1], PAIR)
         (by_frames, rows), (columns, by_radii) = blocks
@@ -237,6 +247,7 @@ class TestTransformations:
         close()(by_radii, by_radii.T)
         close()(by_frames, np.transpose(by_frames, (3, 4, 5, 0, 1, 2)))
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("in_axes", [(0, None), (0, 0)])
     def test_gradients_under_vmap_equal_a_loop(self, in_axes, x64):
         stacks, pairs = np.stack([FRAMES, 2 * FRAMES]), np.stack([PAIR, PAIR[::-1]])
@@ -268,6 +279,7 @@ class TestTime:
     def mean(cls, edges):
         return jax.jit(lambda frames, r: temporal_filter(frames, r, cls.KERNEL, edges))
 
+    @pytest.mark.slow
     def test_values_and_slopes_are_those_of_the_reference(self, edges, x64):
         function, radius = self.mean(edges), jnp.float64(3.0)
         got, slope = jax.jvp(lambda r: function(FRAMES, r), (radius,), (1.0 + 0 * radius,))
@@ -278,6 +290,7 @@ class TestTime:
         # The step squared, and roundings over the step.
         np.testing.assert_allclose(slope, expected, rtol=1e-7, atol=1e-9)
 
+    @pytest.mark.slow
     def test_the_transpose_is_the_adjoint_and_reverse_is_forward(self, edges, rng, x64):
         function, radius = self.mean(edges), jnp.float64(3.0)
         cotangent, d_frames = rng.normal(size=(2, *FRAMES.shape))
@@ -289,6 +302,7 @@ class TestTime:
         close_sums(np.vdot(image, cotangent), np.vdot(FRAMES, bar))
         close_sums(np.vdot(moved, cotangent), np.vdot(bar, d_frames) + 0.7 * radius_bar)
 
+    @pytest.mark.slow
     def test_vmap_over_frames_radii_and_both_equals_a_loop(self, edges, x64):
         function = self.mean(edges)
         stacks, radii = np.stack([FRAMES, FRAMES[::-1]]), np.array([0.3, 4.0])
@@ -307,6 +321,7 @@ class TestTime:
             ]
             close()(jax.vmap(function, in_axes)(*at), expected)
 
+    @pytest.mark.slow
     def test_a_gap_is_filled_from_its_edges(self, edges, x64):
         kernel = GapKernel(self.KERNEL, 2)
         frames = np.zeros((9, 1, 1))
@@ -329,6 +344,7 @@ class TestManyDevices:
     def mesh(kind=AxisType.Auto):
         return jax.make_mesh((2,), ("frames",), axis_types=(kind,))
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
     @pytest.mark.parametrize(
         ("place", "is_compiled"), [(0, False), (1, True), (2, False), (None, True)]
@@ -345,6 +361,7 @@ class TestManyDevices:
         assert got.sharding.is_equivalent_to(sharding, 3)
         close()(got, dense_mean(FRAMES[:, :8, :8], 2.0))
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
     def test_gradients_of_frames_on_a_mesh_are_the_same(self, kind, x64):
         frames = FRAMES.reshape(2, 2, 8, 9)
@@ -381,6 +398,7 @@ class TestManyDevices:
     def total_loss(frames, radii):
         return jax.lax.psum(loss(frames, radii), "frames")
 
+    @pytest.mark.slow
     def test_shards_give_the_same_value_and_gradients(self, x64):
         in_specs = (self.EACH, self.ALL)
         expected = value_and_gradients(FRAMES, PAIR)
@@ -390,6 +408,7 @@ class TestManyDevices:
         inside = self.shard(inside, in_specs, (self.ALL, in_specs))
         jax.tree.map(close(), inside(FRAMES, PAIR), expected)
 
+    @pytest.mark.slow
     def test_sharded_radii_filter_shared_frames(self, x64):
         pairs = np.stack([PAIR, PAIR[::-1]])
 
@@ -412,11 +431,13 @@ def revived(function, *arguments, platforms=("cpu", "cuda", "tpu")):
     return exported.call
 
 
+@pytest.mark.slow
 def test_one_exported_program_serves_cpu_cuda_and_tpu(x64):
     call = revived(value_and_gradients, FRAMES, PAIR)
     jax.tree.map(close(), call(FRAMES, PAIR), value_and_gradients(FRAMES, PAIR))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("dimensions", "radius_pix"), [("t, 24, 28", 2.0), ("t, h, w", 60.0)]
 )
@@ -433,6 +454,7 @@ def test_exported_sizes_may_be_symbolic(dimensions, radius_pix, rng, x64):
         np.testing.assert_allclose(call(stack), expected, rtol=1e-10)
 
 
+@pytest.mark.slow
 def test_gradients_are_exported_with_symbolic_sizes(x64):
     frames = jax.ShapeDtypeStruct(export.symbolic_shape("t, h, w"), jnp.float64)
     radii = jax.ShapeDtypeStruct((2,), jnp.float64)
@@ -460,6 +482,7 @@ def all_checks():
         yield
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", [all_checks, jax.disable_jit])
 def test_strict_modes_of_jax_change_nothing(mode):
     def squares(frames, radii):
@@ -476,14 +499,14 @@ def test_strict_modes_of_jax_change_nothing(mode):
     jax.tree.map(check, got, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "estimate",
     [
-        lambda frames: LocalMean(2.0, 2.0, clip=None)(frames).bkgds,
         lambda frames: smlmlp.bkgd_spatial_mean([frames], 2.0)[0][0],
         lambda frames: movie_estimate(frames),
     ],
-    ids=["LocalMean", "drop-in", "estimate_movie"],
+    ids=["drop-in", "estimate_movie"],
 )
 def test_nothing_needs_jit(estimate):
     frames = np.float32(100 + FRAMES)
@@ -530,6 +553,7 @@ class TestNotFinite:
         ((3.0, 20.0), 60.0, "hard"),
     )
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(("radius_pix", "bound", "truncation"), SETTINGS)
     def test_reaches_exactly_what_its_kernel_covers(
         self, radius_pix, bound, truncation, rng, x64
@@ -539,6 +563,7 @@ class TestNotFinite:
         expected = dense_mean(frames, radius_pix, truncation)
         same_where_not_finite(got, expected)
 
+    @pytest.mark.slow
     def test_reaches_the_same_pixels_under_vmap(self, rng, x64):
         truncation, frames = "hard", movie_with_what_is_not_finite(rng)
         pairs = np.array([(2.0, 2.0), (0.3, 4.0)])
@@ -549,6 +574,7 @@ class TestNotFinite:
             expected = dense_mean(frames, tuple(pairs[pair]), truncation)
             same_where_not_finite(got, expected)
 
+    @pytest.mark.slow
     def test_stays_out_of_derivatives_elsewhere(self, rng, x64):
         frames = movie_with_what_is_not_finite(rng)
         clean = np.where(np.isfinite(frames), frames, 0.0)
@@ -576,6 +602,7 @@ frames_of_any_content = st.integers(0, 2**32 - 1).map(
 any_radii = st.tuples(st.floats(0.125, BOUND, width=32), st.floats(0.125, BOUND, width=32))
 
 
+@pytest.mark.slow
 @settings(deadline=None, derandomize=True, max_examples=25)
 @given(
     frame=frames_of_any_content,

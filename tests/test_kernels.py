@@ -120,6 +120,7 @@ def test_smooth_taps_are_continuous_where_a_tap_enters(x64):
     assert np.all(jumps > 1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("truncation", TRUNCATIONS)
 def test_the_derived_kernel_has_the_slopes_of_the_taps(truncation, x64):
     count = half_width(LARGEST, truncation)
@@ -173,6 +174,7 @@ ONE_TAP_PAIRS = np.array([(0.3, 0.3), (0.1, 0.38), (1e-3, 0.2)])
 ALL_PAIRS = np.concatenate([PAIRS, ONE_TAP_PAIRS])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("truncation", TRUNCATIONS)
 def test_noise_factors_are_norms_of_two_dimensional_kernels(truncation):
     expected = [
@@ -188,6 +190,7 @@ def test_noise_factors_are_norms_of_two_dimensional_kernels(truncation):
             assert np.all(slopes[len(PAIRS) :] == 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("truncation", TRUNCATIONS)
 def test_gradients_of_noise_factors_agree_with_differences(truncation, x64):
     _, slopes = noise_and_slopes(truncation)(ALL_PAIRS)
@@ -211,6 +214,7 @@ def test_gradients_of_noise_factors_agree_with_differences(truncation, x64):
     np.testing.assert_allclose(slopes[: len(PAIRS)], expected, rtol=1e-6, atol=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gap", [3, 30])
 def test_a_kernel_with_a_gap_sees_nothing_nearer_and_sums_to_one(gap, x64):
     kernel = GaussianKernel(half_width(9.0, "smooth"), "smooth", is_bound=True)
@@ -227,6 +231,7 @@ def test_a_kernel_with_a_gap_sees_nothing_nearer_and_sums_to_one(gap, x64):
     np.testing.assert_allclose(slopes, expected, rtol=1e-7, atol=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("radii", [(10.0, 7.0, 3.0), (1.0, 0.3, 0.3)])
 def test_the_noise_factor_of_three_axes_is_the_norm_of_the_residual(radii, x64):
     rows = [reference_kernel(radius, "smooth") for radius in radii]

@@ -216,6 +216,7 @@ def close(actual, expected, atol=2e-3):
     np.testing.assert_allclose(actual, expected, rtol=0, atol=atol)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "reference", "weights"),
     [
@@ -223,8 +224,11 @@ def close(actual, expected, atol=2e-3):
         ({}, {}, MASK),
         ({}, {}, WEIGHTS * MASK),
         ({"illumination_rank": 0}, {"rank": 0}, WEIGHTS),
-        ({"kernel_order": 2}, {"order": 2}, None),
-        ({"clip": SoftClip(**CLIP | {"rounds": 3})}, {"clip": CLIP | {"rounds": 3}}, None),
+        (
+            {"kernel_order": 2, "clip": SoftClip(**CLIP | {"rounds": 3})},
+            {"order": 2, "clip": CLIP | {"rounds": 3}},
+            None,
+        ),
         ({"clip": None}, {"clip": None}, MASK),
         ({"clip": None, "illumination_rank": 0}, {"clip": None, "rank": 0}, None),
     ],
@@ -236,6 +240,7 @@ def test_it_is_what_it_is_defined_to_be(options, reference, weights):
     np.testing.assert_allclose(background.illumination, light, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_without_a_radius_in_frames_each_frame_is_by_itself():
     module = LocalMean((1.8, 1.3), 0, clip=None, illumination_rank=0)
     assert (module.halo_frames, module.block_frames) == (0, 1)
@@ -245,6 +250,7 @@ def test_without_a_radius_in_frames_each_frame_is_by_itself():
     close(module(FRAMES[3]).bkgds, module(FRAMES).bkgds[3])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", [2, 4])
 @pytest.mark.parametrize(("radius", "length"), [(5.0, 2), (0, 1), (6.0, 1)])
 def test_the_noise_factor_is_that_of_what_is_left_of_a_single_bright_pixel(
@@ -267,17 +273,19 @@ def test_the_noise_factor_is_that_of_what_is_left_of_a_single_bright_pixel(
     np.testing.assert_allclose(background.noise_corrections, residual, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_signal_to_noise_ratio_has_unit_variance_in_a_pulsed_light(rng):
-    light = np.where(np.arange(64) % 4 == 0, 1.35, 1.0)[:, None, None]
-    frames = rng.poisson(60 * light, (64, 48, 48)).astype(np.float32)
+    light = np.where(np.arange(96) % 4 == 0, 1.35, 1.0)[:, None, None]
+    frames = rng.poisson(60 * light, (96, 48, 48)).astype(np.float32)
     snr = np.asarray(LocalMean(4.0, 12.0)(frames).snr(frames, Camera(0.0, 1.0)))
-    # 147 456 pixels: the deviation of a deviation is 0.2 %.
+    # 221 184 pixels: the deviation of a deviation is 0.15 %.
     np.testing.assert_allclose(snr.std(), 1, atol=0.01)
 
 
 @pytest.fixture(scope="module")
 def gradients():
-    """In 64-bit mode, one compiled loss of all that is learned and of the frames."""
+    """In 64-bit mode, a loss of all that is learned and of the frames, with its gradients
+    in one compiled program."""
     with jax.enable_x64(True):
         frames = jnp.asarray(FRAMES, float)
         module = local_mean(max_radius_pix=4.0, max_radius_frames=8.0)
@@ -289,12 +297,17 @@ def gradients():
             bkgds = eqx.combine(unravel(parameters), rest)(frames).bkgds
             return jnp.sum(cotangent * bkgds)
 
-        return jax.jit(loss), jax.jit(jax.grad(loss, (0, 1))), flat, frames
+        return jax.jit(jax.value_and_grad(loss, (0, 1))), flat, frames
 
 
+@pytest.mark.slow
 def test_derivatives_are_those_of_finite_differences(gradients, x64):
-    loss, gradient, parameters, frames = gradients
-    of_parameters, of_frames = gradient(parameters, frames)
+    value_and_gradient, parameters, frames = gradients
+    _, (of_parameters, of_frames) = value_and_gradient(parameters, frames)
+
+    def loss(*at):
+        return value_and_gradient(*at)[0]
+
     # Radii in frames, y and x, threshold, softness, and the radius of the light.
     assert len(parameters) == 6
     for index, derivative in enumerate(of_parameters):
@@ -315,6 +328,7 @@ def errors(frames, truth, module=None):
     return np.asarray((module or LocalMean(4.0, 12.0))(frames).bkgds) - truth
 
 
+# Of one size, for which each estimator is compiled once.
 SCENES = {
     "pulses": np.where(np.arange(96) % 4 == 0, 1.35, 1.0),
     "alternating": np.where(np.arange(96) % 2 == 0, 1.0, 0.3),
@@ -325,6 +339,7 @@ SCENES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SCENES)
 def test_it_follows_the_light_whatever_it_does(name, rng):
     y, x = np.mgrid[:48, :48]
@@ -338,6 +353,7 @@ def test_it_follows_the_light_whatever_it_does(name, rng):
     assert rms.mean() < 0.6 * plain.mean()
 
 
+@pytest.mark.slow
 def test_lost_frames_saved_as_zeros_do_not_pull_their_neighbours(rng):
     truth = np.full((96, 48, 48), 60.0)
     frames = rng.poisson(truth).astype(np.float32)
@@ -348,15 +364,20 @@ def test_lost_frames_saved_as_zeros_do_not_pull_their_neighbours(rng):
     assert with_lost < 1.1 * without
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("photons", [0.03, 0.3])
 @pytest.mark.parametrize("gain", [1, 300], ids=["counts", "EMCCD"])
 def test_few_photons_are_not_mistaken_for_molecules(photons, gain, rng):
-    counts = rng.poisson(photons, (4, 96, 64, 64))
+    counts = rng.poisson(photons, (7, 96, 48, 48))
     # The gain of an electron multiplier is exponential for each electron.
-    frames = (counts if gain == 1 else rng.gamma(counts, gain)).astype(np.float32)
+    movies = (counts if gain == 1 else rng.gamma(counts, gain)).astype(np.float32)
     # Of the same frames without a clip, so that the noise of their mean is in neither.
-    linear = errors(frames, 0, LocalMean(clip=None))
-    assert abs(errors(frames, linear, LocalMean()).mean()) < 0.01 * frames.mean()
+    linear = [errors(frames, 0, LocalMean(clip=None)) for frames in movies]
+    differences = [
+        errors(frames, mean, LocalMean())
+        for frames, mean in zip(movies, linear, strict=True)
+    ]
+    assert abs(np.mean(differences)) < 0.01 * movies.mean()
 
 
 def test_noise_that_is_correlated_does_not_shift_the_mean(rng):
@@ -367,14 +388,16 @@ def test_noise_that_is_correlated_does_not_shift_the_mean(rng):
     assert abs(errors(frames, 60.0).mean()) < 0.01 * 60
 
 
+@pytest.mark.slow
 def test_fine_structure_is_background(rng):
-    x = np.arange(64)
-    truth = np.broadcast_to(60 + 18 * np.sin(2 * np.pi * x / 20), (96, 64, 64))
+    x = np.arange(48)
+    truth = np.broadcast_to(60 + 18 * np.sin(2 * np.pi * x / 20), (96, 48, 48))
     frames = rng.poisson(truth).astype(np.float32)
     plain = errors(frames, truth, SpatialMean(7.0)).std()
     assert errors(frames, truth, LocalMean()).std() < 0.6 * plain
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["pulses", "a step", "bleaching"])
 def test_molecules_keep_their_light(name, rng):
     truth = np.broadcast_to(60 * SCENES[name][:, None, None], (96, 48, 48))
@@ -398,21 +421,27 @@ def test_molecules_keep_their_light(name, rng):
     assert abs(np.median(shares)) < 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_part_that_begins_at_whole_blocks_gives_the_same_bits(rank):
     module = local_mean(block_frames=4, illumination_rank=rank).for_inference()
     frames = np.random.default_rng(2).poisson(60, (400, 13, 12)).astype(np.uint16)
     whole = np.asarray(module(frames).bkgds)
-    halo = module.halo_frames
-    assert 2 * halo < 300
-    for start, stop in ((0, 40), (148, 157), (390, 400)):
-        low, high = max(0, start - halo) // 4 * 4, min(400, stop + halo)
-        part = np.asarray(module(frames[low:high]).bkgds)[start - low : stop - low]
-        np.testing.assert_array_equal(part, whole[start:stop])
+    halo, length = module.halo_frames, 200
+    assert 2 * halo < length - 8
+    # At the start, in the middle and at the end, in parts of one length that begin at whole
+    # blocks, with frames that do not.
+    for low in (0, 100, 200):
+        start = low + halo + 3 if low else 0
+        stop = low + length - (halo if low < 200 else 0)
+        assert low == max(0, start - halo) // 4 * 4
+        part = np.asarray(module(frames[low : low + length]).bkgds)
+        np.testing.assert_array_equal(part[start - low : stop - low], whole[start:stop])
 
 
+@pytest.mark.slow
 def test_stacks_of_stacks_and_lists_of_channels_are_each_estimated_alone():
-    module = local_mean()
+    module = local_mean(clip=SoftClip(**CLIP | {"rounds": 1}))
     alone = np.asarray(module(FRAMES).bkgds)
     background = module(np.stack([FRAMES, FRAMES[::-1]]))
     assert background.illumination.shape == (2, SHAPE[0])
@@ -422,6 +451,7 @@ def test_stacks_of_stacks_and_lists_of_channels_are_each_estimated_alone():
     assert listed.illumination[1].shape == (8,)
 
 
+@pytest.mark.slow
 def test_a_pixel_that_is_no_number_spoils_what_sees_it_or_is_left_out():
     spoiled = np.array(FRAMES)
     spoiled[3, 4, 4] = np.nan
@@ -432,14 +462,16 @@ def test_a_pixel_that_is_no_number_spoils_what_sees_it_or_is_left_out():
     assert np.isfinite(skipped).all()
 
 
+@pytest.mark.slow
 def test_a_pixel_that_never_counts_far_from_those_that_do_has_no_background():
-    mask = np.zeros(SHAPE[1:])
-    mask[:5, :5] = 1
+    mask = np.zeros(SHAPE, bool)
+    mask[:, :5, :5] = True
     bkgds = np.asarray(local_mean()(FRAMES, mask).bkgds)
     assert np.isfinite(bkgds[:, :5, :5]).all()
     assert np.isnan(bkgds[:, -1, -1]).all()
 
 
+@pytest.mark.slow
 def test_light_that_is_not_positive_leaves_the_mean_of_each_frame():
     frames = np.random.default_rng(1).normal(-7, 1, SHAPE).astype(np.float32)
     module = local_mean()
@@ -449,6 +481,7 @@ def test_light_that_is_not_positive_leaves_the_mean_of_each_frame():
     assert module(frames[:0]).bkgds.shape == (0, *SHAPE[1:])
 
 
+@pytest.mark.slow
 def test_gradients_are_finite_beside_what_is_left_out_and_on_a_dark_movie():
     module, mask = local_mean(), np.zeros(SHAPE[1:])
     mask[:5, :5] = 1
@@ -462,6 +495,7 @@ def test_gradients_are_finite_beside_what_is_left_out_and_on_a_dark_movie():
         assert np.isfinite(gradient(frames)).all()
 
 
+@pytest.mark.slow
 def test_a_prediction_has_not_seen_its_frame():
     module = LocalMean(1.3, 4.0, clip=None, illumination_rank=0, block_frames=2)
     for time in (0, 9, 27):
@@ -519,6 +553,7 @@ def test_settings_that_mean_nothing_are_refused(options, error, message):
         LocalMean(**options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("channels", "weights", "error", "message"),
     [
@@ -547,6 +582,7 @@ def test_a_traced_radius_needs_a_bound():
             radii(2.0)
 
 
+@pytest.mark.slow
 def test_a_frame_without_a_number_has_the_light_of_its_neighbours():
     frames = np.random.default_rng(0).poisson(60, (20, 16, 16)).astype(np.float32)
     frames[7] = np.nan

@@ -85,6 +85,7 @@ def scaled_mean(frames):
 
 
 class TestFramePairLoss:
+    @pytest.mark.slow
     def test_it_is_its_definition(self, frames):
         radius_pix = (2.5, 7.0)
         bkgds = reference_mean(frames, radius_pix, "smooth")
@@ -157,6 +158,7 @@ class TestFramePairLoss:
         assert np.argmin(weighted) < oracle - 4
         assert errors[np.argmin(weighted)] > 1.2 * errors[oracle]
 
+    @pytest.mark.slow
     def test_time_offset_and_gain_change_nothing(self, frames):
         drifting = frames * np.linspace(1, 0.3, FRAME_COUNT, dtype="f4")[:, None, None]
         for other in (drifting[::-1], 2 * drifting + 1000):
@@ -240,6 +242,7 @@ class TestLag:
         channels = [noisy(40 + blinking(on_frames, 64, rng), rng) for on_frames in (4, 1)]
         assert is_lag_of(4, found_lag(channels))
 
+    @pytest.mark.slow
     def test_it_is_found_in_a_call_but_not_kept(self, frames):
         objective = FramePairLoss()
         loss = FramePairLoss(1)(MEAN, frames)
@@ -254,6 +257,7 @@ class TestLag:
             # Half of the movie, beyond which nothing can be compared.
             assert found_lag(frames) == 15
 
+    @pytest.mark.slow
     def test_where_it_cannot_be_decided_there_is_an_error(self, frames):
         with pytest.raises(ValueError, match=r"nothing changes"):
             found_lag(np.full_like(frames, 100))

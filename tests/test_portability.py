@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 
 # What other packages need of the system is theirs: they are imported before.
 CODE = """
@@ -76,5 +78,6 @@ PACKAGES = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_movies_are_estimated_and_resumed_without_what_only_posix_has(tmp_path):
     subprocess.run([sys.executable, "-c", CODE, str(tmp_path), *PACKAGES], check=True)

@@ -28,6 +28,7 @@ def events_of(truth):
     return tuple(np.asarray(field)[is_on] for field in fields)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("bkgd_photons", "gain", "offset", "read_noise"),
     [(3.0, 0.8, 50.0, 2.0), (4000.0, 2.0, 0.0, 0.0)],
@@ -57,6 +58,7 @@ def test_a_movie_without_molecules_has_the_mean_and_variance_of_its_camera(
     assert abs(values.var() - variance) < 4 * variance_error
 
 
+@pytest.mark.slow
 def test_the_camera_clips_to_its_sixteen_bits():
     key = jax.random.key(2)
     bright, _ = simulate_movie(key, bkgd_photons=1e6, **EMPTY)
@@ -324,6 +326,7 @@ def test_other_kinds_of_keys_work():
     assert abs(np.mean(frames) - 100.0 - mean) < 4 * error
 
 
+@pytest.mark.slow
 def test_strict_modes_of_jax_change_neither_types_nor_movie():
     frames, truth = simulate_movie(jax.random.key(14), **SMALL)
     with (

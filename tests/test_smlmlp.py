@@ -95,6 +95,7 @@ def _bkgd_by_definition(frames: np.ndarray, radii_pix: tuple[float, float]) -> n
 # Golden values
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", range(len(RADII_PIX)))
 def test_channels_in_any_layout_have_the_golden_bkgds_kernels_and_factors(first: int):
     cases = CASES[first :: len(RADII_PIX)]
@@ -118,6 +119,7 @@ def test_channels_in_any_layout_have_the_golden_bkgds_kernels_and_factors(first:
             np.testing.assert_allclose(kernel, GOLDEN[expected], rtol=KERNEL_TOLERANCE)
 
 
+@pytest.mark.slow
 def test_jax_arrays_give_the_bkgds_of_the_same_numpy_arrays():
     # In 32-bit mode, JAX has no float64.
     cases = [c for c in CASES if c.shape[1:] == (5, 7) and c.dtype != "float64"]
@@ -132,6 +134,7 @@ def test_jax_arrays_give_the_bkgds_of_the_same_numpy_arrays():
         assert factor == pytest.approx(GOLDEN[f"factor {case}"], rel=KERNEL_TOLERANCE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("radii", NOT_FINITE_RADII_PIX, ids=str)
 def test_nan_and_infinity_reach_the_pixels_that_they_reach_in_smlmlp(
     radii: tuple[float, float],
@@ -153,6 +156,7 @@ REAL_DTYPES += ["uint64", "float16", "float32", "float64"]
 
 
 # Each example is compiled.
+@pytest.mark.slow
 @settings(max_examples=5, deadline=None)
 @given(data=st.data())
 def test_any_frames_have_the_bkgd_of_the_definition(data: st.DataObject):
@@ -181,6 +185,7 @@ def test_any_frames_have_the_bkgd_of_the_definition(data: st.DataObject):
     assert factors[0] == pytest.approx(math.prod(norms), rel=KERNEL_TOLERANCE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("distance", [1, 9])
 @pytest.mark.parametrize("side", [-1, 1])
 def test_a_tap_enters_at_the_same_radius_as_in_the_definition(distance: int, side: int):
@@ -201,6 +206,7 @@ def _two_channels() -> list[np.ndarray]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("radii", "pairs"),
     [
@@ -407,6 +413,7 @@ def smlmlp() -> Any:
     return importlib.import_module("smlmlp")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", range(len(RADII_PIX)))
 def test_every_pixel_kernel_and_factor_equals_those_of_smlmlp(smlmlp: Any, first: int):
     cases = CASES[first :: len(RADII_PIX)]
@@ -479,6 +486,7 @@ def test_outputs_are_filled_as_smlmlp_fills_them(smlmlp: Any, frames: int):
         _assert_close_to(ours[index], theirs[index], np.append(stack, -1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "has_outputs"),
     [

@@ -64,6 +64,7 @@ def _assert_equal(
     np.testing.assert_allclose(background.noise_corrections, factors, rtol=FACTOR_TOLERANCE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BLOCKS)
 def test_blocks_equal_the_golden_values(name: str):
     channels = [Case(shape, dtype, (1.0, 1.0)).frames() for shape, dtype in CHANNELS]
@@ -72,6 +73,7 @@ def test_blocks_equal_the_golden_values(name: str):
     _assert_equal(name, ESTIMATORS[name](channels), bkgds, factors, channels)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BLOCKS)
 def test_blocks_equal_those_of_smlmlp(smlmlp: Any, name: str):
     channels = [

@@ -70,6 +70,7 @@ def radii_and_step():
 
 
 class TestDerivatives:
+    @pytest.mark.slow
     def test_gradients_agree_with_differences(self, radii_and_step, rng, x64):
         radii, step = radii_and_step
         losses, (d_frames, d_radii) = losses_and_gradients(radii)
@@ -103,6 +104,7 @@ class TestDerivatives:
         # The step over 40, squared.
         np.testing.assert_allclose(slopes, differences, rtol=1e-6)
 
+    @pytest.mark.slow
     def test_the_loss_is_continuous_where_a_tap_enters(self, x64):
         for truncation, enters in [
             ("smooth", entries_of_smooth_taps(0.5, 12)),
@@ -115,6 +117,7 @@ class TestDerivatives:
             assert np.all(jumps < 1e-8) == (truncation == "smooth")
             assert np.all(jumps > 1e-7) == (truncation == "hard")
 
+    @pytest.mark.slow
     def test_the_hessian_agrees_with_differences(self, x64):
         pairs = np.array([(0.9, 4.0), (2.0, 2.1), (7.0, 7.1), (11.3, 3.0), (9.0, 11.5)])
         step = 1e-5
@@ -133,6 +136,7 @@ NOISE_RADII = [2.0, 3.0, 5.0, 7.0, 10.0, 20.0, (2.0, 7.0), (12.0, 1.5)]
 
 
 class TestNoise:
+    @pytest.mark.slow
     @pytest.mark.parametrize("truncation", ["hard", "smooth"])
     def test_exact_is_what_monte_carlo_measures(self, truncation):
         rng = np.random.default_rng(20241122)
@@ -226,6 +230,7 @@ class TestModule:
         assert SpatialMean([(1.0, 10.0), 3.0]).max_radius_pix == 40.0
         assert SpatialMean(7.0, max_radius_pix=9.5).max_radius_pix == 9.5
 
+    @pytest.mark.slow
     def test_with_known_radii_it_has_no_more_taps_than_they_need(self):
         module = SpatialMean([(2.0, 3.0), (4.0, 1.0)])
         channels = [FRAMES, FRAMES[:, 1:]]
@@ -245,6 +250,7 @@ class TestModule:
         lost = set_parameters(SpatialMean(3.0), np.nan)
         assert np.isnan(lost(FRAMES).bkgds).all()
 
+    @pytest.mark.slow
     def test_no_step_leads_out_of_the_bound(self):
         module, target = SpatialMean(3.0), FRAMES.mean()
         for parameter in [-1e6, -1e3, -100.0, -90.0, -60.0, -45.0, -20.0]:
@@ -284,6 +290,7 @@ class TestModule:
             rtol=3e-6,
         )
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("radii", [[2.0, (3.0, 1.0), 5.0], (3.0, 1.0)], ids=str)
     def test_each_channel_has_its_own_radii_or_one_entry_serves_all(self, radii):
         channels = [FRAMES, FRAMES[:1, :9], np.round(FRAMES[0]).astype(np.uint16)]
@@ -300,6 +307,7 @@ class TestModule:
             expected = reference_noise(radius, "smooth")
             np.testing.assert_allclose(factor, expected, rtol=2e-6)
 
+    @pytest.mark.slow
     def test_its_gradients_are_those_of_the_function(self, x64):
         module = SpatialMean([(2.0, 5.0), 3.0], max_radius_pix=BOUND)
         channels = [FRAMES.astype(float), FRAMES[:1].astype(float)]

@@ -23,6 +23,7 @@ def _by_definition(frames: np.ndarray, y_pix: float, x_pix: float) -> np.ndarray
 
 
 # The 5 has pixels on the circle itself; the last ellipse is larger than the frame.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "radii", [(0.5, 0.9), (3.0, 3.0), (5.0, 5.0), (2.6, 60.0)], ids=str
 )
@@ -32,6 +33,7 @@ def test_frames_are_opened_by_an_ellipse_as_in_scipy(radii):
     np.testing.assert_array_equal(bkgds, _by_definition(FRAMES, *radii))
 
 
+@pytest.mark.slow
 def test_channels_have_their_own_radii_or_share_one():
     channels = (FRAMES, FRAMES[:, :7], FRAMES[0])
     alone = SpatialOpening([2.0, (1.0, 3.0), 1.5])

@@ -52,6 +52,7 @@ def test_a_movie_in_chunks_is_the_movie_as_a_whole_to_the_bit(radius, chunk_fram
     np.testing.assert_array_equal(written, TemporalMedian(radius)(FRAMES).bkgds)
 
 
+@pytest.mark.slow
 def test_channels_batches_and_single_frames_keep_their_shape():
     channels = [FRAMES, FRAMES[:3, :4], np.stack([FRAMES, FRAMES[::-1]]), FRAMES[0]]
     background = jax.jit(lambda stacks: TemporalMedian(2)(stacks))(channels)

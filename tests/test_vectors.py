@@ -41,6 +41,7 @@ def test_gpus_and_processors_that_slow_down_get_no_options(processor_flags, monk
     assert _vectors.compiler_options() is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("radius_pix", [3.0, 15.0])
 def test_a_program_around_the_filter_gives_the_same_to_the_bit(radius_pix, rng):
     # Lines that end within a vector of either width.
