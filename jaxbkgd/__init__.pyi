@@ -2,6 +2,10 @@
 
 from . import smlmlp as smlmlp
 from ._batch.dask import estimate_dask as estimate_dask
+from ._batch.lazy import (
+    lazy_estimate as lazy_estimate,
+    LazyEstimate as LazyEstimate,
+)
 from ._batch.run import estimate_movie as estimate_movie, MovieSummary as MovieSummary
 from ._calibration.calibrate import calibrate as calibrate
 from ._calibration.findings import Findings as Findings

@@ -476,7 +476,7 @@ def _assert_one_line(result, pattern: str) -> None:
     [
         ("--out bkgd.tif --channel 2", "--channel 2: is for --calibration"),
         ("--out there.tif", "there.tif: exists already.*--overwrite"),
-        ("--out folder", "folder: is written as TIFF or Zarr"),
+        ("--out folder", "folder: is written as TIFF, Zarr or Picasso raw"),
         ("--out movie.tif --overwrite", "movie.tif: is the movie itself"),
         ("--out link.tif --overwrite", "movie.tif: is the movie itself"),
         ("--out dir.tif --overwrite", "dir.tif: is no movie of this format"),

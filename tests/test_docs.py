@@ -137,6 +137,21 @@ def test_the_example_from_smlmlp_has_less_error_and_fewer_false_maxima(
     assert (tmp_path / "from_smlmlp.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_the_example_of_picasso_finds_more_and_better_without_a_background(tmp_path: Path):
+    # Picasso is large, and no part of what the tests install.
+    pytest.importorskip("picasso")
+    example = runpy.run_path(str(ROOT / "examples" / "picasso_localize.py"))
+    found = example["main"](tmp_path, frame_count=60, size_pix=64)
+    frames, flat = (
+        found[f"detailed, {way}, gausslq"]
+        for way in ("frames", "residuals + offset + mean background")
+    )
+    assert flat["right"] > 1.2 * frames["right"]
+    assert flat["error (px)"] < 0.7 * frames["error (px)"]
+
+
 def test_readme_has_two_commands_that_each_stand_alone():
     lines = [
         line

@@ -1,5 +1,6 @@
 """DAX, Picasso and NumPy files are read as they were written, or refused in one line."""
 
+import dataclasses
 import os
 import re
 import tracemalloc
@@ -7,9 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from jaxbkgd._movies import raw as _raw
 from jaxbkgd._movies.movie import Movie, MovieError
+from jaxbkgd._movies.sinks import Layout
 
 
 FRAMES = np.random.default_rng(0).integers(0, 65536, (7, 12, 10)).astype(np.uint16)
@@ -321,3 +324,82 @@ def test_random_damage_to_a_header_gives_frames_or_one_clear_error(
     assert all(m.startswith(f"{path}: ") and "\n" not in m for m in messages)
     # Some damage is in what is not needed: that both happen shows the test at work.
     assert 0 < opened < 100
+
+
+LAYOUT = Layout((7, 1, 12, 10), np.dtype(np.uint16), 3, (0.108, 0.108))
+
+
+@pytest.mark.parametrize("dtype", ["uint16", "float32"])
+def test_what_is_written_for_picasso_is_read_as_it_was(dtype, tmp_path):
+    frames = FRAMES[:, None].astype(dtype)
+    about = {"content": "residual + pedestal of 100 ADU", "pedestal": 100.0}
+    layout = dataclasses.replace(LAYOUT, dtype=frames.dtype, about=about)
+    sink = _raw.PicassoSink(tmp_path / "movie.raw", layout)
+    sink.begin()
+    sink.write(3, frames[3:])
+    sink.write(0, frames[:3])
+    assert not (tmp_path / "movie.yaml").exists()
+    sink.commit()
+    with _raw.open_picasso(tmp_path / "movie.raw") as movie:
+        np.testing.assert_array_equal(movie.read(0, 7), frames[:, 0])
+        assert movie.pixel_size_um == (0.108, 0.108)
+    fields = yaml.safe_load((tmp_path / "movie.yaml").read_text())
+    shape = {"Frames": 7, "Height": 12, "Width": 10}
+    others = {"Pixelsize": 108.0, "jaxbkgd": about}
+    assert fields == {"Byte Order": "<", "Data Type": dtype} | shape | others
+    io = pytest.importorskip("picasso.io", exc_type=ImportError)
+    movie, _ = io.load_movie(str(tmp_path / "movie.raw"))
+    np.testing.assert_array_equal(movie, frames[:, 0])
+
+
+def test_a_run_for_picasso_goes_on_after_it_has_ended_anywhere(tmp_path):
+    path, frames = tmp_path / "movie.raw", FRAMES[:, None]
+    sink = _raw.PicassoSink(path, LAYOUT)
+    sink.begin()
+    sink.write(0, frames[:3])
+    sink.close()
+    assert not {"movie.raw", "movie.yaml"} & {*os.listdir(tmp_path)}
+    sink = _raw.PicassoSink(path, LAYOUT)
+    assert sink.is_begun
+    sink.resume()
+    sink.write(3, frames[3:])
+    # It ends when the header has its name, and the frames have not.
+    sink._complete()
+    sink.close()
+    sink = _raw.PicassoSink(path, LAYOUT)
+    sink.resume()
+    sink.commit()
+    with _raw.open_picasso(path) as movie:
+        np.testing.assert_array_equal(movie.read(0, 7), FRAMES)
+    assert sorted(os.listdir(tmp_path)) == ["movie.raw", "movie.yaml"]
+
+
+def test_a_header_of_another_movie_is_not_overwritten_unasked(tmp_path):
+    path = tmp_path / "movie.raw"
+    path.with_suffix(".yaml").write_text("Frames: 9\n")
+    message = r"movie\.raw: its .*movie\.yaml exists already; choose another name"
+    with pytest.raises(MovieError, match=message):
+        _raw.PicassoSink(path, LAYOUT).begin()
+    sink = _raw.PicassoSink(path, LAYOUT, overwrite=True)
+    sink.begin()
+    sink.write(0, FRAMES[:, None])
+    sink.commit()
+    with _raw.open_picasso(path) as movie:
+        np.testing.assert_array_equal(movie.read(0, 7), FRAMES)
+
+
+def test_a_draft_for_picasso_that_was_cut_is_refused(tmp_path):
+    sink = _raw.PicassoSink(tmp_path / "movie.raw", LAYOUT)
+    sink.begin()
+    sink.close()
+    os.truncate(tmp_path / "movie.raw.part", 100)
+    sink = _raw.PicassoSink(tmp_path / "movie.raw", LAYOUT)
+    with pytest.raises(MovieError, match=r"movie\.raw\.part: is truncated.*anew"):
+        sink.resume()
+    sink.close()
+
+
+def test_several_channels_are_no_movie_of_picasso(tmp_path):
+    layout = dataclasses.replace(LAYOUT, shape=(7, 2, 12, 10))
+    with pytest.raises(MovieError, match="has one channel, and this one 2; write"):
+        _raw.PicassoSink(tmp_path / "movie.raw", layout)

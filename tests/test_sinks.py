@@ -1,21 +1,29 @@
 """A movie is written whole under its name, by one run at a time, and not after its end."""
 
 import errno
+import json
 import os
 import pickle
+import re
 import subprocess
 import sys
 import threading
+from html import unescape
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
+import yaml
+import zarr
+from conftest import MovingSum
 
 import jaxbkgd
 from jaxbkgd import estimate_movie, MovieError, open_movie, SpatialMean
 from jaxbkgd._movies.open import open_sink
 from jaxbkgd._movies.sinks import ArraySink, Journal, Layout, Sink
+from jaxbkgd._movies.tiff_pages import read_metadata
 
 
 FRAMES = np.random.default_rng(0).normal(100, 9, (8, 1, 12, 10)).astype(np.float32)
@@ -28,7 +36,9 @@ def _open(path: Path) -> Sink:
     return sink
 
 
-every_file = pytest.mark.parametrize("name", ["m.tif", "m.ome.tif", "m.zarr", "m.ome.zarr"])
+every_file = pytest.mark.parametrize(
+    "name", ["m.tif", "m.ome.tif", "m.zarr", "m.ome.zarr", "m.raw"]
+)
 
 
 @every_file
@@ -40,7 +50,7 @@ def test_a_sink_that_was_sent_elsewhere_writes_to_the_same_draft(name, tmp_path)
     sink.write(0, FRAMES[:4])
     sink.commit()
     np.testing.assert_array_equal(np.asarray(open_movie(tmp_path / name)), FRAMES)
-    assert os.listdir(tmp_path) == [name]
+    assert sorted(os.listdir(tmp_path)) == ([name] if name != "m.raw" else [name, "m.yaml"])
 
 
 @every_file
@@ -148,6 +158,60 @@ def test_where_there_are_no_locks_that_is_a_warning(code, tmp_path, monkeypatch)
     sink.write(0, FRAMES)
     sink.commit()
     assert os.listdir(tmp_path) == ["m.zarr"]
+
+
+ABOUT = {"content": "residual + pedestal of 100 ADU", "pedestal": 100.0, "unit": "ADU"}
+
+
+def _described(path: Path) -> dict[str, Any]:
+    """What the metadata of a file say of its numbers, to those who know its format."""
+    if "zarr" in path.suffix:
+        about: Any = zarr.open(path, mode="r").attrs["jaxbkgd"]
+        return about
+    if path.suffix == ".raw":
+        return yaml.safe_load(path.with_suffix(".yaml").read_text())["jaxbkgd"]
+    with tifffile.TiffFile(path) as tiff:
+        if tiff.is_ome:
+            xml = tiff.ome_metadata or ""
+            (text,) = re.findall("<Description>(.*?)</Description>", xml, re.S)
+        else:
+            text = read_metadata(tiff)["Info"]
+    return dict(line.split(": ", 1) for line in unescape(text).splitlines())
+
+
+@pytest.mark.parametrize("dtype", ["float32", "uint16"])
+@every_file
+def test_a_file_says_what_its_numbers_are(name, dtype, tmp_path):
+    options = {"pedestal": 100, "dtype": dtype, "progress": False}
+    frames, estimator = FRAMES[:, 0], SpatialMean(1.0)
+    estimate_movie(frames, estimator, tmp_path / name, quantity="residual", **options)
+    described = _described(tmp_path / name)
+    assert list(described) == ["content", "pedestal", "unit", "estimator", "program"]
+    assert {key: described[key] for key in ("content", "unit")} == {
+        "content": "residual + pedestal of 100 ADU",
+        "unit": "ADU",
+    }
+    assert float(described["pedestal"]) == 100
+    of_estimator = described["estimator"]
+    text = of_estimator if isinstance(of_estimator, str) else json.dumps(of_estimator)
+    np.testing.assert_allclose(SpatialMean.from_json(text).radii_pix, 1.0)
+
+
+def test_of_a_large_tiff_tifffile_tells_what_its_numbers_are(tmp_path):
+    layout = Layout((2**11, 1, 1024, 1024), FRAMES.dtype, 4, about=ABOUT)
+    sink = open_sink(tmp_path / "m.tif", layout)
+    # Its pixels are a hole in the file.
+    sink.begin()
+    sink.commit()
+    assert _described(tmp_path / "m.tif")["content"] == ABOUT["content"]
+
+
+def test_an_estimator_that_is_no_json_is_described_by_its_name(tmp_path):
+    class Even(MovingSum):
+        of: Any = complex(1, 2)
+
+    estimate_movie(FRAMES[:, 0], Even(1), tmp_path / "m.tif", progress=False)
+    assert _described(tmp_path / "m.tif")["estimator"] == "Even"
 
 
 def test_a_killed_run_gives_its_lock_back(tmp_path):

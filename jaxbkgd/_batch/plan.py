@@ -4,6 +4,8 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from .._estimators.checks import checked_count
 from .._movies.movie import Channel, MovieError
 from .._workers import core_count, free_bytes
@@ -43,6 +45,23 @@ def windows(
         yield Window(
             number, start, stop, slice(low, low + count), slice(start - low, stop - low)
         )
+
+
+def read_window(
+    window: Window,
+    channels: Sequence[Channel],
+    weights: Sequence[Channel | None],
+    lines: slice = slice(None),
+) -> tuple[list[np.ndarray], list[np.ndarray | None]]:
+    """The frames that a window sees of each channel, and their weights, or a strip of the
+    lines of both."""
+    frames = [channel[window.seen][:, lines] for channel in channels]
+    # One frame of weights stands for all.
+    masks = [
+        None if w is None else w[window.seen if len(w) > 1 else slice(1)][:, lines]
+        for w in weights
+    ]
+    return frames, masks
 
 
 def strips(channels: Sequence[Channel], halo_lines: int | None) -> list[Window | None]:

@@ -4,10 +4,11 @@ import contextlib
 import functools as ft
 import hashlib
 import io
+import json
 import pickle
 import threading
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -88,7 +89,9 @@ def open_results(
 
     try:
         for target, indices in targets:
-            layout = _layout(job.channels, indices, job.output.dtype, job.chunk_frames)
+            about = _about(job.estimator, job.output)
+            sizes = job.output.dtype, job.chunk_frames
+            layout = _layout(job.channels, indices, *sizes, about)
             sink = open_sink(target, layout, overwrite=overwrite)
             is_named = resume and sink.is_committed
             (results.named if is_named else results.unnamed).append((sink, indices))
@@ -269,7 +272,11 @@ def check_targets(
 
 
 def _layout(
-    channels: Sequence[Channel], indices: Sequence[int], dtype: str, chunk_frames: int
+    channels: Sequence[Channel],
+    indices: Sequence[int],
+    dtype: str,
+    chunk_frames: int,
+    about: Mapping[str, Any] | None = None,
 ) -> Layout:
     first = channels[indices[0]]
     frames, height, width = first.shape
@@ -280,7 +287,26 @@ def _layout(
         chunk_frames,
         first.movie.pixel_size_um,
         None if interval_s is None else first.frames.step * interval_s,
+        about or {},
     )
+
+
+def _about(estimator: AbstractEstimator, output: Output) -> dict[str, Any]:
+    """What the numbers are, for the metadata of a file."""
+    unit = "standard deviations of noise" if output.quantity == "snr" else "ADU"
+    added = f" + pedestal of {output.pedestal:g} {unit}" if output.pedestal else ""
+    try:
+        of_estimator = json.loads(estimator.to_json())
+    except (TypeError, ValueError):
+        # It holds what JSON cannot.
+        of_estimator = type(estimator).__name__
+    return {
+        "content": output.quantity + added,
+        "pedestal": output.pedestal,
+        "unit": unit,
+        "estimator": of_estimator,
+        "program": f"jaxbkgd {__version__}",
+    }
 
 
 def begun_chunk_frames(targets: Sequence[Target]) -> int | None:

@@ -27,7 +27,7 @@ from .._workers import on_threads, progress_bar, run_interruptibly
 from . import compute
 from .compute import Dtype, Quantity
 from .names import paths_beside
-from .plan import plan_chunks, strips, Window, windows
+from .plan import plan_chunks, read_window, strips, Window, windows
 from .results import (
     as_path,
     begun_chunk_frames,
@@ -102,10 +102,10 @@ def estimate_movie(
         sources holds a channel each.
     - `estimator`: any estimator; each chunk is read with its `halo_frames`. By default,
         one is calibrated on a sample of the movie first, see [`jaxbkgd.calibrate`][].
-    - `sink`: a name that ends in `.tif`, `.ome.tif`, `.zarr` or `.ome.zarr`, or a NumPy
-        array to fill; for a list of sources, or for boxes, a list of these. Several
-        channels of one source are written to one sink. By default, a movie that is given
-        by its path has the result beside it, as `movie-background.tif`.
+    - `sink`: a name that ends in `.tif`, `.ome.tif`, `.zarr`, `.ome.zarr` or, for Picasso,
+        `.raw`, or a NumPy array to fill; for a list of sources, or for boxes, a list of
+        these. Several channels of one source are written to one sink. By default, a movie
+        that is given by its path has the result beside it, as `movie-background.tif`.
     - `quantity`: `"background"` or `"residual"`, in the unit of the frames, or `"snr"`, see
         [`jaxbkgd.snr`][].
     - `dtype`: `"float32"`, or `"uint16"` for numbers that are rounded to the nearest one
@@ -265,12 +265,7 @@ def _worker(
         name, total = job.channels[0].movie.name, np.zeros(2, int)
         for part in parts:
             lines = slice(None) if part is None else part.seen
-            chunks = [channel[window.seen][:, lines] for channel in job.channels]
-            # One frame of weights stands for all.
-            masks = [
-                None if w is None else w[window.seen if len(w) > 1 else slice(1)][:, lines]
-                for w in job.weights
-            ]
+            chunks, masks = read_window(window, job.channels, job.weights, lines)
             with jax.default_device(device):
                 estimated = compute.run_window(
                     name, estimate, chunks, window, masks, buffers

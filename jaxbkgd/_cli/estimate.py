@@ -37,8 +37,8 @@ _MOVIES = Argument(
     help="A file, a folder or a quoted pattern; several, one for each channel."
 )
 _OUT = Option(
-    help="A .tif, .ome.tif, .zarr or .ome.zarr, by default MOVIE-background.tif; for "
-    "several results OUT-1, OUT-2."
+    help="A .tif, .ome.tif, .zarr, .ome.zarr or, for Picasso, .raw, by default "
+    "MOVIE-background.tif; for several results OUT-1, OUT-2."
 )
 _RADIUS = Option(
     help="The plain mean with this radius in pixels, and no calibration: a number, as "

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from .movie import Box, Channel, Movie, movie_of_array, MovieError, named_errors, one_line
-from .raw import open_dax, open_npy, open_picasso, open_sif, open_spe
+from .raw import open_dax, open_npy, open_picasso, open_sif, open_spe, PicassoSink
 from .sinks import ArraySink, is_zarr, Layout, Sink
 from .vendor import open_bioio, open_vendor
 
@@ -136,8 +136,10 @@ def open_sink(sink: Any, layout: Layout, *, overwrite: bool = False) -> Sink | A
                 from .zarr import ZarrSink
 
                 return ZarrSink(path, layout, overwrite=overwrite)
-    rule = "give a name that ends in .tif, .ome.tif, .zarr or .ome.zarr"
-    raise MovieError(f"{path}: is written as TIFF or Zarr; {rule}")
+            case ".raw":
+                return PicassoSink(path, layout, overwrite=overwrite)
+    rule = "give a name that ends in .tif, .ome.tif, .zarr, .ome.zarr or .raw"
+    raise MovieError(f"{path}: is written as TIFF, Zarr or Picasso raw; {rule}")
 
 
 @contextlib.contextmanager

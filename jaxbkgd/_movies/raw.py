@@ -3,6 +3,7 @@
 import importlib
 import io
 import math
+import os
 import re
 import struct
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import numpy as np
 from jaxtyping import Shaped
 
 from .movie import check_pixels, Movie, MovieError, named_errors
+from .sinks import draft_of, Layout, Sink
 from .whole_file import WholeFile
 
 
@@ -258,3 +260,63 @@ class FileFrames:
             size = f"{frames} ({height} x {width} px of {self.dtype.name})"
             fault = f"truncated: the file ends in frame {max(0, whole)} of {size}"
             raise MovieError(f"{self._path}: {fault}; copy it again, or correct its header")
+
+
+class PicassoSink(Sink):
+    """Frames of one channel in `NAME.raw`, without a header, and `NAME.yaml` beside it, as
+    Picasso writes them."""
+
+    def __init__(self, path: Path, layout: Layout, *, overwrite: bool = False) -> None:
+        super().__init__(path, layout, overwrite=overwrite)
+        if layout.shape[1] > 1:
+            what = f"a Picasso movie has one channel, and this one {layout.shape[1]}"
+            raise MovieError(f"{path}: {what}; write a .tif, or each channel by itself")
+        self._header = self._destination.with_suffix(".yaml")
+        self._bytes = layout.shape[0] * layout.frame_bytes
+
+    def check(self) -> None:
+        super().check()
+        is_there = os.path.lexists(self._header) and not self._overwrite
+        # It may be that of a run that ended before the frames had their name.
+        if is_there and self._header.read_bytes() != self._header_text().encode():
+            remedy = "overwrite it (overwrite=True, in the command line --overwrite)"
+            fault = f"{self._header} exists already; choose another name, or {remedy}"
+            raise MovieError(f"{self.path}: its {fault}")
+
+    def _header_text(self) -> str:
+        import yaml
+
+        layout = self.layout
+        frames, _, height, width = layout.shape
+        fields: dict[str, Any] = {
+            "Byte Order": "<",
+            "Data Type": layout.dtype.name,
+            "Frames": frames,
+            "Height": height,
+            "Width": width,
+        }
+        if layout.pixel_size_um is not None:
+            fields["Pixelsize"] = round(1000 * layout.pixel_size_um[1], 6)
+        fields |= {"jaxbkgd": {**layout.about}} if layout.about else {}
+        return yaml.safe_dump(fields, sort_keys=False)
+
+    def _begin(self) -> None:
+        with self.draft.open("wb") as file:
+            file.truncate(self._bytes)
+
+    def _resume(self) -> None:
+        if self.draft.stat().st_size != self._bytes:
+            what = "is truncated, or not the beginning of this movie"
+            raise MovieError(f"{self.draft}: {what}; remove it, and start anew")
+
+    def _write(self, start: int, frames: np.ndarray) -> None:
+        stored = np.asarray(frames, self.layout.dtype.newbyteorder("<"))
+        with self.draft.open("r+b") as file:
+            file.seek(start * self.layout.frame_bytes)
+            file.write(stored.reshape(-1).view(np.uint8).data)
+
+    def _complete(self) -> None:
+        self._resume()
+        draft = draft_of(self._header)
+        draft.write_bytes(self._header_text().encode())
+        draft.replace(self._header)

@@ -10,7 +10,7 @@ import shutil
 import threading
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -137,13 +137,23 @@ class Journal:
 @dataclass(frozen=True)
 class Layout:
     """The frames to be written: their `shape` (frames, channels, height, width), and the
-    length of the chunks that they come in. `pixel_size_um` is (y, x)."""
+    length of the chunks that they come in. `pixel_size_um` is (y, x). `about` says in terms
+    of JSON what the numbers are."""
 
     shape: tuple[int, int, int, int]
     dtype: np.dtype
     chunk_frames: int
     pixel_size_um: tuple[float, float] | None = None
     frame_interval_s: float | None = None
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def about_lines(self) -> str:
+        """A line `name: value` for each, as ImageJ's `Property.get` reads them."""
+        texts = {
+            n: v if isinstance(v, str) else json.dumps(v) for n, v in self.about.items()
+        }
+        return "\n".join(f"{name}: {text}" for name, text in texts.items())
 
     @property
     def frame_bytes(self) -> int:

@@ -247,7 +247,8 @@ class TiffSink(Sink):
     """A TIFF file whose frames follow one another, or a BigTIFF file above 4 GB.
 
     A name that ends in .ome.tif makes it OME-TIFF. Else it has metadata of ImageJ or, as
-    BigTIFF, of tifffile.
+    BigTIFF, of tifffile. What the numbers are is in OME's `Description`, or in `Info`,
+    which ImageJ shows.
     """
 
     # That of the first frame in the draft.
@@ -286,11 +287,13 @@ class TiffSink(Sink):
         if not is_ome:
             # With a resolution per cm, ImageJ takes this unit to be micrometres.
             metadata = {"unit": "um"} if layout.pixel_size_um is not None else {}
+            metadata |= {"Info": layout.about_lines} if layout.about else {}
             return metadata if interval is None else metadata | {"finterval": interval}
         # The same movie has the same UUID wherever and whenever it is written.
-        about = repr((layout.shape, layout.dtype.str, layout.pixel_size_um))
+        about = repr((layout.shape, layout.dtype.str, layout.pixel_size_um, layout.about))
         metadata["UUID"] = str(uuid.uuid5(uuid.NAMESPACE_OID, about))
         metadata["Creator"] = "jaxbkgd"
+        metadata |= {"Description": layout.about_lines} if layout.about else {}
         for axis, size in zip("YX", layout.pixel_size_um or (), strict=False):
             metadata |= {f"PhysicalSize{axis}": size, f"PhysicalSize{axis}Unit": "\u00b5m"}
         if interval is not None:

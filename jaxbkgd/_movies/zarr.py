@@ -220,10 +220,12 @@ class ZarrSink(Sink):
         self._shape = (frames, *([channels] if channels > 1 else []), *frame)
 
     def _begin(self) -> None:
-        layout, attributes = self.layout, {}
+        layout = self.layout
+        attributes: dict[str, Any] = {"jaxbkgd": {**layout.about}} if layout.about else {}
         if self._is_ome:
-            about: Any = {"ome": self._ome_attributes()}
-            zarr.create_group(self.draft, zarr_format=3, attributes=about)
+            of_group = {"ome": self._ome_attributes(), **attributes}
+            zarr.create_group(self.draft, zarr_format=3, attributes=of_group)
+            attributes = {}
         else:
             for name in ("pixel_size_um", "frame_interval_s"):
                 if (value := getattr(layout, name)) is not None:
