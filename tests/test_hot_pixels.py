@@ -74,7 +74,8 @@ def test_they_are_left_out_where_the_estimator_is_found(monkeypatch, weights):
 
 
 def test_a_given_estimator_sees_all_pixels_unless_told_otherwise():
-    frames, options = with_hot_pixels(), {"progress": False}
+    frames = with_hot_pixels()
+    options: dict[str, Any] = {"progress": False}
     out = np.empty(frames.shape, np.float32)
     for estimator, skips, count in (
         (LocalMean(3.0, 2.0), None, 0),
