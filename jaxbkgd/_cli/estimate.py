@@ -172,17 +172,15 @@ def estimate(
             if kept is not None:
                 interrupt.add_note(f"the calibration is kept in {json_path}")
             raise
-        rows = outcome.result_rows(summary, opened, output, cut)
+        written = outcome.written_texts(summary, opened, output, cut)
+    made = estimator, summary
     if kept is None:
         for sink in sinks:
             print(f"wrote {report.printable(sink)}")
-        rows |= outcome.estimator_rows(estimator, summary)
-        report.print_rows(rows | outcome.run_rows(summary))
+        report.print_rows(outcome.given_rows(*made, written))
     else:
-        rows |= outcome.estimator_rows(estimator, summary) | kept.about["rows"]
-        rows |= outcome.light_rows(summary) | outcome.run_rows(summary)
         names = ", ".join(map(str, [*sinks, json_path, png]))
-        report.print_rows(rows | {"wrote": names})
+        report.print_rows(outcome.found_rows(*made, kept.about["rows"], written, names))
 
 
 def _given_estimator(

@@ -1,6 +1,6 @@
 """What `jaxbkgd estimate` shows of its result: rows of text, and images for a figure."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -18,42 +18,62 @@ from .figures import Panel
 from .report import clip_rows, yx_text
 
 
-def result_rows(
+def given_rows(
+    estimator: RadiiEstimator, summary: MovieSummary, written: Sequence[str]
+) -> dict[str, str]:
+    """What was done, where a user has chosen the estimator."""
+    rows = {"frames": written[0], "written": written[1], "radius": _radii_text(estimator)}
+    rows |= clip_rows(estimator)
+    rows["noise factor"] = "; ".join(f"{f:.4f}" for f in summary.noise_corrections)
+    rows["time"] = f"{summary.seconds:.2f} s, {summary.megapixels_per_second:.1f} Mpx/s"
+    return rows | _exceptional_rows(summary)
+
+
+def found_rows(
+    estimator: RadiiEstimator,
+    summary: MovieSummary,
+    findings: Mapping[str, str],
+    written: Sequence[str],
+    names: str,
+) -> dict[str, str]:
+    """What was found and done, in six lines; more only of what is exceptional."""
+    rows = {"radius": _radii_text(estimator)}
+    if "error" in findings:
+        rows["error"] = findings["error"]
+        rows["molecules"] = f"{findings['molecules']}; they keep {findings['they keep']}"
+    lights = (_light_text(light) for light in summary.lights if light is not None)
+    texts = [*dict.fromkeys(lights)]
+    if "not explained" in findings:
+        texts.append(f"not explained: {findings['not explained']}")
+    rows["light"] = "; ".join(texts) or "not measured"
+    rows["believe it"] = findings["believe it"]
+    rows |= _exceptional_rows(summary)
+    rows["wrote"] = f"{written[0]}, {written[1]}, in {summary.seconds:.1f} s: {names}"
+    return rows
+
+
+def written_texts(
     summary: MovieSummary,
     channels: Sequence[Channel],
     output: Output,
     cameras: Sequence[Camera],
-) -> dict[str, str]:
-    """What was written, of which frames."""
+) -> tuple[str, str]:
+    """Of which frames there is a result, and what it is."""
     offsets = dict.fromkeys(float(np.median(c.offset_adu)) for c in cameras)
     adu = "; ".join(f"{offset:g}" for offset in offsets if offset)
     rest = f", above the offset of {adu} ADU" if adu else ", the camera's offset included"
     rest = "" if output.quantity == "residual" else rest
     rest += f", with a pedestal of {output.pedestal:g}" if output.pedestal else ""
     sizes = "; ".join(f"{c.shape[1]} x {c.shape[2]} px" for c in channels)
-    return {
-        "frames": f"{summary.frames} of {sizes}",
-        "written": f"{output.quantity}, {output.dtype}{rest}",
-    }
+    return f"{summary.frames} of {sizes}", f"{output.quantity}, {output.dtype}{rest}"
 
 
-def estimator_rows(estimator: RadiiEstimator, summary: MovieSummary) -> dict[str, str]:
-    """Radii and noise, where a user has chosen the estimator."""
+def _radii_text(estimator: RadiiEstimator) -> str:
     radii = [
         ", ".join([yx_text(y, x, "px"), *(f"{count:g} frames" for count in frames)])
         for *frames, y, x in estimator.radii.tolist()
     ]
-    return {
-        "radius": "; ".join(radii),
-        **clip_rows(estimator),
-        "noise factor": "; ".join(f"{f:.4f}" for f in summary.noise_corrections),
-    }
-
-
-def light_rows(summary: MovieSummary) -> dict[str, str]:
-    """How the light flickers and fades, where the estimator measures it."""
-    texts = [_light_text(light) for light in summary.lights if light is not None]
-    return {"light": "; ".join(dict.fromkeys(texts))} if texts else {}
+    return "; ".join(radii)
 
 
 def _light_text(light: Float[np.ndarray, " frames"]) -> str:
@@ -69,9 +89,8 @@ def _light_text(light: Float[np.ndarray, " frames"]) -> str:
     return f"flickers by {flicker:.1%}, ends at {last / first:.0%} of its beginning"
 
 
-def run_rows(summary: MovieSummary) -> dict[str, str]:
-    """The time that a run took, and what was exceptional about it."""
-    rows = {"time": f"{summary.seconds:.2f} s, {summary.megapixels_per_second:.1f} Mpx/s"}
+def _exceptional_rows(summary: MovieSummary) -> dict[str, str]:
+    rows = {}
     if summary.resumed_frames:
         rows["resumed"] = f"{summary.resumed_frames} frames had been done before"
     if summary.clipped_frames:
