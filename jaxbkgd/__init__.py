@@ -1,4 +1,4 @@
-"""The background layer for single-molecule localization microscopy in JAX."""
+"""The background of single-molecule localization microscopy movies, in JAX."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""The background layer for single-molecule localization microscopy in JAX."""
+"""The background of single-molecule localization microscopy movies, in JAX."""
 
 from . import smlmlp as smlmlp
 from ._batch.dask import estimate_dask as estimate_dask

@@ -4,7 +4,7 @@ import contextlib
 import os
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, overload, TypeVar
 
 import equinox as eqx
 import jax
@@ -16,6 +16,7 @@ from .._estimators.base import AbstractEstimator
 from .._estimators.camera import Camera, camera_of_each
 from .._estimators.channels import is_sequence, map_channels
 from .._estimators.checks import checked_count, checked_number
+from .._estimators.radii_estimator import RadiiEstimator
 from .._movies.movie import Box, Channel, Movie, Pixels
 from .._movies.open import is_split, open_channels, open_weights
 from .._workers import progress_bar
@@ -39,6 +40,40 @@ Source = str | os.PathLike[str] | Movie | Channel | Pixels
 _LEAST_KEPT, _CLOSE = 0.5, 1.1
 # One object, so that a later calibration finds its compiled steps.
 _SECANT = secant_descent()
+
+
+@overload
+def calibrate(
+    channels: Source | Sequence[Source],
+    estimator: None = None,
+    *,
+    objective: Objective | None = None,
+    optimizer: optax.GradientTransformation | None = None,
+    steps: int = 200,
+    boxes: Sequence[Box] | None = None,
+    frames: slice | None = None,
+    camera: Camera | Sequence[Camera] | None = None,
+    weights: Any = None,
+    psf_sigma_pix: float | None = None,
+    progress: bool = True,
+) -> tuple[RadiiEstimator, CalibrationHistory]: ...
+
+
+@overload
+def calibrate(
+    channels: Source | Sequence[Source],
+    estimator: Estimator,
+    *,
+    objective: Objective | None = None,
+    optimizer: optax.GradientTransformation | None = None,
+    steps: int = 200,
+    boxes: Sequence[Box] | None = None,
+    frames: slice | None = None,
+    camera: Camera | Sequence[Camera] | None = None,
+    weights: Any = None,
+    psf_sigma_pix: float | None = None,
+    progress: bool = True,
+) -> tuple[Estimator, CalibrationHistory]: ...
 
 
 def calibrate(
