@@ -18,6 +18,8 @@ _FRAMES, _PIXELS = 25, 2**22
 # and all next neighbours but one by a smaller share than the image of a molecule has there
 # (0.46 for a standard deviation of 0.8 px).
 _DEVIATIONS, _LARGEST_SHARE, _PASSES = 10.0, 0.35, 4
+# A larger share of the pixels is no fault of a camera.
+_MOST_HOT = 0.03
 _AROUND = [(y, x) for y in (-2, 0, 2) for x in (-2, 0, 2) if (y, x) != (0, 0)]
 _NEXT = [(-1, 0), (1, 0), (0, -1), (0, 1)]
 
@@ -76,7 +78,7 @@ def hot_pixels_of(channel: Channel) -> Bool[np.ndarray, "height width"]:
             if not found.any():
                 break
             is_hot |= found
-    return is_hot
+    return is_hot & (is_hot.mean() < _MOST_HOT)
 
 
 def _far_off(level: Float[np.ndarray, "height width"]) -> Bool[np.ndarray, "height width"]:
