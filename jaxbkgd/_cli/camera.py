@@ -56,6 +56,9 @@ def camera(
         raise UsageError("--offset, --read-noise: are for one movie alone; leave them out")
     if out is None:
         out = Path("camera.json" if is_alone else "camera.npz")
+    suffixes = [".npz", ".tif", ".tiff", *[".json"] * is_alone]
+    if out.suffix.lower() not in suffixes:
+        raise UsageError(f"--out {out}: give a name that ends in {', '.join(suffixes)}")
     png = out.with_suffix(".png")
     check_name(out)
     check_destination(out, overwrite=overwrite)

@@ -90,28 +90,37 @@ def measure_camera(
     for number, stack in enumerate(stacks):
         name = f"bright {number}" if number else "dark"
         _check_stack(name, stack, np.shape(dark)[1:])
-    offset, dark_variance = _moments(dark)
+    offset, dark_variance = _finite_moments("dark", dark)
     offset_std = np.sqrt(dark_variance / len(dark))
     if not bright:
         return _dark_report(offset, dark_variance, offset_std, len(dark), gain)
     if gain is not None:
         raise ValueError("The gain is measured by bright frames; give those, or the gain.")
-    moments = [_moments(stack, offset) for stack in bright]
+    moments = [
+        _finite_moments(f"bright {number}", stack, offset)
+        for number, stack in enumerate(bright, 1)
+    ]
     light = np.stack([mean - offset for mean, _ in moments])
     excess = np.stack([variance for _, variance in moments]) - dark_variance
     levels = np.median(light, axis=(1, 2))
+    variances = np.median(excess, axis=(1, 2))
     if levels.max() <= 5 * np.median(offset_std):
         raise ValueError(
             f"Bright frames are {levels.max():.3g} ADU above the dark ones, which is no "
             "light; give brighter ones, after the dark ones."
         )
+    for number, (level, variance) in enumerate(zip(levels, variances, strict=True), 1):
+        if level > 5 * np.median(offset_std) and variance <= 0:
+            raise ValueError(
+                f"bright {number}: at {level:.4g} ADU above the offset it varies no more "
+                "than the dark frames: it is saturated; leave it out."
+            )
     is_dead = light[levels.argmax()] < _LEAST_RESPONSE * levels.max()
     counts = [len(stack) - 1 for stack in stacks]
     slope, slope_std = _slopes(light, excess, np.median(dark_variance), counts, is_dead)
     gain_map, read_noise = 1 / slope, np.sqrt(dark_variance) / slope
     read_noise_std = read_noise * np.hypot(slope_std / slope, 1 / math.sqrt(2 * counts[0]))
     read_noise = np.where(is_dead, _DEAD_ELECTRONS, read_noise)
-    variances = np.median(excess, axis=(1, 2))
     doubts = _line_doubts(levels, variances * np.median(gain_map))
     if is_dead.any():
         doubts.append(
@@ -155,6 +164,8 @@ def measure_gain(
     read_noise = checked_number(
         "read_noise_electrons", read_noise_electrons, includes_minimum=True
     )
+    if offset_adu is not None:
+        offset_adu = checked_number("offset_adu", offset_adu, minimum=-math.inf, unit="ADU")
     if min(np.shape(frames)[1:]) < 2 * _TILE_PIX:
         raise ValueError(f"The movie has frames of {np.shape(frames)[1:]} px; give larger.")
     means, variances = _tile_moments(frames)
@@ -166,8 +177,8 @@ def measure_gain(
             slope, _, covariance = _line_through(means, variances, zero)
     if not slope > 0 or not math.isfinite(slope):
         raise ValueError(
-            "The variance does not rise with the mean, as it does for light; give a raw "
-            "movie that no program has changed, or the camera's offset."
+            "The variance does not rise with the mean: all parts are about as bright, or a "
+            "program has changed the movie; give the camera's offset, or a raw movie."
         )
     gain, gain_std = 1 / slope, math.sqrt(covariance[0, 0]) / slope**2
     offset = zero + read_noise**2 * slope if offset_adu is None else offset_adu
@@ -178,11 +189,11 @@ def measure_gain(
             f"the gain is known to {gain_std / gain:.0%} only, since all parts of the "
             "movie are about as bright: give the offset, or dark and bright frames"
         )
-    if offset_adu is None and not read_noise:
-        doubts.append(
-            "the read noise is not known, by which the offset is too low: by 5.6 ADU for "
-            "1.6 electrons at 0.46 electrons per ADU; give it"
-        )
+    if not read_noise:
+        wrong = "offset is too low: by 5.6 ADU for 1.6 electrons at 0.46 electrons per ADU"
+        if offset_adu is not None:
+            wrong = "gain is too low: by 5 % for 1.6 electrons in a light of 50"
+        doubts.append(f"the read noise is not known, by which the {wrong}; give it")
     dark = read_noise**2 * slope**2
     return CameraReport(
         offset,
@@ -203,6 +214,14 @@ def _check_stack(name: str, stack: Any, size: tuple[int, ...]) -> None:
         rule = f"(frames, height, width) with {_FEWEST_FRAMES} frames or more"
         of_dark = f", and {size} px as the dark frames" if name.startswith("b") else ""
         raise ValueError(f"{name}: has the shape {shape}; give {rule}{of_dark}.")
+
+
+def _finite_moments(name: str, stack: Any, offset: _Map | None = None) -> tuple[_Map, _Map]:
+    with np.errstate(invalid="ignore"):
+        mean, variance = _moments(stack, offset)
+    if not np.isfinite(variance).all():
+        raise ValueError(f"{name}: has pixels that are not finite; give frames without.")
+    return mean, variance
 
 
 def _moments(stack: Any, offset: _Map | None = None) -> tuple[_Map, _Map]:
@@ -297,8 +316,10 @@ def _tile_moments(frames: Any) -> tuple[np.ndarray, np.ndarray]:
             widths[axis] = (1, 1)
             change = np.pad(np.diff(change, 2, axis), widths, "edge")
         change /= math.sqrt(2 * 36)
-        means.append(_tiles(pairs.mean(axis=1)).mean(axis=1))
-        variances.append(_trimmed_variance(_tiles(change)))
+        levels, changes = _tiles(pairs.mean(axis=1)), _tiles(change)
+        is_known = np.isfinite(levels).all(axis=1) & np.isfinite(changes).all(axis=1)
+        means.append(levels[is_known].mean(axis=1))
+        variances.append(_trimmed_variance(changes[is_known]))
     return np.concatenate(means), np.concatenate(variances)
 
 
