@@ -311,6 +311,14 @@ def test_a_dead_pixel_and_a_saturated_light_are_named():
     assert weights[0, 3, 4] < 1e-4 * weights.max()
 
 
+def test_a_frame_before_the_shutter_opens_does_not_count():
+    light = [100 + 2 * RNG.poisson(level, (200, *SHAPE)) for level in (0, 30, 300)]
+    light[1][0] = light[2][:2] = 100
+    report = measure_camera(light[0], light[1:])
+    assert report.doubts == ()
+    assert abs(np.mean(report.gain_electrons_per_adu) - 0.5) < 0.005
+
+
 def test_dark_frames_and_a_gain_make_maps():
     (dark,) = camera_stacks([0])
     report = measure_camera(dark, gain=0.46)
@@ -329,6 +337,7 @@ def test_dark_frames_and_a_gain_make_maps():
         (lambda dark: (dark, [dark[:, :8]]), r"bright 1: has the shape \(20, 8, 48\)"),
         (lambda dark: (dark, [dark]), "which is no light"),
         (lambda dark: (dark, [9 * dark, dark * 0 + 999]), "bright 2: at 899 .* saturated"),
+        (lambda dark: (dark, [9 * dark, dark / 2]), "bright 2: is darker than the dark"),
         (lambda dark: (dark * np.nan, [dark]), "dark: has pixels that are not finite"),
         (
             lambda dark: (dark, [np.where(dark > 109, np.inf, dark + 50)]),

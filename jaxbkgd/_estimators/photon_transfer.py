@@ -17,6 +17,8 @@ _CHUNK_PIXELS = 2**23
 _FEWEST_FRAMES = 10
 # A pixel whose light is a smaller share of that of the others does not respond.
 _LEAST_RESPONSE = 0.1
+# A frame with a smaller share of the light of most was not, or not wholly, exposed.
+_LEAST_LIGHT = 0.5
 # The read noise in electrons of a pixel that must not count.
 _DEAD_ELECTRONS = 1e4
 # Shares beyond which the user is told: of the variance beside the line, and of the gain.
@@ -90,14 +92,14 @@ def measure_camera(
     for number, stack in enumerate(stacks):
         name = f"bright {number}" if number else "dark"
         _check_stack(name, stack, np.shape(dark)[1:])
-    offset, dark_variance = _finite_moments("dark", dark)
+    offset, dark_variance = _moments("dark", dark)
     offset_std = np.sqrt(dark_variance / len(dark))
     if not bright:
         return _dark_report(offset, dark_variance, offset_std, len(dark), gain)
     if gain is not None:
         raise ValueError("The gain is measured by bright frames; give those, or the gain.")
     moments = [
-        _finite_moments(f"bright {number}", stack, offset)
+        _moments(f"bright {number}", stack, offset)
         for number, stack in enumerate(bright, 1)
     ]
     light = np.stack([mean - offset for mean, _ in moments])
@@ -110,6 +112,9 @@ def measure_camera(
             "light; give brighter ones, after the dark ones."
         )
     for number, (level, variance) in enumerate(zip(levels, variances, strict=True), 1):
+        if level < -5 * np.median(offset_std):
+            what = f"bright {number}: is darker than the dark frames by {-level:.4g} ADU"
+            raise ValueError(f"{what}; give the dark ones first.")
         if level > 5 * np.median(offset_std) and variance <= 0:
             raise ValueError(
                 f"bright {number}: at {level:.4g} ADU above the offset it varies no more "
@@ -216,35 +221,37 @@ def _check_stack(name: str, stack: Any, size: tuple[int, ...]) -> None:
         raise ValueError(f"{name}: has the shape {shape}; give {rule}{of_dark}.")
 
 
-def _finite_moments(name: str, stack: Any, offset: _Map | None = None) -> tuple[_Map, _Map]:
-    with np.errstate(invalid="ignore"):
-        mean, variance = _moments(stack, offset)
-    if not np.isfinite(variance).all():
-        raise ValueError(f"{name}: has pixels that are not finite; give frames without.")
-    return mean, variance
-
-
-def _moments(stack: Any, offset: _Map | None = None) -> tuple[_Map, _Map]:
+def _moments(name: str, stack: Any, offset: _Map | None = None) -> tuple[_Map, _Map]:
     """The mean and the variance of each pixel. With an offset, the light of each frame is
-    made that of their mean first."""
+    made that of their mean first; frames of a shutter that was not open are left out."""
     count = len(stack)
     step = max(1, _CHUNK_PIXELS // math.prod(np.shape(stack)[1:]))
     chunks = [slice(start, start + step) for start in range(0, count, step)]
-    scales = np.ones(count)
+    scales, is_lit = np.ones(count), np.ones(count, bool)
     if offset is not None:
         levels = [np.mean(np.asarray(stack[c], float) - offset, (1, 2)) for c in chunks]
         light = np.concatenate(levels)
-        scales = light.mean() / np.where(light > 0, light, np.inf)
+        _check_finite(name, light)
+        is_lit = np.abs(light) >= _LEAST_LIGHT * np.abs(np.median(light))
+        scales = light[is_lit].mean() / np.where(light == 0, np.inf, light)
     first = np.asarray(stack[0], float)
     total, squares = np.zeros_like(first), np.zeros_like(first)
     for chunk in chunks:
-        frames = np.asarray(stack[chunk], float)
+        frames = np.asarray(stack[chunk], float)[is_lit[chunk]]
         if offset is not None:
-            frames = offset + (frames - offset) * scales[chunk, None, None]
-        total += (frames - first).sum(axis=0)
-        squares += np.square(frames - first).sum(axis=0)
+            frames = offset + (frames - offset) * scales[chunk][is_lit[chunk], None, None]
+        with np.errstate(invalid="ignore"):
+            total += (frames - first).sum(axis=0)
+            squares += np.square(frames - first).sum(axis=0)
+    _check_finite(name, squares)
+    count = np.count_nonzero(is_lit)
     mean = total / count
     return first + mean, (squares - count * mean**2) / (count - 1)
+
+
+def _check_finite(name: str, values: np.ndarray) -> None:
+    if not np.isfinite(values).all():
+        raise ValueError(f"{name}: has pixels that are not finite; give frames without.")
 
 
 def _dark_report(
