@@ -460,6 +460,10 @@ def test_a_camera_is_measured_and_taken_by_estimate(folder):
     for out in ("maps", "maps.json", "maps.png"):
         result = _run(f"camera dark.tif none.tif --out {out}")
         _assert_one_line(result, f"--out {out}: give a name that ends in .npz, .tif")
+    movie = Path("dark.tif").read_bytes()
+    result = _run("camera dark.tif bright.tif --out dark.tif --overwrite")
+    _assert_one_line(result, "--out dark.tif: is a movie that is read")
+    assert Path("dark.tif").read_bytes() == movie
     Path("short.npz").write_bytes(Path("camera.npz").read_bytes()[:99])
     _assert_one_line(_run(f"{ESTIMATE} --camera short.npz"), "short.npz: is no .npz")
 
