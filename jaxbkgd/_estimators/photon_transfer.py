@@ -63,7 +63,8 @@ def measure_camera(
 
     The variance of each pixel rises with its mean, by one over the gain (photon transfer:
     Janesick, Photon Transfer, SPIE 2007; pixel by pixel: Huang et al., Nat. Methods 10,
-    653, 2013). The light may be uneven, and may flicker. The gain of a pixel is known less
+    653, 2013). The light may be uneven, and may flicker; frames before the shutter opens
+    are left out. The gain of a pixel is known less
     well than that of all, and is drawn towards it by how much less (empirical Bayes).
 
     **Arguments:**
@@ -72,8 +73,8 @@ def measure_camera(
         a channel of [`jaxbkgd.open_movie`][]; `bright` is a list of these.
     - `gain`: electrons per ADU, where there are dark frames only.
 
-    **Raises:** `ValueError` for fewer than 10 frames, frames of different sizes, and for a
-    light that is none.
+    **Raises:** `ValueError` for fewer than 10 frames, frames of different sizes or with
+    pixels that are not finite, and for a light that is none, or that saturates the camera.
 
     ```python
     >>> import numpy as np
