@@ -167,7 +167,37 @@ def test_files_keep_a_camera(tmp_path):
             camera.save(tmp_path / name)
 
 
+def test_numbers_in_a_tiff_are_numbers_again(tmp_path):
+    """And so are given to frames of any size."""
+    Camera(100.0, 0.5, 1.5).save(tmp_path / "numbers.tif")
+    back = Camera.load(tmp_path / "numbers.tif")
+    assert (back.shape, back.gain_electrons_per_adu) == ((), 0.5)
+
+
+def test_pages_that_were_written_one_by_one_are_maps(tmp_path):
+    with tifffile.TiffWriter(tmp_path / "pages.tif") as tiff:
+        for page in jax.tree.leaves(MAPS):
+            tiff.write(page, photometric="minisblack", contiguous=False)
+    back = Camera.load(tmp_path / "pages.tif")
+    np.testing.assert_array_equal(back.read_noise_electrons, MAPS.read_noise_electrons)
+
+
+def test_a_suffix_in_capitals_is_kept(tmp_path):
+    MAPS.save(tmp_path / "MAPS.NPZ")
+    assert Camera.load(tmp_path / "MAPS.NPZ").shape == SHAPE
+
+
 def test_files_that_hold_no_camera_are_named(tmp_path):
+    MAPS.save(tmp_path / "short.npz")
+    (tmp_path / "short.npz").write_bytes((tmp_path / "short.npz").read_bytes()[:100])
+    with (tmp_path / "array.npz").open("wb") as file:
+        np.save(file, OFFSET)
+    np.savez(tmp_path / "objects.npz", offset_adu=np.array([None]))
+    (tmp_path / "bytes.json").write_bytes(b"\xff\xfe")
+    (tmp_path / "text.tif").write_bytes(b"hello")
+    for name in ("short.npz", "array.npz", "objects.npz", "bytes.json", "text.tif"):
+        with pytest.raises(ValueError, match=f"{name}: "):
+            Camera.load(tmp_path / name)
     (tmp_path / "other.json").write_text(json.dumps({"gain": 1}))
     (tmp_path / "zero.json").write_text(json.dumps({"gain_electrons_per_adu": 0}))
     (tmp_path / "broken.json").write_text("{")
@@ -178,7 +208,7 @@ def test_files_that_hold_no_camera_are_named(tmp_path):
         "zero.json": "gain_electrons_per_adu must be positive",
         "broken.json": "Expecting",
         "none.csv": "a camera is a .json, .npz or .tif",
-        "two.tif": "three pages: offset, gain and read noise",
+        "two.tif": "has 2 pages; give three: offset, gain and read noise",
     }.items():
         with pytest.raises(ValueError, match=re.escape(message)):
             Camera.load(tmp_path / name)
@@ -201,6 +231,29 @@ def test_files_that_hold_no_camera_are_named(tmp_path):
 def test_bad_maps_are_refused(arguments, message):
     with pytest.raises((TypeError, ValueError), match=message):
         Camera(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (
+            np.where(np.indices(SHAPE)[0] == 31, np.nan, OFFSET),
+            r"nan at \(31, 0\), the first of 48",
+        ),
+        (np.ma.masked_less(OFFSET, 99), "a MaskedArray of float64"),
+    ],
+)
+def test_a_bad_map_is_named_in_one_line(bad, message):
+    with pytest.raises((TypeError, ValueError), match=message) as raised:
+        Camera(bad)
+    assert "\n" not in str(raised.value)
+
+
+def test_frames_that_maps_do_not_fit_are_refused():
+    frames = jnp.ones((2, 8, 48))
+    for make in (MAPS.electrons, MAPS.above_offset, MAPS.weights):
+        with pytest.raises(ValueError, match=r"maps have the shape \(32, 48\)"):
+            make(frames)
 
 
 def test_the_noise_of_a_pixel_is_that_of_its_light_and_its_reading():
@@ -258,6 +311,14 @@ def test_a_dead_pixel_and_a_saturated_light_are_named():
     assert weights[0, 3, 4] < 1e-4 * weights.max()
 
 
+def test_a_frame_before_the_shutter_opens_does_not_count():
+    light = [100 + 2 * RNG.poisson(level, (200, *SHAPE)) for level in (0, 30, 300)]
+    light[1][0] = light[2][:2] = 100
+    report = measure_camera(light[0], light[1:])
+    assert report.doubts == ()
+    assert abs(np.mean(report.gain_electrons_per_adu) - 0.5) < 0.005
+
+
 def test_dark_frames_and_a_gain_make_maps():
     (dark,) = camera_stacks([0])
     report = measure_camera(dark, gain=0.46)
@@ -275,6 +336,13 @@ def test_dark_frames_and_a_gain_make_maps():
         (lambda dark: (dark,), "Dark frames do not tell the gain"),
         (lambda dark: (dark, [dark[:, :8]]), r"bright 1: has the shape \(20, 8, 48\)"),
         (lambda dark: (dark, [dark]), "which is no light"),
+        (lambda dark: (dark, [9 * dark, dark * 0 + 999]), "bright 2: at 899 .* saturated"),
+        (lambda dark: (dark, [9 * dark, dark / 2]), "bright 2: is darker than the dark"),
+        (lambda dark: (dark * np.nan, [dark]), "dark: has pixels that are not finite"),
+        (
+            lambda dark: (dark, [np.where(dark > 109, np.inf, dark + 50)]),
+            "bright 1: has pixels that are not finite",
+        ),
     ],
 )
 def test_frames_that_tell_no_camera_are_refused(make, message):
@@ -294,7 +362,20 @@ def test_a_movie_alone_tells_gain_and_offset():
     known = measure_gain(frames, offset_adu=100.0, read_noise_electrons=1.6)
     assert abs(known.gain_electrons_per_adu / 0.46 - 1) < 0.03
     assert known.gain_std < report.gain_std
-    even = RNG.poisson(60, (60, 64, 64)) / 0.46 + 100
+    unknown = measure_gain(frames, offset_adu=100.0)
+    assert any("gain is too low: by 5 %" in doubt for doubt in unknown.doubts)
+    with pytest.raises(ValueError, match="offset_adu must be finite"):
+        measure_gain(frames, offset_adu=math.nan)
+    # Of such movies, the variance rises by chance in two of three.
+    even = np.random.default_rng(3).poisson(60, (60, 64, 64)) / 0.46 + 100
     assert any("are about as bright" in doubt for doubt in measure_gain(even).doubts)
     with pytest.raises(ValueError, match="does not rise with the mean"):
         measure_gain(np.zeros((20, 64, 64)))
+
+
+def test_pixels_that_are_not_finite_leave_the_gain_of_the_others():
+    light = 60 + 40 * np.sin(np.arange(96) / 15) * np.ones((60, 64, 96))
+    frames = RNG.poisson(light) / 0.46 + 100
+    frames[:, 3, 4] = np.nan
+    report = measure_gain(frames, offset_adu=100.0)
+    assert abs(report.gain_electrons_per_adu / 0.46 - 1) < 0.03

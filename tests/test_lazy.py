@@ -116,6 +116,7 @@ def test_it_is_indexed_as_an_array(source):
         *(0, -1, np.int64(7), np.uint16(22), slice(3, 8), slice(-7, None, 3)),
         *(slice(20, 2, -4), slice(5, 5), slice(None), [4, 4, -2, 19], np.arange(24) > 11),
         *([], np.array([[1, 2], [9, 3]]), ..., (), (..., 0), (3, ..., 4), (slice(2, 9), 1)),
+        *(((3, 1),), ((3, 1), 0)),
         *((7, *within), (slice(None), *within), (..., *within), (slice(4, 19, 5), ..., -1)),
         *(([2, 8, 3], ..., slice(3, 7)), (..., 5, *within[:-1], 3), (5, *within[:-1], 3)),
     ):
@@ -141,6 +142,7 @@ def test_it_is_indexed_as_an_array(source):
         ((0, 12), "index 12 is out of bounds"),
         ((0, 0, 0, 0), "too many indices"),
         (1.5, "only integers, slices"),
+        ((None, 1), "None is no index of its frames"),
         ((0, [1, 2]), r"within a frame, \[1, 2\] is no integer or slice; use it on"),
     ],
 )

@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 from .._estimators.base import AbstractEstimator
 from .._estimators.camera import Camera
 from .._estimators.channels import as_frames, checked_frames
-from .._estimators.checks import check_choice
+from .._estimators.checks import check_choice, checked_number
 from .._filter.nonfinite import zeros_of
 from .._filter.vectors import compiler_options
 from .._movies.movie import MovieError, one_line
@@ -64,14 +64,13 @@ def make_output(
     if quantity == "snr":
         for camera in cameras:
             camera.known_gain("An SNR")
-    if not math.isfinite(pedestal):
-        raise ValueError(f"pedestal must be finite, but is {pedestal}; give one as 100.")
+    pedestal = checked_number("pedestal", pedestal, minimum=-math.inf, unit="ADU")
     is_signed = quantity == "snr" or (quantity == "residual" and pedestal <= 0)
     if is_signed and dtype == "uint16":
         remedy = "give a pedestal as 100, or " if quantity == "residual" else ""
         rule = f"is negative in places, and uint16 is not; {remedy}write float32."
         raise ValueError(f"A {quantity} {rule}")
-    return Output(quantity, dtype, is_one_stack, float(pedestal))
+    return Output(quantity, dtype, is_one_stack, pedestal)
 
 
 # Images of each channel; the light of each where the estimator measures it; and the frames

@@ -119,6 +119,10 @@ class LazyEstimate(contextlib.AbstractContextManager["LazyEstimate"]):
             # It stands for the frames, unless there is an entry for each axis.
             entries[:1] = [] if len(entries) > self.ndim else [slice(None), ...]
         frames, rest = entries[0], entries[1:]
+        # To NumPy, a tuple within an index is a list.
+        frames = list(frames) if isinstance(frames, tuple) else frames
+        if frames is None:
+            raise IndexError(f"{self.name}: None is no index of its frames; use it later")
         for entry in rest:
             if not (entry is ... or isinstance(entry, slice)):
                 try:

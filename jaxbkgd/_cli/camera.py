@@ -2,6 +2,7 @@
 
 import contextlib
 import functools as ft
+import itertools
 from pathlib import Path
 from typing import Annotated
 
@@ -56,6 +57,9 @@ def camera(
         raise UsageError("--offset, --read-noise: are for one movie alone; leave them out")
     if out is None:
         out = Path("camera.json" if is_alone else "camera.npz")
+    suffixes = [".npz", ".tif", ".tiff", *[".json"] * is_alone]
+    if out.suffix.lower() not in suffixes:
+        raise UsageError(f"--out {out}: give a name that ends in {', '.join(suffixes)}")
     png = out.with_suffix(".png")
     check_name(out)
     check_destination(out, overwrite=overwrite)
@@ -63,6 +67,10 @@ def camera(
     names = ", ".join(map(str, movies))
     with contextlib.ExitStack() as files:
         channels = [_only_channel(path, files) for path in movies]
+        for path, channel in itertools.product((out, png), channels):
+            if channel.movie.includes(path.resolve()):
+                what = "is a movie that is read, or would be a part of one"
+                raise UsageError(f"--out {path}: {what}; give a name elsewhere")
         with refusing(names):
             if is_alone:
                 known = {"offset_adu": offset, "read_noise_electrons": read_noise}

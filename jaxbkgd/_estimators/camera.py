@@ -2,6 +2,7 @@
 
 import json
 import math
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +109,9 @@ class Camera(eqx.Module):
         return np.ndim(self.read_noise_electrons) > 0
 
     def above_offset(self, frames: Any) -> Any:
-        """Frames `(..., height, width)` in ADU less the offset."""
+        """Frames `(..., height, width)` in ADU less the offset. `ValueError` for maps that
+        do not fit them."""
+        self._check_frames(frames)
         return frames if _is_zero(self.offset_adu) else frames - _float32(self.offset_adu)
 
     def electrons(self, frames: Any) -> Any:
@@ -149,6 +152,7 @@ class Camera(eqx.Module):
         given back as they are by a camera whose pixels have the same read noise."""
         if not self._has_noise_map:
             return weights
+        self._check_frames(electrons)
         given = 1.0 if weights is None else weights
         counts = jnp.isfinite(electrons) * jnp.asarray(given, electrons.dtype)
         light = jnp.sum(
@@ -171,6 +175,11 @@ class Camera(eqx.Module):
                 f"{width} px; give maps of the whole frame, from the same part of the chip."
             )
 
+    def _check_frames(self, frames: Any) -> None:
+        # A number stands for all pixels.
+        if np.ndim(frames) > 1:
+            self.check_shape(*np.shape(frames)[-2:])
+
     def save(self, path: str | Path) -> None:
         """Writes a file that `load` reads: `.json` for numbers, `.npz`, or `.tif` with
         three pages: offset, gain and read noise. `ValueError` for another suffix, for maps
@@ -181,7 +190,9 @@ class Camera(eqx.Module):
             case ".json" if not self.shape:
                 path.write_text(json.dumps(values, indent=2), "utf-8")
             case ".npz":
-                np.savez(path, **{n: v for n, v in values.items() if v is not None})
+                # To a path that does not end in small letters, NumPy adds a suffix.
+                with path.open("wb") as file:
+                    np.savez(file, **{n: v for n, v in values.items() if v is not None})
             case ".tif" | ".tiff" if self.is_gain_known:
                 import tifffile
 
@@ -201,28 +212,41 @@ class Camera(eqx.Module):
         electrons per ADU, and read noise in electrons. `ValueError` for a file that holds
         no camera, `OSError` for one that cannot be read."""
         path = Path(path)
-        match path.suffix.lower():
-            case ".json":
-                values = json.loads(path.read_text("utf-8"))
-            case ".npz":
-                with np.load(path) as arrays:
-                    values = dict(arrays)
-            case ".tif" | ".tiff":
-                import tifffile
-
-                pages = tifffile.imread(path)
-                if pages.ndim != 3 or len(pages) != 3:
-                    rule = "three pages: offset, gain and read noise"
-                    raise ValueError(f"{path}: has the shape {pages.shape}; give {rule}.")
-                values = dict(zip(_NAMES, pages, strict=True))
-            case _:
-                raise ValueError(f"{path}: a camera is a .json, .npz or .tif; give one.")
-        if not isinstance(values, dict) or not values or values.keys() - set(_NAMES):
-            raise ValueError(f"{path}: is no camera; one has {', '.join(_NAMES)}.")
         try:
+            values = _read(path)
+            if not isinstance(values, dict) or not values or values.keys() - set(_NAMES):
+                raise ValueError(f"is no camera; one has {', '.join(_NAMES)}.")
             return cls(**values)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, zipfile.BadZipFile) as error:
             raise ValueError(f"{path}: {error}") from error
+
+
+def _read(path: Path) -> Any:
+    """What a file of a camera holds, by its suffix."""
+    match path.suffix.lower():
+        case ".json":
+            return json.loads(path.read_text("utf-8"))
+        case ".npz":
+            with path.open("rb") as file:
+                if not zipfile.is_zipfile(file):
+                    raise ValueError("is no .npz, or is cut short; write it again.")
+                file.seek(0)
+                with np.load(file) as arrays:
+                    return dict(arrays)
+        case ".tif" | ".tiff":
+            import tifffile
+
+            # Programs write the three as one series of pages, or as one each.
+            with tifffile.TiffFile(path) as tiff:
+                stacks = [series.asarray() for series in tiff.series]
+            pages = [p for stack in stacks for p in (stack if stack.ndim > 2 else [stack])]
+            if len(pages) != 3:
+                rule = "give three: offset, gain and read noise"
+                raise ValueError(f"has {len(pages)} pages; {rule}.")
+            # A map of one pixel is how `save` writes a number.
+            maps = [page.item() if page.size == 1 else page for page in pages]
+            return dict(zip(_NAMES, maps, strict=True))
+    raise ValueError("a camera is a .json, .npz or .tif; give one.")
 
 
 def camera_of_each(camera: Any, channels: Any) -> Any:

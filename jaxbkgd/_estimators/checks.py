@@ -9,6 +9,10 @@ from jax.core import Tracer
 from jaxtyping import Float
 
 
+# Of an array with more numbers, an error shows the first that is wrong.
+_SHOWN = 16
+
+
 def is_traced(value: Any) -> bool:
     """Whether JAX is tracing `value`, so that it has no number yet."""
     return isinstance(value, Tracer)
@@ -52,17 +56,26 @@ def real_array(
         numbers = np.asarray(None)
     if not is_real_dtype(numbers.dtype) or isinstance(value, np.ma.MaskedArray):
         kind = f"a number of {unit}" if unit else "a number"
-        raise TypeError(f"{name} must be {kind}, but is {value!r}.")
+        text = repr(value)
+        if numbers.size > _SHOWN:
+            text = f"a {type(value).__name__} of {numbers.dtype}"
+        raise TypeError(f"{name} must be {kind}, but is {text}.")
     numbers = numbers.astype(np.float64)
     is_above = (numbers >= minimum) if includes_minimum else (numbers > minimum)
-    if not np.all(is_above & np.isfinite(numbers) & (numbers <= maximum)):
+    is_within = is_above & np.isfinite(numbers) & (numbers <= maximum)
+    if not np.all(is_within):
         lower = "zero or positive and " if includes_minimum else "positive and "
         lower = f"at least {minimum:g} and " if minimum else lower
         lower = "" if minimum == -math.inf else lower
         upper = f"at most {maximum:g} {unit}".strip()
         if maximum == math.inf:
             upper = f"finite{unit and ', in ' + unit}"
-        raise ValueError(f"{name} must be {lower}{upper}, but is {value!r}.")
+        text = repr(value)
+        if numbers.size > _SHOWN:
+            first = tuple(np.argwhere(~is_within)[0].tolist())
+            count = np.count_nonzero(~is_within)
+            text = f"{numbers[first]:g} at {first}, the first of {count} such"
+        raise ValueError(f"{name} must be {lower}{upper}, but is {text}.")
     return numbers
 
 

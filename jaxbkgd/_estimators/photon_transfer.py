@@ -17,6 +17,8 @@ _CHUNK_PIXELS = 2**23
 _FEWEST_FRAMES = 10
 # A pixel whose light is a smaller share of that of the others does not respond.
 _LEAST_RESPONSE = 0.1
+# A frame with a smaller share of the light of most was not, or not wholly, exposed.
+_LEAST_LIGHT = 0.5
 # The read noise in electrons of a pixel that must not count.
 _DEAD_ELECTRONS = 1e4
 # Shares beyond which the user is told: of the variance beside the line, and of the gain.
@@ -61,7 +63,8 @@ def measure_camera(
 
     The variance of each pixel rises with its mean, by one over the gain (photon transfer:
     Janesick, Photon Transfer, SPIE 2007; pixel by pixel: Huang et al., Nat. Methods 10,
-    653, 2013). The light may be uneven, and may flicker. The gain of a pixel is known less
+    653, 2013). The light may be uneven, and may flicker; frames before the shutter opens
+    are left out. The gain of a pixel is known less
     well than that of all, and is drawn towards it by how much less (empirical Bayes).
 
     **Arguments:**
@@ -70,8 +73,8 @@ def measure_camera(
         a channel of [`jaxbkgd.open_movie`][]; `bright` is a list of these.
     - `gain`: electrons per ADU, where there are dark frames only.
 
-    **Raises:** `ValueError` for fewer than 10 frames, frames of different sizes, and for a
-    light that is none.
+    **Raises:** `ValueError` for fewer than 10 frames, frames of different sizes or with
+    pixels that are not finite, and for a light that is none, or that saturates the camera.
 
     ```python
     >>> import numpy as np
@@ -90,28 +93,40 @@ def measure_camera(
     for number, stack in enumerate(stacks):
         name = f"bright {number}" if number else "dark"
         _check_stack(name, stack, np.shape(dark)[1:])
-    offset, dark_variance = _moments(dark)
+    offset, dark_variance = _moments("dark", dark)
     offset_std = np.sqrt(dark_variance / len(dark))
     if not bright:
         return _dark_report(offset, dark_variance, offset_std, len(dark), gain)
     if gain is not None:
         raise ValueError("The gain is measured by bright frames; give those, or the gain.")
-    moments = [_moments(stack, offset) for stack in bright]
+    moments = [
+        _moments(f"bright {number}", stack, offset)
+        for number, stack in enumerate(bright, 1)
+    ]
     light = np.stack([mean - offset for mean, _ in moments])
     excess = np.stack([variance for _, variance in moments]) - dark_variance
     levels = np.median(light, axis=(1, 2))
+    variances = np.median(excess, axis=(1, 2))
     if levels.max() <= 5 * np.median(offset_std):
         raise ValueError(
             f"Bright frames are {levels.max():.3g} ADU above the dark ones, which is no "
             "light; give brighter ones, after the dark ones."
         )
+    for number, (level, variance) in enumerate(zip(levels, variances, strict=True), 1):
+        if level < -5 * np.median(offset_std):
+            what = f"bright {number}: is darker than the dark frames by {-level:.4g} ADU"
+            raise ValueError(f"{what}; give the dark ones first.")
+        if level > 5 * np.median(offset_std) and variance <= 0:
+            raise ValueError(
+                f"bright {number}: at {level:.4g} ADU above the offset it varies no more "
+                "than the dark frames: it is saturated; leave it out."
+            )
     is_dead = light[levels.argmax()] < _LEAST_RESPONSE * levels.max()
     counts = [len(stack) - 1 for stack in stacks]
     slope, slope_std = _slopes(light, excess, np.median(dark_variance), counts, is_dead)
     gain_map, read_noise = 1 / slope, np.sqrt(dark_variance) / slope
     read_noise_std = read_noise * np.hypot(slope_std / slope, 1 / math.sqrt(2 * counts[0]))
     read_noise = np.where(is_dead, _DEAD_ELECTRONS, read_noise)
-    variances = np.median(excess, axis=(1, 2))
     doubts = _line_doubts(levels, variances * np.median(gain_map))
     if is_dead.any():
         doubts.append(
@@ -155,6 +170,8 @@ def measure_gain(
     read_noise = checked_number(
         "read_noise_electrons", read_noise_electrons, includes_minimum=True
     )
+    if offset_adu is not None:
+        offset_adu = checked_number("offset_adu", offset_adu, minimum=-math.inf, unit="ADU")
     if min(np.shape(frames)[1:]) < 2 * _TILE_PIX:
         raise ValueError(f"The movie has frames of {np.shape(frames)[1:]} px; give larger.")
     means, variances = _tile_moments(frames)
@@ -166,8 +183,8 @@ def measure_gain(
             slope, _, covariance = _line_through(means, variances, zero)
     if not slope > 0 or not math.isfinite(slope):
         raise ValueError(
-            "The variance does not rise with the mean, as it does for light; give a raw "
-            "movie that no program has changed, or the camera's offset."
+            "The variance does not rise with the mean: all parts are about as bright, or a "
+            "program has changed the movie; give the camera's offset, or a raw movie."
         )
     gain, gain_std = 1 / slope, math.sqrt(covariance[0, 0]) / slope**2
     offset = zero + read_noise**2 * slope if offset_adu is None else offset_adu
@@ -178,11 +195,11 @@ def measure_gain(
             f"the gain is known to {gain_std / gain:.0%} only, since all parts of the "
             "movie are about as bright: give the offset, or dark and bright frames"
         )
-    if offset_adu is None and not read_noise:
-        doubts.append(
-            "the read noise is not known, by which the offset is too low: by 5.6 ADU for "
-            "1.6 electrons at 0.46 electrons per ADU; give it"
-        )
+    if not read_noise:
+        wrong = "offset is too low: by 5.6 ADU for 1.6 electrons at 0.46 electrons per ADU"
+        if offset_adu is not None:
+            wrong = "gain is too low: by 5 % for 1.6 electrons in a light of 50"
+        doubts.append(f"the read noise is not known, by which the {wrong}; give it")
     dark = read_noise**2 * slope**2
     return CameraReport(
         offset,
@@ -205,27 +222,37 @@ def _check_stack(name: str, stack: Any, size: tuple[int, ...]) -> None:
         raise ValueError(f"{name}: has the shape {shape}; give {rule}{of_dark}.")
 
 
-def _moments(stack: Any, offset: _Map | None = None) -> tuple[_Map, _Map]:
+def _moments(name: str, stack: Any, offset: _Map | None = None) -> tuple[_Map, _Map]:
     """The mean and the variance of each pixel. With an offset, the light of each frame is
-    made that of their mean first."""
+    made that of their mean first; frames of a shutter that was not open are left out."""
     count = len(stack)
     step = max(1, _CHUNK_PIXELS // math.prod(np.shape(stack)[1:]))
     chunks = [slice(start, start + step) for start in range(0, count, step)]
-    scales = np.ones(count)
+    scales, is_lit = np.ones(count), np.ones(count, bool)
     if offset is not None:
         levels = [np.mean(np.asarray(stack[c], float) - offset, (1, 2)) for c in chunks]
         light = np.concatenate(levels)
-        scales = light.mean() / np.where(light > 0, light, np.inf)
+        _check_finite(name, light)
+        is_lit = np.abs(light) >= _LEAST_LIGHT * np.abs(np.median(light))
+        scales = light[is_lit].mean() / np.where(light == 0, np.inf, light)
     first = np.asarray(stack[0], float)
     total, squares = np.zeros_like(first), np.zeros_like(first)
     for chunk in chunks:
-        frames = np.asarray(stack[chunk], float)
+        frames = np.asarray(stack[chunk], float)[is_lit[chunk]]
         if offset is not None:
-            frames = offset + (frames - offset) * scales[chunk, None, None]
-        total += (frames - first).sum(axis=0)
-        squares += np.square(frames - first).sum(axis=0)
+            frames = offset + (frames - offset) * scales[chunk][is_lit[chunk], None, None]
+        with np.errstate(invalid="ignore"):
+            total += (frames - first).sum(axis=0)
+            squares += np.square(frames - first).sum(axis=0)
+    _check_finite(name, squares)
+    count = np.count_nonzero(is_lit)
     mean = total / count
     return first + mean, (squares - count * mean**2) / (count - 1)
+
+
+def _check_finite(name: str, values: np.ndarray) -> None:
+    if not np.isfinite(values).all():
+        raise ValueError(f"{name}: has pixels that are not finite; give frames without.")
 
 
 def _dark_report(
@@ -297,8 +324,10 @@ def _tile_moments(frames: Any) -> tuple[np.ndarray, np.ndarray]:
             widths[axis] = (1, 1)
             change = np.pad(np.diff(change, 2, axis), widths, "edge")
         change /= math.sqrt(2 * 36)
-        means.append(_tiles(pairs.mean(axis=1)).mean(axis=1))
-        variances.append(_trimmed_variance(_tiles(change)))
+        levels, changes = _tiles(pairs.mean(axis=1)), _tiles(change)
+        is_known = np.isfinite(levels).all(axis=1) & np.isfinite(changes).all(axis=1)
+        means.append(levels[is_known].mean(axis=1))
+        variances.append(_trimmed_variance(changes[is_known]))
     return np.concatenate(means), np.concatenate(variances)
 
 
