@@ -7,6 +7,7 @@ docs/pages/figures; and that of `jaxbkgd estimate` on a movie in the light of tw
 needs the extra `cli`.
 """
 
+import runpy
 import shutil
 import subprocess
 import sys
@@ -23,11 +24,9 @@ EXAMPLES = ("quick_start", "calibrate", "whole_movie", "from_smlmlp")
 
 def draw_estimate(folder: Path) -> None:
     """The picture that the command makes of a simulated movie."""
-    sys.path.insert(0, str(DOCS.parent / "examples"))
-    from scenes import MOVING_SCENES, simulated
-
-    (scene,) = (scene for scene in MOVING_SCENES if scene.name == "pulse")
-    (movie,) = simulated(scene, size_pix=128, frame_count=300)
+    scenes = runpy.run_path(str(DOCS.parent / "examples" / "scenes.py"))
+    (scene,) = (scene for scene in scenes["MOVING_SCENES"] if scene.name == "pulse")
+    (movie,) = scenes["simulated"](scene, size_pix=128, frame_count=300)
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "movie.tif"
         tifffile.imwrite(path, movie.frames, photometric="minisblack")
