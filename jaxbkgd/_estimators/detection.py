@@ -100,7 +100,7 @@ def _expected_maxima(
             draws = _DRAWS
             if correlation is not None:
                 both = np.reshape(correlation, both.shape)
-        is_peak += y.count * x.count * _are_neighbours_below(both, centre, draws)
+        is_peak += y.positions * x.positions * _are_neighbours_below(both, centre, draws)
     density = np.exp(-(_THRESHOLDS**2) / 2) / math.sqrt(2 * math.pi) * is_peak
     slabs = np.diff(_THRESHOLDS) * (density[1:] + density[:-1]) / 2
     return np.cumsum(slabs[::-1])[::-1]
@@ -108,11 +108,11 @@ def _expected_maxima(
 
 class _Neighbourhood(NamedTuple):
     """Of so many positions along one axis: the correlations of the pixel before, the one
-    at `centre`, and the one behind, as far as they are inside of the frame."""
+    at `centre`, and the one after it, as far as they are inside of the frame."""
 
     correlation: _Correlation
     centre: int
-    count: int
+    positions: int
     is_inner: bool
 
 

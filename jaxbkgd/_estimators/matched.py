@@ -1,5 +1,7 @@
 """The signal-to-noise ratio of a molecule: the signal under a point-spread function."""
 
+import functools as ft
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -71,32 +73,42 @@ def matched_snr(
     """
     if not is_traced(gain) and np.ndim(gain) == 0:
         checked_number("gain", gain, unit="electrons per ADU")
-    psf = psf_taps(checked_psf_sigma(psf_sigma_pix))
+    psf_sigma_pix = checked_psf_sigma(psf_sigma_pix)
     given = signal, bkgd, noise_correction, gain, read_noise_electrons, skewness_correction
     with jax.transfer_guard("allow"):
         arrays = [jnp.asarray(a, jnp.result_type(a, jnp.float32)) for a in given]
-        shape = arrays[0].shape
-        if len(shape) < 2:
+        if arrays[0].ndim < 2:
             raise ValueError(
-                f"signal must have the shape (..., height, width), but has {shape}."
+                "signal must have the shape (..., height, width), but has "
+                f"{arrays[0].shape}."
             )
-        arrays = [jnp.broadcast_to(a, shape) for a in arrays]
-        signal, bkgd, factor, gain, read_noise, skewness = arrays
-        is_usable = (factor > 0) & (gain > 0)
-        for array in arrays:
-            is_usable &= jnp.isfinite(array)
-        # Derivatives that are not finite would pass a `where` at the end, as NaN.
-        arrays = [jnp.where(is_usable, a, 1) for a in arrays]
-        signal, bkgd, factor, gain, read_noise, skewness = arrays
-        light = jnp.maximum(bkgd * gain, 0)
-        variance = _under_psf(light + read_noise**2, psf**2)
-        is_noisy = variance > 0
-        variance = jnp.where(is_noisy, variance, 1)
-        deviation = jnp.sqrt(variance)
-        z = _under_psf(signal * gain, psf) / (factor * deviation)
-        skewness = skewness * _under_psf(light, psf**3) / (variance * deviation)
-        is_bad = _under_psf(1.0 - is_usable, np.abs(psf)) > 0
-        return jnp.where(is_bad | ~is_noisy, jnp.nan, _normal_score(z, skewness))
+        return _matched_snr(arrays, psf_sigma_pix)
+
+
+@ft.partial(jax.jit, static_argnames="psf_sigma_pix")
+def _matched_snr(
+    arrays: Sequence[Float[Array, "..."]], psf_sigma_pix: float
+) -> Float[Array, "*batch height width"]:
+    """Of the arguments in the order of `given` above."""
+    shape = arrays[0].shape
+    arrays = [jnp.broadcast_to(a, shape) for a in arrays]
+    _, _, factor, gain, *_ = arrays
+    is_usable = (factor > 0) & (gain > 0)
+    for array in arrays:
+        is_usable &= jnp.isfinite(array)
+    # Derivatives that are not finite would pass a `where` at the end, as NaN.
+    arrays = [jnp.where(is_usable, a, 1) for a in arrays]
+    signal, bkgd, factor, gain, read_noise, skewness = arrays
+    psf = psf_taps(psf_sigma_pix)
+    light = jnp.maximum(bkgd * gain, 0)
+    variance = _under_psf(light + read_noise**2, psf**2)
+    is_noisy = variance > 0
+    variance = jnp.where(is_noisy, variance, 1)
+    deviation = jnp.sqrt(variance)
+    z = _under_psf(signal * gain, psf) / (factor * deviation)
+    skewness = skewness * _under_psf(light, psf**3) / (variance * deviation)
+    is_bad = _under_psf(jnp.where(is_usable, 0.0, 1.0), psf) > 0
+    return jnp.where(is_bad | ~is_noisy, jnp.nan, _normal_score(z, skewness))
 
 
 def checked_psf_sigma(psf_sigma_pix: Any) -> float:
@@ -120,10 +132,11 @@ def _under_psf(
         widths[axis] = (reach, reach)
         padded = jnp.pad(images, widths)
         axis += images.ndim
-        images = sum(
+        shifted = (
             float(tap) * lax.slice_in_dim(padded, shift, shift + size, axis=axis)
             for shift, tap in enumerate(taps)
         )
+        images = ft.reduce(jnp.add, shifted)
     return images
 
 

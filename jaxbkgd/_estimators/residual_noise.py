@@ -4,6 +4,7 @@ function: that of the background is correlated from pixel to pixel."""
 import functools as ft
 import itertools
 import math
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -97,38 +98,28 @@ class ResidualNoise(eqx.Module):
             count = shape[-3] if len(shape) > 2 else 1
             time = [_along_time(self.taps[0], self.block_frames, count, self.order)]
         axes = [*time, *space]
-
-        def product(name: str, *rows: int) -> Float[Array, "..."]:
-            factors = [getattr(moments, name)[rows] for moments in axes]
-            return ft.reduce(jnp.multiply.outer, factors)
-
         kernel = self._kernel
         smooth = range(1, len(kernel) + 1)
-        own = sum(kernel[k - 1] * product("pairs", 0, k) for k in smooth)
+        own = _total(kernel[k - 1] * _product(axes, "pairs", 0, k) for k in smooth)
         # Of a peak, what is clipped is not in its own background: if it is all, the
         # background has nothing along g.
         clipped = 1 - self._own_share(psf, own)
-        kept: list = [1 + clipped * own, *(-c for c in kernel)]
-        every = range(len(kept))
-
-        def total(name: str, *first: int, count: int) -> Float[Array, "..."]:
-            return sum(
-                math.prod((kept[row] for row in rows), start=1.0)
-                * product(name, *first, *rows)
-                for rows in itertools.product(every, repeat=count)
-            )
-
-        variance = total("pairs", count=2)
-        along = total("pairs", 0, count=1)
+        kept = [1 + clipped * own, *(-c for c in kernel)]
+        variance = _combined(axes, kept, "pairs", power=2)
+        along = _combined(axes, kept, "pairs", 0)
         # The variance is estimated by the background, which follows the noise itself.
-        followed = sum(
+        followed = _total(
             kernel[k - 1]
-            * (total("squares", k, count=1) - clipped * along * product("squares", k, 0))
+            * (
+                _combined(axes, kept, "squares", k)
+                - clipped * along * _product(axes, "squares", k, 0)
+            )
             for k in smooth
         )
-        skewness = total("triples", count=3) / variance**1.5 - 3 * followed / root(variance)
+        skewness = _combined(axes, kept, "triples", power=3) / variance**1.5
+        skewness = skewness - 3 * followed / root(variance)
         deviation = self.deviation * root(variance)
-        matched = MatchedNoise(deviation, skewness / product("cubes"))
+        matched = MatchedNoise(deviation, skewness / _product(axes, "cubes"))
         if len(shape) == 2 and time:
             return MatchedNoise(matched.deviation[0], matched.skewness[0])
         return matched
@@ -159,10 +150,8 @@ class ResidualNoise(eqx.Module):
             )
             time = np.asarray(moments.pairs[..., self.block_frames * (reach // 2)])
         if self.clip is not None:
-            own = -sum(
-                kept[k] * time[0, k] * y[0, k, 1, 1] * x[0, k, 1, 1]
-                for k in range(1, len(kept))
-            )
+            shares = time[0] * y[0, :, 1, 1] * x[0, :, 1, 1]
+            own = -np.dot(kept[1:], shares[1:])
             kept[0] += (1 - float(self._own_share(psf, jnp.asarray(own)))) * own
         covariance = np.einsum("a,b,ab,abst,abuv->sutv", kept, kept, time, y, x)
         covariance = covariance.reshape(9, 9)
@@ -191,6 +180,28 @@ class ResidualNoise(eqx.Module):
         softness = jnp.sqrt(self.clip.softness**2 + math.pi / 8 * (1 - seen**2))
         shares = jax.nn.sigmoid((self.clip.threshold - _PEAK_SNR * seen) / softness)
         return jnp.sum(image**2 * shares)
+
+
+def _product(axes: Sequence[_Moments], name: str, *rows: int) -> Float[Array, "..."]:
+    """Of the moments of these rows along all axes, at each pixel."""
+    factors = [getattr(moments, name)[rows] for moments in axes]
+    return ft.reduce(jnp.multiply.outer, factors)
+
+
+def _combined(
+    axes: Sequence[_Moments], kept: Sequence[Any], name: str, *first: int, power: int = 1
+) -> Float[Array, "..."]:
+    """The moments of the first rows and so many factors, each the sum of all rows with the
+    coefficients `kept`."""
+    return _total(
+        math.prod((kept[row] for row in rows), start=1.0)
+        * _product(axes, name, *first, *rows)
+        for rows in itertools.product(range(len(kept)), repeat=power)
+    )
+
+
+def _total(terms: Iterable[Any]) -> Float[Array, "..."]:
+    return ft.reduce(jnp.add, terms)
 
 
 def _along_pixels(
