@@ -8,8 +8,8 @@ LocalMean and SpatialMean. Their radii are the largest of some whose background 
 of its own, noise apart, of less than 0.05 in the SNR; where none has, those of the least
 error. Then it simulates molecules, and compares their recall with that of a threshold on
 the SNR of single pixels. It takes ten minutes on two cores, and writes its tables between
-two markers in detection.md, in docs/pages or the folder `--out`; with `--smoke`, of two
-small scenes.
+two markers in detection.md, in docs/pages or the folder `--out`; with `--smoke`, of one
+small scene.
 """
 
 import argparse
@@ -46,7 +46,7 @@ class Size:
     radii_frames: tuple[float, ...] = (30.0, 10.0)
 
 
-SMOKE = Size(32, 20, 1, (SCENES[0], SCENES[15]), (150.0,), (7.0,), (30.0,))
+SMOKE = Size(32, 20, 1, (SCENES[15],), (150.0,), (7.0,), (30.0,))
 
 
 def peaks(
@@ -250,7 +250,7 @@ def _chance(size: Size) -> list[str]:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     beside = Path(__file__).parents[1] / "docs" / "pages"
-    parser.add_argument("--smoke", action="store_true", help="two small scenes")
+    parser.add_argument("--smoke", action="store_true", help="one small scene")
     parser.add_argument("--out", type=Path, default=beside, help="the folder to write to")
     options = parser.parse_args()
     main(SMOKE if options.smoke else Size(), options.out)
