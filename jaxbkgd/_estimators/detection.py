@@ -52,7 +52,7 @@ def detection_threshold(
     ```python
     >>> import jaxbkgd
     >>> round(float(jaxbkgd.detection_threshold(1.0, (128, 128))), 2)
-    3.73
+    3.66
 
     ```
     """

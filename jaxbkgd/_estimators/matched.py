@@ -67,7 +67,7 @@ def matched_snr(
     >>> signal = jnp.zeros((9, 9)).at[4, 4].set(50.0)
     >>> snr = jaxbkgd.matched_snr(signal, 100.0, noise_correction=1.0, gain=4.0)
     >>> round(float(snr[4, 4]), 2)
-    2.17
+    4.2
 
     ```
     """
