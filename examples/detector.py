@@ -54,16 +54,25 @@ class Prediction(NamedTuple):
 class Detector(eqx.Module):
     """An estimator of the background, and a network that looks at the SNR map it leaves.
 
-    The estimator is a part of the model: its radii are learned with the weights.
+    The estimator is a part of the model: its radii are learned with the weights. With
+    `psf_sigma_pix`, it looks at `matched_snr` for molecules of that width, instead of the
+    SNR of single pixels.
     """
 
     estimator: jaxbkgd.AbstractEstimator
     layers: list[eqx.nn.Conv2d]
+    psf_sigma_pix: float | None = eqx.field(static=True)
 
-    def __init__(self, estimator: jaxbkgd.AbstractEstimator, key: Key[Array, ""]):
+    def __init__(
+        self,
+        estimator: jaxbkgd.AbstractEstimator,
+        key: Key[Array, ""],
+        psf_sigma_pix: float | None = None,
+    ):
         first, *others, last = jax.random.split(key, _DEPTH + 1)
         kernel = {"kernel_size": _KERNEL_PIX, "padding": "SAME"}
         self.estimator = estimator
+        self.psf_sigma_pix = psf_sigma_pix
         self.layers = [
             eqx.nn.Conv2d(1, _CHANNELS, **kernel, key=first),
             *(eqx.nn.Conv2d(_CHANNELS, _CHANNELS, **kernel, key=key) for key in others),
@@ -79,7 +88,10 @@ class Detector(eqx.Module):
         the place of the estimator's."""
         if background is None:
             background = self.estimator(movie)
-        snr = background.snr(movie, CAMERA)
+        if self.psf_sigma_pix is None:
+            snr = background.snr(movie, CAMERA)
+        else:
+            snr = background.matched_snr(movie, CAMERA, self.psf_sigma_pix)
         noise_electrons = jnp.sqrt(background.bkgds * GAIN_ELECTRONS_PER_ADU)
         return jax.vmap(self._seen)(snr, noise_electrons)
 

@@ -22,7 +22,9 @@ from ._estimators.background import Background as Background, snr as snr
 from ._estimators.base import AbstractEstimator as AbstractEstimator
 from ._estimators.camera import Camera as Camera
 from ._estimators.chained import Chained as Chained
+from ._estimators.detection import detection_threshold as detection_threshold
 from ._estimators.local_mean import LocalMean as LocalMean
+from ._estimators.matched import matched_snr as matched_snr
 from ._estimators.photon_transfer import (
     CameraReport as CameraReport,
     measure_camera as measure_camera,

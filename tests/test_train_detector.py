@@ -209,3 +209,22 @@ def test_the_true_background_takes_the_estimators_place():
     same = other(movie.frames, movie.background)
     np.testing.assert_array_equal(given.logit, same.logit)
     assert not np.allclose(model(movie.frames).logit, other(movie.frames).logit)
+
+
+def test_a_detector_sees_the_matched_snr_and_learns_from_it():
+    movie = jnp.asarray(np.random.default_rng(0).poisson(60.0, (2, 16, 16)), jnp.float32)
+    model = detector.Detector(jaxbkgd.SpatialMean(5.0), jax.random.key(0), 1.3)
+    molecules = detector.Molecules(
+        *(jnp.full((2, 1), 8.0) for _ in range(2)),
+        *(jnp.full((2, 1), value) for value in (700.0, True)),
+    )
+
+    @eqx.filter_value_and_grad
+    def loss(model):
+        return detector.loss(model(movie), molecules)
+
+    value, slopes = loss(model)
+    assert bool(jnp.isfinite(value))
+    assert bool((slopes.estimator.unbounded_radii != 0).all())
+    plain = detector.Detector(jaxbkgd.SpatialMean(5.0), jax.random.key(0))
+    assert not np.allclose(plain(movie).logit, model(movie).logit)

@@ -16,6 +16,9 @@ from jaxtyping import Array, ArrayLike, Float, Real, Shaped
 from .camera import camera_of_each
 from .channels import as_frames, Channels, map_channels
 from .checks import checked_number, is_traced
+from .detection import threshold
+from .matched import checked_psf_sigma, matched_snr
+from .residual_noise import MatchedNoise
 
 
 class Background(eqx.Module):
@@ -29,11 +32,14 @@ class Background(eqx.Module):
         frames, for noise that is independent from pixel to pixel.
     - `illumination`: the light of each frame, `(..., frames)`, where the estimator measures
         it ([`jaxbkgd.LocalMean`][]): the background is this times what changes slowly.
+    - `noise`: how the noise of `frames - bkgds` is correlated, which `matched_snr` uses, or
+        `None` where it is independent from pixel to pixel.
     """
 
     bkgds: Any
     noise_corrections: Any
     illumination: Any = None
+    noise: Any = None
 
     def residuals(self, channels: Channels) -> Any:
         """The frames less their background, in their unit and structure. `ValueError` for
@@ -64,6 +70,78 @@ class Background(eqx.Module):
         signals, cameras = self.residuals(channels), camera_of_each(camera, channels)
         return map_channels(ratio, signals, self.bkgds, self.noise_corrections, cameras)
 
+    def matched_snr(
+        self, channels: Channels, camera: Any, psf_sigma_pix: float = 1.3
+    ) -> Any:
+        """The signal-to-noise ratio of a molecule at each pixel, without unit, in the
+        structure of `channels`; see [`jaxbkgd.matched_snr`][]. At the movie's and the
+        frame's borders, it has the noise that is there.
+
+        **Arguments:**
+
+        - `channels`, `camera`: see `snr`.
+        - `psf_sigma_pix`: the standard deviation of the image of a molecule, in pixels.
+
+        **Raises:** `TypeError` or `ValueError` for what does not fit.
+        """
+
+        def ratio(signal, bkgd, noise, camera):
+            return matched_snr(
+                signal,
+                bkgd,
+                noise_correction=noise.deviation,
+                skewness_correction=noise.skewness,
+                gain=camera.known_gain("An SNR"),
+                read_noise_electrons=camera.read_noise_electrons,
+                psf_sigma_pix=psf_sigma_pix,
+            )
+
+        signals, cameras = self.residuals(channels), camera_of_each(camera, channels)
+        noises = self.matched_noise(psf_sigma_pix)
+        return map_channels(ratio, signals, self.bkgds, noises, cameras)
+
+    def matched_noise(self, psf_sigma_pix: float = 1.3) -> Any:
+        """What the subtraction of the background changes in the noise under a
+        point-spread function, for `matched_snr`: its standard deviation and its skewness
+        as shares of those in the frames, `deviation` and `skewness`, each a number or a
+        map `(height, width)` or `(frames, height, width)`, in the structure of channels.
+
+        Where `noise` is `None`, it is the factor of single pixels, which is exact for
+        noise that is independent from pixel to pixel.
+        """
+        psf_sigma_pix = checked_psf_sigma(psf_sigma_pix)
+
+        def of_channel(bkgd, noise_correction, noise):
+            if noise is None:
+                return MatchedNoise(noise_correction, jnp.ones(()))
+            return noise.matched(psf_sigma_pix, bkgd.shape)
+
+        return map_channels(
+            of_channel, self.bkgds, self.noise_corrections, self._noise_of_each
+        )
+
+    def detection_threshold(
+        self, false_positives_per_frame: Any, psf_sigma_pix: float = 1.3
+    ) -> Any:
+        """[`jaxbkgd.detection_threshold`][] for the `matched_snr` of these frames, whose
+        noise the background makes less alike from pixel to pixel, in the structure of
+        channels. `TypeError` or `ValueError` for what does not fit, and where the radii of
+        the background are traced."""
+        psf_sigma_pix = checked_psf_sigma(psf_sigma_pix)
+
+        def of_channel(bkgd, noise):
+            correlation = None if noise is None else noise.correlation(psf_sigma_pix)
+            shape = bkgd.shape[-2:]
+            return threshold(false_positives_per_frame, shape, psf_sigma_pix, correlation)
+
+        return map_channels(of_channel, self.bkgds, self._noise_of_each)
+
+    @property
+    def _noise_of_each(self) -> Any:
+        if self.noise is None:
+            return map_channels(lambda _: None, self.bkgds)
+        return self.noise
+
 
 def joined(backgrounds: Any) -> Background:
     """One background of all channels, in their structure."""
@@ -71,6 +149,7 @@ def joined(backgrounds: Any) -> Background:
         map_channels(operator.attrgetter("bkgds"), backgrounds),
         map_channels(operator.attrgetter("noise_corrections"), backgrounds),
         map_channels(operator.attrgetter("illumination"), backgrounds),
+        map_channels(operator.attrgetter("noise"), backgrounds),
     )
 
 
@@ -155,15 +234,16 @@ def sharded_as_frames(
 
         def on_mesh(frames, *values):
             background = function(frames, *values)
-            factor = background.noise_corrections
+            known = background.noise_corrections, background.noise
             if not is_traced(frames):
                 # A constant is on one device only.
                 replicated = NamedSharding(frames.sharding.mesh, PartitionSpec())
-                factor = jax.device_put(factor, replicated)
-            return background.bkgds, factor, background.illumination
+                known = jax.device_put(known, replicated)
+            factor, noise = known
+            return background.bkgds, factor, background.illumination, noise
 
         replicated = NamedSharding(sharding.mesh, PartitionSpec())
-        shardings = sharding, replicated, replicated
+        shardings = sharding, replicated, replicated, replicated
         on_auto_mesh: Any = auto_axes(on_mesh, out_sharding=shardings)
         return Background(*on_auto_mesh(frames, *values))
     background = function(frames, *values)

@@ -4,6 +4,7 @@ import functools as ft
 import math
 from collections.abc import Callable, Sequence
 
+import equinox as eqx
 from jaxtyping import Array, Shaped
 
 from .background import Background
@@ -83,4 +84,9 @@ def _estimate_chained(
         backgrounds.append(estimate(frames))
         frames = backgrounds[-1].residuals(frames)
     bkgds = sum(background.bkgds for background in backgrounds)
-    return Background(bkgds, math.prod(b.noise_corrections for b in backgrounds))
+    *before, correction = (background.noise_corrections for background in backgrounds)
+    before = math.prod(before)
+    noise = backgrounds[-1].noise
+    if noise is not None:
+        noise = eqx.tree_at(lambda n: n.deviation, noise, before * noise.deviation)
+    return Background(bkgds, before * correction, noise=noise)

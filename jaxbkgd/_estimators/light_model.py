@@ -23,6 +23,7 @@ from .block_sums import (
 from .channels import working_dtype
 from .checks import is_known
 from .illumination import steadied
+from .residual_noise import ResidualNoise
 from .smoothing import LEAST_TOTAL_WEIGHT, ratio, root, Smoothing
 from .soft_clip import SoftClip
 
@@ -82,8 +83,15 @@ def estimate(
         )
     dtype = working_dtype(frames)
     correction = model.smoothing.noise_correction(model.block_frames)
+    noise = ResidualNoise(
+        model.smoothing.taps(),
+        clip=model.clip,
+        order=model.smoothing.order,
+        block_frames=model.block_frames,
+    )
     if 0 in shape:
-        return Background(jnp.zeros(shape, dtype), correction, jnp.zeros(shape[:-2], dtype))
+        light = jnp.zeros(shape[:-2], dtype)
+        return Background(jnp.zeros(shape, dtype), correction, light, noise)
     model = jax.tree.map(lambda parameters: parameters.astype(dtype), model)
     if weights is not None:
         weights = jnp.broadcast_to(weights.astype(dtype), shape)
@@ -94,7 +102,8 @@ def estimate(
         of_stack = jax.vmap(of_stack, (0, None if weights is None else 0), (1, 0))
     bkgds, light = of_stack(frames, weights)
     bkgds = bkgds.reshape(-1, *shape)
-    return Background(bkgds if gaps else bkgds[0], correction, light.reshape(shape[:-2]))
+    light = light.reshape(shape[:-2])
+    return Background(bkgds if gaps else bkgds[0], correction, light, noise)
 
 
 def _estimate_stack(

@@ -300,7 +300,10 @@ class LocalMean(RadiiEstimator):
             for which in range(3)
         )
         background = Background(
-            bkgds, backgrounds.noise_corrections, backgrounds.illumination
+            bkgds,
+            backgrounds.noise_corrections,
+            backgrounds.illumination,
+            backgrounds.noise,
         )
         return Prediction(background, near, far, length)
 

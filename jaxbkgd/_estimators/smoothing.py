@@ -126,14 +126,15 @@ class Smoothing(eqx.Module):
             means = means + ratio(self.sums(sums - means * totals, gap), smooth_totals)
         return means
 
+    def taps(self) -> tuple[Float[Array, " _"], ...]:
+        """Those of G along each of its axes, from the centre outwards."""
+        kernels = zip(self.kernels[:3], self.radii, strict=True)
+        return tuple(kernel.taps(radius) for kernel, radius in kernels if kernel)
+
     def noise_correction(self, block_frames: int) -> Float[Array, ""]:
         """The deviation of `frame - background` for white noise of unit deviation: the norm
         of `delta - k`, with the composed taps k of all axes."""
-        gaussians = []
-        for kernel, radius in zip(self.kernels[:3], self.radii, strict=True):
-            if kernel is not None:
-                taps = kernel.taps(radius)
-                gaussians.append(jnp.concatenate([taps[:0:-1], taps]))
+        gaussians = [jnp.concatenate([taps[:0:-1], taps]) for taps in self.taps()]
         # The composed kernel is a sum of products of rows.
         terms = [(1.0, gaussians)]
         if self.order == 4:

@@ -24,6 +24,7 @@ from .channels import as_frames, working_dtype
 from .checks import check_choice
 from .radii import bound_of, channel_radii, check_below, frozen_mask, unbounded_radii
 from .radii_estimator import RadiiEstimator
+from .residual_noise import ResidualNoise
 
 
 # The static halves of one channel's kernels, (y, x).
@@ -80,7 +81,7 @@ def noise_correction(
     """
     check_choice("noise", noise, NoiseKind)
     radii, kernels = _radii_and_kernels(radius_pix, max_radius_pix, truncation)
-    return _noise_correction(radii, kernels, noise)
+    return _noise_correction(radii, kernels, noise)[0]
 
 
 class SpatialMean(RadiiEstimator):
@@ -172,7 +173,8 @@ class SpatialMean(RadiiEstimator):
         self, frames: Any, *, radii: Any, kernels: KernelPair, donated: Any = None
     ) -> Background:
         bkgds = filter_frames(frames, radii, kernels, donated)
-        return Background(bkgds, _noise_correction(radii, kernels, self.noise))
+        correction, taps = _noise_correction(radii, kernels, self.noise)
+        return Background(bkgds, correction, noise=ResidualNoise(taps))
 
 
 def filter_frames(
@@ -200,9 +202,10 @@ def _axis_radii(radii: Float[Array, "2"], dtype: Any) -> list[Float[Array, ""]]:
 @ft.partial(jax.jit, static_argnames=("kernels", "noise"))
 def _noise_correction(
     radii: Float[Array, "2"], kernels: KernelPair, noise: NoiseKind
-) -> Float[Array, ""]:
+) -> tuple[Float[Array, ""], tuple[Float[Array, " _"], ...]]:
+    """The noise factor, and the taps that it is made of."""
     taps = [kernel.taps(radius) for kernel, radius in zip(kernels, radii, strict=True)]
-    return noise_factor(taps, noise)
+    return noise_factor(taps, noise), tuple(taps)
 
 
 def _radii_and_kernels(
