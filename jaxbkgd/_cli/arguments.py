@@ -59,7 +59,7 @@ def chosen_cameras(
             raise UsageError(f"--{name}: is in --camera, too; leave one out")
     cameras = []
     for file in files:
-        with refusing(f"--camera {file}"):
+        with refusing("--camera"):
             cameras.append(Camera.load(file))
     return cameras if len(cameras) == count else cameras * count
 

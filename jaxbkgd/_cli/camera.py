@@ -3,6 +3,7 @@
 import contextlib
 import functools as ft
 import itertools
+import tempfile
 from pathlib import Path
 from typing import Annotated
 
@@ -25,6 +26,7 @@ from .report import (
     refusing,
     say,
     UsageError,
+    write_whole,
 )
 
 
@@ -79,8 +81,10 @@ def camera(
                 dark, *bright = channels
                 measure = ft.partial(measure_camera, dark, bright, gain=gain)
             report = run_interruptibly(measure)
-    with refusing(f"--out {out}"):
-        Camera(*report[:3]).save(out)
+    with tempfile.TemporaryDirectory() as scratch, refusing(f"--out {out}"):
+        draft = Path(scratch) / out.name
+        Camera(*report[:3]).save(draft)
+        write_whole(out, draft.read_bytes())
     for doubt in report.doubts:
         say(doubt)
     save_camera_figure(png, report)
