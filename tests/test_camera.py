@@ -187,6 +187,31 @@ def test_a_suffix_in_capitals_is_kept(tmp_path):
     assert Camera.load(tmp_path / "MAPS.NPZ").shape == SHAPE
 
 
+def test_settings_of_picasso_are_a_camera(tmp_path):
+    path = tmp_path / "config.yaml"
+    for text, expected in (
+        ("Baseline: 100\nSensitivity: 0.46\n---\nBox Size: 7\n", (100.0, 0.46)),
+        ("Baseline: 200\nSensitivity: 12.0\nGain: 300\n", (200.0, 0.02)),
+        (
+            "Cameras:\n  Zyla:\n    Baseline: 90\n    Sensitivity: {540 MHz: [0.5]}\n",
+            (90.0, 0.5),
+        ),
+    ):
+        path.write_text(text)
+        camera = Camera.load(path)
+        got = [camera.offset_adu, camera.known_gain("A test")]
+        np.testing.assert_allclose(np.array(got, float), expected, rtol=1e-6)
+    path.write_text(
+        "Cameras:\n  A: {Baseline: 9, Sensitivity: {slow: 0.4, fast: [0.5, 7]}}\n"
+    )
+    message = r"3 cameras or modes.*Cameras A slow: 0\.4; Cameras A fast 1: 0\.5"
+    with pytest.raises(ValueError, match=message):
+        Camera.load(path)
+    path.write_text("Frames: 5000\n")
+    with pytest.raises(ValueError, match="holds the settings of 0 cameras"):
+        Camera.load(path)
+
+
 def test_files_that_hold_no_camera_are_named(tmp_path):
     MAPS.save(tmp_path / "short.npz")
     (tmp_path / "short.npz").write_bytes((tmp_path / "short.npz").read_bytes()[:100])
@@ -207,7 +232,7 @@ def test_files_that_hold_no_camera_are_named(tmp_path):
         "other.json": "is no camera; one has offset_adu",
         "zero.json": "gain_electrons_per_adu must be positive",
         "broken.json": "Expecting",
-        "none.csv": "a camera is a .json, .npz or .tif",
+        "none.csv": "a camera is a .json, .npz, .tif, or a .yaml of Picasso",
         "two.tif": "has 2 pages; give three: offset, gain and read noise",
     }.items():
         with pytest.raises(ValueError, match=re.escape(message)):

@@ -12,12 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Real
 
+from .camera_files import NAMES, read_values
 from .channels import is_sequence
 from .checks import is_traced, real_array
 from .photon_transfer import measure_camera
 
 
-_NAMES = ("offset_adu", "gain_electrons_per_adu", "read_noise_electrons")
 # Squared electrons, below which no weight depends on the read noise.
 _LEAST_VARIANCE = 1e-3
 
@@ -185,7 +185,7 @@ class Camera(eqx.Module):
         three pages: offset, gain and read noise. `ValueError` for another suffix, for maps
         as JSON, and for a TIFF of a camera whose gain is not known."""
         path = Path(path)
-        values = {name: getattr(self, name) for name in _NAMES}
+        values = {name: getattr(self, name) for name in NAMES}
         match path.suffix.lower():
             case ".json" if not self.shape:
                 path.write_text(json.dumps(values, indent=2), "utf-8")
@@ -198,7 +198,7 @@ class Camera(eqx.Module):
 
                 maps = [np.broadcast_to(v, self.shape or (1, 1)) for v in values.values()]
                 pages = np.stack(maps).astype(np.float32)
-                about = {"photometric": "minisblack", "metadata": {"Labels": [*_NAMES]}}
+                about = {"photometric": "minisblack", "metadata": {"Labels": [*NAMES]}}
                 tifffile.imwrite(path, pages, **about)
             case _:
                 raise ValueError(
@@ -208,45 +208,18 @@ class Camera(eqx.Module):
 
     @classmethod
     def load(cls, path: str | Path) -> "Camera":
-        """Reads what `save` has written, or a TIFF of three pages: offset in ADU, gain in
-        electrons per ADU, and read noise in electrons. `ValueError` for a file that holds
-        no camera, `OSError` for one that cannot be read."""
+        """Reads what `save` has written; a TIFF of three pages: offset in ADU, gain in
+        electrons per ADU, and read noise in electrons; or a `.yaml` of Picasso with the
+        baseline and the sensitivity of one camera and mode. `ValueError` for a file that
+        holds no camera, `OSError` for one that cannot be read."""
         path = Path(path)
         try:
-            values = _read(path)
-            if not isinstance(values, dict) or not values or values.keys() - set(_NAMES):
-                raise ValueError(f"is no camera; one has {', '.join(_NAMES)}.")
+            values = read_values(path)
+            if not isinstance(values, dict) or not values or values.keys() - set(NAMES):
+                raise ValueError(f"is no camera; one has {', '.join(NAMES)}.")
             return cls(**values)
         except (TypeError, ValueError, zipfile.BadZipFile) as error:
             raise ValueError(f"{path}: {error}") from error
-
-
-def _read(path: Path) -> Any:
-    """What a file of a camera holds, by its suffix."""
-    match path.suffix.lower():
-        case ".json":
-            return json.loads(path.read_text("utf-8"))
-        case ".npz":
-            with path.open("rb") as file:
-                if not zipfile.is_zipfile(file):
-                    raise ValueError("is no .npz, or is cut short; write it again.")
-                file.seek(0)
-                with np.load(file) as arrays:
-                    return dict(arrays)
-        case ".tif" | ".tiff":
-            import tifffile
-
-            # Programs write the three as one series of pages, or as one each.
-            with tifffile.TiffFile(path) as tiff:
-                stacks = [series.asarray() for series in tiff.series]
-            pages = [p for stack in stacks for p in (stack if stack.ndim > 2 else [stack])]
-            if len(pages) != 3:
-                rule = "give three: offset, gain and read noise"
-                raise ValueError(f"has {len(pages)} pages; {rule}.")
-            # A map of one pixel is how `save` writes a number.
-            maps = [page.item() if page.size == 1 else page for page in pages]
-            return dict(zip(_NAMES, maps, strict=True))
-    raise ValueError("a camera is a .json, .npz or .tif; give one.")
 
 
 def camera_of_each(camera: Any, channels: Any) -> Any:
