@@ -26,7 +26,7 @@ import jaxbkgd
 
 DOCS = Path(__file__).parent
 # Pixels of the window, and the colours of a picture, of which each takes a byte a pixel.
-WINDOW, COLOURS = (1090, 800), 256
+WINDOW, COLOURS = (980, 800), 192
 
 
 def wait_for(is_done: Callable[[], bool]) -> None:
@@ -65,7 +65,9 @@ def main(folder: Path) -> None:
             end = time.monotonic() + 2
             wait_for(lambda end=end: time.monotonic() > end)
             picture = Image.fromarray(viewer.screenshot(canvas_only=False, flash=False))
-            picture = picture.convert("RGB").quantize(COLOURS)
+            # Few pixels are yellow, and no other method keeps a colour for them.
+            spread = Image.Quantize.MAXCOVERAGE
+            picture = picture.convert("RGB").quantize(COLOURS, spread)
             picture.save(folder / f"napari-{theme}.png", optimize=True)
         viewer.close()
 

@@ -34,7 +34,11 @@ MANIFEST = Path(_session.__file__).with_name("napari.yaml")
 def simulated() -> tuple[np.ndarray, np.ndarray]:
     """A movie, and its true background in ADU above the offset."""
     frames, truth = simulate_movie(
-        jax.random.key(0), frame_count=40, height_pix=48, width_pix=56
+        jax.random.key(0),
+        frame_count=40,
+        height_pix=48,
+        width_pix=56,
+        molecules_per_frame=4,
     )
     return np.asarray(frames), np.asarray(truth.bkgds_adu)
 
@@ -202,8 +206,8 @@ def test_a_cancelled_calibration_leaves_what_was(session):
 
 
 def test_a_cancelled_movie_keeps_what_is_done_and_goes_on(tmp_path):
-    # Three chunks of a megapixel.
-    frames = np.random.default_rng(0).poisson(300, (700, 64, 64)).astype(np.uint16)
+    # Nine chunks of a megapixel.
+    frames = np.random.default_rng(0).poisson(300, (2100, 64, 64)).astype(np.uint16)
     session = Session(open_movie(frames).channels[0], CAMERA)
     session.settings = Settings(5.0, 5.0, 0.0, 0.0)
     path = tmp_path / "bkgd.tif"
@@ -212,7 +216,7 @@ def test_a_cancelled_movie_keeps_what_is_done_and_goes_on(tmp_path):
     assert not path.exists()
     assert path.with_name("bkgd.tif.part").exists()
     summary = session.save(path)
-    assert 0 < summary.resumed_frames < 700
+    assert 0 < summary.resumed_frames < 2100
     written = tifffile.imread(path)
     np.testing.assert_array_equal(written[650], session.lazy("background")[650])
 
