@@ -124,7 +124,7 @@ def test_images_follow_the_sliders_by_one_compiled_program(session, simulated, m
             images["residual"], light - images["background"], atol=1e-3
         )
         error = np.sqrt(np.mean((images["background"] - truth[frame]) ** 2))
-        # Nine frames have an error of about 3 ADU in a background of 130.
+        # Seven frames have an error of about 3 ADU in a background of 130.
         assert error < 8.0
         # Molecules are few, and noise is even about zero.
         assert abs(np.median(images["snr"])) < 0.2

@@ -28,9 +28,9 @@ from .._movies.movie import Channel
 
 # Of these, an image is estimated while a slider moves. They are spread over the radius in
 # frames on either side, which is two standard deviations of the kernel.
-_LIVE_FRAMES = 9
+_LIVE_FRAMES = 7
 # Static bounds of radii: below one, no value is compiled anew.
-_BOUNDS_PIX, _BOUND_FRAMES = (31.0, 101.0), 8.0
+_BOUNDS_PIX, _BOUND_FRAMES = (31.0, 101.0), 6.0
 # The frames and the side in pixels of what the light is measured on.
 _LIGHT_FRAMES, _LIGHT_PIX = 300, 128
 # The kernel over which steady light is averaged, in frames, and the least that it may be.
