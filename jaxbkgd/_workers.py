@@ -8,6 +8,8 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextvars import ContextVar
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,6 +29,34 @@ _GRACE_SECONDS = 0.2
 _LINE_SECONDS = 5.0
 # What the newest bar says.
 _lines = [["at work"]]
+
+
+@dataclass
+class Watch:
+    """What a window shows of long work in another thread, and whether it is to end."""
+
+    done: int = 0
+    total: int = 0
+    text: str = ""
+    is_cancelled: bool = False
+
+    def check(self) -> None:
+        """Ends cancelled work as Ctrl-C does."""
+        if self.is_cancelled:
+            raise KeyboardInterrupt
+
+
+_watch: ContextVar[Watch | None] = ContextVar("watch", default=None)
+
+
+@contextlib.contextmanager
+def watched(watch: Watch) -> Iterator[None]:
+    """Within this, work of this thread reports to `watch`, which may end it."""
+    token = _watch.set(watch)
+    try:
+        yield
+    finally:
+        _watch.reset(token)
 
 
 def core_count() -> int:
@@ -60,7 +90,7 @@ def on_threads(
     the caller's 64-bit mode and default device, and do not wait for the consumer. After an
     error, items that have begun are worked on to their end. Ctrl-C does not wait for
     threads in a call of XLA, which nothing can interrupt; Python does when it exits."""
-    todo, done = deque(items), deque[_Result]()
+    todo, done, watch = deque(items), deque[_Result](), _watch.get()
     is_64_bit, device = jax.enable_x64.value, jax.default_device.value
 
     def work() -> None:
@@ -77,6 +107,8 @@ def on_threads(
     try:
         while running:
             ended, running = wait(running, _NEWS_SECONDS, FIRST_EXCEPTION)
+            if watch is not None:
+                watch.check()
             while done:
                 yield done.popleft()
             for future in ended:
@@ -128,6 +160,7 @@ def progress_bar(
     # `disable=None` draws at a terminal alone.
     disable = None if is_shown else True
     line, begun, first = [f"{done} of {total} {unit}"], time.monotonic(), done
+    watch = _watch.get()
     with (
         contextlib.ExitStack() as end,
         tqdm(
@@ -143,6 +176,9 @@ def progress_bar(
             seconds = (time.monotonic() - begun) * (total - done) / max(done - first, 1)
             left = tqdm.format_interval(seconds)
             line[0] = f"{done} of {total} {unit}, {text}, {left} left"
+            if watch is not None:
+                watch.done, watch.total, watch.text = done, total, line[0]
+                watch.check()
 
         yield report
 

@@ -13,7 +13,7 @@ import typer
 
 from .._movies.movie import MovieError
 from .._version import __version__
-from . import calibrate, camera, demo, estimate, info
+from . import calibrate, camera, demo, estimate, info, view
 from .main import INTERRUPTED, missing_text
 from .report import say, UsageError
 
@@ -77,5 +77,13 @@ def _add_command(run: Callable[..., None]) -> None:
     app.command()(command)
 
 
-for _run in (demo.demo, info.info, estimate.estimate, calibrate.calibrate, camera.camera):
+_COMMANDS = (
+    demo.demo,
+    info.info,
+    view.view,
+    estimate.estimate,
+    calibrate.calibrate,
+    camera.camera,
+)
+for _run in _COMMANDS:
     _add_command(_run)

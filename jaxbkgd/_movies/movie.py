@@ -6,7 +6,7 @@ import operator
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable, SupportsIndex
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Shaped
@@ -172,7 +172,7 @@ class Channel:
     """One channel of a movie, or some frames or a box of it, that is read as it is sliced.
 
     `channel[10:20]` reads an array (10, height, width), `channel[10]` one frame (height,
-    width), and `numpy.asarray(channel)` all.
+    width), `channel[10, 5:50]` a part of it, and `numpy.asarray(channel)` all.
 
     **Arguments**, which are attributes too, as are `shape`, (frames, height, width), and
     `dtype`:
@@ -224,7 +224,12 @@ class Channel:
     def __iter__(self) -> Iterator[Shaped[np.ndarray, "height width"]]:
         return (self[frame] for frame in range(len(self)))
 
-    def __getitem__(self, frames: slice | SupportsIndex) -> Shaped[np.ndarray, "..."]:
+    def __getitem__(self, frames: Any) -> Shaped[np.ndarray, "..."]:
+        if isinstance(frames, tuple):
+            # As viewers read: frames, and then lines and columns of these.
+            frames, *within = frames
+            read = self[frames]
+            return np.asarray(read[(*[slice(None)] * (read.ndim - 2), *within)])
         if isinstance(frames, slice):
             chosen = self.frames[frames]
             if chosen.step != 1:

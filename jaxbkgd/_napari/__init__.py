@@ -1,0 +1,1 @@
+"""The napari plugin; its packages are those of the extra `napari`."""
