@@ -11,8 +11,6 @@ import jaxtyping
 import numpy as np
 import pytest
 from reference import CUT_SIGMAS, dense_mean, reference_kernel
-from xdist.remote import Producer
-from xdist.scheduler import LoadFileScheduling
 
 from jaxbkgd import AbstractEstimator, Background
 
@@ -44,12 +42,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         item.add_marker("slow" if is_slow else "fast")
 
 
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadFileScheduling:
-    """A file goes to one worker as a whole, since its tests share programs and fixtures;
-    files go in the order of their names, which begins with the slowest."""
-    config.option.loadscopereorder = False
-    return LoadFileScheduling(config, log)
+@pytest.fixture(scope="module", autouse=True)
+def forget_programs() -> Iterator[None]:
+    """Programs are let go after each file, and loaded from the folder where another file
+    needs them: of thousands in one process, a system may run out of mappings of memory."""
+    yield
+    jax.clear_caches()
 
 
 # What others call the mean of each frame by itself.
