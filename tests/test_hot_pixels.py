@@ -39,12 +39,12 @@ def test_pixels_that_are_far_off_are_found_and_no_others():
 @pytest.mark.parametrize("sigma_pix", [0.9, 1.3])
 def test_molecules_that_never_go_off_are_no_hot_pixels(sigma_pix):
     y, x = np.mgrid[: SHAPE[0], : SHAPE[1]]
-    light = LIGHT.copy()
+    light, rng = LIGHT.copy(), np.random.default_rng(6)
     for _ in range(15):
-        y0, x0 = RNG.uniform(4, 56, 2)
+        y0, x0 = rng.uniform(4, 56, 2)
         square = ((y - y0) ** 2 + (x - x0) ** 2) / (2 * sigma_pix**2)
         light += 2000 / (2 * np.pi * sigma_pix**2) * np.exp(-square)
-    assert not find_hot_pixels(RNG.poisson(light, (30, *SHAPE))).any()
+    assert not find_hot_pixels(rng.poisson(light, (30, *SHAPE))).any()
 
 
 def test_a_short_movie_shows_none():

@@ -59,7 +59,9 @@ def chosen_cameras(
             raise UsageError(f"--{name}: is in --camera, too; leave one out")
     cameras = []
     for file in files:
-        with refusing("--camera"):
+        # The error of a file that holds no camera begins with its name.
+        given = "--camera" if file.is_file() else f"--camera {file}"
+        with refusing(given):
             cameras.append(Camera.load(file))
     return cameras if len(cameras) == count else cameras * count
 

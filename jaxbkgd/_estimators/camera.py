@@ -101,8 +101,8 @@ class Camera(eqx.Module):
     def is_even(self) -> bool:
         """Whether pixels differ in their offset at most, so that even light gives even
         frames of even noise once the offset is subtracted."""
-        has_gain_map = self.is_gain_known and np.ndim(self.known_gain("")) > 0
-        return not (has_gain_map or self._has_noise_map)
+        values = self.gain_electrons_per_adu, self.read_noise_electrons
+        return not any(np.ndim(value) for value in jax.tree.leaves(values))
 
     @property
     def _has_noise_map(self) -> bool:

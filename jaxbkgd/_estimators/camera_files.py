@@ -40,7 +40,11 @@ def read_values(path: Path) -> Any:
         case ".yaml" | ".yml":
             import yaml
 
-            modes = dict(_picasso_modes(list(yaml.safe_load_all(path.read_text("utf-8")))))
+            try:
+                settings = list(yaml.safe_load_all(path.read_text("utf-8")))
+            except (yaml.YAMLError, RecursionError) as error:
+                raise ValueError(f"is no YAML ({' '.join(str(error).split())}).") from error
+            modes = dict(_picasso_modes(settings))
             if len(modes) == 1:
                 return dict(zip(NAMES, *modes.values(), strict=False))
             texts = [f"{name}: {gain:g}" for name, (_, gain) in [*modes.items()][:20]]
