@@ -1,4 +1,4 @@
-"""How well cameras are measured, and what hot pixels do: the figures of docs/pages/cameras.md.
+"""How well cameras are measured, and what hot pixels do, for docs/pages/cameras.md.
 
     python examples/camera_accuracy.py
 
@@ -56,8 +56,9 @@ def print_gains(
         ratio = float(report.gain_electrons_per_adu / movie.gain_electrons_per_adu)
         off = report.offset_adu - movie.offset_adu
         print(
-            f"{scene.name:18s} gain {ratio:.3f} +- {report.gain_std / GAIN:.3f} of the true "
-            f"one; offset {off:+.1f} +- {report.offset_std_adu:.1f} ADU"
+            f"{scene.name:18s} gain {ratio:.3f} of the true one, stated to "
+            f"{report.gain_std / report.gain_electrons_per_adu:.1%}; offset {off:+.1f} +- "
+            f"{report.offset_std_adu:.1f} ADU"
         )
         ratios.append(ratio)
     return ratios

@@ -3,6 +3,8 @@
 import json
 import math
 import re
+import runpy
+from pathlib import Path
 from typing import Any, cast
 
 import dask.array as da
@@ -438,3 +440,17 @@ def test_a_gain_that_differs_within_the_field_is_not_believed():
     plain = measure_gain(rng.poisson(even) / 0.5 + 100, read_noise_electrons=0.1)
     assert plain.doubts == ()
     assert report.gain_std > 2 * plain.gain_std
+
+
+@pytest.mark.slow
+def test_the_example_measures_cameras_and_hot_pixels(monkeypatch):
+    folder = Path(__file__).parents[1] / "examples"
+    monkeypatch.syspath_prepend(str(folder))
+    example = runpy.run_path(str(folder / "camera_accuracy.py"))
+    for ratio in example["print_maps"](frame_count=100, size_pix=48):
+        assert 0.85 < ratio < 1.2
+    scenes = [scene for scene in example["SCENES"] if scene.name == "scale-20"]
+    (ratio,) = example["print_gains"](scenes, frame_count=60, size_pix=64)
+    assert abs(ratio - 1) < 0.1
+    seen, left_out = example["print_hot_pixels"](scenes[0], frame_count=40, size_pix=48)
+    assert left_out < 0.7 * seen
