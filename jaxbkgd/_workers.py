@@ -90,6 +90,14 @@ def on_threads(
     the caller's 64-bit mode and default device, and do not wait for the consumer. After an
     error, items that have begun are worked on to their end. Ctrl-C does not wait for
     threads in a call of XLA, which nothing can interrupt; Python does when it exits."""
+    return each_on_threads(lambda item: [run(item)], items, workers)
+
+
+def each_on_threads(
+    run: Callable[[_Item], Iterable[_Result]], items: Iterable[_Item], workers: int
+) -> Generator[_Result, None, None]:
+    """As `on_threads`, where `run(item)` gives result after result, until the end."""
+    is_ended = threading.Event()
     todo, done, watch = deque(items), deque[_Result](), _watch.get()
     is_64_bit, device = jax.enable_x64.value, jax.default_device.value
 
@@ -100,7 +108,10 @@ def on_threads(
                     item = todo.popleft()
                 except IndexError:
                     return
-                done.append(run(item))
+                for result in run(item):
+                    done.append(result)
+                    if is_ended.is_set():
+                        return
 
     pool = ThreadPoolExecutor(max(1, workers))
     running = {pool.submit(work) for _ in range(min(workers, len(todo)))}
@@ -114,6 +125,7 @@ def on_threads(
             for future in ended:
                 future.result()
     finally:
+        is_ended.set()
         todo.clear()
         must_end = isinstance(sys.exception(), Exception)
         # In short waits: on Windows, a long one does not hear Ctrl-C.

@@ -92,16 +92,10 @@ def plan_chunks(
     frame_count = len(channels[0])
     frame_pixels = sum(math.prod(channel.shape[1:]) for channel in channels)
     is_on_cpu = devices[0].platform == "cpu"
-    free = [free_bytes()]
-    for device in devices:
-        # Windows go to devices in turns.
-        stats = (not is_on_cpu and device.memory_stats()) or {}
-        if "bytes_limit" in stats:
-            free.append(len(devices) * (stats["bytes_limit"] - stats["bytes_in_use"]))
-    # Frames that all workers together may hold. Twice what they take must be free.
-    held = min(free) // (2 * pixel_bytes * frame_pixels)
+    # Frames that all workers together may hold.
+    held = usable_bytes(devices) // (pixel_bytes * frame_pixels)
     if workers is None:
-        most = core_count() if is_on_cpu else _WORKERS_PER_ACCELERATOR * len(devices)
+        most = most_workers(devices)
         # With chunks shorter than twice the halo, more workers would do less.
         length = min(frame_count, (chunk_frames or 2 * halo_frames or 1) + 2 * halo_frames)
         workers = max(1, min(most, held // length))
@@ -120,3 +114,20 @@ def plan_chunks(
             )
     # As long as each other.
     return math.ceil(frame_count / math.ceil(frame_count / max(1, frames))), workers
+
+
+def most_workers(devices: Sequence[Any]) -> int:
+    """The threads that keep all cores or devices busy."""
+    is_on_cpu = devices[0].platform == "cpu"
+    return core_count() if is_on_cpu else _WORKERS_PER_ACCELERATOR * len(devices)
+
+
+def usable_bytes(devices: Sequence[Any]) -> int:
+    """What all workers together may take: half of what is free, also on the devices, to
+    which work goes in turns."""
+    free = [free_bytes()]
+    for device in devices:
+        stats = (device.platform != "cpu" and device.memory_stats()) or {}
+        if "bytes_limit" in stats:
+            free.append(len(devices) * (stats["bytes_limit"] - stats["bytes_in_use"]))
+    return min(free) // 2

@@ -3,7 +3,7 @@
 import contextlib
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -21,10 +21,11 @@ from .._calibration.history import CalibrationHistory
 from .._calibration.hot_pixels import hot_pixels_of, without_pixels
 from .._estimators.base import AbstractEstimator
 from .._estimators.camera import Camera
+from .._estimators.light_model import LightModel
 from .._movies.movie import Box
 from .._movies.open import is_split, open_channels, open_sources, open_weights
-from .._workers import on_threads, progress_bar, run_interruptibly
-from . import compute
+from .._workers import each_on_threads, on_threads, progress_bar, run_interruptibly
+from . import compute, stream
 from .compute import Dtype, Quantity
 from .names import paths_beside
 from .plan import plan_chunks, read_window, strips, Window, windows
@@ -178,33 +179,47 @@ def estimate_movie(
         if chunk_frames is None and resume:
             chunk_frames = begun_chunk_frames(targets)
         is_to_arrays = not any(as_path(target) for target, _ in targets)
-        chunk_frames, workers = plan_chunks(
-            channels,
-            fast.halo_frames,
-            jax.local_devices(),
-            pixel_bytes=fast.pixel_bytes,
-            chunk_frames=chunk_frames,
-            workers=workers,
-            is_between_arrays=is_to_arrays and not any(movie.paths for movie in movies),
-        )
+        is_to_arrays = not any(as_path(target) for target, _ in targets)
+        sizes = {"chunk_frames": chunk_frames, "workers": workers}
+        devices = jax.local_devices()
+        is_weighted = any(mask is not None for mask in masks)
+        plan = stream.plan(fast, channels, devices, is_weighted=is_weighted, **sizes)
+        if plan is None:
+            chunk_frames, workers = plan_chunks(
+                channels,
+                fast.halo_frames,
+                devices,
+                pixel_bytes=fast.pixel_bytes,
+                is_between_arrays=is_to_arrays and not any(m.paths for m in movies),
+                **sizes,
+            )
+        else:
+            chunk_frames, workers = plan.chunk_frames, plan.workers
         job = Job(channels, masks, cameras, estimator, output, chunk_frames)
         results = files.enter_context(
             open_results(job, targets, resume=resume, overwrite=overwrite)
         )
         frame_count = len(channels[0])
         frame_megapixels = sum(math.prod(channel.shape[1:]) for channel in channels) / 1e6
-        chunks = windows(frame_count, chunk_frames, fast.halo_frames, fast.aligned_frames)
-        todo = results.missing(chunks)
+        lights = np.full((count, frame_count), np.nan, np.float32)
+        if plan is None:
+            halo_frames, aligned_frames = fast.halo_frames, fast.aligned_frames
+            chunks = windows(frame_count, chunk_frames, halo_frames, aligned_frames)
+            todo = results.missing(chunks)
+            parts: list[Window | None] = [None]
+            if is_to_arrays and chunk_frames == 1 and job.can_donate(fast):
+                parts = strips(channels, fast.halo_lines)
+            work = _worker(job, fast, results, parts, lights)
+            counted = on_threads(work, todo, workers)
+        else:
+            todo = results.missing(stream.chunks_of(frame_count, chunk_frames))
+            follow = _follower(job, plan.models, results, lights)
+            counted = each_on_threads(follow, stream.runs(todo, workers), workers)
         resumed_frames = frame_count - sum(w.stop - w.start for w in todo)
         counts, begun = np.zeros(2, int), time.perf_counter()
-        parts: list[Window | None] = [None]
-        if is_to_arrays and chunk_frames == 1 and job.can_donate(fast):
-            parts = strips(channels, fast.halo_lines)
-        lights = np.full((count, frame_count), np.nan, np.float32)
-        work = _worker(job, fast, results, parts, lights)
         with progress_bar(frame_count, progress, resumed_frames, "frames") as report:
-            for number, counted in enumerate(on_threads(work, todo, workers), 1):
-                counts += counted
+            for number, of_chunk in enumerate(counted, 1):
+                counts += of_chunk
                 done = (frame_count - resumed_frames) * number // len(todo)
                 rate = done * frame_megapixels / (time.perf_counter() - begun)
                 report(resumed_frames + done, f"{rate:.0f} Mpx/s")
@@ -270,10 +285,7 @@ def _worker(
                 estimated = compute.run_window(
                     name, estimate, chunks, window, masks, buffers
                 )
-            results.write(window, estimated.images, part)
-            for noted, light in zip(lights, estimated.lights, strict=True):
-                if light is not None:
-                    noted[window.start : window.stop] = light
+            _keep(results, lights, window, estimated, part)
             # Strips are of one frame.
             total = np.maximum(total, estimated.counts)
             # The images are views of what the next part may write over.
@@ -282,3 +294,35 @@ def _worker(
         return total
 
     return work
+
+
+def _follower(
+    job: Job,
+    models: Sequence[LightModel],
+    results: Results,
+    lights: Float[np.ndarray, "channels frames"],
+) -> Callable[[Sequence[Window]], Iterator[Int[np.ndarray, "2"]]]:
+    """A function that does the same for chunks that follow each other."""
+    devices = jax.local_devices()
+
+    def follow(run: Sequence[Window]) -> Iterator[Int[np.ndarray, "2"]]:
+        device = devices[run[0].number % len(devices)]
+        with jax.default_device(device):
+            for window, estimated in stream.estimate_run(job, models, run):
+                _keep(results, lights, window, estimated)
+                yield estimated.counts
+
+    return follow
+
+
+def _keep(
+    results: Results,
+    lights: Float[np.ndarray, "channels frames"],
+    window: Window,
+    estimated: compute.Estimated,
+    part: Window | None = None,
+) -> None:
+    results.write(window, estimated.images, part)
+    for noted, light in zip(lights, estimated.lights, strict=True):
+        if light is not None:
+            noted[window.start : window.stop] = light

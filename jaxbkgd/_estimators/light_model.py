@@ -133,6 +133,18 @@ class LightModel(eqx.Module):
         """Blocks of frames (..., height, width) that are handled together."""
         return step_blocks(self.block_frames, *shape[-2:])
 
+    def of_dtype(self, dtype: Any) -> "LightModel":
+        """The same with parameters of this dtype, in which it computes."""
+        return jax.tree.map(lambda parameters: parameters.astype(dtype), self)
+
+    def background(self, bkgds: Any, light: Any) -> Background:
+        """What is given to the user."""
+        smoothing, length = self.smoothing, self.block_frames
+        noise = ResidualNoise(
+            smoothing.taps(), clip=self.clip, order=smoothing.order, block_frames=length
+        )
+        return Background(bkgds, smoothing.noise_correction(length), light, noise)
+
     def first_sums(self, blocks: FrameBlocks) -> tuple[BlockSums, Bool[Array, " blocks"]]:
         """Sums in which all pixels count, and which blocks have a NaN that counts."""
         dtype = self.smoothing.radii.dtype
@@ -207,9 +219,13 @@ class LightModel(eqx.Module):
         """The light, averaged over time where it is seen to be steady."""
         if not self.illumination_rank:
             return light.light
-        radius, kernel = self.illumination_radius, self.illumination_kernel
-        of_frames = [of_blocks.reshape(-1) for of_blocks in light]
-        return steadied(*of_frames, radius, kernel).reshape(light.light.shape)
+        return steadied(
+            light.light.reshape(-1),
+            light.variance.reshape(-1),
+            light.is_seen.reshape(-1),
+            self.illumination_radius,
+            self.illumination_kernel,
+        ).reshape(light.light.shape)
 
     def backgrounds(
         self,
@@ -253,17 +269,10 @@ def estimate(
             f"{shape}; give clip=None."
         )
     dtype = working_dtype(frames)
-    correction = model.smoothing.noise_correction(model.block_frames)
-    noise = ResidualNoise(
-        model.smoothing.taps(),
-        clip=model.clip,
-        order=model.smoothing.order,
-        block_frames=model.block_frames,
-    )
+    describe = model.background
     if 0 in shape:
-        light = jnp.zeros(shape[:-2], dtype)
-        return Background(jnp.zeros(shape, dtype), correction, light, noise)
-    model = jax.tree.map(lambda parameters: parameters.astype(dtype), model)
+        return describe(jnp.zeros(shape, dtype), jnp.zeros(shape[:-2], dtype))
+    model = model.of_dtype(dtype)
     if weights is not None:
         weights = jnp.broadcast_to(weights.astype(dtype), shape)
     if frames.ndim == 2:
@@ -274,7 +283,7 @@ def estimate(
     bkgds, light = of_stack(frames, weights)
     bkgds = bkgds.reshape(-1, *shape)
     light = light.reshape(shape[:-2])
-    return Background(bkgds if gaps else bkgds[0], correction, light, noise)
+    return describe(bkgds if gaps else bkgds[0], light)
 
 
 def _estimate_stack(

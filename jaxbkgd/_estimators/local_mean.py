@@ -307,6 +307,9 @@ class LocalMean(RadiiEstimator):
         )
         return Prediction(background, near, far, length)
 
+    def light_models(self, count: int) -> list[LightModel]:
+        return [self._model(*row) for row in self._rows(count, self._kernels_in_use())]
+
     def _kernels_for(self, radii: Sequence[float], *, is_bound: bool) -> SmoothingKernels:
         return smoothing_kernels(radii, self.block_frames, is_bound=is_bound)
 
