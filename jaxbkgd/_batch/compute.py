@@ -270,8 +270,8 @@ def as_estimated(
     name: str,
     window: Window,
     images: Sequence[Shaped[np.ndarray, "frames _height _width"]],
-    lights: _Lights,
-    flags: Sequence[_Flags],
+    lights: Sequence[Any],
+    flags: Sequence[Any],
 ) -> Estimated:
     """What is kept of a window's estimates."""
     nonfinite, clipped = (
