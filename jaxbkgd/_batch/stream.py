@@ -73,10 +73,12 @@ def plan(
     margin = max(model.reach_blocks * model.block_frames for model in models)
 
     def taken(length: int) -> int:
-        """Memory of a worker, as measured."""
-        frames = length * (models[0].rounds + 3) * (item_bytes + 4 * is_weighted)
-        sums = (24 * models[0].rounds + 70) * (length + margin) // models[0].block_frames
-        return pixels * (frames + sums + 8 * length)
+        """Memory of a worker, as measured: frames that are stored, those at work and
+        results; sums of all rounds, and smoothing."""
+        rounds, block_frames = models[0].rounds, models[0].block_frames
+        frames = length * ((rounds + 4) * item_bytes + 4 * is_weighted + 8)
+        sums = (24 * rounds + 90) * (length + margin) // block_frames
+        return pixels * (frames + sums)
 
     def cost(length: int, workers: int) -> float:
         """The time, in frames that a worker handles, sums and smoothing of sums."""
@@ -160,14 +162,16 @@ def _channel(
     )
     output = dataclasses.replace(job.output, is_one_stack=True)
 
-    # As long as the first sums and the result of one chunk are apart.
+    # Between the first sums of a chunk and its result, others are read.
     @ft.lru_cache(maxsize=model.rounds + 3)
-    def read(number: int) -> FrameBlocks:
-        window = chunks[number]
-        (frames,), (weights,) = read_window(window, [channel], [mask])
-        with naming_errors(channel.movie.name, window):
+    def stored(number: int) -> tuple[Any, Any]:
+        (frames,), (weights,) = read_window(chunks[number], [channel], [mask])
+        with naming_errors(channel.movie.name, chunks[number]):
             weights = None if weights is None else checked_mask(weights)
-            return _prepared(model, checked_frames(frames), weights, camera, blocks)
+            return checked_frames(frames), weights
+
+    def read(number: int) -> FrameBlocks:
+        return _prepared(model, *stored(number), camera, blocks)
 
     model = model.of_dtype(working_dtype(read(run[0].number).frames))
     numbers = range(run[0].number, run[-1].number + 1)
