@@ -86,9 +86,7 @@ def plan_chunks(
 ) -> tuple[int, int]:
     """The frames in a chunk and the number of workers, where they are not given: as many
     workers as there is memory for, and then the chunk."""
-    for name, value in (("chunk_frames", chunk_frames), ("workers", workers)):
-        if value is not None:
-            checked_count(name, value)
+    check_counts(chunk_frames=chunk_frames, workers=workers)
     frame_count = len(channels[0])
     frame_pixels = sum(math.prod(channel.shape[1:]) for channel in channels)
     is_on_cpu = devices[0].platform == "cpu"
@@ -114,6 +112,13 @@ def plan_chunks(
             )
     # As long as each other.
     return math.ceil(frame_count / math.ceil(frame_count / max(1, frames))), workers
+
+
+def check_counts(**counts: Any) -> None:
+    """`TypeError` or `ValueError` for a number that is given, and no positive integer."""
+    for name, value in counts.items():
+        if value is not None:
+            checked_count(name, value)
 
 
 def most_workers(devices: Sequence[Any]) -> int:

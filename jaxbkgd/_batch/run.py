@@ -129,7 +129,8 @@ def estimate_movie(
         far off in all frames, see [`jaxbkgd.find_hot_pixels`][]; by default where the
         estimator is found.
     - `chunk_frames`, `workers`: the frames in a chunk, and the number of threads, by
-        default a megapixel or four halos, and the cores, or fewer where memory is short.
+        default a megapixel or four halos, and the cores, or fewer where memory is short. A
+        chunk of [`jaxbkgd.LocalMean`][] is made as long as a round of it sees.
     - `progress`: whether to show a progress bar, where there is a terminal.
     - `resume`: whether to go on with what an earlier call has left, or begin anew.
     - `overwrite`: whether a result that has the name already is replaced, in the end.
@@ -176,22 +177,30 @@ def estimate_movie(
         seen_frames = min(len(channels[0]), 2 * fast.halo_frames + 1)
         shapes = [(seen_frames, *channel.shape[1:]) for channel in channels]
         corrections = run_interruptibly(_noise_corrections, estimator, shapes, is_stack)
+        begun_frames = None
         if chunk_frames is None and resume:
-            chunk_frames = begun_chunk_frames(targets)
+            begun_frames = begun_chunk_frames(targets)
         is_to_arrays = not any(as_path(target) for target, _ in targets)
         is_to_arrays = not any(as_path(target) for target, _ in targets)
-        sizes = {"chunk_frames": chunk_frames, "workers": workers}
         devices = jax.local_devices()
-        is_weighted = any(mask is not None for mask in masks)
-        plan = stream.plan(fast, channels, devices, is_weighted=is_weighted, **sizes)
+        plan = stream.plan(
+            fast,
+            channels,
+            devices,
+            is_weighted=any(mask is not None for mask in masks),
+            chunk_frames=chunk_frames,
+            begun_frames=begun_frames,
+            workers=workers,
+        )
         if plan is None:
             chunk_frames, workers = plan_chunks(
                 channels,
                 fast.halo_frames,
                 devices,
                 pixel_bytes=fast.pixel_bytes,
+                chunk_frames=begun_frames if chunk_frames is None else chunk_frames,
+                workers=workers,
                 is_between_arrays=is_to_arrays and not any(m.paths for m in movies),
-                **sizes,
             )
         else:
             chunk_frames, workers = plan.chunk_frames, plan.workers

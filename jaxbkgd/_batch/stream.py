@@ -14,7 +14,6 @@ from jaxtyping import Array, Shaped
 from .._estimators.base import AbstractEstimator
 from .._estimators.camera import Camera
 from .._estimators.channels import checked_frames, working_dtype
-from .._estimators.checks import checked_count
 from .._estimators.light_model import FrameBlocks, in_blocks, LightModel
 from .._estimators.streamed import least_blocks, Piece, pieces
 from .._movies.movie import Channel, MovieError
@@ -27,7 +26,7 @@ from .compute import (
     naming_errors,
     Output,
 )
-from .plan import most_workers, read_window, usable_bytes, Window
+from .plan import check_counts, most_workers, read_window, usable_bytes, Window
 from .results import Job
 
 
@@ -52,21 +51,27 @@ def plan(
     *,
     is_weighted: bool,
     chunk_frames: int | None = None,
+    begun_frames: int | None = None,
     workers: int | None = None,
 ) -> Plan | None:
     """The chunks, if the estimator has such, and the movie is long enough for them to pay.
-    A chunk that is given is made long enough. `MovieError` where memory is short."""
+    A chunk that is given is made long enough; one of `begun_frames` is gone on with.
+    `MovieError` where memory is short."""
+    check_counts(chunk_frames=chunk_frames, workers=workers)
     models = estimator.light_models(len(channels))
     if models is None:
         return None
     shapes = [channel.shape[1:] for channel in channels]
     count, pixels = len(channels[0]), sum(map(math.prod, shapes))
     unit = _unit_frames(models, shapes)
-    if count <= 2 * unit or (chunk_frames is None and count * pixels <= _WINDOW_PIXELS):
+    if begun_frames is not None:
+        if begun_frames % unit:
+            return None
+        lengths = [begun_frames]
+    elif count <= 2 * unit or (chunk_frames is None and count * pixels <= _WINDOW_PIXELS):
         return None
-    if chunk_frames is not None:
-        chosen = -(-checked_count("chunk_frames", chunk_frames) // unit) * unit
-        lengths = [chosen]
+    elif chunk_frames is not None:
+        lengths = [-(-chunk_frames // unit) * unit]
     else:
         lengths = list(range(unit, count + unit, unit))
     usable, item_bytes = usable_bytes(devices), max(c.dtype.itemsize for c in channels)
