@@ -1,6 +1,5 @@
 """The part of a movie that a calibration looks at."""
 
-import functools as ft
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -11,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Shaped
 
 from .._estimators.camera import Camera
-from .._estimators.channels import Channels, checked_frames, map_channels
+from .._estimators.channels import Channels, checked_frames
 from .._movies.movie import Channel
 from .blinking import (
     Blinking,
@@ -78,17 +77,16 @@ def draw_windows(
         length = min(length, frame_count)
         count = min(frame_count // length, max(most_frames // length, 1))
         last, partners = frame_count - length, [0]
-    names, of_each = "", cameras[0]
-    if isinstance(channels, list | tuple):
-        names: Any = [f" of channel {i + 1}" for i in range(len(channels))]
-        of_each: Any = list(cameras)
     windows = []
     for start in np.linspace(0, last, count).round().astype(int).tolist():
         runs = [(start + later, start + later + length) for later in partners]
-        read = ft.partial(read_frames, runs=runs)
         indices = jnp.concatenate([jnp.arange(*run) for run in runs])
-        frames = map_channels(read, channels, names, of_each)
-        windows.append(Window(frames, indices))
+        frames = []
+        for number, (channel, camera) in enumerate(zip(opened, cameras, strict=True), 1):
+            name = f" of channel {number}" if len(opened) > 1 else ""
+            frames.append(read_frames(channel, name, camera, runs))
+        structured = jax.tree.unflatten(jax.tree.structure(channels), frames)
+        windows.append(Window(structured, indices))
     return windows
 
 
