@@ -172,9 +172,12 @@ def open_channels(
 
 def open_sources(source: Any, files: contextlib.ExitStack) -> Any:
     """The source with its paths and arrays opened as movies, which `files` closes."""
-    if isinstance(source, list | tuple):
-        return [_open_source(entry, files) for entry in source]
-    return _open_source(source, files)
+    is_list = isinstance(source, list | tuple)
+    opened = [
+        s if isinstance(s, Movie | Channel) else files.enter_context(open_movie(s))
+        for s in (source if is_list else [source])
+    ]
+    return opened if is_list else opened[0]
 
 
 def _open_whole(
@@ -204,12 +207,6 @@ def _open_whole(
             f"{channels[0].movie.name}: {what}; give movies of the same length"
         )
     return channels
-
-
-def _open_source(source: Any, files: contextlib.ExitStack) -> Movie | Channel:
-    if isinstance(source, Movie | Channel):
-        return source
-    return files.enter_context(contextlib.closing(open_movie(source)))
 
 
 def open_weights(

@@ -122,7 +122,5 @@ def choose_image(path: Path, names: Sequence[str], position: int | None) -> int:
 
 def number_in_loops(loops: Mapping[str, int], place: Mapping[str, int]) -> int:
     """The number of the image at a place in nested loops, the outermost first."""
-    number = 0
-    for axis, length in loops.items():
-        number = number * length + place.get(axis, 0)
-    return number
+    places = [place.get(axis, 0) for axis in loops]
+    return int(np.ravel_multi_index(places, list(loops.values()))) if loops else 0
