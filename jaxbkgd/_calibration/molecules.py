@@ -89,8 +89,8 @@ def find_molecules(
     widths, explained = _widths(_boxes(mean, first, y, x))
     is_static &= (widths < _WIDEST * sigma_pix) & (explained > _LEAST_EXPLAINED)
     static, per_frame = (y[is_static], x[is_static]), seen / len(residuals)
-    found = seen, per_frame, light, sigma_pix, len(frame)
-    return Molecules(*found, static, mean_fits[is_static])
+    static_fits = mean_fits[is_static]
+    return Molecules(seen, per_frame, light, sigma_pix, len(frame), static, static_fits)
 
 
 def static_light(

@@ -121,10 +121,12 @@ class Sample(NamedTuple):
         ]
 
     def of_channel(self, number: int) -> "Sample":
-        runs = [[channels[number]] for channels in self.runs]
-        places = [[of_run[number]] for of_run in self.places]
-        fields = [self.regions[number]], [self.blinking[number]]
-        return Sample(runs, self.frame_indices, places, *fields, self.lag, self.unit)
+        return self._replace(
+            runs=[[channels[number]] for channels in self.runs],
+            places=[[of_run[number]] for of_run in self.places],
+            regions=[self.regions[number]],
+            blinking=[self.blinking[number]],
+        )
 
 
 def draw_sample(
@@ -150,8 +152,8 @@ def draw_sample(
     ]
     # A frame is compared with others as far away on both sides.
     lag = min(max(of.lag for of in blinking), len(runs[0][0]) // 3)
-    of_sample = blinking, lag, unit_of(cameras)
-    return Sample(runs, frame_indices, places, regions, *of_sample)
+    unit = unit_of(cameras)
+    return Sample(runs, frame_indices, places, regions, blinking, lag, unit)
 
 
 def _check_learnable(frames: Float[Array, "frames height width"]) -> None:

@@ -173,14 +173,15 @@ def estimate(
                 interrupt.add_note(f"the calibration is kept in {json_path}")
             raise
         written = outcome.written_texts(summary, opened, output, cut)
-    made = estimator, summary
     if kept is None:
         for sink in sinks:
             print(f"wrote {report.printable(sink)}")
-        report.print_rows(outcome.given_rows(*made, written))
+        report.print_rows(outcome.given_rows(estimator, summary, written))
     else:
         names = ", ".join(map(str, [*sinks, json_path, png]))
-        report.print_rows(outcome.found_rows(*made, kept.about["rows"], written, names))
+        findings = kept.about["rows"]
+        rows = outcome.found_rows(estimator, summary, findings, written, names)
+        report.print_rows(rows)
 
 
 def _given_estimator(

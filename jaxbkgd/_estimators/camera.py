@@ -104,10 +104,6 @@ class Camera(eqx.Module):
         values = self.gain_electrons_per_adu, self.read_noise_electrons
         return not any(np.ndim(value) for value in jax.tree.leaves(values))
 
-    @property
-    def _has_noise_map(self) -> bool:
-        return np.ndim(self.read_noise_electrons) > 0
-
     def above_offset(self, frames: Any) -> Any:
         """Frames `(..., height, width)` in ADU less the offset. `ValueError` for maps that
         do not fit them."""
@@ -150,7 +146,7 @@ class Camera(eqx.Module):
         """How much each pixel counts in a mean, by its noise beside that of the light of
         its frame: for estimators that take weights. `weights` are multiplied with it, and
         given back as they are by a camera whose pixels have the same read noise."""
-        if not self._has_noise_map:
+        if np.ndim(self.read_noise_electrons) == 0:
             return weights
         self._check_frames(electrons)
         given = 1.0 if weights is None else weights
@@ -185,7 +181,11 @@ class Camera(eqx.Module):
         three pages: offset, gain and read noise. `ValueError` for another suffix, for maps
         as JSON, and for a TIFF of a camera whose gain is not known."""
         path = Path(path)
-        values = {name: getattr(self, name) for name in NAMES}
+        values = {
+            "offset_adu": self.offset_adu,
+            "gain_electrons_per_adu": self.gain_electrons_per_adu,
+            "read_noise_electrons": self.read_noise_electrons,
+        }
         match path.suffix.lower():
             case ".json" if not self.shape:
                 path.write_text(json.dumps(values, indent=2), "utf-8")
