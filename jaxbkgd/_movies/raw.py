@@ -15,8 +15,8 @@ import numpy as np
 from jaxtyping import Shaped
 
 from .movie import check_pixels, Movie, MovieError, named_errors
+from .planes import WholeFile
 from .sinks import draft_of, Layout, Sink
-from .whole_file import WholeFile
 
 
 # Picasso's simulations write a line for each molecule. PyYAML reads about 1 MB/s.
