@@ -311,10 +311,7 @@ class PicassoSink(Sink):
             raise MovieError(f"{self.draft}: {what}; remove it, and start anew")
 
     def _write(self, start: int, frames: np.ndarray) -> None:
-        stored = np.asarray(frames, self.layout.dtype.newbyteorder("<"))
-        with self.draft.open("r+b") as file:
-            file.seek(start * self.layout.frame_bytes)
-            file.write(stored.reshape(-1).view(np.uint8).data)
+        self._write_at(start * self.layout.frame_bytes, frames)
 
     def _complete(self) -> None:
         self._resume()

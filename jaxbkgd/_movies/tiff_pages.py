@@ -220,24 +220,20 @@ class TiffPixels:
     ) -> None:
         """Reads frames from pages of one file. The first of `read` is frame `start`."""
         path, dtype, tiff, frame = self._paths[number], self._stored[number], None, start
+        shape = read.shape[1:]
         try:
             with path.open("rb") as file:
                 for frame, page in pages.items():
-                    stored = read[frame - start]
-                    if dtype != read.dtype:
-                        stored = np.empty(stored.shape, dtype)
                     if self._places[page] >= 0:
                         file.seek(self._places[page])
-                        if file.readinto(stored.view(np.uint8).data) < stored.nbytes:
+                        stored = np.fromfile(file, dtype, math.prod(shape))
+                        if stored.size < math.prod(shape):
                             raise ValueError("truncated: the file ends in it")
                     else:
                         tiff = tiff or tifffile.TiffFile(file)
                         tiff.filehandle.seek(self._directories[page])
                         stored = tifffile.TiffPage(tiff, 0).asarray(maxworkers=1)
-                        if stored.shape != read.shape[1:]:
-                            raise ValueError(f"it has become {stored.shape} px")
-                    if stored.base is not read:
-                        read[frame - start] = stored
+                    read[frame - start] = stored.reshape(shape)
         except Exception as error:
             what = f"frame {frame} of {self.shape[0]} cannot be read ({one_line(error)})"
             raise MovieError(f"{path}: {what}") from error
@@ -316,8 +312,4 @@ class TiffSink(Sink):
         self._offset = int(place)
 
     def _write(self, start: int, frames: np.ndarray) -> None:
-        stored = np.asarray(frames, self.layout.dtype.newbyteorder("<"))
-        # Every thread has a file of its own, which no other thread closes.
-        with self.draft.open("r+b") as file:
-            file.seek(self._offset + start * self.layout.frame_bytes)
-            file.write(stored.reshape(-1).view(np.uint8).data)
+        self._write_at(self._offset + start * self.layout.frame_bytes, frames)
