@@ -18,14 +18,7 @@ from .history import CalibrationHistory
 from .molecules import Molecules
 from .objectives import FramePairLoss
 from .sample import draw_sample, Sample
-from .search import (
-    ChannelSearch,
-    EACH_FRAME,
-    LARGEST_PIX,
-    Radii,
-    Structure,
-    structures,
-)
+from .search import ChannelSearch, EACH_FRAME, LARGEST_PIX, Radii, Structure, structures
 
 
 # Radii whose spikes are looked at before the usual ones are taken.
@@ -189,10 +182,7 @@ def _ranked_structures(
 
 
 def _guarded(
-    search: ChannelSearch,
-    structure: Structure,
-    radii: Radii,
-    molecules: list[Molecules],
+    search: ChannelSearch, structure: Structure, radii: Radii, molecules: list[Molecules]
 ) -> tuple[Radii, Findings]:
     """The given radii, or those with the lowest loss that do not take molecules for
     background, or the usual ones; and what is found with them."""

@@ -12,12 +12,7 @@ from jaxtyping import Array, Float, Int, Shaped
 from .._estimators.camera import Camera
 from .._estimators.channels import Channels, checked_frames
 from .._movies.movie import Channel
-from .blinking import (
-    Blinking,
-    blinking_of,
-    molecule_residuals,
-    UnlearnableError,
-)
+from .blinking import Blinking, blinking_of, molecule_residuals, UnlearnableError
 from .cameras import light_of, unit_of
 from .prediction_error import REGION_PIX
 from .spikes import Spikes, spread_spikes
