@@ -195,11 +195,9 @@ class BackgroundWidget(Container):
         self._update_buttons()
 
     def _begin_calibration(self, *_: Any) -> None:
-        assert self.session is not None
         self._start("calibrating", self.session.calibrate, self._adopt)
 
     def _adopt(self, calibrated: Calibrated) -> None:
-        assert self.session is not None
         self.session.adopt(calibrated)
         self._set_sliders(self.session.settings)
         self._light.show_light(calibrated.light)
@@ -215,7 +213,6 @@ class BackgroundWidget(Container):
 
     def _begin_adding(self, *_: Any) -> None:
         session, quantity = self.session, self._quantity.value
-        assert session is not None
         lazy, frame = session.lazy(quantity), self._frame()
         self._start(
             f"estimating {quantity} of all frames around this one",
@@ -225,7 +222,6 @@ class BackgroundWidget(Container):
 
     def _begin_saving(self, *_: Any) -> None:
         session, quantity = self.session, self._quantity.value
-        assert session is not None
         path = Path(str(self._path.value or ""))
         self._start(
             f"writing {path.name}",
@@ -272,7 +268,6 @@ class BackgroundWidget(Container):
             show_error(str(error))
 
     def _frame(self) -> int:
-        assert self.session is not None
         step = self._viewer.dims.current_step
         return min(step[-3] if len(step) > 2 else 0, len(self.session.channel) - 1)
 
