@@ -24,7 +24,7 @@ from qtpy.QtWidgets import QLabel, QVBoxLayout, QWidget
 from .._batch.compute import Quantity
 from .._estimators.camera import Camera
 from .._movies.movie import MovieError
-from .job import Job
+from .._workers import Job
 from .reader import channel_of, contrast_limits
 from .session import Calibrated, Session, Settings
 
@@ -249,9 +249,9 @@ class BackgroundWidget(Container):
         """Shows how far work is, and what is done."""
         if self._job is not None:
             job, then = self._job
-            self._bar.max, self._bar.value = max(1, job.watch.total), job.watch.done
-            if job.watch.text:
-                self._status.setText(job.watch.text)
+            self._bar.max, self._bar.value = max(1, job.total), job.done
+            if job.text:
+                self._status.setText(job.text)
             if job.is_done:
                 self._job = None
                 self._finish(job, then)
