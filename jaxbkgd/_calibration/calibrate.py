@@ -176,8 +176,9 @@ def calibrate(
         problem = _pose_problem(
             structured, cameras, estimator, objective or FramePairLoss()
         )
-        options = optimizer or _SECANT, steps, psf_sigma_pix, progress
-        return _learned(opened, cameras, problem, *options)
+        with progress_bar(steps, progress) as report:
+            descent = descend(problem, optimizer or _SECANT, steps, report)
+        return _learned(opened, cameras, problem, descent, psf_sigma_pix)
 
 
 def _check_estimator(estimator: Any) -> None:
@@ -192,13 +193,10 @@ def _learned(
     channels: Sequence[Channel],
     cameras: Sequence[Camera],
     problem: Problem,
-    optimizer: optax.GradientTransformation,
-    steps: int,
+    descent: tuple[list[Visit], bool, str],
     psf_sigma_pix: float | None,
-    progress: bool,
 ) -> tuple[Any, CalibrationHistory]:
-    with progress_bar(steps, progress) as report:
-        descent = descend(problem, optimizer, steps, report)
+    """The best of what was visited, and what is to be believed of it."""
     visits, is_converged, stop_reason = descent
     best = min(visits, key=lambda visit: visit.loss)
     findings: list[Findings] = []
@@ -206,8 +204,7 @@ def _learned(
     if not stop_reason.startswith("interrupted"):
         try:
             if isinstance(problem.objective, FramePairLoss):
-                options = problem, visits, psf_sigma_pix
-                best, findings = _guarded(channels, cameras, *options)
+                best, findings = _guarded(channels, cameras, problem, visits, psf_sigma_pix)
             radii_std = problem.standard_deviations(best.point)
         except KeyboardInterrupt:
             stop_reason = f"interrupted after {len(visits)} steps"

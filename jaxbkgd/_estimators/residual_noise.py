@@ -133,12 +133,11 @@ class ResidualNoise(eqx.Module):
         covariances = []
         for taps in self.taps[-2:]:
             half = np.asarray(taps, np.float64)
-            rows, whole = [psf], np.concatenate([half[:0:-1], half])
+            whole = np.concatenate([half[:0:-1], half])
+            # Wide enough for all kernels, and for a shift of two pixels.
+            rows = [np.pad(psf, len(self._kernel) * (half.size - 1) + 2)]
             for _ in self._kernel:
-                rows.append(np.convolve(rows[-1], whole))
-            width = rows[-1].size + 4
-            edges = [(width - row.size) // 2 for row in rows]
-            rows = [np.pad(r, e) for r, e in zip(rows, edges, strict=True)]
+                rows.append(np.convolve(rows[-1], whole, "same"))
             shifted = np.array([[np.roll(row, s) for row in rows] for s in range(3)])
             covariances.append(np.einsum("san,tbn->abst", shifted, shifted))
         y, x = covariances
