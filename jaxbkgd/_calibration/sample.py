@@ -13,7 +13,6 @@ from .._estimators.camera import Camera
 from .._estimators.channels import Channels, checked_frames
 from .._movies.movie import Channel
 from .blinking import Blinking, blinking_of, molecule_residuals, UnlearnableError
-from .cameras import light_of, unit_of
 from .prediction_error import REGION_PIX
 from .spikes import Spikes, spread_spikes
 
@@ -127,8 +126,9 @@ class Sample(NamedTuple):
 def draw_sample(
     channels: Sequence[Channel], masks: Sequence[Channel | None], cameras: Sequence[Camera]
 ) -> Sample:
-    """Frames as light (`light_of`), in which pixels that a mask leaves out are NaN.
-    `UnlearnableError` for a movie of which nothing can be learned."""
+    """Frames as light, in electrons where the gain is known, as it is of all cameras or of
+    none, else in ADU; pixels that a mask leaves out are NaN. `UnlearnableError` for a movie
+    of which nothing can be learned."""
     if len(channels[0]) < FEWEST_FRAMES:
         raise UnlearnableError(
             f"the movie has {len(channels[0])} frames, of which radii cannot be learned: "
@@ -147,7 +147,7 @@ def draw_sample(
     ]
     # A frame is compared with others as far away on both sides.
     lag = min(max(of.lag for of in blinking), len(runs[0][0]) // 3)
-    unit = unit_of(cameras)
+    unit = "e-" if cameras[0].is_gain_known else "ADU"
     return Sample(runs, frame_indices, places, regions, blinking, lag, unit)
 
 
@@ -239,9 +239,10 @@ def _read_tile(
     # Whole frames are read, of which few are held.
     step = max(1, _SEARCH_PIXELS // math.prod(channel.shape[1:]))
     chunks, camera = [], camera.cropped(*tile)
+    light_of = camera.electrons if camera.is_gain_known else camera.above_offset
     for first in range(start, stop, step):
         run = slice(first, min(first + step, stop))
-        frames = light_of(camera, channel[run][:, *tile])
+        frames = light_of(channel[run][:, *tile].astype(np.float32))
         if mask is not None:
             weights = mask[run if len(mask) > 1 else slice(1)][:, *tile]
             frames = np.where(weights > 0, frames, np.nan)
