@@ -65,9 +65,8 @@ def find_best(
         def count_trial() -> None:
             report(min(next(tried), most - 1), "trying radii")
 
-        options = sample, psf_sigma_pix, skips_nan, most_frames
         searches, structure, rows, findings = run_interruptibly(
-            _search, *options, count_trial
+            _search, sample, psf_sigma_pix, skips_nan, most_frames, count_trial
         )
     is_found = all(blinking.is_found for blinking in sample.blinking)
     is_found &= sample.lag < _LONGEST_LAG * len(sample.frame_indices[0])

@@ -98,8 +98,9 @@ def calibrate(
             report.print_rows(_rows(names, estimator, history))
             print(f"wrote {report.printable(out)}")
             if len(history.losses):
-                shown = png, names, channels, estimator, history
-                run_interruptibly(save_calibration_figure, *shown)
+                run_interruptibly(
+                    save_calibration_figure, png, names, channels, estimator, history
+                )
                 print(f"wrote {report.printable(png)}")
         except KeyboardInterrupt as interrupt:
             interrupt.add_note(kept)

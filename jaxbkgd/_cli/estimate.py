@@ -157,8 +157,10 @@ def estimate(
             )
             if kept is not None:
                 panels = outcome.channel_panels(opened, sinks, output, cut, summary)
-                shown = panels, summary.lights, kept.about["unexplained"]
-                run_interruptibly(save_movie_figure, png, opened, *shown)
+                lights, unexplained = summary.lights, kept.about["unexplained"]
+                run_interruptibly(
+                    save_movie_figure, png, opened, panels, lights, unexplained
+                )
         except KeyboardInterrupt as interrupt:
             if kept is not None:
                 interrupt.add_note(f"the calibration is kept in {json_path}")
