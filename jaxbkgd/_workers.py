@@ -152,12 +152,16 @@ def progress_lines() -> Iterator[None]:
         while not ended.wait(_LINE_SECONDS):
             print(f"jaxbkgd: {_lines[-1][0]}", file=sys.stderr, flush=True)
 
+    teller = threading.Thread(target=tell, daemon=True)
     if not sys.stderr.isatty():
-        threading.Thread(target=tell, daemon=True).start()
+        teller.start()
     try:
         yield
     finally:
         ended.set()
+        # No line comes after this.
+        if teller.is_alive():
+            teller.join()
 
 
 @contextlib.contextmanager
