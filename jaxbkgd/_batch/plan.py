@@ -1,6 +1,7 @@
 """Frames that are estimated together: chunks, their halos, and the memory they take."""
 
 import math
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -83,13 +84,14 @@ def plan_chunks(
     chunk_frames: int | None = None,
     workers: int | None = None,
     is_between_arrays: bool = False,
+    is_growing: bool = False,
 ) -> tuple[int, int]:
     """The frames in a chunk and the number of workers, where they are not given: as many
     workers as there is memory for, and then the chunk."""
     for name, value in (("chunk_frames", chunk_frames), ("workers", workers)):
         if value is not None:
             checked_count(name, value)
-    frame_count = len(channels[0])
+    frame_count = sys.maxsize if is_growing else len(channels[0])
     frame_pixels = sum(math.prod(channel.shape[1:]) for channel in channels)
     is_on_cpu = devices[0].platform == "cpu"
     free = [free_bytes()]
@@ -119,4 +121,5 @@ def plan_chunks(
                 "frame; give fewer workers, a smaller radius, boxes or chunk_frames"
             )
     # As long as each other.
-    return math.ceil(frame_count / math.ceil(frame_count / max(1, frames))), workers
+    number = -(-frame_count // max(1, frames))
+    return -(-frame_count // number), workers

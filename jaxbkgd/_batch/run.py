@@ -1,6 +1,7 @@
 """The background of a whole movie, by chunks, on every core and device."""
 
 import contextlib
+import functools as ft
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -21,11 +22,13 @@ from .._calibration.history import CalibrationHistory
 from .._calibration.hot_pixels import hot_pixels_of, without_pixels
 from .._estimators.base import AbstractEstimator
 from .._estimators.camera import Camera
+from .._estimators.checks import checked_count
 from .._movies.movie import Box
 from .._movies.open import is_split, open_channels, open_sources, open_weights
 from .._workers import on_threads, progress_bar, run_interruptibly
 from . import compute
 from .compute import Dtype, Quantity
+from .follow import begun_frames, CALIBRATION_FRAMES, open_followed
 from .names import paths_beside
 from .plan import plan_chunks, read_window, strips, Window, windows
 from .results import (
@@ -86,6 +89,8 @@ def estimate_movie(
     progress: bool = True,
     resume: bool = True,
     overwrite: bool = False,
+    follow: bool | float = False,
+    look_ahead_frames: int | None = None,
 ) -> MovieSummary:
     """Estimates the background of a whole movie, and writes it as it goes.
 
@@ -132,6 +137,11 @@ def estimate_movie(
     - `progress`: whether to show a progress bar, where there is a terminal.
     - `resume`: whether to go on with what an earlier call has left, or begin anew.
     - `overwrite`: whether a result that has the name already is replaced, in the end.
+    - `follow`: whether the movie is still being written, as TIFF, NDTiff, Zarr or DAX. It
+        is complete when nothing has come for so many seconds, 10 if `True`. An estimator
+        that is found is that of the first 300 frames.
+    - `look_ahead_frames`: of a movie that is followed, the frames behind a chunk that it
+        waits for, where it need not see all of `halo_frames`.
 
     **Raises:**
 
@@ -144,12 +154,23 @@ def estimate_movie(
         is_list = is_split(source, boxes)
         if estimator is not None:
             compute.check_estimator(estimator, weights)
-        opened = open_sources(source, files)
+        if look_ahead_frames is not None:
+            checked_count("look_ahead_frames", look_ahead_frames, minimum=0)
+            if follow is False:
+                raise ValueError("look_ahead_frames is for a movie with follow=True.")
+        if follow is False:
+            opened, follower = open_sources(source, files), None
+        else:
+            is_sampled = estimator is None or bool(skips_hot_pixels)
+            least = CALIBRATION_FRAMES if is_sampled else 1
+            opened, follower = open_followed(source, follow, files, least, frames)
         channels = open_channels(opened, boxes, frames, files=files)
         count, is_stack = len(channels), len(channels) == 1 and not is_list
         cameras = cameras_of(camera, channels)
         output = compute.make_output(quantity, dtype, cameras, is_stack, pedestal)
         masks = open_weights(weights, channels, files)
+        if follower and any(mask is not None and len(mask) > 1 for mask in masks):
+            raise ValueError("A movie that is followed has one image of weights.")
         movies = list({c.movie: None for c in (*channels, *masks) if c is not None})
         if sink is None:
             beside = paths_beside(source, quantity, boxes)
@@ -172,7 +193,9 @@ def estimate_movie(
             masks = [without_pixels(*pair) for pair in zip(masks, hot, strict=True)]
         fast = run_interruptibly(estimator.for_inference)
         # Raises now what would be raised in the middle of the work.
-        seen_frames = min(len(channels[0]), 2 * fast.halo_frames + 1)
+        seen_frames = 2 * fast.halo_frames + 1
+        if not follower:
+            seen_frames = min(len(channels[0]), seen_frames)
         shapes = [(seen_frames, *channel.shape[1:]) for channel in channels]
         corrections = run_interruptibly(_noise_corrections, estimator, shapes, is_stack)
         if chunk_frames is None and resume:
@@ -186,28 +209,45 @@ def estimate_movie(
             chunk_frames=chunk_frames,
             workers=workers,
             is_between_arrays=is_to_arrays and not any(movie.paths for movie in movies),
+            is_growing=follower is not None,
         )
-        job = Job(channels, masks, cameras, estimator, output, chunk_frames)
+        job = Job(
+            channels, masks, cameras, estimator, output, chunk_frames, look_ahead_frames
+        )
         results = files.enter_context(
             open_results(job, targets, resume=resume, overwrite=overwrite)
         )
         frame_count = len(channels[0])
         frame_megapixels = sum(math.prod(channel.shape[1:]) for channel in channels) / 1e6
-        chunks = windows(frame_count, chunk_frames, fast.halo_frames, fast.aligned_frames)
-        todo = results.missing(chunks)
-        resumed_frames = frame_count - sum(w.stop - w.start for w in todo)
+        if follower:
+            reopen = ft.partial(open_channels, opened, boxes, frames, files=files)
+            batches = follower.batches(job, results, fast, reopen)
+            resumed_frames = begun_frames(job, results)
+        else:
+            aligned = fast.aligned_frames
+            chunks = windows(frame_count, chunk_frames, fast.halo_frames, aligned)
+            batches = [results.missing(chunks)]
+            resumed_frames = frame_count - _frame_count(batches[0])
         counts, begun = np.zeros(2, int), time.perf_counter()
         parts: list[Window | None] = [None]
         if is_to_arrays and chunk_frames == 1 and job.can_donate(fast):
             parts = strips(channels, fast.halo_lines)
-        lights = np.full((count, frame_count), np.nan, np.float32)
+        lights = [np.zeros(0, np.float32)] * count
         work = _worker(job, fast, results, parts, lights)
-        with progress_bar(frame_count, progress, resumed_frames, "frames") as report:
-            for number, counted in enumerate(on_threads(work, todo, workers), 1):
-                counts += counted
-                done = (frame_count - resumed_frames) * number // len(todo)
-                rate = done * frame_megapixels / (time.perf_counter() - begun)
-                report(resumed_frames + done, f"{rate:.0f} Mpx/s")
+        total, worked_frames = None if follower else frame_count, 0
+        with progress_bar(total, progress, resumed_frames, "frames") as report:
+            for batch in batches:
+                frame_count, frames_in_batch = len(job.channels[0]), _frame_count(batch)
+                lights[:] = [_lengthened(light, frame_count) for light in lights]
+                for number, counted in enumerate(on_threads(work, batch, workers), 1):
+                    counts += counted
+                    done = worked_frames + frames_in_batch * number // len(batch)
+                    rate = done * frame_megapixels / (time.perf_counter() - begun)
+                    report(resumed_frames + done, f"{rate:.0f} Mpx/s")
+                worked_frames += frames_in_batch
+        frame_count = len(job.channels[0])
+        resumed_frames = frame_count - worked_frames
+        lights = [_lengthened(light, frame_count) for light in lights]
         job.check_sources()
         results.commit()
 
@@ -230,6 +270,17 @@ def estimate_movie(
     )
 
 
+def _frame_count(windows: Sequence[Window]) -> int:
+    return sum(window.stop - window.start for window in windows)
+
+
+def _lengthened(
+    light: Float[np.ndarray, " frames"], count: int
+) -> Float[np.ndarray, " count"]:
+    """With NaN for frames that have none."""
+    return np.append(light, np.full(count - len(light), np.nan, np.float32))
+
+
 @eqx.filter_jit
 def _noise_corrections(
     estimator: AbstractEstimator, shapes: Sequence[tuple[int, ...]], is_one_stack: bool
@@ -245,7 +296,7 @@ def _worker(
     fast: AbstractEstimator,
     results: Results,
     parts: Sequence[Window | None],
-    lights: Float[np.ndarray, "channels frames"],
+    lights: Sequence[Float[np.ndarray, " frames"]],
 ) -> Callable[[Window], Int[np.ndarray, "2"]]:
     """A function that reads, estimates and writes a window, in any number of threads, notes
     the light of its frames, and counts those that are not finite, and that are clipped."""
