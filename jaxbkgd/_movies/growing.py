@@ -1,6 +1,7 @@
 """Movies that are still being written: how many of their frames are complete by now."""
 
 import abc
+import functools as ft
 import hashlib
 import itertools
 import json
@@ -148,13 +149,15 @@ class _GrowingZarr(GrowingMovie):
     def __init__(self, path: Path) -> None:
         from .zarr import open_zarr
 
-        self._open, self._array = open_zarr, open_zarr(path)
+        self._open = ft.partial(open_zarr, path, is_growing=True)
+        self._array = self._open()
         self._step = self._array.pixels.stored_frames
         self._settled, self._rows = -1, 0
         super().__init__(path, self._array)
+        self._sources = (path,)
 
     def _complete_frames(self) -> int:
-        before, self._array = self._array.shape[0], self._open(self._path)
+        before, self._array = self._array.shape[0], self._open()
         total, pixels = self._array.shape[0], self._array.pixels
         if total != before:
             self._settled = before
@@ -316,20 +319,19 @@ class _GrowingTiff(GrowingMovie):
         """Looks for more pages in the last file, from the last one that is known."""
         from .tiff_pages import find_pages, Pages
 
-        old = self._files.pop()
+        old = self._files[-1]
         last = int(old.directories[-1])
         # One directory may describe all pages.
         is_alone = last == old.directories[0]
         start = None if is_alone else last
         new = find_pages(old.path, old, start=start, is_growing=True)
-        self._files.append(new)
         if not len(new):
             raise MovieError(f"{old.path}: was cut while it was followed")
         if not is_alone:
             directories = np.append(old.directories[:-1], new.directories)
             places = np.append(old.places[:-1], new.places)
-            kind = old.shape, old.dtype
-            self._files[-1] = Pages(old.path, *kind, directories, places, old.axes)
+            new = Pages(old.path, old.shape, old.dtype, directories, places, old.axes)
+        self._files[-1] = new
 
     def _read_pixels(self, count: int) -> Any:
         from .tiff_pages import TiffPixels

@@ -30,12 +30,12 @@ _AXES = {
 }  # fmt: skip
 
 
-def open_zarr(source: Path | str) -> Movie:
+def open_zarr(source: Path | str, *, is_growing: bool = False) -> Movie:
     """Opens a Zarr v2 or v3 array, or the image of an OME-Zarr, in full resolution.
 
     `source` is a folder, a .zip of it, or a URL. Frames are times and depths, all depths of
     the first time before those of the second. The first missing chunk that is read, which
-    holds the fill value, is warned of.
+    holds the fill value, is warned of. The files of one that is growing are not listed.
     """
     # Broken files raise errors of any type in zarr-python and its codecs.
     with named_errors(f"{source}: cannot be read", Exception):
@@ -53,7 +53,7 @@ def open_zarr(source: Path | str) -> Movie:
             pixels,
             name=str(source),
             format=f"{'OME-' if multiscale else ''}Zarr v{array.metadata.zarr_format}",
-            paths=[source] if isinstance(source, Path) else (),
+            paths=[source] if isinstance(source, Path) and not is_growing else (),
             pixel_size_um=(scales["y"], scales["x"]) if {"x", "y"} <= {*scales} else None,
             frame_interval_s=scales.get("t") if pixels.depths == 1 else None,
             close=array.store.close,
