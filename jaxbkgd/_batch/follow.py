@@ -54,7 +54,6 @@ class Follower:
     ) -> None:
         self.silence = DEFAULT_SILENCE if follow is True else follow
         checked_number("follow", self.silence, unit="seconds")
-        self.is_over = False
         self._changed = time.monotonic()
         self._failed: float | None = None
         self._state: Any = None
@@ -83,6 +82,10 @@ class Follower:
             self._state, self._changed = state, time.monotonic()
         return time.monotonic() - self._changed > self.silence
 
+    @property
+    def is_over(self) -> bool:
+        return all(movie.has_ended for movie in self.movies)
+
     def look(self, most: int | None = None) -> int:
         """Shows the frames that are complete by now, or so many of them, and all that
         there are in the end. Returns how many."""
@@ -98,7 +101,6 @@ class Follower:
         if self._is_silent(state):
             for movie in self.movies:
                 movie.end()
-            self.is_over = True
             return min(movie.shape[0] for movie in self.movies)
         count = min(counts) if most is None else min(*counts, most)
         if count:
@@ -110,7 +112,7 @@ class Follower:
         """Shows so many of the frames that are chosen, once they are complete."""
         chosen = frames or slice(None)
         last = (chosen.start or 0) + (count - 1) * (chosen.step or 1)
-        while self.movies and not self.is_over and self.look(last + 1) <= last:
+        while not self.is_over and self.look(last + 1) <= last:
             time.sleep(_LOOK)
 
     def batches(
@@ -127,8 +129,7 @@ class Follower:
         while True:
             if not self.is_over:
                 self.look()
-            is_over = self.is_over
-            job.channels = open_channels()
+            is_over, job.channels = self.is_over, open_channels()
             length = len(job.channels[0])
             batch = list(_ready_windows(job, estimator, length, number))
             number += len(batch)
@@ -156,7 +157,7 @@ def begun_frames(job: Job, results: Results) -> int:
 
 def _done(results: Results) -> set[int]:
     """The windows that all sinks have and that do not depend on the end of the movie."""
-    done = [sink.journal.done for sink, _ in results.unnamed]
+    done = [sink.journal.done for sink, _ in results.unnamed] or [set[int]()]
     return {number for number in set.intersection(*done) if number < _LENGTHS}
 
 

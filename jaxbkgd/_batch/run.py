@@ -161,7 +161,7 @@ def estimate_movie(
         if follow is False:
             opened, follower = open_sources(source, files), None
         else:
-            is_sampled = estimator is None or bool(skips_hot_pixels)
+            is_sampled = estimator is None or (skips_hot_pixels and estimator.takes_weights)
             least = CALIBRATION_FRAMES if is_sampled else 1
             opened, follower = open_followed(source, follow, files, least, frames)
         channels = open_channels(opened, boxes, frames, files=files)
@@ -169,8 +169,9 @@ def estimate_movie(
         cameras = cameras_of(camera, channels)
         output = compute.make_output(quantity, dtype, cameras, is_stack, pedestal)
         masks = open_weights(weights, channels, files)
-        if follower and any(mask is not None and len(mask) > 1 for mask in masks):
-            raise ValueError("A movie that is followed has one image of weights.")
+        if follower and any(mask and mask.movie.shape[0] > 1 for mask in masks):
+            rule = "give one image, as nobody knows how many there will be"
+            raise ValueError(f"Weights of each frame are not followed; {rule}.")
         movies = list({c.movie: None for c in (*channels, *masks) if c is not None})
         if sink is None:
             beside = paths_beside(source, quantity, boxes)

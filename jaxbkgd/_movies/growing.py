@@ -31,6 +31,9 @@ class GrowingMovie(Movie, abc.ABC):
     """A movie of which `grow` shows frames that are complete, and `end` the whole movie
     once nothing is written any more."""
 
+    shown_frames = 0
+    has_ended = False
+
     def __init__(self, path: Path, opened: Movie) -> None:
         self._path, self._sources = path, opened.paths
         # Hashes of the newest frame of each time.
@@ -57,16 +60,18 @@ class GrowingMovie(Movie, abc.ABC):
             if not source.exists():
                 raise MovieError(f"{source}: was removed while it was followed")
         with named_errors(f"{self.name}: cannot be followed", Exception):
-            count, shown = self._complete_frames(), max(self._seen, default=-1) + 1
-        if count < shown:
-            what = f"was cut from {shown} to {count} frames while it was followed"
+            count = self._complete_frames()
+        if count < self.shown_frames:
+            what = f"was cut from {self.shown_frames} frames to {count} as it was followed"
             raise MovieError(f"{self.name}: {what}; begin anew with a whole movie")
         return count
 
     def grow(self, count: int) -> None:
         """Shows so many of the complete frames. No thread may read meanwhile."""
-        self.pixels, self.shape = self._read_pixels(count), (count, *self.shape[1:])
-        self._seen[count - 1] = self._hash_of_frame(count - 1)
+        if count != self.shown_frames:
+            self.pixels, self.shape = self._read_pixels(count), (count, *self.shape[1:])
+            self.shown_frames = count
+            self._seen[count - 1] = self._hash_of_frame(count - 1)
 
     def end(self) -> None:
         """Shows the movie as it is read now or, if its writer has not finished it, what is
@@ -80,13 +85,15 @@ class GrowingMovie(Movie, abc.ABC):
             if not count:
                 raise
             self.grow(count)
+            self._finish()
             what = f"it was not finished, and {count} frames are taken, which are complete"
             warnings.warn(f"{error}; {what}", stacklevel=2)
         else:
             self.pixels, self.shape = finished.pixels, finished.shape
-        self._check_seen()
+            self._finish()
 
-    def _check_seen(self) -> None:
+    def _finish(self) -> None:
+        self.has_ended, self.shown_frames = True, self.shape[0]
         for frame in [*self._seen][:: 1 + len(self._seen) // _MOST_COMPARED]:
             if self._hash_of_frame(frame) != self._seen[frame]:
                 what = f"frame {frame} was written again after it had been read"
@@ -181,7 +188,7 @@ class _GrowingZarr(GrowingMovie):
         if self.shape[0] < total:
             what = f"has a shape of {total} frames, but chunks of {self.shape[0]}"
             warnings.warn(f"{self.name}: {what}, which are taken", stacklevel=2)
-        self._check_seen()
+        self._finish()
 
     def state(self) -> Any:
         return self._array.shape, self._rows
@@ -239,6 +246,8 @@ class _GrowingNDTiff(GrowingMovie):
                 yield _Entry(time, alike, path, place, metadata + length, file.tell())
 
     def _complete_frames(self) -> int:
+        if self._entries and not self._entries[-1].is_complete:
+            raise MovieError(f"{self._entries[-1].path}: was cut while it was followed")
         for entry in itertools.takewhile(lambda e: e.is_complete, self._new_entries()):
             number = len(self._entries)
             if entry.time != number or entry.kind != (self._entries or [entry])[0].kind:
