@@ -12,7 +12,7 @@ from .._estimators.base import AbstractEstimator
 from .._estimators.checks import checked_number
 from .._movies.growing import GrowingMovie, open_growing
 from .._movies.movie import Channel, Movie, MovieError
-from .._movies.open import open_movie
+from .._movies.open import open_sources
 from .plan import Window, windows
 from .results import Job, Results
 
@@ -63,19 +63,19 @@ class Follower:
         self.source = movies if isinstance(source, list | tuple) else movies[0]
 
     def _open(self, source: Any, files: contextlib.ExitStack) -> Movie | Channel:
-        if isinstance(source, Movie | Channel) or not isinstance(source, str | os.PathLike):
-            return open_movie(source)
+        if not isinstance(source, str | os.PathLike):
+            return open_sources(source, files)
         path = Path(source)
         while True:
             try:
                 movie = open_growing(path)
-                break
             except MovieError:
-                if self._is_silent(path.stat() if path.exists() else None):
-                    movie = open_movie(source)
-                    break
+                status = path.stat() if path.exists() else None
+                if self._is_silent(status and (status.st_size, status.st_mtime_ns)):
+                    return open_sources(source, files)
                 time.sleep(_LOOK)
-        return files.enter_context(contextlib.closing(movie))
+            else:
+                return files.enter_context(contextlib.closing(movie))
 
     def _is_silent(self, state: Any) -> bool:
         if state != self._state:

@@ -78,7 +78,7 @@ class GrowingMovie(Movie, abc.ABC):
         complete of it, and refuses frames that were written after they had been read."""
         count = self.complete_frames()
         try:
-            finished = open_movie(self._path)
+            finished = self._open_finished()
             if finished.shape[0] < count or finished.shape[1:] != self.shape[1:]:
                 raise MovieError(f"{self.name}: is read with the shape {finished.shape}")
         except MovieError as error:
@@ -91,6 +91,9 @@ class GrowingMovie(Movie, abc.ABC):
         else:
             self.pixels, self.shape = finished.pixels, finished.shape
             self._finish()
+
+    def _open_finished(self) -> Movie:
+        return open_movie(self._path)
 
     def _finish(self) -> None:
         self.has_ended, self.shown_frames = True, self.shape[0]
@@ -177,18 +180,12 @@ class _GrowingZarr(GrowingMovie):
     def _read_pixels(self, count: int) -> Any:
         return self._array.pixels
 
-    def end(self) -> None:
-        self.complete_frames()
-        total = self._array.shape[0]
-        rows = reversed(range(-(-total // self._step)))
-        written = next(filter(self._array.pixels.has_chunks, rows), -1) + 1
-        if not written:
-            raise MovieError(f"{self.name}: has no chunk")
-        self.grow(min(total, written * self._step))
-        if self.shape[0] < total:
-            what = f"has a shape of {total} frames, but chunks of {self.shape[0]}"
-            warnings.warn(f"{self.name}: {what}, which are taken", stacklevel=2)
-        self._finish()
+    def _open_finished(self) -> Movie:
+        finished = open_movie(self._path)
+        if not finished.pixels.has_chunks(-(-finished.shape[0] // self._step) - 1):
+            what = f"says {finished.shape[0]} frames, but lacks the last chunk"
+            raise MovieError(f"{self.name}: {what}")
+        return finished
 
     def state(self) -> Any:
         return self._array.shape, self._rows
