@@ -178,17 +178,19 @@ def progress_lines() -> Iterator[None]:
 
 @contextlib.contextmanager
 def progress_bar(
-    total: int, is_shown: bool = True, done: int = 0, unit: str = "steps"
+    total: int | None, is_shown: bool = True, done: int = 0, unit: str = "steps"
 ) -> Iterator[Report]:
     """Draws a bar in a notebook or at a terminal, of which `done` is done before. Yields a
-    function that reports what is done by now, and a text."""
+    function that reports what is done by now, and a text. Where the total is not known,
+    there is no bar."""
     # Not before it is needed: in a notebook without ipywidgets, this warns.
     from tqdm.auto import tqdm
 
-    style = "{desc}{bar} {n_fmt}/{total_fmt} {remaining}"
+    style = "{desc}{bar} {n_fmt}/{total_fmt} {remaining}" if total else "{desc}{n_fmt}"
     # `disable=None` draws at a terminal alone.
     disable = None if is_shown else True
-    line, begun, first = [f"{done} of {total} {unit}"], time.monotonic(), done
+    of_all = f" of {total}" if total else ""
+    line, begun, first = [f"{done}{of_all} {unit}"], time.monotonic(), done
     job = _job.get()
     with (
         contextlib.ExitStack() as end,
@@ -202,11 +204,12 @@ def progress_bar(
         def report(done: int, text: str) -> None:
             bar.set_description_str(f"{text} ", refresh=False)
             bar.update(done - bar.n)
-            seconds = (time.monotonic() - begun) * (total - done) / max(done - first, 1)
-            left = tqdm.format_interval(seconds)
-            line[0] = f"{done} of {total} {unit}, {text}, {left} left"
+            line[0] = f"{done}{of_all} {unit}, {text}"
+            if total:
+                left = (time.monotonic() - begun) * (total - done) / max(done - first, 1)
+                line[0] += f", {tqdm.format_interval(left)} left"
             if job is not None:
-                job.done, job.total, job.text = done, total, line[0]
+                job.done, job.total, job.text = done, total or 0, line[0]
                 job.check()
 
         yield report

@@ -201,17 +201,18 @@ class Estimated(NamedTuple):
 
 
 class Buffers:
-    """Memory of a CPU that is used for chunk after chunk of one shape and dtype, by one
-    thread at a time: the first use of each new page costs a fault."""
+    """Memory of a CPU that is used for chunk after chunk of one dtype, by one thread at a
+    time: the first use of each new page costs a fault."""
 
     def __init__(self, can_donate: bool) -> None:
         self._can_donate = can_donate
-        self._frames: list[np.ndarray] | None = None
+        self._frames: list[np.ndarray] = []
         self.donated: list[Array] | None = None
 
     def place(self, chunks: Sequence[np.ndarray]) -> list[np.ndarray]:
         """The chunks of each channel where JAX reads them in place, until the next call."""
-        if self._frames is None:
+        # The last chunks of a movie that has grown may be longer.
+        if [f.shape for f in self._frames] != [chunk.shape for chunk in chunks]:
             self._frames = list(map(_aligned_empty, chunks))
             if self._can_donate:
                 self.donated = [jnp.zeros(chunk.shape, jnp.float32) for chunk in chunks]

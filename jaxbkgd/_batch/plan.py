@@ -1,6 +1,7 @@
 """Frames that are estimated together: chunks, their halos, and the memory they take."""
 
 import math
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -83,11 +84,12 @@ def plan_chunks(
     chunk_frames: int | None = None,
     workers: int | None = None,
     is_between_arrays: bool = False,
+    is_growing: bool = False,
 ) -> tuple[int, int]:
     """The frames in a chunk and the number of workers, where they are not given: as many
     workers as there is memory for, and then the chunk."""
     check_counts(chunk_frames=chunk_frames, workers=workers)
-    frame_count = len(channels[0])
+    frame_count = sys.maxsize if is_growing else len(channels[0])
     frame_pixels = sum(math.prod(channel.shape[1:]) for channel in channels)
     is_on_cpu = devices[0].platform == "cpu"
     # Frames that all workers together may hold.
@@ -111,7 +113,8 @@ def plan_chunks(
                 "frame; give fewer workers, a smaller radius, boxes or chunk_frames"
             )
     # As long as each other.
-    return math.ceil(frame_count / math.ceil(frame_count / max(1, frames))), workers
+    number = -(-frame_count // max(1, frames))
+    return -(-frame_count // number), workers
 
 
 def check_counts(**counts: Any) -> None:

@@ -19,12 +19,14 @@ import numpy as np
 
 from .._estimators.base import AbstractEstimator
 from .._estimators.camera import Camera
+from .._movies.growing import GrowingMovie
 from .._movies.movie import Channel, Movie, MovieError
 from .._movies.open import open_sink
 from .._movies.sinks import (
     ArraySink,
     draft_of,
     DRAFT_SUFFIXES,
+    GrowingSink,
     Journal,
     JOURNAL_SUFFIX,
     Layout,
@@ -65,6 +67,12 @@ class Results(NamedTuple):
                 sink.write(window.start, frames[..., lines.kept, :], lines.start)
             sink.note(window.number)
 
+    def set_length(self, frames: int) -> None:
+        """That of drafts that grow; see `GrowingSink`."""
+        for sink, _ in self.unnamed:
+            if isinstance(sink, GrowingSink):
+                sink.set_length(frames)
+
     def commit(self) -> None:
         """Gives the drafts their names."""
         for sink, _ in self.unnamed:
@@ -92,7 +100,8 @@ def open_results(
             about = _about(job.estimator, job.output)
             sizes = job.output.dtype, job.chunk_frames
             layout = _layout(job.channels, indices, *sizes, about)
-            sink = open_sink(target, layout, overwrite=overwrite)
+            growing = {"is_growing": job.is_growing}
+            sink = open_sink(target, layout, overwrite=overwrite, **growing)
             is_named = resume and sink.is_committed
             (results.named if is_named else results.unnamed).append((sink, indices))
             if is_named or (resume and sink.is_begun):
@@ -139,6 +148,7 @@ class Job:
     estimator: AbstractEstimator
     output: Output
     chunk_frames: int
+    look_ahead_frames: int | None = None
 
     def __post_init__(self) -> None:
         movies = dict.fromkeys(c.movie for c in (*self.channels, *self.weights) if c)
@@ -146,6 +156,10 @@ class Job:
         self.content = ft.cache(content_of)
         for movie in self.files:
             self.content(movie)
+
+    @property
+    def is_growing(self) -> bool:
+        return any(isinstance(c.movie, GrowingMovie) for c in self.channels)
 
     @ft.cached_property
     def settings(self) -> dict[str, Any]:
@@ -156,8 +170,10 @@ class Job:
         return {
             "source": [list(source) for source in sources],
             "frames": [
-                [c.frames.start, c.frames.stop, c.frames.step] for c in self.channels
+                [c.frames.start, None if self.is_growing else c.frames.stop, c.frames.step]
+                for c in self.channels
             ],
+            "look_ahead_frames": self.look_ahead_frames,
             "weights": [None if w is None else self.content(w.movie) for w in self.weights],
             "estimator": _hash(self.estimator),
             "camera": _hash(self.cameras),

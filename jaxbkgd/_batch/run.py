@@ -1,19 +1,19 @@
 """The background of a whole movie, by chunks, on every core and device."""
 
 import contextlib
+import functools as ft
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from queue import Empty, SimpleQueue
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from .._calibration.calibrate import calibrate
 from .._calibration.cameras import cameras_of
@@ -21,14 +21,15 @@ from .._calibration.history import CalibrationHistory
 from .._calibration.hot_pixels import hot_pixels_of, without_pixels
 from .._estimators.base import AbstractEstimator
 from .._estimators.camera import Camera
-from .._estimators.light_model import LightModel
+from .._estimators.checks import checked_count
 from .._movies.movie import Box
 from .._movies.open import is_split, open_channels, open_sources, open_weights
-from .._workers import each_on_threads, on_threads, progress_bar, run_interruptibly
+from .._workers import progress_bar, run_interruptibly
 from . import compute, stream
 from .compute import Dtype, Quantity
+from .follow import begun_frames, CALIBRATION_FRAMES, open_followed
 from .names import paths_beside
-from .plan import plan_chunks, read_window, strips, Window, windows
+from .plan import plan_chunks, strips, Window, windows
 from .results import (
     as_path,
     begun_chunk_frames,
@@ -36,8 +37,8 @@ from .results import (
     group_targets,
     Job,
     open_results,
-    Results,
 )
+from .work import Lights, work_of
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,8 @@ def estimate_movie(
     progress: bool = True,
     resume: bool = True,
     overwrite: bool = False,
+    follow: bool | float = False,
+    look_ahead_frames: int | None = None,
 ) -> MovieSummary:
     """Estimates the background of a whole movie, and writes it as it goes.
 
@@ -134,6 +137,11 @@ def estimate_movie(
     - `progress`: whether to show a progress bar, where there is a terminal.
     - `resume`: whether to go on with what an earlier call has left, or begin anew.
     - `overwrite`: whether a result that has the name already is replaced, in the end.
+    - `follow`: whether the movie is still being written, as TIFF, NDTiff, Zarr or DAX. It
+        is complete when nothing has come for so many seconds, 10 if `True`. An estimator
+        that is found is that of the first 300 frames.
+    - `look_ahead_frames`: of a movie that is followed, the frames behind a chunk that it
+        waits for, where it need not see all of `halo_frames`.
 
     **Raises:**
 
@@ -146,12 +154,24 @@ def estimate_movie(
         is_list = is_split(source, boxes)
         if estimator is not None:
             compute.check_estimator(estimator, weights)
-        opened = open_sources(source, files)
+        if look_ahead_frames is not None:
+            checked_count("look_ahead_frames", look_ahead_frames, minimum=0)
+            if follow is False:
+                raise ValueError("look_ahead_frames is for a movie with follow=True.")
+        if follow is False:
+            opened, follower = open_sources(source, files), None
+        else:
+            is_sampled = estimator is None or (skips_hot_pixels and estimator.takes_weights)
+            least = CALIBRATION_FRAMES if is_sampled else 1
+            opened, follower = open_followed(source, follow, files, least, frames)
         channels = open_channels(opened, boxes, frames, files=files)
         count, is_stack = len(channels), len(channels) == 1 and not is_list
         cameras = cameras_of(camera, channels)
         output = compute.make_output(quantity, dtype, cameras, is_stack, pedestal)
         masks = open_weights(weights, channels, files)
+        if follower and any(mask and mask.movie.shape[0] > 1 for mask in masks):
+            rule = "give one image, as nobody knows how many there will be"
+            raise ValueError(f"Weights of each frame are not followed; {rule}.")
         movies = list({c.movie: None for c in (*channels, *masks) if c is not None})
         if sink is None:
             beside = paths_beside(source, quantity, boxes)
@@ -174,64 +194,79 @@ def estimate_movie(
             masks = [without_pixels(*pair) for pair in zip(masks, hot, strict=True)]
         fast = run_interruptibly(estimator.for_inference)
         # Raises now what would be raised in the middle of the work.
-        seen_frames = min(len(channels[0]), 2 * fast.halo_frames + 1)
+        seen_frames = 2 * fast.halo_frames + 1
+        if not follower:
+            seen_frames = min(len(channels[0]), seen_frames)
         shapes = [(seen_frames, *channel.shape[1:]) for channel in channels]
         corrections = run_interruptibly(_noise_corrections, estimator, shapes, is_stack)
-        begun_frames = None
+        begun_chunk = None
         if chunk_frames is None and resume:
-            begun_frames = begun_chunk_frames(targets)
-        is_to_arrays = not any(as_path(target) for target, _ in targets)
+            begun_chunk = begun_chunk_frames(targets)
         is_to_arrays = not any(as_path(target) for target, _ in targets)
         devices = jax.local_devices()
-        plan = stream.plan(
-            fast,
-            channels,
-            devices,
-            is_weighted=any(mask is not None for mask in masks),
-            chunk_frames=chunk_frames,
-            begun_frames=begun_frames,
-            workers=workers,
-        )
+        plan = None
+        if not follower:
+            plan = stream.plan(
+                fast,
+                channels,
+                devices,
+                is_weighted=any(mask is not None for mask in masks),
+                chunk_frames=chunk_frames,
+                begun_frames=begun_chunk,
+                workers=workers,
+            )
         if plan is None:
             chunk_frames, workers = plan_chunks(
                 channels,
                 fast.halo_frames,
                 devices,
                 pixel_bytes=fast.pixel_bytes,
-                chunk_frames=begun_frames if chunk_frames is None else chunk_frames,
+                chunk_frames=begun_chunk if chunk_frames is None else chunk_frames,
                 workers=workers,
+                is_growing=follower is not None,
                 is_between_arrays=is_to_arrays and not any(m.paths for m in movies),
             )
         else:
             chunk_frames, workers = plan.chunk_frames, plan.workers
-        job = Job(channels, masks, cameras, estimator, output, chunk_frames)
+        job = Job(
+            channels, masks, cameras, estimator, output, chunk_frames, look_ahead_frames
+        )
         results = files.enter_context(
             open_results(job, targets, resume=resume, overwrite=overwrite)
         )
         frame_count = len(channels[0])
         frame_megapixels = sum(math.prod(channel.shape[1:]) for channel in channels) / 1e6
-        lights = np.full((count, frame_count), np.nan, np.float32)
-        if plan is None:
-            halo_frames, aligned_frames = fast.halo_frames, fast.aligned_frames
-            chunks = windows(frame_count, chunk_frames, halo_frames, aligned_frames)
-            todo = results.missing(chunks)
-            parts: list[Window | None] = [None]
-            if is_to_arrays and chunk_frames == 1 and job.can_donate(fast):
-                parts = strips(channels, fast.halo_lines)
-            work = _worker(job, fast, results, parts, lights)
-            counted = on_threads(work, todo, workers)
+        if follower:
+            reopen = ft.partial(open_channels, opened, boxes, frames, files=files)
+            batches = follower.batches(job, results, fast, reopen)
+            resumed_frames = begun_frames(job, results)
         else:
-            todo = results.missing(stream.chunks_of(frame_count, chunk_frames))
-            follow = _follower(job, plan.models, results, lights)
-            counted = each_on_threads(follow, stream.runs(todo, workers), workers)
-        resumed_frames = frame_count - sum(w.stop - w.start for w in todo)
+            if plan is None:
+                halo_frames, aligned_frames = fast.halo_frames, fast.aligned_frames
+                chunks = windows(frame_count, chunk_frames, halo_frames, aligned_frames)
+            else:
+                chunks = stream.chunks_of(frame_count, chunk_frames)
+            todo = results.missing(chunks)
+            batches, resumed_frames = [todo], frame_count - _frame_count(todo)
+        parts: list[Window | None] = [None]
+        if is_to_arrays and chunk_frames == 1 and job.can_donate(fast):
+            parts = strips(channels, fast.halo_lines)
+        lights = Lights()
+        models = None if plan is None else plan.models
+        work = work_of(job, fast, models, results, lights, parts, workers)
         counts, begun = np.zeros(2, int), time.perf_counter()
-        with progress_bar(frame_count, progress, resumed_frames, "frames") as report:
-            for number, of_chunk in enumerate(counted, 1):
-                counts += of_chunk
-                done = (frame_count - resumed_frames) * number // len(todo)
-                rate = done * frame_megapixels / (time.perf_counter() - begun)
-                report(resumed_frames + done, f"{rate:.0f} Mpx/s")
+        total, worked_frames = None if follower else frame_count, 0
+        with progress_bar(total, progress, resumed_frames, "frames") as report:
+            for batch in batches:
+                frames_in_batch = _frame_count(batch)
+                for number, of_chunk in enumerate(work(batch), 1):
+                    counts += of_chunk
+                    done = worked_frames + frames_in_batch * number // len(batch)
+                    rate = done * frame_megapixels / (time.perf_counter() - begun)
+                    report(resumed_frames + done, f"{rate:.0f} Mpx/s")
+                worked_frames += frames_in_batch
+        frame_count = len(job.channels[0])
+        resumed_frames = frame_count - worked_frames
         job.check_sources()
         results.commit()
 
@@ -249,9 +284,13 @@ def estimate_movie(
         estimator=estimator,
         paths=tuple(path for target, _ in targets if (path := as_path(target))),
         history=history,
-        lights=tuple(None if np.isnan(light).all() else light for light in lights),
+        lights=lights.joined(count, frame_count),
         hot_pixels=tuple(int(is_hot.sum()) for is_hot in hot),
     )
+
+
+def _frame_count(windows: Sequence[Window]) -> int:
+    return sum(window.stop - window.start for window in windows)
 
 
 @eqx.filter_jit
@@ -262,76 +301,3 @@ def _noise_corrections(
     frames = [jnp.zeros(shape) for shape in shapes]
     background = estimator(frames[0] if is_one_stack else frames)
     return jax.tree.leaves(background.noise_corrections)
-
-
-def _worker(
-    job: Job,
-    fast: AbstractEstimator,
-    results: Results,
-    parts: Sequence[Window | None],
-    lights: Float[np.ndarray, "channels frames"],
-) -> Callable[[Window], Int[np.ndarray, "2"]]:
-    """A function that reads, estimates and writes a window, in any number of threads, notes
-    the light of its frames, and counts those that are not finite, and that are clipped."""
-    estimate = compute.compile_estimate(fast, job.output, job.cameras)
-    devices = jax.local_devices()
-    is_on_cpu = devices[0].platform == "cpu"
-    # Buffers that no thread uses now.
-    unused = {device: SimpleQueue[compute.Buffers | None]() for device in devices}
-
-    def work(window: Window) -> Int[np.ndarray, "2"]:
-        # Each device has windows of its own: none waits for another.
-        device = devices[window.number % len(devices)]
-        try:
-            buffers = unused[device].get_nowait()
-        except Empty:
-            buffers = compute.Buffers(job.can_donate(fast)) if is_on_cpu else None
-        name, total = job.channels[0].movie.name, np.zeros(2, int)
-        for part in parts:
-            lines = slice(None) if part is None else part.seen
-            chunks, masks = read_window(window, job.channels, job.weights, lines)
-            with jax.default_device(device):
-                estimated = compute.run_window(
-                    name, estimate, chunks, window, masks, buffers
-                )
-            _keep(results, lights, window, estimated, part)
-            # Strips are of one frame.
-            total = np.maximum(total, estimated.counts)
-            # The images are views of what the next part may write over.
-            del estimated
-        unused[device].put(buffers)
-        return total
-
-    return work
-
-
-def _follower(
-    job: Job,
-    models: Sequence[LightModel],
-    results: Results,
-    lights: Float[np.ndarray, "channels frames"],
-) -> Callable[[Sequence[Window]], Iterator[Int[np.ndarray, "2"]]]:
-    """A function that does the same for chunks that follow each other."""
-    devices = jax.local_devices()
-
-    def follow(run: Sequence[Window]) -> Iterator[Int[np.ndarray, "2"]]:
-        device = devices[run[0].number % len(devices)]
-        with jax.default_device(device):
-            for window, estimated in stream.estimate_run(job, models, run):
-                _keep(results, lights, window, estimated)
-                yield estimated.counts
-
-    return follow
-
-
-def _keep(
-    results: Results,
-    lights: Float[np.ndarray, "channels frames"],
-    window: Window,
-    estimated: compute.Estimated,
-    part: Window | None = None,
-) -> None:
-    results.write(window, estimated.images, part)
-    for noted, light in zip(lights, estimated.lights, strict=True):
-        if light is not None:
-            noted[window.start : window.stop] = light

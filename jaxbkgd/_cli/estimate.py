@@ -8,6 +8,7 @@ import numpy as np
 from typer import Argument, Option
 
 from .._batch.compute import Dtype, make_output, Quantity
+from .._batch.follow import CALIBRATION_FRAMES, DEFAULT_SILENCE, open_followed
 from .._batch.names import numbered, paths_beside, without_suffix
 from .._batch.results import check_targets, group_targets
 from .._batch.run import estimate_movie
@@ -47,6 +48,9 @@ _DTYPE = Option(help="uint16 rounds; residuals need --pedestal then.")
 _PEDESTAL = Option(help="Is added to what is written, as 100 for residuals in uint16.")
 _WORKERS = Option(min=1, help="Threads, by default the cores.")
 _CHUNK = Option(min=1, help="Frames in a chunk, by default a megapixel.")
+_FOLLOW = Option("--follow", help="The movie is still being written: keep up with it.")
+_SILENCE = Option(help="With --follow: the seconds without anything new that end it.")
+_AHEAD = Option(min=0, help="With --follow: frames to wait for behind each chunk.")
 _RESUME = Option("--resume/--fresh", help="Resume an interrupted run, or start over.")
 
 
@@ -71,6 +75,9 @@ def estimate(
     read_noise: Annotated[list[float] | None, arguments.READ_NOISE] = None,
     workers: Annotated[int | None, _WORKERS] = None,
     chunk_frames: Annotated[int | None, _CHUNK] = None,
+    follow: Annotated[bool, _FOLLOW] = False,
+    silence: Annotated[float, _SILENCE] = DEFAULT_SILENCE,
+    look_ahead_frames: Annotated[int | None, _AHEAD] = None,
     resume: Annotated[bool, _RESUME] = True,
     overwrite: Annotated[bool, arguments.OVERWRITE] = False,
 ) -> None:
@@ -90,10 +97,17 @@ def estimate(
         raise UsageError(f"--channels {channels}: boxes are parts of one movie; give one")
     if channel is not None and calibration is None:
         raise UsageError(f"--channel {channel}: is for --calibration; give that")
+    if look_ahead_frames is not None and not follow:
+        raise UsageError(f"--look-ahead-frames {look_ahead_frames}: is for --follow")
     is_given = bool(radius or radius_frames or calibration)
     with contextlib.ExitStack() as files:
         files.enter_context(progress_lines())
-        source = open_sources(paths, files)
+        if follow:
+            least = 1 if is_given else CALIBRATION_FRAMES
+            with refusing(f"--silence {silence:g}"):
+                source, _ = open_followed(paths, silence, files, least, chosen)
+        else:
+            source = open_sources(paths, files)
         opened = open_channels(source, boxes, chosen, files=files)
         count = len(opened)
         shared = {"radius": radius, "radius-frames": radius_frames}
@@ -153,8 +167,13 @@ def estimate(
                 resume=resume,
                 overwrite=overwrite,
                 skips_hot_pixels=True,
+                follow=silence if follow else False,
+                look_ahead_frames=look_ahead_frames,
                 **of_movie,
             )
+            if follow:
+                # All frames that have come.
+                opened = open_channels(source, boxes, chosen, files=files)
             if kept is not None:
                 panels = outcome.channel_panels(opened, sinks, output, cut, summary)
                 lights, unexplained = summary.lights, kept.about["unexplained"]

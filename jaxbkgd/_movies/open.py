@@ -116,9 +116,15 @@ def _split_position(path: Path) -> tuple[Path, int | None]:
     return path, None
 
 
-def open_sink(sink: Any, layout: Layout, *, overwrite: bool = False) -> Sink | ArraySink:
-    """The sink at a path, by its suffix, or an array to fill."""
+def open_sink(
+    sink: Any, layout: Layout, *, overwrite: bool = False, is_growing: bool = False
+) -> Sink | ArraySink:
+    """The sink at a path, by its suffix, or an array to fill. One that is growing does not
+    have its length yet."""
     if isinstance(sink, np.ndarray):
+        if is_growing:
+            rule = "cannot take a movie whose length is not known; give a path"
+            raise MovieError(f"an array to fill {rule}")
         return ArraySink(sink, layout)
     if not isinstance(sink, str | os.PathLike):
         kind = type(sink).__name__
@@ -127,6 +133,10 @@ def open_sink(sink: Any, layout: Layout, *, overwrite: bool = False) -> Sink | A
     with _named_packages(path), named_errors(f"{path}: cannot be written"):
         # The journal needs it, later.
         importlib.import_module("filelock")
+        if is_growing and path.suffix.lower() in (".tif", ".tiff", ".zarr", ".raw"):
+            from .growing_sinks import open_growing_sink
+
+            return open_growing_sink(path, layout, overwrite=overwrite)
         match path.suffix.lower():
             case ".tif" | ".tiff":
                 from .tiff_pages import TiffSink

@@ -38,17 +38,22 @@ _SPE_TYPES_3 = {
 }
 
 
-def open_dax(path: Path) -> Movie:
+def open_dax(path: Path, *, is_growing: bool = False) -> Movie:
     """Opens a DAX movie of the Zhuang lab: `NAME.dax`, and `NAME.inf` beside it; `path` is
-    either."""
+    either. One that is growing has as many frames as its file holds."""
     header = _Header(path, ".dax .inf", _parse_inf)
     size = header.require("frame dimensions", f"{_SIZE} x {_SIZE}", "such as 256 x 256")
     width, height = map(int, size.split(" x "))
-    shape = header.size("number of frames"), 1, height, width
     rule = "16 bit integers (binary, big endian), or (binary, little endian)"
     stored = header.require("data type", _DAX_TYPE, rule)
     dtype = np.dtype(">u2" if "big" in stored else "<u2")
-    movie = _open_frames(header.movie, "DAX", shape, dtype, header.name)
+    if is_growing:
+        frames = header.movie.stat().st_size // (width * height * dtype.itemsize)
+        pixels = FileFrames(header.movie, (frames, 1, height, width), dtype, 0)
+        movie = Movie(pixels, name=str(header.movie), format="DAX", paths=[header.movie])
+    else:
+        shape = header.size("number of frames"), 1, height, width
+        movie = _open_frames(header.movie, "DAX", shape, dtype, header.name)
     rate_hz = header.number("Frames Per Second")
     movie.frame_interval_s = 1 / rate_hz if rate_hz else None
     return movie

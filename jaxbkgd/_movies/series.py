@@ -30,7 +30,7 @@ def open_series(path: Path) -> Movie:
     index = find_index(path) if path.is_dir() else None
     if index is not None:
         return open_ndtiff(index)
-    paths = _find_files(path)
+    paths = find_files(path)
     first = min(paths, key=lambda file: (len(_stem(file.name)), file.name))
     movie = open_tiff(first, is_part=len(paths) > 1)
     if set(movie.paths) >= set(paths):
@@ -38,7 +38,7 @@ def open_series(path: Path) -> Movie:
     if len(movie.paths) > 1 or movie.shape[1] > 1:
         what = f"{first.name} has several channels or files by itself"
         raise MovieError(f"{path}: {what}; open it alone")
-    names = _arrange_names(str(path), [file.name for file in paths])
+    names = arrange_names(str(path), [file.name for file in paths])
     if movie.format == "OME-TIFF" and movie.shape[0] > 1:
         what = "its files are movies by themselves, read one after another"
         remedy = "if they are positions, open each alone"
@@ -65,16 +65,20 @@ def open_series(path: Path) -> Movie:
 
 class _Series(Movie):
     def includes(self, path: Path) -> bool:
-        folder, pattern = _split(Path(self.name))
-        is_beside = folder.resolve() == path.parent and fnmatch.fnmatch(path.name, pattern)
-        return is_beside or super().includes(path)
+        return is_in_series(Path(self.name), path) or super().includes(path)
+
+
+def is_in_series(series: Path, path: Path) -> bool:
+    """Whether a real path is in a folder, or matches a pattern."""
+    folder, pattern = _split(series)
+    return folder.resolve() == path.parent and fnmatch.fnmatch(path.name, pattern)
 
 
 def _split(path: Path) -> tuple[Path, str]:
     return (path, "*") if path.is_dir() else (path.parent, path.name)
 
 
-def _find_files(path: Path) -> list[Path]:
+def find_files(path: Path) -> list[Path]:
     """The files in a folder, or those that the last part of a path matches."""
     folder, pattern = _split(path)
     names = [
@@ -92,7 +96,7 @@ def _find_files(path: Path) -> list[Path]:
     raise MovieError(f"{path}: holds no TIFF file (.tif, .tiff); {remedy}")
 
 
-def _arrange_names(source: str, names: Sequence[str]) -> list[str]:
+def arrange_names(source: str, names: Sequence[str]) -> list[str]:
     """The names of the files of `source` by their number: `img_2` before `img_10`."""
     first = min(names, key=lambda name: (len(_stem(name)), name))
     others = [name for name in names if name != first]

@@ -10,7 +10,7 @@ import shutil
 import threading
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -375,6 +375,26 @@ class Sink(Target, abc.ABC):
             except FileNotFoundError as error:
                 fault = f"cannot be written, because {self.draft} has been removed"
                 raise MovieError(f"{self.path}: {fault}") from error
+
+
+class GrowingSink(Sink):
+    """A sink whose layout says at first how many frames there are so far."""
+
+    def set_length(self, frames: int) -> None:
+        """Makes room for so many frames, and in the end for no more. No thread may write
+        meanwhile."""
+        with self._named_errors():
+            shape = (frames, *self.layout.shape[1:])
+            self.layout = replace(self.layout, shape=shape)
+            self._set_length()
+
+    def _set_length(self) -> None: ...
+
+    def _begin(self) -> None:
+        self.draft.touch()
+
+    def _resume(self) -> None:
+        os.stat(self.draft)
 
 
 def is_zarr(path: Path) -> bool:

@@ -7,6 +7,7 @@ zeros, and positions as frames, so these are refused here.
 import logging
 import math
 import warnings
+from collections.abc import Sequence
 from pathlib import Path, PureWindowsPath
 from typing import Any
 from xml.etree import ElementTree
@@ -32,9 +33,10 @@ _POSITION_AXES = "RMP"
 _MAX_PLANES = 10_000_000
 
 
-def open_tiff(path: Path, *, is_part: bool = False) -> Movie:
+def open_tiff(path: Path, *, is_part: bool = False, is_growing: bool = False) -> Movie:
     """A TIFF, BigTIFF, OME-TIFF, NDTiff, ImageJ, MetaMorph or ScanImage file. Times and
-    depths become frames. A part of a movie may say how many frames the whole has."""
+    depths become frames. A part of a movie may say how many frames the whole has, and so
+    may a file that is growing."""
     with clear_errors(path), tifffile.TiffFile(path) as tiff:
         page = tiff.pages.first
         size = _pixel_size(page)
@@ -45,8 +47,8 @@ def open_tiff(path: Path, *, is_part: bool = False) -> Movie:
         index = find_index(path.parent) if tiff.is_micromanager else None
         if index is not None and path.parent == index.parent:
             return open_ndtiff(index)
-        pages = find_pages(path)
-        order = _arrange(pages, is_part)
+        pages = find_pages(path, is_growing=is_growing)
+        order = _arrange(pages, is_part or is_growing)
         metadata, scale = read_metadata(tiff), (0.0, 1.0)
         format = "BigTIFF" if tiff.is_bigtiff else "TIFF"
         if tiff.is_micromanager:
@@ -133,10 +135,18 @@ def open_ndtiff(index: Path) -> Movie:
     first = index.parent / names[0]
     with clear_errors(index), tifffile.TiffFile(first, is_ndtiff=True) as tiff:
         order, files = _arrange_series(index, list(tiff.series), first)
+    return ndtiff_movie(index, TiffPixels(str(index.parent), files, order), first, files)
+
+
+def ndtiff_movie(
+    index: Path, pixels: TiffPixels, first: Path, files: Sequence[Pages]
+) -> Movie:
+    """A movie of these files, whose units the first one says."""
+    with clear_errors(first), tifffile.TiffFile(first, is_ndtiff=True) as tiff:
         summary = (tiff.micromanager_metadata or {}).get("Summary", {})
     size = _positive_in(summary.get("PixelSize_um"), "um", "um")
     return Movie(
-        TiffPixels(str(index.parent), files, order),
+        pixels,
         name=str(index.parent),
         format="NDTiff",
         paths=[index, *(pages.path for pages in files)],

@@ -58,8 +58,16 @@ class Pages:
         return math.prod(self.axes.values())
 
 
-def find_pages(path: Path, like: Pages | None = None) -> Pages:
-    """The pages of a file, which have to be like others, by default the first.
+def find_pages(
+    path: Path,
+    like: Pages | None = None,
+    *,
+    start: int | None = None,
+    is_growing: bool = False,
+) -> Pages:
+    """The pages of a file, which have to be like others, by default the first. `start` is
+    the place of the first directory, and a file that is growing may end in an incomplete
+    page, which is left out.
 
     tifffile stops at a broken directory without an error, and takes all pages to be like
     the first, so the chain of directories is followed here.
@@ -75,7 +83,7 @@ def find_pages(path: Path, like: Pages | None = None) -> Pages:
         shape, size = first.shape, first.nbytes
         alike = (like.shape, like.dtype.newbyteorder("=")) if like else (shape, first.dtype)
         codes = {struct.pack(f"{tiff.byteorder}H", code) for code in _KIND_TAGS}
-        following = first.offset
+        following = first.offset if start is None else start
         while following:
             directory, number = following, len(places)
             try:
@@ -87,6 +95,8 @@ def find_pages(path: Path, like: Pages | None = None) -> Pages:
                 frame = tifffile.TiffFrame(tiff, number, offset=directory)
                 place, length = _find_pixels(frame, size, file.size, is_plain[kind])
             except Exception as error:
+                if is_growing:
+                    break
                 is_cut = isinstance(error, struct.error)
                 reason = "is truncated: the file ends" if is_cut else one_line(error)
                 raise MovieError(f"{path}: page {number} {reason}") from error
@@ -96,7 +106,7 @@ def find_pages(path: Path, like: Pages | None = None) -> Pages:
             directories.append(directory)
             places.append(place)
         axes = {} if tiff.is_ome else _read_axes(tiff)
-        if len(places) == 1 and places[0] > 0:
+        if len(places) == 1 and places[0] > 0 and start is None:
             # ImageJ (above 4 GB) and MetaMorph describe a whole stack in its first page.
             frames = min(math.prod(axes.values()), (file.size - places[0]) // size)
             places = [places[0] + size * i for i in range(frames)]
@@ -259,8 +269,9 @@ class TiffSink(Sink):
     which ImageJ shows.
     """
 
-    # That of the first frame in the draft.
+    # That of the first frame in the draft, and a number that divides it.
     _offset: int
+    _align = 16
 
     def _begin(self) -> None:
         layout = self.layout
@@ -285,6 +296,7 @@ class TiffSink(Sink):
                 photometric="minisblack",
                 metadata={"axes": "TCYX" if channels > 1 else "TYX", **metadata},
                 software=False,
+                align=self._align,
                 **resolution,
             )
         self._resume()

@@ -1,6 +1,7 @@
 """Zarr v2 and v3, and OME-Zarr (ngff.openmicroscopy.org), by zarr-python."""
 
 import functools as ft
+import itertools
 import math
 import os
 import threading
@@ -29,12 +30,12 @@ _AXES = {
 }  # fmt: skip
 
 
-def open_zarr(source: Path | str) -> Movie:
+def open_zarr(source: Path | str, *, is_growing: bool = False) -> Movie:
     """Opens a Zarr v2 or v3 array, or the image of an OME-Zarr, in full resolution.
 
     `source` is a folder, a .zip of it, or a URL. Frames are times and depths, all depths of
     the first time before those of the second. The first missing chunk that is read, which
-    holds the fill value, is warned of.
+    holds the fill value, is warned of. The files of one that is growing are not listed.
     """
     # Broken files raise errors of any type in zarr-python and its codecs.
     with named_errors(f"{source}: cannot be read", Exception):
@@ -52,7 +53,7 @@ def open_zarr(source: Path | str) -> Movie:
             pixels,
             name=str(source),
             format=f"{'OME-' if multiscale else ''}Zarr v{array.metadata.zarr_format}",
-            paths=[source] if isinstance(source, Path) else (),
+            paths=[source] if isinstance(source, Path) and not is_growing else (),
             pixel_size_um=(scales["y"], scales["x"]) if {"x", "y"} <= {*scales} else None,
             frame_interval_s=scales.get("t") if pixels.depths == 1 else None,
             close=array.store.close,
@@ -149,6 +150,8 @@ class _ZarrPixels:
         self.dtype = array.dtype
         self.shape = check_pixels(name, (times * self.depths, *frame), self.dtype)
         step = dict(zip(axes, array.chunks, strict=True)).get("t", 1)
+        stored = dict(zip(axes, array.shards or array.chunks, strict=True))
+        self.stored_frames = stored.get("t", 1) * self.depths
         self.chunk_frames = min(step, times) * self.depths
         block_bytes = self.chunk_frames * frame[1] * frame[2] * self.dtype.itemsize
         self._decode_block = ft.lru_cache(max(1, _CACHE_BYTES // block_bytes))(self._decode)
@@ -178,6 +181,17 @@ class _ZarrPixels:
             read[low - start : high - start] = block[: high - low]
             low = high
         return read
+
+    def has_chunks(self, number: int) -> bool:
+        """Whether all chunks of these times, by the number of the chunk, are in the
+        folder; or their shards, where chunks are in these."""
+        array = self._array
+        sizes = zip(self._axes, array.shape, array.shards or array.chunks, strict=True)
+        numbers = {axis: range(-(-length // step)) for axis, length, step in sizes}
+        numbers["t"] = range(number, number + 1)
+        folder = Path(self._name) / array.path
+        places = itertools.product(*numbers.values())
+        return all((folder / array.metadata.encode_chunk_key(p)).is_file() for p in places)
 
     def _decode(self, start: int, stop: int, channel: int) -> np.ndarray:
         """Whole chunks, or all that there is of the last one."""

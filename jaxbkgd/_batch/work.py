@@ -1,0 +1,123 @@
+"""The work on a movie in threads: each reads, estimates and writes frames."""
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from queue import Empty, SimpleQueue
+
+import jax
+import numpy as np
+from jaxtyping import Float, Int
+
+from .._estimators.base import AbstractEstimator
+from .._estimators.light_model import LightModel
+from .._workers import each_on_threads, on_threads
+from . import compute, stream
+from .plan import read_window, Window
+from .results import Job, Results
+
+
+# The frames that are not finite, and that are clipped.
+_Counts = Int[np.ndarray, "2"]
+_Light = Float[np.ndarray, "*rank frames"] | None
+
+
+class Lights:
+    """The light of each frame, as threads find it."""
+
+    def __init__(self) -> None:
+        self._noted = deque[tuple[Window, Sequence[_Light]]]()
+
+    def note(self, window: Window, lights: Sequence[_Light]) -> None:
+        """Of the frames of a window, of each channel."""
+        self._noted.append((window, lights))
+
+    def joined(self, channel_count: int, frame_count: int) -> tuple[_Light, ...]:
+        """Of each channel, NaN in frames of which none was noted; or `None`."""
+        joined: list[_Light] = [None] * channel_count
+        for window, lights in self._noted:
+            for number, light in enumerate(lights):
+                if light is None:
+                    continue
+                whole = joined[number]
+                if whole is None:
+                    shape = *light.shape[:-1], frame_count
+                    joined[number] = whole = np.full(shape, np.nan, np.float32)
+                whole[..., window.start : window.stop] = light
+        return tuple(joined)
+
+
+def work_of(
+    job: Job,
+    fast: AbstractEstimator,
+    models: Sequence[LightModel] | None,
+    results: Results,
+    lights: Lights,
+    parts: Sequence[Window | None],
+    workers: int,
+) -> Callable[[Sequence[Window]], Iterator[_Counts]]:
+    """A function that estimates windows in so many threads, and gives the counts of each
+    one that is written. With `models`, windows are chunks that follow each other;
+    otherwise, each is estimated by itself, in these parts of its lines."""
+    if models is None:
+        work = _of_windows(job, fast, results, lights, parts)
+        return lambda windows: on_threads(work, windows, workers)
+    in_order = _in_order(job, models, results, lights)
+    return lambda windows: each_on_threads(in_order, stream.runs(windows, workers), workers)
+
+
+def _of_windows(
+    job: Job,
+    fast: AbstractEstimator,
+    results: Results,
+    lights: Lights,
+    parts: Sequence[Window | None],
+) -> Callable[[Window], _Counts]:
+    """A function that reads, estimates and writes a window."""
+    estimate = compute.compile_estimate(fast, job.output, job.cameras)
+    devices = jax.local_devices()
+    is_on_cpu = devices[0].platform == "cpu"
+    # Buffers that no thread uses now.
+    unused = {device: SimpleQueue[compute.Buffers | None]() for device in devices}
+
+    def work(window: Window) -> _Counts:
+        # Each device has windows of its own: none waits for another.
+        device = devices[window.number % len(devices)]
+        try:
+            buffers = unused[device].get_nowait()
+        except Empty:
+            buffers = compute.Buffers(job.can_donate(fast)) if is_on_cpu else None
+        name, total = job.channels[0].movie.name, np.zeros(2, int)
+        for part in parts:
+            lines = slice(None) if part is None else part.seen
+            chunks, masks = read_window(window, job.channels, job.weights, lines)
+            with jax.default_device(device):
+                estimated = compute.run_window(
+                    name, estimate, chunks, window, masks, buffers
+                )
+            results.write(window, estimated.images, part)
+            lights.note(window, estimated.lights)
+            # Strips are of one frame.
+            total = np.maximum(total, estimated.counts)
+            # The images are views of what the next part may write over.
+            del estimated
+        unused[device].put(buffers)
+        return total
+
+    return work
+
+
+def _in_order(
+    job: Job, models: Sequence[LightModel], results: Results, lights: Lights
+) -> Callable[[Sequence[Window]], Iterator[_Counts]]:
+    """A function that does so with chunks that follow each other."""
+    devices = jax.local_devices()
+
+    def work(run: Sequence[Window]) -> Iterator[_Counts]:
+        device = devices[run[0].number % len(devices)]
+        with jax.default_device(device):
+            for window, estimated in stream.estimate_run(job, models, run):
+                results.write(window, estimated.images)
+                lights.note(window, estimated.lights)
+                yield estimated.counts
+
+    return work
