@@ -1,6 +1,7 @@
 """What all tests share: fixtures, a cache of compiled programs, and an estimator."""
 
 import os
+import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -23,7 +24,9 @@ os.environ["XLA_FLAGS"] = (
 
 def pytest_configure(config: pytest.Config) -> None:
     """Keeps compiled programs in a folder, from which later tests, other workers,
-    subprocesses and the next run load them."""
+    subprocesses and the next run load them, and lets Ctrl-C through, which a shell has
+    processes ignore that it starts in the background."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     settings = {
         "jax_compilation_cache_dir": str(config.rootpath / ".pytest_cache" / "jax"),
         "jax_persistent_cache_min_compile_time_secs": 0.0,
@@ -48,6 +51,21 @@ def forget_programs() -> Iterator[None]:
     needs them: of thousands in one process, a system may run out of mappings of memory."""
     yield
     jax.clear_caches()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_device() -> Iterator[None]:
+    """Movies are estimated on one device, as on the machine of most users. Programs are
+    compiled for each device."""
+    with pytest.MonkeyPatch.context() as patches:
+        patches.setattr(jax, "local_devices", lambda: jax.devices()[:1])
+        yield
+
+
+@pytest.fixture
+def both_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Movies are estimated on both devices that there are."""
+    monkeypatch.setattr(jax, "local_devices", jax.devices)
 
 
 # What others call the mean of each frame by itself.
