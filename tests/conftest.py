@@ -12,6 +12,7 @@ import jaxtyping
 import numpy as np
 import pytest
 from reference import CUT_SIGMAS, dense_mean, reference_kernel
+from xdist.scheduler import WorkStealingScheduling
 
 from jaxbkgd import AbstractEstimator, Background
 
@@ -43,6 +44,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         is_slow = item.get_closest_marker("slow") or isinstance(item, pytest.DoctestItem)
         item.add_marker("slow" if is_slow else "fast")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Each worker has tests that follow one another, which share programs and fixtures, and
+    takes some of another's when it has none left."""
+    return WorkStealingScheduling(config, log)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -32,9 +32,7 @@ CAMERA = Camera(100.0, 0.46)
 MAPS = Camera(100.0, np.linspace(0.3, 0.6, 12 * 17).reshape(12, 17), 1.5)
 MEAN = SpatialMean(1.0, max_radius_pix=1.1)
 # What a clip and a light add is compiled for long, and shown in tests of estimate_movie.
-OVER_TIME = LocalMean(
-    1.0, 1.0, clip=None, illumination_rank=0, max_radius_frames=2
-)
+OVER_TIME = LocalMean(1.0, 1.0, clip=None, illumination_rank=0, max_radius_frames=2)
 
 
 class CountingMovie(Movie):
