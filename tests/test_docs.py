@@ -8,6 +8,7 @@ import re
 import runpy
 import shlex
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -37,10 +38,11 @@ FOREIGN = re.compile(
 
 @pytest.fixture
 def small_movies(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Simulated movies are small where no size is asked for, and of one shape, for which
-    programs are compiled once."""
-    size = {"frame_count": 40, "height_pix": 64, "width_pix": 64}
-    simulate = functools.partial(jaxbkgd.simulate_movie, **size)
+    """Simulated movies are small where nothing else is asked for, and that of
+    calibration.md, for which programs are compiled once."""
+    size = {"frame_count": 48, "height_pix": 64, "width_pix": 64}
+    content = {"molecules_per_frame": 5.0, "bkgd_length_scale_pix": 8.0}
+    simulate = functools.partial(jaxbkgd.simulate_movie, **size, **content)
     monkeypatch.setattr(jaxbkgd, "simulate_movie", simulate)
 
 
@@ -114,6 +116,12 @@ def test_the_example_of_a_whole_movie_writes_what_the_estimator_gives(tmp_path: 
 def test_the_example_from_smlmlp_has_less_error_and_fewer_false_maxima(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
+    def calibrate(channels: Any, start: jaxbkgd.LocalMean) -> tuple[Any, None]:
+        """What is found from there, whose search has tests of its own."""
+        assert start.max_radii == (120.0, 20.0, 20.0)
+        return jaxbkgd.LocalMean(5.0, 100.0), None
+
+    monkeypatch.setattr(jaxbkgd, "calibrate", calibrate)
     monkeypatch.chdir(tmp_path)
     example = runpy.run_path(str(ROOT / "examples" / "from_smlmlp.py"))
     backgrounds = example["main"](size_pix=64, frame_count=40)
