@@ -402,6 +402,7 @@ def test_frames_that_tell_no_camera_are_refused(make, message):
         measure_camera(*make(dark))
 
 
+@pytest.mark.slow
 def test_a_movie_alone_tells_gain_and_offset():
     frames, _ = simulate_movie(
         jax.random.key(0), frame_count=60, gain_electrons_per_adu=0.46, offset_adu=100.0

@@ -57,6 +57,7 @@ def peak_count(snr: Any, threshold: Any) -> int:
     return int(((snr == maximum_filter(snr, (1, 3, 3))) & (snr > threshold)).sum())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LINEAR)
 @pytest.mark.parametrize("place", [(0, 0, 0), (13, 9, 10), (4, 1, 12), (23, 19, 2)])
 def test_the_closed_form_is_that_of_the_weights_of_the_residual(name, place):
@@ -93,6 +94,7 @@ def test_the_closed_form_is_that_of_the_weights_of_the_residual(name, place):
     np.testing.assert_allclose(matched.skewness[at], expected, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LINEAR)
 def test_the_closed_form_is_within_a_percent_of_monte_carlo(name, rng):
     # So bright that the noise of the variance does not matter.

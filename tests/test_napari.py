@@ -33,14 +33,11 @@ MANIFEST = Path(_session.__file__).with_name("napari.yaml")
 @pytest.fixture(scope="module")
 def simulated() -> tuple[np.ndarray, np.ndarray]:
     """A movie, and its true background in ADU above the offset."""
-    frames, truth = simulate_movie(
-        jax.random.key(0),
-        frame_count=40,
-        height_pix=48,
-        width_pix=56,
-        molecules_per_frame=4,
-    )
-    return np.asarray(frames), np.asarray(truth.bkgds_adu)
+    # A part of a movie as those of the pages, for which the simulation is compiled.
+    size: Any = {"frame_count": 40, "height_pix": 64, "width_pix": 64}
+    frames, truth = simulate_movie(jax.random.key(0), molecules_per_frame=5.0, **size)
+    part = slice(None), slice(48), slice(56)
+    return np.asarray(frames)[part], np.asarray(truth.bkgds_adu)[part]
 
 
 @pytest.fixture
@@ -143,6 +140,7 @@ def test_every_frame_is_estimated_from_frames_of_the_movie(session):
             np.testing.assert_allclose(sums, light, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_without_time_and_clip_it_is_the_mean_over_the_frame(session, simulated):
     session.settings = Settings(5.0, 6.0, 0.0, 0.0)
     assert isinstance(session.estimator(), SpatialMean)
@@ -198,6 +196,7 @@ class _Impatient(Watch):
         super().check()
 
 
+@pytest.mark.slow
 def test_a_cancelled_calibration_leaves_what_was(session):
     session.settings = before = Settings(4.0, 4.0, 9.0, 3.0)
     with watched(Watch(is_cancelled=True)), pytest.raises(KeyboardInterrupt):
@@ -205,6 +204,7 @@ def test_a_cancelled_calibration_leaves_what_was(session):
     assert (session.settings, session.calibrated) == (before, None)
 
 
+@pytest.mark.slow
 def test_a_cancelled_movie_keeps_what_is_done_and_goes_on(tmp_path):
     # Nine chunks of a megapixel.
     frames = np.random.default_rng(0).poisson(300, (2100, 64, 64)).astype(np.uint16)
