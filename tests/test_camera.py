@@ -96,6 +96,7 @@ def test_pixels_that_differ_are_estimated_in_electrons(estimator):
     assert error < 0.6 * plain_error
 
 
+@pytest.mark.slow
 def test_residuals_are_in_adu_above_the_map_of_the_offset():
     frames, estimator = exposed(LIGHT, 24), SpatialMean(5.0)
     bkgds = written(frames, estimator, camera=MAPS) * GAIN

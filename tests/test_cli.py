@@ -327,6 +327,7 @@ class TestTheOneCommand:
         _done("estimate movie.npy --overwrite --chunk-frames 4")
         assert path.read_bytes() != b"precious"
 
+    @pytest.mark.slow
     def test_after_ctrl_c_it_goes_on_and_does_not_calibrate_again(self, made, monkeypatch):
         def interrupt(results, window, *arguments):
             if window.number == 1:
@@ -348,6 +349,7 @@ class TestTheOneCommand:
         _done(f"{command} --overwrite")
         assert len(made) == 2
 
+    @pytest.mark.slow
     def test_channels_of_files_and_of_boxes_share_one_calibration(
         self, folder, made, monkeypatch
     ):

@@ -108,9 +108,10 @@ def test_the_closed_form_is_within_a_percent_of_monte_carlo(name, rng):
     assert np.std(borders) == pytest.approx(1, abs=0.025)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "estimator",
-    [SpatialMean(7.0), pytest.param(LocalMean(7.0, 15.0), marks=pytest.mark.slow)],
+    [SpatialMean(7.0), LocalMean(7.0, 15.0)],
 )
 def test_false_positives_are_as_promised(estimator, rng):
     frames = rng.poisson(20.0, (300, 64, 64)).astype(np.float32)
@@ -184,6 +185,7 @@ def test_each_pixel_of_an_scmos_camera_has_noise_of_one(rng):
     assert np.std(snr, 0).std() < 0.06
 
 
+@pytest.mark.slow
 def test_the_gradient_is_that_of_finite_differences(rng, x64):
     shape = (9, 9)
     # A skewed sum on either side of where the series take over.
@@ -212,9 +214,10 @@ def test_the_gradient_is_that_of_finite_differences(rng, x64):
         assert slope == pytest.approx(float(central_difference(along, 0, 1e-5)), rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "estimator",
-    [SpatialMean(4.0), pytest.param(LocalMean(4.0, 6.0, **STEADY), marks=pytest.mark.slow)],
+    [SpatialMean(4.0), LocalMean(4.0, 6.0, **STEADY)],
 )
 def test_radii_learn_from_the_matched_snr(estimator, rng):
     frames = jnp.asarray(rng.poisson(60.0, (12, 16, 16)), jnp.float32)
@@ -228,6 +231,7 @@ def test_radii_learn_from_the_matched_snr(estimator, rng):
     assert bool((slope != 0).all())
 
 
+@pytest.mark.slow
 def test_what_is_not_finite_reaches_the_pixels_that_see_it_and_no_gradient():
     signal = jnp.ones((SIZE, SIZE)).at[4, 5].set(jnp.nan)
 
@@ -243,6 +247,7 @@ def test_what_is_not_finite_reaches_the_pixels_that_see_it_and_no_gradient():
     assert bool(jnp.isnan(matched_snr(signal, 0.0, noise_correction=1.0, gain=1.0)).all())
 
 
+@pytest.mark.slow
 def test_a_list_of_channels_has_a_map_and_a_threshold_each(rng):
     channels = [rng.poisson(60.0, (6, 12, size)).astype(np.float32) for size in (12, 16)]
     estimator, camera = SpatialMean(5.0), Camera(0.0, 1.0)

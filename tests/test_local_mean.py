@@ -385,6 +385,7 @@ def test_few_photons_are_not_mistaken_for_molecules(photons, gain, rng):
     assert abs(np.mean(differences)) < 0.01 * movies.mean()
 
 
+@pytest.mark.slow
 def test_noise_that_is_correlated_does_not_shift_the_mean(rng):
     frames = rng.poisson(60, (96, 49, 49)).astype(np.float32)
     # Registered by half a pixel along both axes.
