@@ -33,11 +33,14 @@ MANIFEST = Path(_session.__file__).with_name("napari.yaml")
 @pytest.fixture(scope="module")
 def simulated() -> tuple[np.ndarray, np.ndarray]:
     """A movie, and its true background in ADU above the offset."""
-    # A part of a movie as those of the pages, for which the simulation is compiled.
-    size: Any = {"frame_count": 40, "height_pix": 64, "width_pix": 64}
-    frames, truth = simulate_movie(jax.random.key(0), molecules_per_frame=5.0, **size)
-    part = slice(None), slice(48), slice(56)
-    return np.asarray(frames)[part], np.asarray(truth.bkgds_adu)[part]
+    frames, truth = simulate_movie(
+        jax.random.key(0),
+        frame_count=40,
+        height_pix=48,
+        width_pix=56,
+        molecules_per_frame=4,
+    )
+    return np.asarray(frames), np.asarray(truth.bkgds_adu)
 
 
 @pytest.fixture
