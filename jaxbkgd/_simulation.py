@@ -116,9 +116,9 @@ def simulate_movie(
 
         ```python
         >>> import jax
-        >>> frames, truth = simulate_movie(jax.random.key(0), frame_count=3)
+        >>> frames, truth = simulate_movie(jax.random.key(0), frame_count=30)
         >>> frames.shape, frames.dtype
-        ((3, 128, 128), dtype('uint16'))
+        ((30, 128, 128), dtype('uint16'))
         >>> photons = 0.46 * (frames - 100.0 - truth.bkgds_adu).sum()
         >>> is_inside = (abs(truth.y_pix - 63.5) < 64) & (abs(truth.x_pix - 63.5) < 64)
         >>> bool(0.9 < photons / truth.photons[is_inside].sum() < 1.1)

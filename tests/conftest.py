@@ -1,6 +1,7 @@
 """What all tests share: fixtures, a cache of compiled programs, and an estimator."""
 
 import os
+import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +12,7 @@ import jaxtyping
 import numpy as np
 import pytest
 from reference import CUT_SIGMAS, dense_mean, reference_kernel
+from xdist.scheduler import WorkStealingScheduling
 
 from jaxbkgd import AbstractEstimator, Background
 
@@ -23,7 +25,9 @@ os.environ["XLA_FLAGS"] = (
 
 def pytest_configure(config: pytest.Config) -> None:
     """Keeps compiled programs in a folder, from which later tests, other workers,
-    subprocesses and the next run load them."""
+    subprocesses and the next run load them, and lets Ctrl-C through, which a shell has
+    processes ignore that it starts in the background."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     settings = {
         "jax_compilation_cache_dir": str(config.rootpath / ".pytest_cache" / "jax"),
         "jax_persistent_cache_min_compile_time_secs": 0.0,
@@ -42,12 +46,34 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         item.add_marker("slow" if is_slow else "fast")
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Each worker has tests that follow one another, which share programs and fixtures, and
+    takes some of another's when it has none left."""
+    return WorkStealingScheduling(config, log)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def forget_programs() -> Iterator[None]:
     """Programs are let go after each file, and loaded from the folder where another file
     needs them: of thousands in one process, a system may run out of mappings of memory."""
     yield
     jax.clear_caches()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_device() -> Iterator[None]:
+    """Movies are estimated on one device, as on the machine of most users. Programs are
+    compiled for each device."""
+    with pytest.MonkeyPatch.context() as patches:
+        patches.setattr(jax, "local_devices", lambda: jax.devices()[:1])
+        yield
+
+
+@pytest.fixture
+def both_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Movies are estimated on both devices that there are."""
+    monkeypatch.setattr(jax, "local_devices", jax.devices)
 
 
 # What others call the mean of each frame by itself.

@@ -75,6 +75,7 @@ def _written(source: Any, estimator: AbstractEstimator = ESTIMATOR, **options: A
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("both_devices")
 @pytest.mark.parametrize(("chunk_frames", "workers"), [(None, None), (4, 3), (22, 1)])
 def test_a_movie_is_estimated_as_a_whole_to_the_bit(chunk_frames, workers):
     options = {"chunk_frames": chunk_frames, "workers": workers}

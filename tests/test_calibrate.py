@@ -432,6 +432,7 @@ class TestSteps:
             with pytest.raises(ValueError, match="steps must be a whole number from 1 on"):
                 quietly(level(), FEW, steps=steps, **options)
 
+    @pytest.mark.slow
     def test_it_goes_on_while_anything_that_is_learned_moves(self):
         def towards_a_threshold_of_nine(estimator, channels, frame_indices):
             return (estimator.clip.threshold - 9) ** 2
@@ -455,6 +456,7 @@ class TestSteps:
             quietly(level(value), FEW + int(value), objective=objective, steps=3)
             assert len(traced) == 1
 
+    @pytest.mark.slow
     def test_loss_and_radii_are_shown_with_their_units(self, monkeypatch):
         shown = []
 

@@ -115,6 +115,7 @@ def test_the_result_is_the_same_to_the_bit_whatever_the_chunks(chunk_frames):
     np.testing.assert_array_equal(result.compute(), background(FRAMES))
 
 
+@pytest.mark.slow
 def test_channels_are_estimated_each_with_its_radii():
     estimator = SpatialMean([(1.0, 0.5), (0.8, 0.8)], max_radius_pix=1.1)
     result = estimate_dask(in_chunks(TWO_CHANNELS), estimator)

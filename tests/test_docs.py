@@ -1,14 +1,15 @@
 """README, docs and examples say what is so: their code runs, README's commands are where
 `.ci/run` looks for them, every public name has an entry, and every file is at home."""
 
-import functools
 import importlib.util
 import inspect
 import re
 import runpy
 import shlex
 from pathlib import Path
+from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
@@ -37,11 +38,16 @@ FOREIGN = re.compile(
 
 @pytest.fixture
 def small_movies(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Simulated movies are small where no size is asked for, and of one shape, for which
-    programs are compiled once."""
-    size = {"frame_count": 40, "height_pix": 64, "width_pix": 64}
-    simulate = functools.partial(jaxbkgd.simulate_movie, **size)
-    monkeypatch.setattr(jaxbkgd, "simulate_movie", simulate)
+    """Simulated movies are small, and of one size and density, for which programs are
+    compiled once. Where nothing else is asked for, they are that of calibration.md."""
+    small = {"frame_count": 40, "height_pix": 64, "width_pix": 64}
+    small["molecules_per_frame"] = 5.0
+    usual, simulate = {"bkgd_length_scale_pix": 8.0}, jaxbkgd.simulate_movie
+
+    def simulate_small(key: jax.Array, **options: Any) -> Any:
+        return simulate(key, **usual | options | small)
+
+    monkeypatch.setattr(jaxbkgd, "simulate_movie", simulate_small)
 
 
 def fenced_blocks(page: Path, language: str) -> list[str]:
@@ -78,6 +84,7 @@ def test_the_quick_start_writes_its_picture(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("small_movies")
 def test_the_example_of_calibration_comes_to_the_same_radii_from_all_starts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -91,7 +98,16 @@ def test_the_example_of_calibration_comes_to_the_same_radii_from_all_starts(
 
 
 @pytest.mark.slow
-def test_the_example_of_a_whole_movie_writes_what_the_estimator_gives(tmp_path: Path):
+@pytest.mark.usefixtures("small_movies")
+def test_the_example_of_a_whole_movie_writes_what_the_estimator_gives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def calibrate(few: Any, start: jaxbkgd.SpatialMean) -> tuple[Any, None]:
+        """What is found from there, whose search has tests of its own."""
+        assert few.shape == (40, 64, 64)
+        return jaxbkgd.SpatialMean(5.0, max_radius_pix=start.max_radius_pix), None
+
+    monkeypatch.setattr(jaxbkgd, "calibrate", calibrate)
     example = runpy.run_path(str(ROOT / "examples" / "whole_movie.py"))
     # The second time, from the movie that there is, in the place of what there was.
     example["main"](tmp_path, frame_count=40, size_pix=64)
@@ -111,9 +127,16 @@ def test_the_example_of_a_whole_movie_writes_what_the_estimator_gives(tmp_path: 
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("small_movies")
 def test_the_example_from_smlmlp_has_less_error_and_fewer_false_maxima(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
+    def calibrate(channels: Any, start: jaxbkgd.LocalMean) -> tuple[Any, None]:
+        """What is found from there, whose search has tests of its own."""
+        assert start.max_radii == (120.0, 20.0, 20.0)
+        return jaxbkgd.LocalMean(5.0, 100.0), None
+
+    monkeypatch.setattr(jaxbkgd, "calibrate", calibrate)
     monkeypatch.chdir(tmp_path)
     example = runpy.run_path(str(ROOT / "examples" / "from_smlmlp.py"))
     backgrounds = example["main"](size_pix=64, frame_count=40)

@@ -16,7 +16,7 @@ FRAMES = RNG.poisson(LIGHT, (30, *SHAPE)).astype(np.uint16)
 # Alone, at an edge, in a corner, side by side, in a corner of three, and a dead one.
 HOT = [(20, 20), (0, 30), (59, 63), (40, 10), (40, 11), (10, 50), (10, 51), (11, 50)]
 DEAD = [(30, 40)]
-
+OVER_TIME = LocalMean(3.0, 2.0, clip=None)
 
 HISTORY = calibrate(FRAMES[:2], progress=False)[1]
 
@@ -51,10 +51,11 @@ def test_a_short_movie_shows_none():
     assert not find_hot_pixels(with_hot_pixels()[:20]).any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weights", ["none", "image", "frames"])
 def test_they_are_left_out_where_the_estimator_is_found(monkeypatch, weights):
     """As if they had been given as weights, to the bit."""
-    estimator, frames = LocalMean(3.0, 2.0), with_hot_pixels()
+    estimator, frames = OVER_TIME, with_hot_pixels()
     monkeypatch.setattr(_run, "calibrate", lambda *_, **__: (estimator, HISTORY))
     counts = ~find_hot_pixels(frames)
     given: Any = {
@@ -73,13 +74,14 @@ def test_they_are_left_out_where_the_estimator_is_found(monkeypatch, weights):
     assert np.nanmax(np.abs(found - LIGHT)[:, :, 8:]) < 12
 
 
+@pytest.mark.slow
 def test_a_given_estimator_sees_all_pixels_unless_told_otherwise():
     frames = with_hot_pixels()
-    options: dict[str, Any] = {"progress": False}
+    options: dict[str, Any] = {"progress": False, "chunk_frames": 11}
     out = np.empty(frames.shape, np.float32)
     for estimator, skips, count in (
-        (LocalMean(3.0, 2.0), None, 0),
-        (LocalMean(3.0, 2.0), True, 9),
+        (OVER_TIME, None, 0),
+        (OVER_TIME, True, 9),
         (SpatialMean(3.0), True, 0),
     ):
         options["skips_hot_pixels"] = skips

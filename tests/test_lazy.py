@@ -31,7 +31,8 @@ MASK = np.arange(12 * 17).reshape(12, 17) % 5 > 0
 CAMERA = Camera(100.0, 0.46)
 MAPS = Camera(100.0, np.linspace(0.3, 0.6, 12 * 17).reshape(12, 17), 1.5)
 MEAN = SpatialMean(1.0, max_radius_pix=1.1)
-OVER_TIME = LocalMean(1.0, 1.0, illumination_rank=0, max_radius_frames=2)
+# What a clip and a light add is compiled for long, and shown in tests of estimate_movie.
+OVER_TIME = LocalMean(1.0, 1.0, clip=None, illumination_rank=0, max_radius_frames=2)
 
 
 class CountingMovie(Movie):
@@ -57,6 +58,7 @@ def _lazy(**options: Any) -> LazyEstimate:
     return lazy_estimate(FRAMES, MEAN, chunk_frames=5, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("estimator", [MEAN, OVER_TIME, MovingSum(3)])
 @pytest.mark.parametrize("chunk_frames", [None, 1, 6])
 def test_frames_are_those_of_estimate_movie_to_the_bit(estimator, chunk_frames):
@@ -68,6 +70,7 @@ def test_frames_are_those_of_estimate_movie_to_the_bit(estimator, chunk_frames):
     np.testing.assert_array_equal(lazy, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -91,6 +94,7 @@ def test_it_takes_what_estimate_movie_takes(options):
     np.testing.assert_array_equal(lazy, expected)
 
 
+@pytest.mark.slow
 def test_boxes_and_channels_are_an_axis_behind_the_frames():
     cameras = [Camera(100.0), Camera(90.0)]
     expected = _estimated(TWO_CHANNELS, MEAN, TWO_CHANNELS.shape, camera=cameras)

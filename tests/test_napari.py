@@ -142,6 +142,7 @@ def test_every_frame_is_estimated_from_frames_of_the_movie(session):
             np.testing.assert_allclose(sums, light, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_without_time_and_clip_it_is_the_mean_over_the_frame(session, simulated):
     session.settings = Settings(5.0, 6.0, 0.0, 0.0)
     assert isinstance(session.estimator(), SpatialMean)
@@ -197,6 +198,7 @@ class _Impatient(Job):
         super().check()
 
 
+@pytest.mark.slow
 def test_a_cancelled_calibration_leaves_what_was(session):
     session.settings = before = Settings(4.0, 4.0, 9.0, 3.0)
     job = Job(session.calibrate)
@@ -206,6 +208,7 @@ def test_a_cancelled_calibration_leaves_what_was(session):
     assert (session.settings, session.calibrated) == (before, None)
 
 
+@pytest.mark.slow
 def test_a_cancelled_movie_keeps_what_is_done_and_goes_on(tmp_path):
     # Nine chunks of a megapixel.
     frames = np.random.default_rng(0).poisson(300, (2100, 64, 64)).astype(np.uint16)

@@ -167,6 +167,7 @@ class TestFramePairLoss:
                 loss_at(4.0, other), loss_at(4.0, drifting), rtol=1e-5, atol=1e-4
             )
 
+    @pytest.mark.slow
     def test_frames_that_are_equal_say_nothing(self, frames):
         estimator = SpatialMean((4.0, 4.0), max_radius_pix=BOUND_PIX)
         value, gradient = loss_and_gradient(estimator, np.full_like(frames, 7), 1)

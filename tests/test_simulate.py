@@ -232,6 +232,7 @@ def test_a_background_bleaches_exponentially_to_its_remaining_share():
     np.testing.assert_array_equal(truth.photons, steady.photons)
 
 
+@pytest.mark.slow
 def test_other_numbers_are_not_compiled_again():
     def simulate(step):
         simulate_movie(

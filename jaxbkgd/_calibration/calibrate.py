@@ -138,8 +138,9 @@ def calibrate(
     ```python
     >>> import jax
     >>> import jaxbkgd
-    >>> frames, _ = jaxbkgd.simulate_movie(jax.random.key(0), frame_count=20)
-    >>> estimator, history = jaxbkgd.calibrate(frames, camera=jaxbkgd.Camera(100.0))
+    >>> frames, _ = jaxbkgd.simulate_movie(jax.random.key(0), frame_count=30)
+    >>> few, camera = frames[:20], jaxbkgd.Camera(100.0)
+    >>> estimator, history = jaxbkgd.calibrate(few, camera=camera)
     >>> history.doubts[0].startswith("the movie has 20 frames")
     True
 

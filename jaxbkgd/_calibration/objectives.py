@@ -194,7 +194,7 @@ class SpikeInLoss(eqx.Module):
     ```python
     >>> import jax
     >>> import jaxbkgd
-    >>> frames, _ = jaxbkgd.simulate_movie(jax.random.key(0), frame_count=8)
+    >>> frames, _ = jaxbkgd.simulate_movie(jax.random.key(0), frame_count=30)
     >>> loss = jaxbkgd.SpikeInLoss(light=1500.0)
     >>> losses = [loss(jaxbkgd.SpatialMean(radius), frames) for radius in (2.0, 7.0)]
     >>> bool(losses[0] > losses[1])

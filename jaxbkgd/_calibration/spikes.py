@@ -3,6 +3,7 @@
 import functools as ft
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
@@ -56,6 +57,7 @@ def image_of_molecule(psf_sigma_pix: Any, half_width: int) -> Float[Array, "pixe
     return jnp.outer(profile, profile) / (2 * jnp.pi * psf_sigma_pix**2)
 
 
+@jax.jit
 def add_spikes(
     frames: Float[Array, "frames height width"],
     spikes: Spikes,
@@ -75,6 +77,7 @@ def add_spikes(
     return frames.at[places].add(images.astype(frames.dtype), mode="drop")
 
 
+@jax.jit
 def fitted_light(
     residuals: Float[Array, "frames height width"], spikes: Spikes, psf_sigma_pix: Any
 ) -> Float[Array, " images"]:

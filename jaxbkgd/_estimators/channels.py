@@ -17,7 +17,10 @@ Channels = ArrayLike | Sequence[ArrayLike]
 
 def as_frames(channel: Any) -> Shaped[Array, "*batch height width"]:
     """The frames of one channel as a JAX array of a real dtype that can hold them."""
-    return jnp.asarray(checked_frames(channel))
+    frames = checked_frames(channel)
+    # The difference of counts and a number, as `movie - 100.0`, has a weak dtype, for which
+    # JAX would compile programs anew.
+    return jnp.asarray(frames, frames.dtype)
 
 
 def checked_frames(channel: Any) -> Shaped[Array | np.ndarray, "*batch height width"]:
