@@ -51,7 +51,8 @@ def least_blocks(model: LightModel, shape: tuple[int, ...]) -> int:
     than the neighbours. Chunks are multiples of it."""
     of_light = -(-model.reach_light // model.block_frames)
     step = model.step_blocks(shape)
-    return -(-max(1, model.reach_blocks, of_light) // step) * step
+    # A loop of one step would be compiled, and rounded, in another way than others.
+    return max(2, -(-max(model.reach_blocks, of_light) // step)) * step
 
 
 def pieces(
