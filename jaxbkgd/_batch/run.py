@@ -62,7 +62,7 @@ class MovieSummary:
     estimator: AbstractEstimator
     paths: tuple[Path, ...]
     history: CalibrationHistory | None = field(default=None, repr=False)
-    lights: tuple[Float[np.ndarray, " frames"] | None, ...] = field(
+    lights: tuple[Float[np.ndarray, "*rank frames"] | None, ...] = field(
         default=(), repr=False, compare=False
     )
     hot_pixels: tuple[int, ...] = ()
@@ -200,7 +200,7 @@ def estimate_movie(
         parts: list[Window | None] = [None]
         if is_to_arrays and chunk_frames == 1 and job.can_donate(fast):
             parts = strips(channels, fast.halo_lines)
-        lights = np.full((count, frame_count), np.nan, np.float32)
+        lights: dict[int, Float[np.ndarray, "*rank frames"]] = {}
         work = _worker(job, fast, results, parts, lights)
         with progress_bar(frame_count, progress, resumed_frames, "frames") as report:
             for number, counted in enumerate(on_threads(work, todo, workers), 1):
@@ -225,7 +225,7 @@ def estimate_movie(
         estimator=estimator,
         paths=tuple(path for target, _ in targets if (path := as_path(target))),
         history=history,
-        lights=tuple(None if np.isnan(light).all() else light for light in lights),
+        lights=tuple(map(lights.get, range(count))),
         hot_pixels=tuple(int(is_hot.sum()) for is_hot in hot),
     )
 
@@ -245,7 +245,7 @@ def _worker(
     fast: AbstractEstimator,
     results: Results,
     parts: Sequence[Window | None],
-    lights: Float[np.ndarray, "channels frames"],
+    lights: dict[int, Float[np.ndarray, "*rank frames"]],
 ) -> Callable[[Window], Int[np.ndarray, "2"]]:
     """A function that reads, estimates and writes a window, in any number of threads, notes
     the light of its frames, and counts those that are not finite, and that are clipped."""
@@ -271,9 +271,12 @@ def _worker(
                     name, estimate, chunks, window, masks, buffers
                 )
             results.write(window, estimated.images, part)
-            for noted, light in zip(lights, estimated.lights, strict=True):
+            for number, light in enumerate(estimated.lights):
                 if light is not None:
-                    noted[window.start : window.stop] = light
+                    shape = *light.shape[:-1], len(job.channels[0])
+                    # One for all threads.
+                    noted = lights.setdefault(number, np.full(shape, np.nan, np.float32))
+                    noted[..., window.start : window.stop] = light
             # Strips are of one frame.
             total = np.maximum(total, estimated.counts)
             # The images are views of what the next part may write over.

@@ -1,6 +1,7 @@
 """The rounds of LocalMean: light and rates, from sums over blocks of frames."""
 
 import functools as ft
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -30,7 +31,7 @@ from .soft_clip import SoftClip
 
 # The share of weights around a pixel below which it is not molecules that are clipped, and
 # above it the range in which that is in doubt. Molecules that are dense leave 0.7.
-_MOST_CLIPPED, _CLIPPED_RANGE = 0.35, 0.25
+MOST_CLIPPED, CLIPPED_RANGE = 0.35, 0.25
 
 
 class LightModel(eqx.Module):
@@ -62,7 +63,7 @@ class LightModel(eqx.Module):
         # Whole blocks, whichever frame of a block it is.
         halo = (self.halo_blocks + 1) * self.block_frames - 1
         # The light needs the rates of its own block only.
-        return halo + self.illumination_kernel.half_width * self.illumination_rank
+        return halo + self.illumination_kernel.half_width * min(self.illumination_rank, 1)
 
 
 @eqx.filter_jit
@@ -72,9 +73,20 @@ def estimate(
     weights: Shaped[Array, "..."] | None,
     gaps: tuple[int, ...] = (),
 ) -> Background:
-    """The background of one channel. With gaps in blocks, it has an axis before the others:
-    for the background itself, and for each gap with the blocks that are nearer replaced by
-    those at that distance."""
+    """The background of one channel; see `estimate_batch`."""
+    return estimate_batch(_estimate_stack, model, frames, weights, gaps)
+
+
+def estimate_batch(
+    estimate_stack: Callable[..., Any],
+    model: LightModel,
+    frames: Shaped[Array, "*batch height width"],
+    weights: Shaped[Array, "..."] | None,
+    gaps: tuple[int, ...] = (),
+) -> Background:
+    """The background of one channel, of which `estimate_stack` estimates each stack. With
+    gaps in blocks, it has an axis before the others: for the background itself, and for
+    each gap with the blocks that are nearer replaced by those at that distance."""
     shape = frames.shape
     if model.clip is not None and any(is_known(n) and n < 5 for n in shape[-2:]):
         raise ValueError(
@@ -82,7 +94,10 @@ def estimate(
             f"{shape}; give clip=None."
         )
     dtype = working_dtype(frames)
-    correction = model.smoothing.noise_correction(model.block_frames)
+    rank = model.illumination_rank
+    # A fit of k patterns has k times the noise of a mean, averaged over frames.
+    averaged = model.block_frames / rank if rank > 1 else model.block_frames
+    correction = model.smoothing.noise_correction(averaged)
     noise = ResidualNoise(
         model.smoothing.taps(),
         clip=model.clip,
@@ -90,19 +105,21 @@ def estimate(
         block_frames=model.block_frames,
     )
     if 0 in shape:
-        light = jnp.zeros(shape[:-2], dtype)
+        of_frames = [rank] * (rank > 1) + list(shape[-3:-2])
+        light = jnp.zeros((*shape[:-3], *of_frames), dtype)
         return Background(jnp.zeros(shape, dtype), correction, light, noise)
     model = jax.tree.map(lambda parameters: parameters.astype(dtype), model)
     if weights is not None:
         weights = jnp.broadcast_to(weights.astype(dtype), shape)
     if frames.ndim == 2:
         frames, weights = frames[None], None if weights is None else weights[None]
-    of_stack = ft.partial(_estimate_stack, model, gaps)
+    of_stack = ft.partial(estimate_stack, model, gaps)
     for _ in frames.shape[:-3]:
         of_stack = jax.vmap(of_stack, (0, None if weights is None else 0), (1, 0))
     bkgds, light = of_stack(frames, weights)
     bkgds = bkgds.reshape(-1, *shape)
-    light = light.reshape(shape[:-2])
+    # Of one frame, it has no axis of frames.
+    light = light.reshape(*light.shape[:-1], *shape[-3:-2])
     return Background(bkgds if gaps else bkgds[0], correction, light, noise)
 
 
@@ -152,7 +169,7 @@ def _estimate_stack(
         # Where most is clipped, it is no molecules, but a background that is finer or
         # brighter than the rates of the round before.
         share = ratio(near_totals, totals)
-        is_structure = jnp.clip((_MOST_CLIPPED - share) / _CLIPPED_RANGE + 1, 0, 1)
+        is_structure = jnp.clip((MOST_CLIPPED - share) / CLIPPED_RANGE + 1, 0, 1)
         scale = ratio(*frame_means(step, rates, unclipped))
         rates = rates + is_structure * (scale * unclipped - rates)
         return (sums.light, rates, deviations * growth), None
@@ -182,7 +199,7 @@ def _estimate_stack(
             model.illumination_radius,
             model.illumination_kernel,
         ).reshape(light.shape)
-    is_nan = _spread(is_bad, model.halo_blocks)[:, None, None]
+    is_nan = spread(is_bad, model.halo_blocks)[:, None, None]
     if weight_blocks is not None:
         shares = smoothing.sums(jnp.mean(weight_blocks, 1))
         is_nan = is_nan | (shares <= LEAST_TOTAL_WEIGHT)
@@ -226,6 +243,6 @@ def _rates(
     return [rates(gap) for gap in (0, *gaps)]
 
 
-def _spread(is_bad: Bool[Array, " blocks"], reach: int) -> Bool[Array, " blocks"]:
+def spread(is_bad: Bool[Array, " blocks"], reach: int) -> Bool[Array, " blocks"]:
     """Which blocks have a bad one within reach."""
     return lax.reduce_window(is_bad, False, lax.bitwise_or, (2 * reach + 1,), (1,), "SAME")
