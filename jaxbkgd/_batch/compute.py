@@ -240,7 +240,10 @@ def run_window(
         raise MovieError(f"{name}: {what}, as uint16 has to be; write float32")
     return Estimated(
         [array[window.kept] for array in arrays],
-        [None if light is None else np.asarray(light)[..., window.kept] for light in lights],
+        [
+            None if light is None else np.asarray(light)[..., window.kept]
+            for light in lights
+        ],
         np.array([len(nonfinite), len(clipped)]),
     )
 

@@ -19,6 +19,7 @@ from .._calibration.calibrate import calibrate
 from .._calibration.cameras import cameras_of
 from .._calibration.history import CalibrationHistory
 from .._calibration.hot_pixels import hot_pixels_of, without_pixels
+from .._calibration.movie_patterns import with_movie_patterns
 from .._estimators.base import AbstractEstimator
 from .._estimators.camera import Camera
 from .._movies.movie import Box
@@ -100,8 +101,9 @@ def estimate_movie(
     - `source`: a path, an array (frames, height, width) or (frames, channels, height,
         width), an open movie or a channel; see [`jaxbkgd.open_movie`][]. A list or tuple of
         sources holds a channel each.
-    - `estimator`: any estimator; each chunk is read with its `halo_frames`. By default,
-        one is calibrated on a sample of the movie first, see [`jaxbkgd.calibrate`][].
+    - `estimator`: any estimator; each chunk is read with its `halo_frames`. Patterns of
+        light that it has still to learn are learned first, from up to 900 frames. By
+        default, one is calibrated on a sample of the movie, see [`jaxbkgd.calibrate`][].
     - `sink`: a name that ends in `.tif`, `.ome.tif`, `.zarr`, `.ome.zarr` or, for Picasso,
         `.raw`, or a NumPy array to fill; for a list of sources, or for boxes, a list of
         these. Several channels of one source are written to one sink. By default, a movie
@@ -158,10 +160,10 @@ def estimate_movie(
         history = None
         if estimator is None:
             check_targets(targets, channels, dtype, overwrite=overwrite)
-            of_movie = {"boxes": boxes, "frames": frames, "camera": camera}
+            of_source = {"boxes": boxes, "frames": frames, "camera": camera}
             found: AbstractEstimator
             found, history = calibrate(
-                opened, weights=weights, progress=progress, **of_movie
+                opened, weights=weights, progress=progress, **of_source
             )
             estimator = found
         if skips_hot_pixels is None:
@@ -170,6 +172,10 @@ def estimate_movie(
         if skips_hot_pixels and estimator.takes_weights:
             hot = [hot_pixels_of(channel) for channel in channels]
             masks = [without_pixels(*pair) for pair in zip(masks, hot, strict=True)]
+        of_movie = channels, masks, cameras
+        whole: AbstractEstimator
+        whole = run_interruptibly(with_movie_patterns, estimator, *of_movie)
+        estimator = whole
         fast = run_interruptibly(estimator.for_inference)
         # Raises now what would be raised in the middle of the work.
         seen_frames = min(len(channels[0]), 2 * fast.halo_frames + 1)

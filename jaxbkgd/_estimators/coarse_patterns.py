@@ -27,7 +27,7 @@ _SLOW_FRAMES = 30.0
 # More patterns than this, counted by "auto", are a background that moves.
 _MOST_PATTERNS = 4
 # A pattern that stands out by less costs more than it saves.
-_MARGIN = 1.25
+_MARGIN = 1.6
 # Only the ratios of a pattern's numbers matter.
 _LARGEST = 2**15 - 1
 
@@ -66,8 +66,10 @@ def square_levels(
     edge = 2 ** (_SQUARE_HALVINGS - 1)
 
     def of_frame(arguments: tuple[Any, Any]) -> Float[Array, "rows columns"]:
-        small, counts = halved_frames(*counted(*arguments, skips_nan, dtype))
+        frames, weights = jax.tree.map(lambda image: image[None, None], arguments)
+        small, counts = halved_frames(*counted(frames, weights, skips_nan, dtype))
         small = small if counts is None else jnp.where(counts > 0, small, jnp.inf)
+        small = small[0, 0]
         ends = [(0, -length % edge) for length in small.shape]
         small = jnp.pad(small, ends, constant_values=jnp.inf)
         rows, columns = (length // edge for length in small.shape)
@@ -109,15 +111,16 @@ def patterns_of(
     # The noise of light is as the root of its mean, and a square has its own.
     left = ratio(left, root(light)).reshape(-1, profile.size)
     found, multiples = [profile], []
-    for _ in range(rank - 1):
+    for number in range(rank - 1):
         noise = jnp.median(jnp.abs(left), 0)
         white = ratio(left, noise)
         squared, vectors = jnp.linalg.eigh(white.T @ white)
         vector = vectors[:, -1]
         found.append((vector * noise).reshape(profile.shape))
-        # Squares without light have none of the values, which ascend.
-        seen = jnp.minimum(len(white), jnp.sum(noise > 0))
-        multiples.append(root(ratio(squared[-1], squared[-1 - seen // 2])))
+        # The values ascend. Squares without light, and patterns found before, have none.
+        count = jnp.minimum(len(white), jnp.sum(noise > 0)) - number
+        median = squared[-1 - jnp.maximum(count, 1) // 2]
+        multiples.append(root(ratio(squared[-1], median)))
         left = (white - jnp.outer(white @ vector, vector)) * noise
     return _whole(jnp.stack(found)), jnp.stack([*multiples, jnp.ones(())])[:-1]
 

@@ -85,7 +85,9 @@ def first_sums(
     squares = jnp.where(square_totals > 0, squares, 0)
     size = (frames.shape[-2], frames.shape[-1])
     received, counts = coarse(small * small_weights, size), coarse(small_weights, size)
-    basis = [pattern.astype(dtype)[None, None] for pattern in patterns]
+    floats = [pattern.astype(dtype)[None, None] for pattern in patterns]
+    # Each pattern has a mean square of 1, so that its light is in the unit of the frames.
+    basis = [ratio(pattern, root(jnp.mean(pattern**2))) for pattern in floats]
     light = [a * is_frame for a in _fitted(basis, received, counts)]
     sums = _summed(light, small, small_weights)
     return MixtureSums(*sums, squares, square_totals, light), is_bad
@@ -159,7 +161,7 @@ def clipped_sums(
 
 
 def _fitted(
-    basis: Sequence[Float[Array, "blocks 1 _height _width"]],
+    basis: Sequence[Float[Array, "#blocks 1 _height _width"]],
     received: _Blocks,
     counts: _Blocks,
 ) -> list[_Light]:
