@@ -183,12 +183,12 @@ def test_the_noise_correction_is_that_of_noise(rank):
     fields = [FIRST, SECOND * 3, 80 - Y][:rank]
     truth = np.tensordot(light.T, np.stack(fields), 1)
     frames = (truth + rng.normal(0, 1, truth.shape)).astype(np.float32)
-    module = LocalMean(2.0, 4.0, illumination_rank=rank, clip=None, block_frames=1)
+    module = LocalMean(2.0, 8.0, illumination_rank=rank, clip=None, block_frames=1)
     learned = module.with_patterns(frames, illumination=light)
     background = learned(frames)
     left = np.asarray(background.residuals(frames))[32:-32, 8:-8, 8:-8]
     factor = background.noise_corrections
-    one = LocalMean(2.0, 4.0, clip=None, block_frames=1)(frames).noise_corrections
+    one = LocalMean(2.0, 8.0, clip=None, block_frames=1)(frames).noise_corrections
     assert float(1 - factor**2) == pytest.approx(float(rank * (1 - one**2)), rel=1e-4)
     assert left.std() == pytest.approx(float(factor), rel=0.03)
 

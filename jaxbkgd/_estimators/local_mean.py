@@ -100,6 +100,7 @@ class LocalMean(RadiiEstimator):
     block_frames: int = eqx.field(static=True)
     skips_nan: bool = eqx.field(static=True)
 
+    _optional_names = ("patterns",)
     takes_weights: ClassVar[bool] = True
     can_predict: ClassVar[bool] = True
     radius_units: ClassVar[tuple[str, ...]] = ("frames", "px", "px")
@@ -108,7 +109,6 @@ class LocalMean(RadiiEstimator):
         "radii_pix",
         "clip",
         "illumination_rank",
-        "patterns",
         "kernel_order",
         "illumination_radius_frames",
         "block_frames",

@@ -167,7 +167,7 @@ def _fitted(
 ) -> list[_Light]:
     """The light of each frame that fits what its pixels receive, which count so much."""
     totals = [
-        jnp.sum(counts * (basis[i] * basis[j]), (-2, -1)) for i, j in pairs_of(len(basis))
+        jnp.sum(counts * (basis[i] * basis[j]), (-2, -1)) for i, j in _pairs(len(basis))
     ]
     sums = [jnp.sum(received * pattern, (-2, -1)) for pattern in basis]
     return solved(totals, sums)
@@ -180,7 +180,7 @@ def _summed(
     # By its photon noise, a frame counts the less, the brighter it is.
     norm = root(ft.reduce(jnp.add, (a**2 for a in light)))
     shares = [ratio(a, norm)[..., None, None] for a in light]
-    pairs = [(shares[i] * light[j][..., None, None]) for i, j in pairs_of(len(light))]
+    pairs = [(shares[i] * light[j][..., None, None]) for i, j in _pairs(len(light))]
     received = weights * images
     sums = [added(share * received) for share in shares]
     return sums, [added(pair * weights) for pair in pairs], added(weights)
@@ -198,7 +198,7 @@ def solved(
     """The solutions x of `A x = b` by elimination, with the upper triangle of A row by row,
     and b; zero for a pattern of which there is no light."""
     rank = len(sums)
-    a = dict(zip(pairs_of(rank), totals, strict=True))
+    a = dict(zip(_pairs(rank), totals, strict=True))
     b = list(sums)
     for i in range(rank):
         a[i, i] = (1 + _RIDGE) * a[i, i]
@@ -214,5 +214,17 @@ def solved(
     return found
 
 
-def pairs_of(rank: int) -> list[tuple[int, int]]:
+def left_by(
+    sums: Sequence[_Images], totals: Sequence[_Images], rates: Sequence[_Images]
+) -> list[_Images]:
+    """What rates leave of the sums: `b - A x`."""
+    left = list(sums)
+    for (i, j), total in zip(_pairs(len(rates)), totals, strict=True):
+        left[i] = left[i] - total * rates[j]
+        if i != j:
+            left[j] = left[j] - total * rates[i]
+    return left
+
+
+def _pairs(rank: int) -> list[tuple[int, int]]:
     return list(it.combinations_with_replacement(range(rank), 2))

@@ -33,7 +33,7 @@ from .light_model import (
     MOST_CLIPPED,
     spread,
 )
-from .pattern_sums import clipped_sums, first_sums, mixed, MixtureSums, pairs_of, solved
+from .pattern_sums import clipped_sums, first_sums, left_by, mixed, MixtureSums, solved
 from .smoothing import LEAST_TOTAL_WEIGHT, ratio, root, Smoothing
 
 
@@ -96,8 +96,8 @@ def _estimate_stack(
     sums, is_bad = over_blocks(first, step, *stacks, is_frame)
     small = smoothing.halved()
     first_near = _smoothed(small, sums, step)
-    unclipped = _rates(small, sums, first_near)
-    rates = _rates(small.with_order(2), sums, first_near)
+    unclipped = _rates(small, sums, first_near, step)
+    rates = _rates(small.with_order(2), sums, first_near, step)
     around = None
     if model.clip is not None:
         # Not known to the compiler, which would work all this out itself, slowly.
@@ -117,7 +117,7 @@ def _estimate_stack(
         is_structure = jnp.clip((MOST_CLIPPED - share) / CLIPPED_RANGE + 1, 0, 1)
         rates = [
             new + is_structure * (old - new)
-            for new, old in zip(_rates(small, sums, near), unclipped, strict=True)
+            for new, old in zip(_rates(small, sums, near, step), unclipped, strict=True)
         ]
         return (sums.light, rates, deviations * near.deviations), None
 
@@ -140,8 +140,8 @@ def _estimate_stack(
             light, is_seen, model.illumination_radius, model.illumination_kernel
         )
     images = []
-    for rates in _rates_with_gaps(smoothing, sums, gaps):
-        bkgds = mixed(light, rates)
+    for rates in _rates_with_gaps(smoothing, sums, step, gaps):
+        bkgds = over_blocks(mixed, step, list(light), rates)
         # In the end, since a derivative would pass a NaN on.
         bkgds = jnp.where(is_nan[:, None], jnp.nan, bkgds)
         images.append(bkgds.reshape(-1, height, width)[:count])
@@ -160,24 +160,22 @@ def _smoothed(smoothing: Smoothing, sums: MixtureSums, step: int) -> _Around:
 
 
 def _rates(
-    smoothing: Smoothing, sums: MixtureSums, near: _Around, gap: int = 0
+    smoothing: Smoothing, sums: MixtureSums, near: _Around, step: int, gap: int = 0
 ) -> list[_Images]:
     """M, from sums that are smoothed already; for order 4, with the fit to what it leaves
     added ("twicing": Tukey, Exploratory Data Analysis, 1977, 16)."""
-    rates = solved(near.totals, near.sums)
+    # In loops of their own: joined with others, products are rounded as the program has it.
+    rates = over_blocks(solved, step, near.totals, near.sums)
     if smoothing.order == 4:
-        left = list(sums.sums)
-        for (i, j), total in zip(pairs_of(len(rates)), sums.totals, strict=True):
-            left[i] = left[i] - total * rates[j]
-            if i != j:
-                left[j] = left[j] - total * rates[i]
-        more = solved(near.totals, list(smoothing.sums(jnp.stack(left), gap)))
+        left = over_blocks(left_by, step, sums.sums, sums.totals, rates)
+        near_left = list(smoothing.sums(jnp.stack(left), gap))
+        more = over_blocks(solved, step, near.totals, near_left)
         rates = [rate + extra for rate, extra in zip(rates, more, strict=True)]
     return rates
 
 
 def _rates_with_gaps(
-    smoothing: Smoothing, sums: MixtureSums, gaps: tuple[int, ...]
+    smoothing: Smoothing, sums: MixtureSums, step: int, gaps: tuple[int, ...]
 ) -> list[list[_Images]]:
     """M, and M without the blocks that are nearer than each gap."""
 
@@ -185,7 +183,7 @@ def _rates_with_gaps(
         near = list(smoothing.sums(jnp.stack([*sums.totals, *sums.sums]), gap))
         pairs = len(sums.totals)
         around = _Around(near[:pairs], near[pairs:], sums.counts, sums.counts)
-        return _rates(smoothing, sums, around, gap)
+        return _rates(smoothing, sums, around, step, gap)
 
     if not gaps:
         return [rates(smoothing, 0)]
