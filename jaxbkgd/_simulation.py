@@ -194,8 +194,9 @@ def _simulate(
     time = jnp.linspace(0, 1, frame_count, dtype=jnp.float32)
     frames, bkgds_adu = lax.map(expose, (frame_keys, time, y_pix, x_pix, photons))
     frame = jnp.repeat(jnp.arange(frame_count, dtype=jnp.int32), is_on.shape[1])
-    events = (y_pix.ravel(), x_pix.ravel(), photons.ravel(), is_on.ravel())
-    return frames, SimulatedTruth(bkgds_adu, frame, *events)
+    return frames, SimulatedTruth(
+        bkgds_adu, frame, y_pix.ravel(), x_pix.ravel(), photons.ravel(), is_on.ravel()
+    )
 
 
 def _checked_key(key: Any) -> Key[Array, ""]:

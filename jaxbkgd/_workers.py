@@ -7,9 +7,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextvars import ContextVar
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,32 +30,46 @@ _LINE_SECONDS = 5.0
 _lines = [["at work"]]
 
 
-@dataclass
-class Watch:
-    """What a window shows of long work in another thread, and whether it is to end."""
+class Job:
+    """Calls a function in a thread of its own. A window shows what the work has reported,
+    `done` of `total` and a `text`, asks now and then whether it `is_done`, and may cancel
+    it."""
 
-    done: int = 0
-    total: int = 0
-    text: str = ""
-    is_cancelled: bool = False
+    def __init__(self, function: Callable[[], Any]) -> None:
+        self.done = self.total = 0
+        self.text, self.is_cancelled = "", False
+        self._future: Future[Any] = Future()
+        self._function = function
+        # Not one of a pool, for whose threads Python would wait as it exits.
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def _run(self) -> None:
+        _job.set(self)
+        try:
+            self._future.set_result(self._function())
+        except BaseException as error:
+            self._future.set_exception(error)
+
+    @property
+    def is_done(self) -> bool:
+        return self._future.done()
+
+    def result(self) -> Any:
+        """What the function has returned, or raised: of cancelled work,
+        `KeyboardInterrupt`."""
+        return self._future.result()
+
+    def cancel(self) -> None:
+        """Ends work at its next report, as Ctrl-C would."""
+        self.is_cancelled = True
 
     def check(self) -> None:
-        """Ends cancelled work as Ctrl-C does."""
         if self.is_cancelled:
             raise KeyboardInterrupt
 
 
-_watch: ContextVar[Watch | None] = ContextVar("watch", default=None)
-
-
-@contextlib.contextmanager
-def watched(watch: Watch) -> Iterator[None]:
-    """Within this, work of this thread reports to `watch`, which may end it."""
-    token = _watch.set(watch)
-    try:
-        yield
-    finally:
-        _watch.reset(token)
+# The job that this thread works on.
+_job: ContextVar[Job | None] = ContextVar("job", default=None)
 
 
 def core_count() -> int:
@@ -90,7 +103,15 @@ def on_threads(
     the caller's 64-bit mode and default device, and do not wait for the consumer. After an
     error, items that have begun are worked on to their end. Ctrl-C does not wait for
     threads in a call of XLA, which nothing can interrupt; Python does when it exits."""
-    todo, done, watch = deque(items), deque[_Result](), _watch.get()
+    return each_on_threads(lambda item: [run(item)], items, workers)
+
+
+def each_on_threads(
+    run: Callable[[_Item], Iterable[_Result]], items: Iterable[_Item], workers: int
+) -> Generator[_Result, None, None]:
+    """As `on_threads`, where `run(item)` gives result after result, until the end."""
+    is_ended = threading.Event()
+    todo, done, job = deque(items), deque[_Result](), _job.get()
     is_64_bit, device = jax.enable_x64.value, jax.default_device.value
 
     def work() -> None:
@@ -100,20 +121,24 @@ def on_threads(
                     item = todo.popleft()
                 except IndexError:
                     return
-                done.append(run(item))
+                for result in run(item):
+                    done.append(result)
+                    if is_ended.is_set():
+                        return
 
     pool = ThreadPoolExecutor(max(1, workers))
     running = {pool.submit(work) for _ in range(min(workers, len(todo)))}
     try:
         while running:
             ended, running = wait(running, _NEWS_SECONDS, FIRST_EXCEPTION)
-            if watch is not None:
-                watch.check()
+            if job is not None:
+                job.check()
             while done:
                 yield done.popleft()
             for future in ended:
                 future.result()
     finally:
+        is_ended.set()
         todo.clear()
         must_end = isinstance(sys.exception(), Exception)
         # In short waits: on Windows, a long one does not hear Ctrl-C.
@@ -139,12 +164,16 @@ def progress_lines() -> Iterator[None]:
         while not ended.wait(_LINE_SECONDS):
             print(f"jaxbkgd: {_lines[-1][0]}", file=sys.stderr, flush=True)
 
+    teller = threading.Thread(target=tell, daemon=True)
     if not sys.stderr.isatty():
-        threading.Thread(target=tell, daemon=True).start()
+        teller.start()
     try:
         yield
     finally:
         ended.set()
+        # No line comes after this.
+        if teller.is_alive():
+            teller.join()
 
 
 @contextlib.contextmanager
@@ -160,7 +189,7 @@ def progress_bar(
     # `disable=None` draws at a terminal alone.
     disable = None if is_shown else True
     line, begun, first = [f"{done} of {total} {unit}"], time.monotonic(), done
-    watch = _watch.get()
+    job = _job.get()
     with (
         contextlib.ExitStack() as end,
         tqdm(
@@ -176,9 +205,9 @@ def progress_bar(
             seconds = (time.monotonic() - begun) * (total - done) / max(done - first, 1)
             left = tqdm.format_interval(seconds)
             line[0] = f"{done} of {total} {unit}, {text}, {left} left"
-            if watch is not None:
-                watch.done, watch.total, watch.text = done, total, line[0]
-                watch.check()
+            if job is not None:
+                job.done, job.total, job.text = done, total, line[0]
+                job.check()
 
         yield report
 

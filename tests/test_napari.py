@@ -20,10 +20,9 @@ from jaxbkgd._cli import view as _view
 from jaxbkgd._cli.app import app
 from jaxbkgd._movies import open as _open
 from jaxbkgd._napari import session as _session
-from jaxbkgd._napari.job import Job
 from jaxbkgd._napari.reader import channel_of, contrast_limits, layers_of, reader_of
 from jaxbkgd._napari.session import Session, Settings
-from jaxbkgd._workers import on_threads, progress_bar, Watch, watched
+from jaxbkgd._workers import Job, on_threads, progress_bar
 
 
 CAMERA = Camera(100.0, 0.46)
@@ -179,8 +178,8 @@ def test_work_says_how_far_it_is_and_ends_when_it_is_cancelled():
     job = Job(work)
     _wait_for(lambda: len(has_reported) > 3)
     assert not job.is_done
-    assert job.watch.total == 10
-    assert "at it" in job.watch.text
+    assert job.total == 10
+    assert "at it" in job.text
     job.cancel()
     _wait_for(lambda: job.is_done)
     with pytest.raises(KeyboardInterrupt):
@@ -190,7 +189,7 @@ def test_work_says_how_far_it_is_and_ends_when_it_is_cancelled():
         Job(lambda: int("no")).result()
 
 
-class _Impatient(Watch):
+class _Impatient(Job):
     """Cancels work once some of it is done."""
 
     def check(self) -> None:
@@ -200,8 +199,10 @@ class _Impatient(Watch):
 
 def test_a_cancelled_calibration_leaves_what_was(session):
     session.settings = before = Settings(4.0, 4.0, 9.0, 3.0)
-    with watched(Watch(is_cancelled=True)), pytest.raises(KeyboardInterrupt):
-        session.calibrate()
+    job = Job(session.calibrate)
+    job.cancel()
+    with pytest.raises(KeyboardInterrupt):
+        job.result()
     assert (session.settings, session.calibrated) == (before, None)
 
 
@@ -211,8 +212,8 @@ def test_a_cancelled_movie_keeps_what_is_done_and_goes_on(tmp_path):
     session = Session(open_movie(frames).channels[0], CAMERA)
     session.settings = Settings(5.0, 5.0, 0.0, 0.0)
     path = tmp_path / "bkgd.tif"
-    with watched(_Impatient()), pytest.raises(KeyboardInterrupt):
-        session.save(path)
+    with pytest.raises(KeyboardInterrupt):
+        _Impatient(lambda: session.save(path)).result()
     assert not path.exists()
     assert path.with_name("bkgd.tif.part").exists()
     summary = session.save(path)

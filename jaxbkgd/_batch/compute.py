@@ -1,8 +1,9 @@
 """What is made of the frames of one window: one compiled program, its memory and errors."""
 
+import contextlib
 import functools as ft
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast, Literal, NamedTuple
 
@@ -10,8 +11,10 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
+from .._estimators.background import Background
 from .._estimators.base import AbstractEstimator
 from .._estimators.camera import Camera
 from .._estimators.channels import as_frames, checked_frames
@@ -108,6 +111,26 @@ def estimate_window(
         as_called(weights) if is_weighted else None,
         donated=None if donated is None else as_called(donated),
     )
+    return finished(background, stacks, output, cameras, is_weighted=is_weighted)
+
+
+def finished(
+    background: Background,
+    stacks: Sequence[Shaped[Array, "frames _height _width"]],
+    output: Output,
+    cameras: Sequence[Camera],
+    *,
+    is_weighted: bool,
+) -> Estimates:
+    """What is made of the background of frames that cameras have prepared."""
+    if output.quantity != "background" or output.pedestal:
+        # Otherwise a product could be added before it is rounded, in some programs alone.
+        background, stacks = lax.optimization_barrier((background, list(stacks)))
+
+    def as_called(of_each: Sequence[Any]) -> Any:
+        return of_each[0] if output.is_one_stack else list(of_each)
+
+    frames = as_called(stacks)
     images = background.bkgds
     if output.quantity == "residual":
         images = background.residuals(frames)
@@ -219,27 +242,47 @@ def run_window(
     buffers: Buffers | None = None,
 ) -> Estimated:
     """Estimates a window, of which the chunks hold the frames seen."""
-    try:
+    with naming_errors(name, window):
         frames = [np.asarray(checked_frames(chunk)) for chunk in chunks]
-        masks = [None if mask is None else _checked_weights(mask) for mask in weights]
+        masks = [None if mask is None else checked_mask(mask) for mask in weights]
         if buffers is not None:
             frames = buffers.place(frames)
         images, lights, *flags = estimate(frames, masks, buffers and buffers.donated)
         # Surfaces errors of JAX here, where they are named.
         jax.block_until_ready(images)
-        nonfinite, clipped = (
-            np.flatnonzero([] if flag is None else np.asarray(flag)[window.kept])
-            for flag in flags
-        )
         arrays = buffers.as_numpy(images) if buffers else list(map(np.asarray, images))
+    return as_estimated(name, window, arrays, lights, flags)
+
+
+@contextlib.contextmanager
+def naming_errors(name: str, window: Window) -> Iterator[None]:
+    """Errors within this are of the window's frames, unless they say it themselves."""
+    try:
+        yield
+    except MovieError:
+        raise
     except Exception as error:
         what = f"frames {window.start} to {window.stop - 1} cannot be estimated"
         raise MovieError(f"{name}: {what} ({one_line(error)})") from error
-    if len(nonfinite) and arrays[0].dtype == np.uint16:
+
+
+def as_estimated(
+    name: str,
+    window: Window,
+    images: Sequence[Shaped[np.ndarray, "frames _height _width"]],
+    lights: Sequence[Any],
+    flags: Sequence[Any],
+) -> Estimated:
+    """What is kept of a window's estimates."""
+    nonfinite, clipped = (
+        np.flatnonzero([] if flag is None else np.asarray(flag)[window.kept])
+        for flag in flags
+    )
+    if len(nonfinite) and images[0].dtype == np.uint16:
         what = f"the result of frame {window.start + nonfinite[0]} is not finite"
         raise MovieError(f"{name}: {what}, as uint16 has to be; write float32")
     return Estimated(
-        [array[window.kept] for array in arrays],
+        [image[window.kept] for image in images],
         [
             None if light is None else np.asarray(light)[..., window.kept]
             for light in lights
@@ -248,7 +291,8 @@ def run_window(
     )
 
 
-def _checked_weights(mask: Any) -> Shaped[np.ndarray, "frames height width"]:
+def checked_mask(mask: Any) -> Shaped[np.ndarray, "frames height width"]:
+    """Weights as a movie has them; `ValueError` for those that are no weights."""
     weights = np.asarray(checked_frames(mask))
     if not np.all((weights >= 0) & (weights < np.inf)):
         raise ValueError("weights are negative or not finite; give booleans, or 0 and more")

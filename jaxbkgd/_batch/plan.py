@@ -86,22 +86,14 @@ def plan_chunks(
 ) -> tuple[int, int]:
     """The frames in a chunk and the number of workers, where they are not given: as many
     workers as there is memory for, and then the chunk."""
-    for name, value in (("chunk_frames", chunk_frames), ("workers", workers)):
-        if value is not None:
-            checked_count(name, value)
+    check_counts(chunk_frames=chunk_frames, workers=workers)
     frame_count = len(channels[0])
     frame_pixels = sum(math.prod(channel.shape[1:]) for channel in channels)
     is_on_cpu = devices[0].platform == "cpu"
-    free = [free_bytes()]
-    for device in devices:
-        # Windows go to devices in turns.
-        stats = (not is_on_cpu and device.memory_stats()) or {}
-        if "bytes_limit" in stats:
-            free.append(len(devices) * (stats["bytes_limit"] - stats["bytes_in_use"]))
-    # Frames that all workers together may hold. Twice what they take must be free.
-    held = min(free) // (2 * pixel_bytes * frame_pixels)
+    # Frames that all workers together may hold.
+    held = usable_bytes(devices) // (pixel_bytes * frame_pixels)
     if workers is None:
-        most = core_count() if is_on_cpu else _WORKERS_PER_ACCELERATOR * len(devices)
+        most = most_workers(devices)
         # With chunks shorter than twice the halo, more workers would do less.
         length = min(frame_count, (chunk_frames or 2 * halo_frames or 1) + 2 * halo_frames)
         workers = max(1, min(most, held // length))
@@ -120,3 +112,27 @@ def plan_chunks(
             )
     # As long as each other.
     return math.ceil(frame_count / math.ceil(frame_count / max(1, frames))), workers
+
+
+def check_counts(**counts: Any) -> None:
+    """`TypeError` or `ValueError` for a number that is given, and no positive integer."""
+    for name, value in counts.items():
+        if value is not None:
+            checked_count(name, value)
+
+
+def most_workers(devices: Sequence[Any]) -> int:
+    """The threads that keep all cores or devices busy."""
+    is_on_cpu = devices[0].platform == "cpu"
+    return core_count() if is_on_cpu else _WORKERS_PER_ACCELERATOR * len(devices)
+
+
+def usable_bytes(devices: Sequence[Any]) -> int:
+    """What all workers together may take: half of what is free, also on the devices, to
+    which work goes in turns."""
+    free = [free_bytes()]
+    for device in devices:
+        stats = (device.platform != "cpu" and device.memory_stats()) or {}
+        if "bytes_limit" in stats:
+            free.append(len(devices) * (stats["bytes_limit"] - stats["bytes_in_use"]))
+    return min(free) // 2

@@ -3,7 +3,7 @@
 import contextlib
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -22,10 +22,11 @@ from .._calibration.hot_pixels import hot_pixels_of, without_pixels
 from .._calibration.movie_patterns import with_movie_patterns
 from .._estimators.base import AbstractEstimator
 from .._estimators.camera import Camera
+from .._estimators.light_model import LightModel
 from .._movies.movie import Box
 from .._movies.open import is_split, open_channels, open_sources, open_weights
-from .._workers import on_threads, progress_bar, run_interruptibly
-from . import compute
+from .._workers import each_on_threads, on_threads, progress_bar, run_interruptibly
+from . import compute, stream
 from .compute import Dtype, Quantity
 from .names import paths_beside
 from .plan import plan_chunks, read_window, strips, Window, windows
@@ -38,6 +39,10 @@ from .results import (
     open_results,
     Results,
 )
+
+
+# Of each channel.
+_Lights = dict[int, Float[np.ndarray, "*rank frames"]]
 
 
 @dataclass(frozen=True)
@@ -101,9 +106,8 @@ def estimate_movie(
     - `source`: a path, an array (frames, height, width) or (frames, channels, height,
         width), an open movie or a channel; see [`jaxbkgd.open_movie`][]. A list or tuple of
         sources holds a channel each.
-    - `estimator`: any estimator; each chunk is read with its `halo_frames`. Patterns of
-        light that it has still to learn are learned first, from up to 900 frames. By
-        default, one is calibrated on a sample of the movie, see [`jaxbkgd.calibrate`][].
+    - `estimator`: any estimator; each chunk is read with its `halo_frames`. By default,
+        one is calibrated on a sample of the movie first, see [`jaxbkgd.calibrate`][].
     - `sink`: a name that ends in `.tif`, `.ome.tif`, `.zarr`, `.ome.zarr` or, for Picasso,
         `.raw`, or a NumPy array to fill; for a list of sources, or for boxes, a list of
         these. Several channels of one source are written to one sink. By default, a movie
@@ -130,7 +134,8 @@ def estimate_movie(
         far off in all frames, see [`jaxbkgd.find_hot_pixels`][]; by default where the
         estimator is found.
     - `chunk_frames`, `workers`: the frames in a chunk, and the number of threads, by
-        default a megapixel or four halos, and the cores, or fewer where memory is short.
+        default a megapixel or four halos, and the cores, or fewer where memory is short. A
+        chunk of [`jaxbkgd.LocalMean`][] is made as long as a round of it sees.
     - `progress`: whether to show a progress bar, where there is a terminal.
     - `resume`: whether to go on with what an earlier call has left, or begin anew.
     - `overwrite`: whether a result that has the name already is replaced, in the end.
@@ -181,36 +186,58 @@ def estimate_movie(
         seen_frames = min(len(channels[0]), 2 * fast.halo_frames + 1)
         shapes = [(seen_frames, *channel.shape[1:]) for channel in channels]
         corrections = run_interruptibly(_noise_corrections, estimator, shapes, is_stack)
+        begun_frames = None
         if chunk_frames is None and resume:
-            chunk_frames = begun_chunk_frames(targets)
+            begun_frames = begun_chunk_frames(targets)
         is_to_arrays = not any(as_path(target) for target, _ in targets)
-        chunk_frames, workers = plan_chunks(
+        is_to_arrays = not any(as_path(target) for target, _ in targets)
+        devices = jax.local_devices()
+        plan = stream.plan(
+            fast,
             channels,
-            fast.halo_frames,
-            jax.local_devices(),
-            pixel_bytes=fast.pixel_bytes,
+            devices,
+            is_weighted=any(mask is not None for mask in masks),
             chunk_frames=chunk_frames,
+            begun_frames=begun_frames,
             workers=workers,
-            is_between_arrays=is_to_arrays and not any(movie.paths for movie in movies),
         )
+        if plan is None:
+            chunk_frames, workers = plan_chunks(
+                channels,
+                fast.halo_frames,
+                devices,
+                pixel_bytes=fast.pixel_bytes,
+                chunk_frames=begun_frames if chunk_frames is None else chunk_frames,
+                workers=workers,
+                is_between_arrays=is_to_arrays and not any(m.paths for m in movies),
+            )
+        else:
+            chunk_frames, workers = plan.chunk_frames, plan.workers
         job = Job(channels, masks, cameras, estimator, output, chunk_frames)
         results = files.enter_context(
             open_results(job, targets, resume=resume, overwrite=overwrite)
         )
         frame_count = len(channels[0])
         frame_megapixels = sum(math.prod(channel.shape[1:]) for channel in channels) / 1e6
-        chunks = windows(frame_count, chunk_frames, fast.halo_frames, fast.aligned_frames)
-        todo = results.missing(chunks)
+        lights: _Lights = {}
+        if plan is None:
+            halo_frames, aligned_frames = fast.halo_frames, fast.aligned_frames
+            chunks = windows(frame_count, chunk_frames, halo_frames, aligned_frames)
+            todo = results.missing(chunks)
+            parts: list[Window | None] = [None]
+            if is_to_arrays and chunk_frames == 1 and job.can_donate(fast):
+                parts = strips(channels, fast.halo_lines)
+            work = _worker(job, fast, results, parts, lights)
+            counted = on_threads(work, todo, workers)
+        else:
+            todo = results.missing(stream.chunks_of(frame_count, chunk_frames))
+            follow = _follower(job, plan.models, results, lights)
+            counted = each_on_threads(follow, stream.runs(todo, workers), workers)
         resumed_frames = frame_count - sum(w.stop - w.start for w in todo)
         counts, begun = np.zeros(2, int), time.perf_counter()
-        parts: list[Window | None] = [None]
-        if is_to_arrays and chunk_frames == 1 and job.can_donate(fast):
-            parts = strips(channels, fast.halo_lines)
-        lights: dict[int, Float[np.ndarray, "*rank frames"]] = {}
-        work = _worker(job, fast, results, parts, lights)
         with progress_bar(frame_count, progress, resumed_frames, "frames") as report:
-            for number, counted in enumerate(on_threads(work, todo, workers), 1):
-                counts += counted
+            for number, of_chunk in enumerate(counted, 1):
+                counts += of_chunk
                 done = (frame_count - resumed_frames) * number // len(todo)
                 rate = done * frame_megapixels / (time.perf_counter() - begun)
                 report(resumed_frames + done, f"{rate:.0f} Mpx/s")
@@ -251,7 +278,7 @@ def _worker(
     fast: AbstractEstimator,
     results: Results,
     parts: Sequence[Window | None],
-    lights: dict[int, Float[np.ndarray, "*rank frames"]],
+    lights: _Lights,
 ) -> Callable[[Window], Int[np.ndarray, "2"]]:
     """A function that reads, estimates and writes a window, in any number of threads, notes
     the light of its frames, and counts those that are not finite, and that are clipped."""
@@ -276,13 +303,7 @@ def _worker(
                 estimated = compute.run_window(
                     name, estimate, chunks, window, masks, buffers
                 )
-            results.write(window, estimated.images, part)
-            for number, light in enumerate(estimated.lights):
-                if light is not None:
-                    shape = *light.shape[:-1], len(job.channels[0])
-                    # One for all threads.
-                    noted = lights.setdefault(number, np.full(shape, np.nan, np.float32))
-                    noted[..., window.start : window.stop] = light
+            _keep(results, lights, len(job.channels[0]), window, estimated, part)
             # Strips are of one frame.
             total = np.maximum(total, estimated.counts)
             # The images are views of what the next part may write over.
@@ -291,3 +312,39 @@ def _worker(
         return total
 
     return work
+
+
+def _follower(
+    job: Job,
+    models: Sequence[LightModel],
+    results: Results,
+    lights: _Lights,
+) -> Callable[[Sequence[Window]], Iterator[Int[np.ndarray, "2"]]]:
+    """A function that does the same for chunks that follow each other."""
+    devices = jax.local_devices()
+
+    def follow(run: Sequence[Window]) -> Iterator[Int[np.ndarray, "2"]]:
+        device = devices[run[0].number % len(devices)]
+        with jax.default_device(device):
+            for window, estimated in stream.estimate_run(job, models, run):
+                _keep(results, lights, len(job.channels[0]), window, estimated)
+                yield estimated.counts
+
+    return follow
+
+
+def _keep(
+    results: Results,
+    lights: _Lights,
+    frame_count: int,
+    window: Window,
+    estimated: compute.Estimated,
+    part: Window | None = None,
+) -> None:
+    results.write(window, estimated.images, part)
+    for number, light in enumerate(estimated.lights):
+        if light is not None:
+            shape = *light.shape[:-1], frame_count
+            # One for all threads.
+            noted = lights.setdefault(number, np.full(shape, np.nan, np.float32))
+            noted[..., window.start : window.stop] = light

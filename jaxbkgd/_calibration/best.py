@@ -3,7 +3,6 @@
 import itertools as it
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -20,14 +19,7 @@ from .molecules import Molecules
 from .movie_patterns import sample_rank, with_movie_patterns
 from .objectives import FramePairLoss
 from .sample import draw_sample, Sample
-from .search import (
-    ChannelSearch,
-    EACH_FRAME,
-    LARGEST_PIX,
-    Radii,
-    Structure,
-    structures,
-)
+from .search import ChannelSearch, EACH_FRAME, LARGEST_PIX, Radii, Structure, structures
 
 
 # Radii whose spikes are looked at before the usual ones are taken.
@@ -78,9 +70,9 @@ def find_best(
         def count_trial() -> None:
             report(min(next(tried), most - 1), "trying radii")
 
-        options = sample, psf_sigma_pix, skips_nan, most_frames
-        best = run_interruptibly(_search, *options, count_trial)
-    searches, structure, rows, findings = best
+        searches, structure, rows, findings = run_interruptibly(
+            _search, sample, psf_sigma_pix, skips_nan, most_frames, count_trial
+        )
     is_found = all(blinking.is_found for blinking in sample.blinking)
     is_found &= sample.lag < _LONGEST_LAG * len(sample.frame_indices[0])
     estimator = structure.estimator(rows, None, skips_nan)
@@ -134,22 +126,14 @@ def _usual(flaw: str) -> tuple[RadiiEstimator, CalibrationHistory]:
     )
 
 
-class _Best(NamedTuple):
-    """What was tried, and the radii and findings of each channel."""
-
-    searches: list[ChannelSearch]
-    structure: Structure
-    rows: list[Radii]
-    findings: list[Findings]
-
-
 def _search(
     sample: Sample,
     psf_sigma_pix: float | None,
     skips_nan: bool,
     most_frames: float,
     report: Callable[[], None],
-) -> _Best:
+) -> tuple[list[ChannelSearch], Structure, list[Radii], list[Findings]]:
+    """What was tried, and the structure, radii and findings of the best."""
     searches = [
         ChannelSearch(sample.of_channel(number), skips_nan, report)
         for number in range(len(sample.blinking))
@@ -170,7 +154,7 @@ def _search(
         # The last one is taken in any case, and the doubts say what it does.
         is_last = structure is ranked[-1][0]
         if is_last or not any(of.takes_molecules for of in findings):
-            return _Best(searches, structure, rows, findings)
+            return searches, structure, rows, findings
     raise AssertionError("There is a last structure.")
 
 
@@ -205,10 +189,7 @@ def _ranked_structures(
 
 
 def _guarded(
-    search: ChannelSearch,
-    structure: Structure,
-    radii: Radii,
-    molecules: list[Molecules],
+    search: ChannelSearch, structure: Structure, radii: Radii, molecules: list[Molecules]
 ) -> tuple[Radii, Findings]:
     """The given radii, or those with the lowest loss that do not take molecules for
     background, or the usual ones; and what is found with them."""

@@ -3,7 +3,7 @@
 import contextlib
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, overload, TypeVar
 
 import equinox as eqx
@@ -184,8 +184,9 @@ def calibrate(
             rank = estimator.illumination_rank
             kept = {"patterns": estimator.patterns, "illumination_rank": rank}
         problem = _pose_problem(structured, cameras, start, objective or FramePairLoss())
-        options = optimizer or _SECANT, steps, psf_sigma_pix, progress
-        learned, history = _learned(opened, cameras, problem, *options)
+        with progress_bar(steps, progress) as report:
+            descent = descend(problem, optimizer or _SECANT, steps, report)
+        learned, history = _learned(opened, cameras, problem, descent, psf_sigma_pix)
         return with_fields(learned, **kept), history
 
 
@@ -201,13 +202,10 @@ def _learned(
     channels: Sequence[Channel],
     cameras: Sequence[Camera],
     problem: Problem,
-    optimizer: optax.GradientTransformation,
-    steps: int,
+    descent: tuple[list[Visit], bool, str],
     psf_sigma_pix: float | None,
-    progress: bool,
 ) -> tuple[Any, CalibrationHistory]:
-    with progress_bar(steps, progress) as report:
-        descent = descend(problem, optimizer, steps, report)
+    """The best of what was visited, and what is to be believed of it."""
     visits, is_converged, stop_reason = descent
     best = min(visits, key=lambda visit: visit.loss)
     findings: list[Findings] = []
@@ -215,8 +213,7 @@ def _learned(
     if not stop_reason.startswith("interrupted"):
         try:
             if isinstance(problem.objective, FramePairLoss):
-                options = problem, visits, psf_sigma_pix
-                best, findings = _guarded(channels, cameras, *options)
+                best, findings = _guarded(channels, cameras, problem, visits, psf_sigma_pix)
             radii_std = problem.standard_deviations(best.point)
         except KeyboardInterrupt:
             stop_reason = f"interrupted after {len(visits)} steps"
@@ -232,7 +229,7 @@ def _learned(
         warnings.warn(text, stacklevel=3)
     doubts = doubts_of(findings)
     lowest = min(visits, key=lambda visit: visit.loss)
-    takes_molecules = any(map(_takes_molecules(problem.estimator_at(best.point)), findings))
+    takes_molecules = _takes_molecules(problem.estimator_at(best.point), findings)
     if best is not lowest or takes_molecules:
         radii_text = np.array2string(lowest.radii, precision=3, separator=", ")
         taken = f"at the lowest loss, radii {radii_text}, molecules are background"
@@ -278,7 +275,7 @@ def _guarded(
             continue
         estimator = problem.estimator_at(visit.point)
         findings = findings_of(estimator, sample, molecules)
-        if not any(map(_takes_molecules(estimator), findings)):
+        if not _takes_molecules(estimator, findings):
             return visit, findings
         failed.append((visit, findings))
         if len(failed) == MOST_CHECKED:
@@ -286,20 +283,14 @@ def _guarded(
     return failed[0]
 
 
-def _takes_molecules(estimator: AbstractEstimator) -> Callable[[Findings], bool]:
+def _takes_molecules(estimator: AbstractEstimator, findings: Sequence[Findings]) -> bool:
     """Whether molecules that are seen lose too much of their light to the background."""
     is_clipped = estimator.molecule_radius_pix is not None
-
-    def takes(findings: Findings) -> bool:
-        is_much = findings.takes_molecules if is_clipped else findings.kept < _LEAST_KEPT
-        return is_much and findings.molecules.is_measured
-
-    return takes
-
-
-def _truth_to_fit(bkgds: Array, camera: Camera) -> Array:
-    """The true background in ADU in the unit that it is estimated in."""
-    return bkgds if camera.is_even else bkgds * camera.known_gain("A truth")
+    return any(
+        of.molecules.is_measured
+        and (of.takes_molecules if is_clipped else of.kept < _LEAST_KEPT)
+        for of in findings
+    )
 
 
 def _pose_problem(
@@ -321,7 +312,11 @@ def _pose_problem(
                     f"{len(truth)}; give one image, or one for each frame."
                 )
         of_each = camera_of_each(cameras if is_sequence(channels) else cameras[0], channels)
-        objective = TruthLoss(map_channels(_truth_to_fit, objective.bkgds, of_each))
+
+        def in_estimated_unit(truth: Array, camera: Camera) -> Array:
+            return truth if camera.is_even else truth * camera.known_gain("A truth")
+
+        objective = TruthLoss(map_channels(in_estimated_unit, objective.bkgds, of_each))
     lag = objective.lag or 0 if isinstance(objective, FramePairLoss) else 0
     windows = draw_windows(channels, cameras, lag, estimator.sees_one_frame)
     return Problem(estimator, objective, windows)

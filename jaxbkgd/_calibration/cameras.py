@@ -3,9 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-from jaxtyping import Float, Shaped
-
 from .._estimators.camera import Camera, camera_of_each
 from .._movies.movie import Channel
 
@@ -21,16 +18,3 @@ def cameras_of(camera: Any, channels: Sequence[Channel]) -> list[Camera]:
             raise ValueError("Some cameras have a gain, others none; give it for all.")
         cameras.append(whole.cropped(slice(y0, y1), slice(x0, x1)))
     return cameras
-
-
-def light_of(
-    camera: Camera, frames: Shaped[np.ndarray, "frames height width"]
-) -> Float[np.ndarray, "frames height width"]:
-    """Frames above the offset, in the unit of `unit_of`."""
-    convert = camera.electrons if camera.is_gain_known else camera.above_offset
-    return np.asarray(convert(frames.astype(np.float32)), np.float32)
-
-
-def unit_of(cameras: Sequence[Camera]) -> str:
-    """Electrons where the gain is known, as it is of all cameras or of none."""
-    return "e-" if cameras[0].is_gain_known else "ADU"

@@ -48,7 +48,7 @@ class Problem:
             (estimator, objective),
         )
         self.windows = windows
-        self.start = point_of(estimator)
+        self.start, _ = ravel_pytree(eqx.filter(estimator, eqx.is_inexact_array))
         has_radii = isinstance(estimator, RadiiEstimator)
         self.units = estimator.radius_units if has_radii else ("",)
         self.bounds = estimator.max_radii if has_radii else (np.inf,)
@@ -122,10 +122,6 @@ class Problem:
         arguments = _block_gradients, point, self._estimator, self.objective
         gradients = [run_interruptibly(*arguments, window) for window in self.windows]
         return np.concatenate(gradients).astype(np.float64)
-
-
-def point_of(estimator: AbstractEstimator) -> Point:
-    return ravel_pytree(eqx.filter(estimator, eqx.is_inexact_array))[0]
 
 
 def _estimator_at(point: Point, estimator: AbstractEstimator) -> AbstractEstimator:

@@ -150,11 +150,11 @@ def molecules_of(
     estimator: AbstractEstimator, sample: Sample, psf_sigma_pix: float | None = None
 ) -> list[Molecules]:
     """Those of each channel that stand out of the background by this estimator."""
-    sigmas = [1.0] * len(sample.blinking)
-    evaluations = _evaluated(estimator, sample, sample.runs[0], sigmas)
+    run, sigmas_pix = sample.runs[0], [jnp.ones(())] * len(sample.blinking)
+    evaluations = evaluate(estimator, run, sample.lag, sample.spikes, sigmas_pix)
     return [
         find_molecules(_residuals(frames, of), float(of.variance), psf_sigma_pix)
-        for frames, of in zip(sample.runs[0], evaluations, strict=True)
+        for frames, of in zip(run, evaluations, strict=True)
     ]
 
 
@@ -173,15 +173,16 @@ def findings_of(
     estimator: AbstractEstimator, sample: Sample, molecules: Sequence[Molecules]
 ) -> list[Findings]:
     """What the sample shows of an estimator, for each channel with these molecules."""
-    sigmas_pix = [of_channel.psf_sigma_pix for of_channel in molecules]
+    sigmas_pix = [jnp.asarray(of.psf_sigma_pix, jnp.float32) for of in molecules]
+    options = sample.lag, sample.spikes, sigmas_pix
     before, after = [], []
     for run in sample.runs:
         spiked = [
             add_spikes(frames, spikes, of.light, of.psf_sigma_pix)
             for frames, spikes, of in zip(run, sample.spikes, molecules, strict=True)
         ]
-        before.append(_evaluated(estimator, sample, run, sigmas_pix))
-        after.append(_evaluated(estimator, sample, spiked, sigmas_pix))
+        before.append(evaluate(estimator, run, *options))
+        after.append(evaluate(estimator, spiked, *options))
     return [
         _channel_findings(
             [of_run[number] for of_run in before],
@@ -192,16 +193,6 @@ def findings_of(
         )
         for number, of_channel in enumerate(molecules)
     ]
-
-
-def _evaluated(
-    estimator: AbstractEstimator,
-    sample: Sample,
-    run: list[Array],
-    sigmas_pix: Sequence[float],
-) -> list[Evaluation]:
-    sigmas = [jnp.asarray(sigma, jnp.float32) for sigma in sigmas_pix]
-    return evaluate(estimator, run, sample.lag, sample.spikes, sigmas)
 
 
 def _residuals(

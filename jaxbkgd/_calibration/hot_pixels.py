@@ -108,8 +108,6 @@ def without_pixels(
     counts = ~is_hot[None]
     if weights is None:
         return movie_of_array(counts, "the weights").channels[0]
-    if len(weights) == 1:
-        return movie_of_array(weights[:] * counts, "the weights").channels[0]
     pixels, source = _WeightsOfEachFrame(weights, counts), weights.movie
     movie = Movie(pixels, name=source.name, format=source.format, paths=source.paths)
     return movie.channels[0]

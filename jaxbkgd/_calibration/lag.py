@@ -56,10 +56,10 @@ def _channel_residuals(channel: Channel) -> Float[np.ndarray, "frames rows colum
     stride = math.ceil(math.sqrt(used * height * width / _MOST_PIXELS))
     chunk = max(1, _CHUNK_PIXELS // (height * width))
     first, last = (count - used) // 2, (count + used) // 2
+    runs = [(start, min(start + chunk, last)) for start in range(first, last, chunk)]
     return np.concatenate(
         [
             molecule_residuals(read_frames(channel, "", Camera(), [run]), stride)
-            for start in range(first, last, chunk)
-            if (run := (start, min(start + chunk, last)))
+            for run in runs
         ]
     )

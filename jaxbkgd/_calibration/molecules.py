@@ -29,6 +29,10 @@ _FEWEST, _MOST = 20, 2000
 _FAINT = 10.0
 _USUAL_SIGMA_PIX, _SIGMAS_PIX = 1.3, np.linspace(0.6, 4.0, 171)
 
+_Frames = Float[Array, "frames height width"]
+_Places = Int[np.ndarray, " spots"]
+_Boxes = Float[np.ndarray, "spots pixels pixels"]
+
 
 @dataclass(frozen=True)
 class Molecules:
@@ -49,7 +53,7 @@ class Molecules:
     light: float
     psf_sigma_pix: float
     measured: int
-    static: tuple[Int[np.ndarray, " spots"], Int[np.ndarray, " spots"]]
+    static: tuple[_Places, _Places]
     static_light: Float[np.ndarray, " spots"]
 
     @property
@@ -59,9 +63,7 @@ class Molecules:
 
 
 def find_molecules(
-    residuals: Float[Array, "frames height width"],
-    variance: float,
-    psf_sigma_pix: float | None = None,
+    residuals: _Frames, variance: float, psf_sigma_pix: float | None = None
 ) -> Molecules:
     """Those in frames less their background, with this variance of the noise."""
     deviation, sigma_pix = math.sqrt(variance), psf_sigma_pix or _USUAL_SIGMA_PIX
@@ -89,35 +91,24 @@ def find_molecules(
     widths, explained = _widths(_boxes(mean, first, y, x))
     is_static &= (widths < _WIDEST * sigma_pix) & (explained > _LEAST_EXPLAINED)
     static, per_frame = (y[is_static], x[is_static]), seen / len(residuals)
-    found = seen, per_frame, light, sigma_pix, len(frame)
-    return Molecules(*found, static, mean_fits[is_static])
+    static_fits = mean_fits[is_static]
+    return Molecules(seen, per_frame, light, sigma_pix, len(frame), static, static_fits)
 
 
-def static_light(
-    residuals: Float[Array, "frames height width"], molecules: Molecules
-) -> Float[np.ndarray, " spots"]:
+def static_light(residuals: _Frames, molecules: Molecules) -> Float[np.ndarray, " spots"]:
     """The light of molecules that never go off, in other frames less their background."""
     mean, (y, x) = jnp.mean(residuals, 0)[None], molecules.static
     return _fits(mean, np.zeros_like(y), y, x, molecules.psf_sigma_pix)
 
 
 def _fits(
-    residuals: Float[Array, "frames height width"],
-    frame: Int[np.ndarray, " spots"],
-    y: Int[np.ndarray, " spots"],
-    x: Int[np.ndarray, " spots"],
-    psf_sigma_pix: float,
+    residuals: _Frames, frame: _Places, y: _Places, x: _Places, psf_sigma_pix: float
 ) -> Float[np.ndarray, " spots"]:
     spots = Spikes(frame, y, x, np.ones(len(frame)))
     return np.asarray(fitted_light(residuals, spots, psf_sigma_pix))
 
 
-def _boxes(
-    residuals: Float[Array, "frames height width"],
-    frame: Int[np.ndarray, " spots"],
-    y: Int[np.ndarray, " spots"],
-    x: Int[np.ndarray, " spots"],
-) -> Float[np.ndarray, "spots pixels pixels"]:
+def _boxes(residuals: _Frames, frame: _Places, y: _Places, x: _Places) -> _Boxes:
     steps = np.arange(-_REACH_PIX, _REACH_PIX + 1)
     rows, columns = (y[:, None] + steps)[:, :, None], (x[:, None] + steps)[:, None]
     return np.asarray(residuals)[frame[:, None, None], rows, columns]
@@ -125,7 +116,7 @@ def _boxes(
 
 @jax.jit
 def _is_peak(
-    residuals: Float[Array, "frames height width"], deviation: Float[Array, ""]
+    residuals: _Frames, deviation: Float[Array, ""]
 ) -> Bool[Array, "frames height width"]:
     filtered = molecule_residuals(residuals, 1)
     size = 2 * _REACH_PIX + 1
@@ -136,9 +127,7 @@ def _is_peak(
     return (snr == largest) & (snr > _THRESHOLD)
 
 
-def _is_sharp(
-    boxes: Float[np.ndarray, "spots pixels pixels"],
-) -> Bool[np.ndarray, " spots"]:
+def _is_sharp(boxes: _Boxes) -> Bool[np.ndarray, " spots"]:
     """Whether a box is dark at its border, unlike where a background is uneven."""
     middle, inner = boxes[:, 3:-3, 3:-3].mean((1, 2)), boxes[:, 1:-1, 1:-1]
     area = math.prod(boxes.shape[1:]) - math.prod(inner.shape[1:])
@@ -147,7 +136,7 @@ def _is_sharp(
 
 
 def _widths(
-    images: Float[np.ndarray, "spots pixels pixels"],
+    images: _Boxes,
 ) -> tuple[Float[np.ndarray, " spots"], Float[np.ndarray, " spots"]]:
     """The standard deviation of the Gaussian that fits an image over an even background
     best, and the share of the image's variance that it explains. The middles of molecules

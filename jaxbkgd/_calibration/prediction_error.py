@@ -64,7 +64,7 @@ def prediction_errors(
     else:
         prediction = estimator.predict(channels, lag)
     background, near, far, block_frames = prediction
-    light = map_channels(_known_light, channels, background.bkgds, background.illumination)
+    light = map_channels(_known_light, background.bkgds, background.illumination)
     background = Background(background.bkgds, background.noise_corrections, light)
     error = ft.partial(
         _prediction_error,
@@ -80,7 +80,7 @@ def prediction_errors(
 
 
 def _known_light(
-    channel: Any, bkgds: _Frames, light: Float[Array, "*rank frames"] | None
+    bkgds: _Frames, light: Float[Array, "*rank frames"] | None
 ) -> Float[Array, " frames"]:
     if light is None:
         return jnp.ones(bkgds.shape[:1], bkgds.dtype)

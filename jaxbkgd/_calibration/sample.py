@@ -1,6 +1,5 @@
 """The part of a movie that a calibration looks at."""
 
-import functools as ft
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -11,15 +10,9 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Shaped
 
 from .._estimators.camera import Camera
-from .._estimators.channels import Channels, checked_frames, map_channels
+from .._estimators.channels import Channels, checked_frames
 from .._movies.movie import Channel
-from .blinking import (
-    Blinking,
-    blinking_of,
-    molecule_residuals,
-    UnlearnableError,
-)
-from .cameras import light_of, unit_of
+from .blinking import Blinking, blinking_of, molecule_residuals, UnlearnableError
 from .prediction_error import REGION_PIX
 from .spikes import Spikes, spread_spikes
 
@@ -78,17 +71,16 @@ def draw_windows(
         length = min(length, frame_count)
         count = min(frame_count // length, max(most_frames // length, 1))
         last, partners = frame_count - length, [0]
-    names, of_each = "", cameras[0]
-    if isinstance(channels, list | tuple):
-        names: Any = [f" of channel {i + 1}" for i in range(len(channels))]
-        of_each: Any = list(cameras)
     windows = []
     for start in np.linspace(0, last, count).round().astype(int).tolist():
         runs = [(start + later, start + later + length) for later in partners]
-        read = ft.partial(read_frames, runs=runs)
         indices = jnp.concatenate([jnp.arange(*run) for run in runs])
-        frames = map_channels(read, channels, names, of_each)
-        windows.append(Window(frames, indices))
+        frames = []
+        for number, (channel, camera) in enumerate(zip(opened, cameras, strict=True), 1):
+            name = f" of channel {number}" if len(opened) > 1 else ""
+            frames.append(read_frames(channel, name, camera, runs))
+        structured = jax.tree.unflatten(jax.tree.structure(channels), frames)
+        windows.append(Window(structured, indices))
     return windows
 
 
@@ -123,17 +115,20 @@ class Sample(NamedTuple):
         ]
 
     def of_channel(self, number: int) -> "Sample":
-        runs = [[channels[number]] for channels in self.runs]
-        places = [[of_run[number]] for of_run in self.places]
-        fields = [self.regions[number]], [self.blinking[number]]
-        return Sample(runs, self.frame_indices, places, *fields, self.lag, self.unit)
+        return self._replace(
+            runs=[[channels[number]] for channels in self.runs],
+            places=[[of_run[number]] for of_run in self.places],
+            regions=[self.regions[number]],
+            blinking=[self.blinking[number]],
+        )
 
 
 def draw_sample(
     channels: Sequence[Channel], masks: Sequence[Channel | None], cameras: Sequence[Camera]
 ) -> Sample:
-    """Frames as light (`light_of`), in which pixels that a mask leaves out are NaN.
-    `UnlearnableError` for a movie of which nothing can be learned."""
+    """Frames as light, in electrons where the gain is known, as it is of all cameras or of
+    none, else in ADU; pixels that a mask leaves out are NaN. `UnlearnableError` for a movie
+    of which nothing can be learned."""
     if len(channels[0]) < FEWEST_FRAMES:
         raise UnlearnableError(
             f"the movie has {len(channels[0])} frames, of which radii cannot be learned: "
@@ -152,8 +147,8 @@ def draw_sample(
     ]
     # A frame is compared with others as far away on both sides.
     lag = min(max(of.lag for of in blinking), len(runs[0][0]) // 3)
-    of_sample = blinking, lag, unit_of(cameras)
-    return Sample(runs, frame_indices, places, regions, *of_sample)
+    unit = "e-" if cameras[0].is_gain_known else "ADU"
+    return Sample(runs, frame_indices, places, regions, blinking, lag, unit)
 
 
 def _check_learnable(frames: Float[Array, "frames height width"]) -> None:
@@ -244,9 +239,10 @@ def _read_tile(
     # Whole frames are read, of which few are held.
     step = max(1, _SEARCH_PIXELS // math.prod(channel.shape[1:]))
     chunks, camera = [], camera.cropped(*tile)
+    light_of = camera.electrons if camera.is_gain_known else camera.above_offset
     for first in range(start, stop, step):
         run = slice(first, min(first + step, stop))
-        frames = light_of(camera, channel[run][:, *tile])
+        frames = light_of(channel[run][:, *tile].astype(np.float32))
         if mask is not None:
             weights = mask[run if len(mask) > 1 else slice(1)][:, *tile]
             frames = np.where(weights > 0, frames, np.nan)

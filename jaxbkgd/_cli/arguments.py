@@ -149,10 +149,10 @@ def read_calibration(path: Path, channel: int | None, needed: int) -> RadiiEstim
     return estimator if channel is None else one_channel(estimator, channel - 1)
 
 
-def one_channel(estimator: RadiiEstimator, index: int, **fields: Any) -> RadiiEstimator:
-    """The estimator for one of its channels, with these fields in place of its own."""
+def one_channel(estimator: RadiiEstimator, index: int) -> RadiiEstimator:
+    """The estimator for one of its channels."""
     saved = json.loads(estimator.to_json())
     for name in _CHANNEL_FIELDS & saved.keys():
         if len(saved[name]) > 1:
             saved[name] = [saved[name][index]]
-    return type(estimator).from_json(json.dumps(saved | fields))
+    return type(estimator).from_json(json.dumps(saved))

@@ -5,7 +5,6 @@ import json
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 from typer import Argument, Option
 
 from .._calibration import calibrate as calibration
@@ -15,21 +14,10 @@ from .._estimators.radii_estimator import RadiiEstimator
 from .._movies.movie import Channel
 from .._movies.open import open_movie
 from .._workers import progress_lines, run_interruptibly
-from . import arguments
-from .arguments import CAMERA, CLIP, GAIN, OFFSET, OVERWRITE, READ_NOISE, USUAL_RADIUS
+from . import arguments, report
 from .figures import save_calibration_figure
 from .programs import keep_programs
-from .report import (
-    check_output,
-    clip_rows,
-    print_rows,
-    printable,
-    refusing,
-    say,
-    UsageError,
-    write_whole,
-    yx_text,
-)
+from .report import refusing, UsageError
 
 
 _MOVIES = Argument(help="Movies of the same length, of one channel or more each.")
@@ -50,14 +38,14 @@ def calibrate(
     radius: Annotated[str | None, _RADIUS] = None,
     max_radius: Annotated[float | None, _BOUND] = None,
     radius_frames: Annotated[float | None, _TIME] = None,
-    clip: Annotated[str | None, CLIP] = None,
+    clip: Annotated[str | None, arguments.CLIP] = None,
     lag: Annotated[int | None, _LAG] = None,
     steps: Annotated[int | None, _STEPS] = None,
-    camera: Annotated[list[Path] | None, CAMERA] = None,
-    offset: Annotated[list[float] | None, OFFSET] = None,
-    gain: Annotated[list[float] | None, GAIN] = None,
-    read_noise: Annotated[list[float] | None, READ_NOISE] = None,
-    overwrite: Annotated[bool, OVERWRITE] = False,
+    camera: Annotated[list[Path] | None, arguments.CAMERA] = None,
+    offset: Annotated[list[float] | None, arguments.OFFSET] = None,
+    gain: Annotated[list[float] | None, arguments.GAIN] = None,
+    read_noise: Annotated[list[float] | None, arguments.READ_NOISE] = None,
+    overwrite: Annotated[bool, arguments.OVERWRITE] = False,
 ) -> None:
     """Find the best estimator of a movie, as `jaxbkgd estimate` does before it estimates.
 
@@ -66,8 +54,8 @@ def calibrate(
     """
     keep_programs()
     png = out.with_suffix(".png")
-    check_output(out, ".json", overwrite=overwrite)
-    check_output(png, ".png", overwrite=overwrite)
+    report.check_output(out, ".json", overwrite=overwrite)
+    report.check_output(png, ".png", overwrite=overwrite)
     is_given = radius is not None or radius_frames is not None
     for name, value in {"max-radius": max_radius, "lag": lag, "steps": steps}.items():
         if value is not None and not is_given:
@@ -80,7 +68,8 @@ def calibrate(
         cameras = arguments.chosen_cameras(camera, numbers, len(channels))
         options: dict[str, Any] = {"camera": cameras}
         if is_given or clip is not None:
-            text = f"{USUAL_RADIUS},{USUAL_RADIUS}" if radius is None else radius
+            usual = arguments.USUAL_RADIUS
+            text = f"{usual},{usual}" if radius is None else radius
             bound = 60.0 if max_radius is None else max_radius
             bounds = {"max_radius_pix": bound}
             if radius_frames:
@@ -95,7 +84,7 @@ def calibrate(
         names = [_name(channel) for channel in channels]
         about = {"movies": names} | history.about() | {"rows": history.rows()}
         fields = json.loads(estimator.to_json()) | {"calibration": about}
-        write_whole(out, json.dumps(fields, indent=2, allow_nan=False).encode())
+        report.write_whole(out, json.dumps(fields, indent=2, allow_nan=False).encode())
         # What is there is of other radii.
         png.unlink(missing_ok=True)
         kept = f"the radii are in {out}, and there is no figure"
@@ -105,13 +94,14 @@ def calibrate(
                 kept = f"the best radii so far are in {out}; {remedy}"
                 raise KeyboardInterrupt
             for doubt in history.doubts:
-                say(doubt)
-            print_rows(_rows(names, estimator, history))
-            print(f"wrote {printable(out)}")
+                report.say(doubt)
+            report.print_rows(_rows(names, estimator, history))
+            print(f"wrote {report.printable(out)}")
             if len(history.losses):
-                shown = png, names, channels, estimator, history
-                run_interruptibly(save_calibration_figure, *shown)
-                print(f"wrote {printable(png)}")
+                run_interruptibly(
+                    save_calibration_figure, png, names, channels, estimator, history
+                )
+                print(f"wrote {report.printable(png)}")
         except KeyboardInterrupt as interrupt:
             interrupt.add_note(kept)
             raise
@@ -119,25 +109,17 @@ def calibrate(
 
 def _name(channel: Channel) -> str:
     number = f", channel {channel.index + 1}" if channel.movie.shape[1] > 1 else ""
-    return printable(Path(channel.movie.name).name) + number
+    return report.printable(Path(channel.movie.name).name) + number
 
 
 def _rows(
     names: list[str], estimator: RadiiEstimator, history: CalibrationHistory
 ) -> dict[str, str]:
     """What is printed, the channels one after the other."""
-    radii = []
-    for number in range(len(estimator.radii)):
-        *frames, y, x = np.asarray(estimator.radii[number]).tolist()
-        stds = history.radii_std[number, -2:].tolist()
-        text = yx_text(y, x, "px")
-        if np.isfinite(stds).all():
-            text += f" (+- {max(stds[0], 0.01):.2f}, {max(stds[1], 0.01):.2f})"
-        radii.append(", ".join([text, *(f"{count:.3g} frames" for count in frames)]))
     return {
         "movie": "; ".join(names),
-        "radius": "; ".join(radii),
-        **clip_rows(estimator),
+        "radius": report.radii_text(estimator, history.radii_std),
+        **report.clip_rows(estimator),
         **history.rows(),
         "lag": "not found" if history.lag is None else f"{history.lag} frames",
         "search": history.stop_reason,

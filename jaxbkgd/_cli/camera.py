@@ -15,19 +15,9 @@ from .._estimators.photon_transfer import CameraReport, measure_camera, measure_
 from .._movies.movie import Channel
 from .._movies.open import open_movie
 from .._workers import run_interruptibly
-from .arguments import OVERWRITE
+from . import arguments, report
 from .figures import save_camera_figure
-from .report import (
-    check_destination,
-    check_name,
-    check_output,
-    print_rows,
-    printable,
-    refusing,
-    say,
-    UsageError,
-    write_whole,
-)
+from .report import refusing, UsageError
 
 
 _MOVIES = Argument(
@@ -46,7 +36,7 @@ def camera(
     gain: Annotated[float | None, _GAIN] = None,
     offset: Annotated[float | None, _OFFSET] = None,
     read_noise: Annotated[float, _READ_NOISE] = 0.0,
-    overwrite: Annotated[bool, OVERWRITE] = False,
+    overwrite: Annotated[bool, arguments.OVERWRITE] = False,
 ) -> None:
     """Measure a camera: offset, gain and read noise.
 
@@ -63,9 +53,9 @@ def camera(
     if out.suffix.lower() not in suffixes:
         raise UsageError(f"--out {out}: give a name that ends in {', '.join(suffixes)}")
     png = out.with_suffix(".png")
-    check_name(out)
-    check_destination(out, overwrite=overwrite)
-    check_output(png, ".png", overwrite=overwrite)
+    report.check_name(out)
+    report.check_destination(out, overwrite=overwrite)
+    report.check_output(png, ".png", overwrite=overwrite)
     names = ", ".join(map(str, movies))
     with contextlib.ExitStack() as files:
         channels = [_only_channel(path, files) for path in movies]
@@ -80,15 +70,16 @@ def camera(
             else:
                 dark, *bright = channels
                 measure = ft.partial(measure_camera, dark, bright, gain=gain)
-            report = run_interruptibly(measure)
+            measured = run_interruptibly(measure)
     with tempfile.TemporaryDirectory() as scratch, refusing(f"--out {out}"):
         draft = Path(scratch) / out.name
-        Camera(*report[:3]).save(draft)
-        write_whole(out, draft.read_bytes())
-    for doubt in report.doubts:
-        say(doubt)
-    save_camera_figure(png, report)
-    print_rows(_rows(report) | {"wrote": f"{printable(out)}, {printable(png)}"})
+        Camera(*measured[:3]).save(draft)
+        report.write_whole(out, draft.read_bytes())
+    for doubt in measured.doubts:
+        report.say(doubt)
+    save_camera_figure(png, measured)
+    wrote = ", ".join(map(report.printable, (out, png)))
+    report.print_rows(_rows(measured) | {"wrote": wrote})
 
 
 def _only_channel(path: Path, files: contextlib.ExitStack) -> Channel:
@@ -100,12 +91,12 @@ def _only_channel(path: Path, files: contextlib.ExitStack) -> Channel:
     return channels[0]
 
 
-def _rows(report: CameraReport) -> dict[str, str]:
+def _rows(measured: CameraReport) -> dict[str, str]:
     """The middle and the spread of each map, and how well a pixel is known."""
     units = {"offset": "ADU", "gain": "e-/ADU", "read noise": "e-"}
     rows = {}
     for (name, unit), value, std in zip(
-        units.items(), report[:3], report[3:6], strict=True
+        units.items(), measured[:3], measured[3:6], strict=True
     ):
         text = f"{np.median(value):.4g} {unit}"
         if np.ndim(value):

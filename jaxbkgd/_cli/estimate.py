@@ -16,17 +16,6 @@ from .._estimators.radii_estimator import RadiiEstimator
 from .._movies.open import is_split, open_channels, open_sources
 from .._workers import one_thread_a_call, progress_lines, run_interruptibly
 from . import arguments, outcome, report
-from .arguments import (
-    CAMERA,
-    CLIP,
-    GAIN,
-    NEEDS_TIME,
-    OFFSET,
-    OVERWRITE,
-    READ_NOISE,
-    SHARED,
-    USUAL_RADIUS,
-)
 from .figures import save_movie_figure
 from .kept import kept_calibration
 from .programs import keep_programs
@@ -42,9 +31,11 @@ _OUT = Option(
 )
 _RADIUS = Option(
     help="The plain mean with this radius in pixels, and no calibration: a number, as "
-    f"{USUAL_RADIUS}, or y,x. {SHARED}"
+    f"{arguments.USUAL_RADIUS}, or y,x. {arguments.SHARED}"
 )
-_TIME = Option(help=f"Average over time too, with this radius in frames. {SHARED}")
+_TIME = Option(
+    help=f"Average over time too, with this radius in frames. {arguments.SHARED}"
+)
 _MASK = Option(help="A .npy or .tif, 0 in pixels to leave out; not with --radius alone.")
 _CALIBRATION = Option(help="A .json of an earlier run or of `jaxbkgd calibrate`.")
 _CHANNEL = Option(min=1, help="The channel of the calibration to use, from 1 on.")
@@ -64,7 +55,7 @@ def estimate(
     out: Annotated[Path | None, _OUT] = None,
     radius: Annotated[list[str] | None, _RADIUS] = None,
     radius_frames: Annotated[list[float] | None, _TIME] = None,
-    clip: Annotated[str | None, CLIP] = None,
+    clip: Annotated[str | None, arguments.CLIP] = None,
     mask: Annotated[Path | None, _MASK] = None,
     calibration: Annotated[Path | None, _CALIBRATION] = None,
     channel: Annotated[int | None, _CHANNEL] = None,
@@ -74,14 +65,14 @@ def estimate(
     quantity: Annotated[Quantity, _QUANTITY] = "background",
     dtype: Annotated[Dtype, _DTYPE] = "float32",
     pedestal: Annotated[float, _PEDESTAL] = 0.0,
-    camera: Annotated[list[Path] | None, CAMERA] = None,
-    offset: Annotated[list[float] | None, OFFSET] = None,
-    gain: Annotated[list[float] | None, GAIN] = None,
-    read_noise: Annotated[list[float] | None, READ_NOISE] = None,
+    camera: Annotated[list[Path] | None, arguments.CAMERA] = None,
+    offset: Annotated[list[float] | None, arguments.OFFSET] = None,
+    gain: Annotated[list[float] | None, arguments.GAIN] = None,
+    read_noise: Annotated[list[float] | None, arguments.READ_NOISE] = None,
     workers: Annotated[int | None, _WORKERS] = None,
     chunk_frames: Annotated[int | None, _CHUNK] = None,
     resume: Annotated[bool, _RESUME] = True,
-    overwrite: Annotated[bool, OVERWRITE] = False,
+    overwrite: Annotated[bool, arguments.OVERWRITE] = False,
 ) -> None:
     """Estimate the background of a movie.
 
@@ -130,7 +121,7 @@ def estimate(
         base = without_suffix(out or paths_beside(movies[0], quantity)[0])
         json_path, png = (base.with_name(base.name + end) for end in (".json", ".png"))
         if clip is not None and not is_given:
-            raise UsageError(f"--clip {clip}: {NEEDS_TIME}")
+            raise UsageError(f"--clip {clip}: {arguments.NEEDS_TIME}")
         kept = None
         if is_given:
             estimator = _given_estimator(shared, clip, calibration, channel, count)
@@ -148,7 +139,7 @@ def estimate(
             )
             estimator = kept.estimator
         if mask is not None and not estimator.takes_weights:
-            raise UsageError(f"--mask {mask}: {NEEDS_TIME}")
+            raise UsageError(f"--mask {mask}: {arguments.NEEDS_TIME}")
         try:
             summary = estimate_movie(
                 source,
@@ -166,21 +157,24 @@ def estimate(
             )
             if kept is not None:
                 panels = outcome.channel_panels(opened, sinks, output, cut, summary)
-                shown = panels, summary.lights, kept.about["unexplained"]
-                run_interruptibly(save_movie_figure, png, opened, *shown)
+                lights, unexplained = summary.lights, kept.about["unexplained"]
+                run_interruptibly(
+                    save_movie_figure, png, opened, panels, lights, unexplained
+                )
         except KeyboardInterrupt as interrupt:
             if kept is not None:
                 interrupt.add_note(f"the calibration is kept in {json_path}")
             raise
         written = outcome.written_texts(summary, opened, output, cut)
-    made = estimator, summary
     if kept is None:
         for sink in sinks:
             print(f"wrote {report.printable(sink)}")
-        report.print_rows(outcome.given_rows(*made, written))
+        report.print_rows(outcome.given_rows(estimator, summary, written))
     else:
         names = ", ".join(map(str, [*sinks, json_path, png]))
-        report.print_rows(outcome.found_rows(*made, kept.about["rows"], written, names))
+        findings = kept.about["rows"]
+        rows = outcome.found_rows(estimator, summary, findings, written, names)
+        report.print_rows(rows)
 
 
 def _given_estimator(
@@ -192,7 +186,7 @@ def _given_estimator(
 ) -> RadiiEstimator:
     """The estimator that options or a calibration describe."""
     if calibration is None:
-        texts = shared["radius"] or [USUAL_RADIUS]
+        texts = shared["radius"] or [arguments.USUAL_RADIUS]
         rows = [(radii[0], radii[-1]) for radii in map(arguments.parsed_radius, texts)]
         given = f"--radius {'; '.join(texts)}"
         return arguments.chosen_estimator(given, rows, shared["radius-frames"], clip)

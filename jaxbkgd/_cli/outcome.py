@@ -15,14 +15,14 @@ from .._estimators.radii_estimator import RadiiEstimator
 from .._movies.movie import Channel
 from .._movies.open import open_movie
 from .figures import Panel
-from .report import clip_rows, yx_text
+from .report import clip_rows, radii_text
 
 
 def given_rows(
     estimator: RadiiEstimator, summary: MovieSummary, written: Sequence[str]
 ) -> dict[str, str]:
     """What was done, where a user has chosen the estimator."""
-    rows = {"frames": written[0], "written": written[1], "radius": _radii_text(estimator)}
+    rows = {"frames": written[0], "written": written[1], "radius": radii_text(estimator)}
     rows |= clip_rows(estimator)
     rows["noise factor"] = "; ".join(f"{f:.4f}" for f in summary.noise_corrections)
     rows["time"] = f"{summary.seconds:.2f} s, {summary.megapixels_per_second:.1f} Mpx/s"
@@ -37,7 +37,7 @@ def found_rows(
     names: str,
 ) -> dict[str, str]:
     """What was found and done, in six lines; more only of what is exceptional."""
-    rows = {"radius": _radii_text(estimator)}
+    rows = {"radius": radii_text(estimator)}
     if "error" in findings:
         rows["error"] = findings["error"]
         rows["molecules"] = f"{findings['molecules']}; they keep {findings['they keep']}"
@@ -66,14 +66,6 @@ def written_texts(
     rest += f", with a pedestal of {output.pedestal:g}" if output.pedestal else ""
     sizes = "; ".join(f"{c.shape[1]} x {c.shape[2]} px" for c in channels)
     return f"{summary.frames} of {sizes}", f"{output.quantity}, {output.dtype}{rest}"
-
-
-def _radii_text(estimator: RadiiEstimator) -> str:
-    radii = [
-        ", ".join([yx_text(y, x, "px"), *(f"{count:g} frames" for count in frames)])
-        for *frames, y, x in estimator.radii.tolist()
-    ]
-    return "; ".join(radii)
 
 
 def _light_text(light: Float[np.ndarray, "*rank frames"]) -> str:

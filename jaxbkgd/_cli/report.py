@@ -6,6 +6,9 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+from jaxtyping import Float
+
 from .._estimators.local_mean import LocalMean
 from .._estimators.radii_estimator import RadiiEstimator
 from .._movies.movie import MovieError
@@ -54,6 +57,20 @@ def print_table(title: str, columns: Sequence[Mapping[str, str]]) -> None:
 
 def yx_text(y: float, x: float, unit: str) -> str:
     return f"{y:.4g} {unit}" + (f" in y, {x:.4g} {unit} in x" if x != y else "")
+
+
+def radii_text(
+    estimator: RadiiEstimator, stds: Float[np.ndarray, "channels axes"] | None = None
+) -> str:
+    """The radii of all channels, in pixels with their uncertainty where it is known."""
+    texts = []
+    for number, (*frames, y, x) in enumerate(estimator.radii.tolist()):
+        text = yx_text(y, x, "px")
+        if stds is not None and np.isfinite(stds[number, -2:]).all():
+            std_y, std_x = np.maximum(stds[number, -2:], 0.01).tolist()
+            text += f" (+- {std_y:.2f}, {std_x:.2f})"
+        texts.append(", ".join([text, *(f"{count:.4g} frames" for count in frames)]))
+    return "; ".join(texts)
 
 
 def clip_rows(estimator: RadiiEstimator) -> dict[str, str]:

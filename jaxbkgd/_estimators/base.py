@@ -85,6 +85,11 @@ class AbstractEstimator(SavedModule):
         same bit as the whole."""
         return 1
 
+    def light_models(self, count: int) -> list[Any] | None:
+        """The `LightModel` of each of so many channels, whose chunks follow each other from
+        the beginning of a movie to its end; or `None` if each is estimated by itself."""
+        return None
+
     @property
     def pixel_bytes(self) -> int:
         """Memory that a pixel takes as it is read, converted, estimated and written."""

@@ -207,7 +207,8 @@ def clipped_sums(
     if not is_last:
         frames, weights = small, small_weights
     squares = square_totals = jnp.zeros_like(rates)
-    clipped = jnp.ones_like(frames)
+    # Kept in memory, so that sums are rounded alike in every program.
+    clipped = lax.optimization_barrier(jnp.ones_like(frames))
     if clip is not None and around_all is not None:
         radius_pix = clip.molecule_radius_pix / 2
         weighted, around = small, around_all

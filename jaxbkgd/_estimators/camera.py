@@ -3,6 +3,7 @@
 import json
 import math
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Real
 
-from .camera_files import NAMES, read_values
 from .channels import is_sequence
 from .checks import is_traced, real_array
 from .photon_transfer import measure_camera
@@ -20,6 +20,9 @@ from .photon_transfer import measure_camera
 
 # Squared electrons, below which no weight depends on the read noise.
 _LEAST_VARIANCE = 1e-3
+
+# In files, and in the order of pages of a TIFF.
+_NAMES = ("offset_adu", "gain_electrons_per_adu", "read_noise_electrons")
 
 # A number, or a map with one number for each pixel.
 PerPixel = Real[Array | np.ndarray, "height width"] | Real[Array, ""] | float
@@ -104,10 +107,6 @@ class Camera(eqx.Module):
         values = self.gain_electrons_per_adu, self.read_noise_electrons
         return not any(np.ndim(value) for value in jax.tree.leaves(values))
 
-    @property
-    def _has_noise_map(self) -> bool:
-        return np.ndim(self.read_noise_electrons) > 0
-
     def above_offset(self, frames: Any) -> Any:
         """Frames `(..., height, width)` in ADU less the offset. `ValueError` for maps that
         do not fit them."""
@@ -150,7 +149,7 @@ class Camera(eqx.Module):
         """How much each pixel counts in a mean, by its noise beside that of the light of
         its frame: for estimators that take weights. `weights` are multiplied with it, and
         given back as they are by a camera whose pixels have the same read noise."""
-        if not self._has_noise_map:
+        if np.ndim(self.read_noise_electrons) == 0:
             return weights
         self._check_frames(electrons)
         given = 1.0 if weights is None else weights
@@ -185,7 +184,11 @@ class Camera(eqx.Module):
         three pages: offset, gain and read noise. `ValueError` for another suffix, for maps
         as JSON, and for a TIFF of a camera whose gain is not known."""
         path = Path(path)
-        values = {name: getattr(self, name) for name in NAMES}
+        values = {
+            "offset_adu": self.offset_adu,
+            "gain_electrons_per_adu": self.gain_electrons_per_adu,
+            "read_noise_electrons": self.read_noise_electrons,
+        }
         match path.suffix.lower():
             case ".json" if not self.shape:
                 path.write_text(json.dumps(values, indent=2), "utf-8")
@@ -198,7 +201,7 @@ class Camera(eqx.Module):
 
                 maps = [np.broadcast_to(v, self.shape or (1, 1)) for v in values.values()]
                 pages = np.stack(maps).astype(np.float32)
-                about = {"photometric": "minisblack", "metadata": {"Labels": [*NAMES]}}
+                about = {"photometric": "minisblack", "metadata": {"Labels": [*_NAMES]}}
                 tifffile.imwrite(path, pages, **about)
             case _:
                 raise ValueError(
@@ -214,9 +217,9 @@ class Camera(eqx.Module):
         holds no camera, `OSError` for one that cannot be read."""
         path = Path(path)
         try:
-            values = read_values(path)
-            if not isinstance(values, dict) or not values or values.keys() - set(NAMES):
-                raise ValueError(f"is no camera; one has {', '.join(NAMES)}.")
+            values = _read_values(path)
+            if not isinstance(values, dict) or not values or values.keys() - set(_NAMES):
+                raise ValueError(f"is no camera; one has {', '.join(_NAMES)}.")
             return cls(**values)
         except (TypeError, ValueError, zipfile.BadZipFile) as error:
             raise ValueError(f"{path}: {error}") from error
@@ -266,3 +269,70 @@ def _float32(value: Any) -> Any:
 
 def _is_zero(value: Any) -> bool:
     return isinstance(value, float) and value == 0
+
+
+def _read_values(path: Path) -> Any:
+    """What a file of a camera holds by name, by its suffix; `ValueError` for another."""
+    match path.suffix.lower():
+        case ".json":
+            return json.loads(path.read_text("utf-8"))
+        case ".npz":
+            with path.open("rb") as file:
+                if not zipfile.is_zipfile(file):
+                    raise ValueError("is no .npz, or is cut short; write it again.")
+                file.seek(0)
+                with np.load(file) as arrays:
+                    return dict(arrays)
+        case ".tif" | ".tiff":
+            import tifffile
+
+            # Programs write the three as one series of pages, or as one each.
+            with tifffile.TiffFile(path) as tiff:
+                stacks = [series.asarray() for series in tiff.series]
+            pages = [p for stack in stacks for p in (stack if stack.ndim > 2 else [stack])]
+            if len(pages) != 3:
+                rule = "give three: offset, gain and read noise"
+                raise ValueError(f"has {len(pages)} pages; {rule}.")
+            # A map of one pixel is how `save` writes a number.
+            maps = [page.item() if page.size == 1 else page for page in pages]
+            return dict(zip(_NAMES, maps, strict=True))
+        case ".yaml" | ".yml":
+            import yaml
+
+            try:
+                settings = list(yaml.safe_load_all(path.read_text("utf-8")))
+            except (yaml.YAMLError, RecursionError) as error:
+                raise ValueError(f"is no YAML ({' '.join(str(error).split())}).") from error
+            modes = dict(_picasso_modes(settings))
+            if len(modes) == 1:
+                return dict(zip(_NAMES, *modes.values(), strict=False))
+            texts = [f"{name}: {gain:g}" for name, (_, gain) in [*modes.items()][:20]]
+            what = f"holds the settings of {len(modes)} cameras or modes of Picasso"
+            raise ValueError(f"{what} ({'; '.join(texts)}); give offset and gain of one.")
+    raise ValueError("a camera is a .json, .npz, .tif, or a .yaml of Picasso; give one.")
+
+
+def _picasso_modes(settings: Any, name: str = "") -> Iterator[tuple[str, tuple]]:
+    """The offset and the gain of each camera and readout mode in settings of Picasso, whose
+    sensitivity is in electrons per ADU, before the EM gain."""
+    if isinstance(settings, list):
+        for inner in settings:
+            yield from _picasso_modes(inner, name)
+    elif isinstance(settings, dict) and {"Baseline", "Sensitivity"} <= settings.keys():
+        em_gain = float(settings.get("Gain", 1))
+        # The gain of an EMCCD is half, for its noise.
+        share = em_gain * (2 if em_gain > 1 else 1)
+        for mode, sensitivity in _numbers(settings["Sensitivity"], name):
+            yield mode, (float(settings["Baseline"]), sensitivity / share)
+    elif isinstance(settings, dict):
+        for key, inner in settings.items():
+            yield from _picasso_modes(inner, f"{name} {key}".strip())
+
+
+def _numbers(value: Any, name: str) -> Iterator[tuple[str, float]]:
+    if isinstance(value, dict | list):
+        entries = enumerate(value, 1) if isinstance(value, list) else value.items()
+        for key, inner in entries:
+            yield from _numbers(inner, f"{name} {key}".strip())
+    else:
+        yield name, float(value)

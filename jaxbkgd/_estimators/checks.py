@@ -79,14 +79,6 @@ def real_array(
     return numbers
 
 
-def checked_numbers(name: str, value: Any, **limits: Any) -> tuple[float, ...]:
-    """A number, or a sequence with one a channel, as a tuple; see `real_array`."""
-    numbers = real_array(name, value, **limits)
-    if numbers.ndim > 1 or not numbers.size:
-        raise TypeError(f"{name} must be a number, or one a channel, but is {value!r}.")
-    return tuple(np.atleast_1d(numbers).tolist())
-
-
 def checked_number(name: str, value: Any, **limits: Any) -> float:
     """One number; see `real_array`."""
     if np.ndim(value):

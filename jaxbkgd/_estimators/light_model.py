@@ -1,8 +1,9 @@
 """The rounds of LocalMean: light and rates, from sums over blocks of frames."""
 
 import functools as ft
+import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -33,9 +34,60 @@ from .soft_clip import SoftClip
 # above it the range in which that is in doubt. Molecules that are dense leave 0.7.
 MOST_CLIPPED, CLIPPED_RANGE = 0.35, 0.25
 
+_Images = Float[Array, "blocks _height _width"]
+
+
+class FrameBlocks(NamedTuple):
+    """Successive frames in blocks, the weights of their pixels, and which ones there are:
+    blocks are filled up at the end of the movie."""
+
+    frames: Shaped[Array, "blocks frames height width"]
+    weights: Float[Array, "blocks frames height width"] | None
+    is_frame: Bool[Array, "blocks frames"]
+
+
+class Rates(NamedTuple):
+    """What a round knows of blocks, in images of half the size.
+
+    **Attributes:**
+
+    - `light`: of each frame.
+    - `rates`, `deviations`: the background and its noise in a light of one.
+    - `unclipped`, `totals`: the rates without a clip, and the weights around each pixel.
+    """
+
+    light: Float[Array, "blocks frames"]
+    rates: _Images
+    deviations: _Images
+    unclipped: _Images
+    totals: _Images
+
+
+class LastSums(NamedTuple):
+    """The sums of the last round, what is known of the light of each frame, and the mean
+    weights of each block, if there are any."""
+
+    sums: _Images
+    totals: _Images
+    shares: _Images | None
+    light: "Light"
+
+
+class Light(NamedTuple):
+    """The light of frames as it was measured, the variance of its noise, and whether any
+    pixel of a frame counts."""
+
+    light: Float[Array, "blocks frames"]
+    variance: Float[Array, "blocks frames"]
+    is_seen: Bool[Array, "blocks frames"]
+
 
 class LightModel(eqx.Module):
-    """The parameters of LocalMean for one channel."""
+    """LocalMean for one channel: its parameters, and the steps of an estimate.
+
+    Steps with frames are sums over each block by itself. Those between them smooth sums
+    over blocks: they take `margin` blocks more on either side than they give.
+    """
 
     smoothing: Smoothing
     clip: SoftClip | None
@@ -50,20 +102,158 @@ class LightModel(eqx.Module):
         return 1 if self.clip is None else self.clip.rounds
 
     @property
+    def reach_blocks(self) -> int:
+        """Blocks that the rates of one are made of in one round, on either side of it."""
+        time = self.smoothing.kernels.time
+        return 0 if time is None else time.half_width * self.smoothing.order // 2
+
+    @property
+    def reach_light(self) -> int:
+        """Frames that the light of one is averaged over, on either side of it."""
+        return self.illumination_kernel.half_width * min(self.illumination_rank, 1)
+
+    @property
     def halo_blocks(self) -> int:
         """Blocks that the rates of one depend on, on either side of it: what the kernel
         reaches, once for the first rates and composed in each round."""
         time = self.smoothing.kernels.time
-        once = 0 if time is None else time.half_width
-        return once + self.rounds * once * self.smoothing.order // 2
+        return (0 if time is None else time.half_width) + self.rounds * self.reach_blocks
 
     @property
     def halo_frames(self) -> int:
         """Frames that count on either side of one."""
-        # Whole blocks, whichever frame of a block it is.
-        halo = (self.halo_blocks + 1) * self.block_frames - 1
-        # The light needs the rates of its own block only.
-        return halo + self.illumination_kernel.half_width * min(self.illumination_rank, 1)
+        # Whole blocks, whichever frame of a block it is. The light needs the rates of its
+        # own block only.
+        return (self.halo_blocks + 1) * self.block_frames - 1 + self.reach_light
+
+    @property
+    def _options(self) -> dict[str, bool]:
+        return {"is_steady": self.illumination_rank == 0, "skips_nan": self.skips_nan}
+
+    def step_blocks(self, shape: tuple[Any, ...]) -> int:
+        """Blocks of frames (..., height, width) that are handled together."""
+        return step_blocks(self.block_frames, *shape[-2:])
+
+    def of_dtype(self, dtype: Any) -> "LightModel":
+        """The same with parameters of this dtype, in which it computes."""
+        return jax.tree.map(lambda parameters: parameters.astype(dtype), self)
+
+    def background(self, bkgds: Any, light: Any) -> Background:
+        """What is given to the user."""
+        smoothing, length = self.smoothing, self.block_frames
+        noise = ResidualNoise(
+            smoothing.taps(), clip=self.clip, order=smoothing.order, block_frames=length
+        )
+        # A fit of k patterns has k times the noise of a mean, averaged over frames.
+        rank = self.illumination_rank
+        correction = smoothing.noise_correction(length / rank if rank > 1 else length)
+        return Background(bkgds, correction, light, noise)
+
+    def first_sums(self, blocks: FrameBlocks) -> tuple[BlockSums, Bool[Array, " blocks"]]:
+        """Sums in which all pixels count, and which blocks have a NaN that counts."""
+        dtype = self.smoothing.radii.dtype
+        first = ft.partial(first_sums, dtype=dtype, **self._options)
+        return over_blocks(first, self.step_blocks(blocks.frames.shape), *blocks)
+
+    def first_rates(self, sums: BlockSums, step: int, margin: int = 0) -> Rates:
+        """Those before the first clip."""
+        small = self.smoothing.halved()
+        near_sums, totals, deviations = _smoothed(small, sums, step, margin)
+        both = sums.sums, sums.totals, near_sums, totals
+        unclipped = small.completed(*both)
+        # Of order 2, the first rates are good enough for weights, and seen from fewer
+        # frames.
+        rates = small.with_order(2).completed(*both)
+        inner = _inner(margin)
+        images = rates[inner], deviations, unclipped[inner], totals[inner]
+        return Rates(sums.light[inner], *images)
+
+    def clipped_sums(
+        self, blocks: FrameBlocks, rates: Rates, *, is_last: bool = False
+    ) -> BlockSums:
+        """Sums in which molecules are clipped; of full size in the last round."""
+        around = None
+        if self.clip is not None:
+            # Not known to the compiler, which would work all this out itself, slowly.
+            one = jnp.ones((1, 1, *rates.rates.shape[1:]), rates.rates.dtype)
+            one = lax.optimization_barrier(one)
+            around = around_pixels(self.clip.molecule_radius_pix / 2, one)
+        options = self._options | {"clip": self.clip, "around_all": around}
+        clipped = ft.partial(clipped_sums, is_last=is_last, **options)
+        step = self.step_blocks(blocks.frames.shape)
+        return over_blocks(clipped, step, *blocks[:2], *rates[:3])
+
+    def next_rates(
+        self, rates: Rates, sums: BlockSums, step: int, margin: int = 0
+    ) -> Rates:
+        """Those of a round, from the rates before it and its sums."""
+        small, inner = self.smoothing.halved(), _inner(margin)
+        near_sums, near_totals, growth = _smoothed(small, sums, step, margin)
+        clipped = small.completed(sums.sums, sums.totals, near_sums, near_totals)[inner]
+        # Where most is clipped, it is no molecules, but a background that is finer or
+        # brighter than the rates of the round before.
+        share = ratio(near_totals[inner], rates.totals)
+        is_structure = jnp.clip((MOST_CLIPPED - share) / CLIPPED_RANGE + 1, 0, 1)
+        scale = ratio(*frame_means(step, clipped, rates.unclipped))
+        clipped = clipped + is_structure * (scale * rates.unclipped - clipped)
+        return rates._replace(
+            light=sums.light[inner],
+            rates=clipped,
+            deviations=rates.deviations * growth,
+        )
+
+    def last_sums(self, blocks: FrameBlocks, rates: Rates) -> LastSums:
+        """The sums of which the background is made, and the light."""
+        step = self.step_blocks(blocks.frames.shape)
+        # Of the light, which is a mean over the frame.
+        square, mean = frame_means(step, rates.deviations**2, rates.rates)
+        pixels = math.prod(rates.rates.shape[1:])
+        variance = ratio(square, pixels * mean**2)[..., 0]
+        sums = self.clipped_sums(blocks, rates, is_last=True)
+        is_seen, shares = blocks.is_frame, None
+        if blocks.weights is not None:
+            is_seen = is_seen & (blocks.weights > 0).any((-2, -1))
+            shares = jnp.mean(blocks.weights, 1)
+        if self.skips_nan:
+            is_seen = is_seen & jnp.isfinite(blocks.frames).any((-2, -1))
+        light = Light(sums.light, sums.light * variance, is_seen)
+        return LastSums(sums.sums, sums.totals, shares, light)
+
+    def steady_light(self, light: Light) -> Float[Array, "blocks frames"]:
+        """The light, averaged over time where it is seen to be steady."""
+        if not self.illumination_rank:
+            return light.light
+        return steadied(
+            light.light.reshape(-1),
+            light.variance.reshape(-1),
+            light.is_seen.reshape(-1),
+            self.illumination_radius,
+            self.illumination_kernel,
+        ).reshape(light.light.shape)
+
+    def backgrounds(
+        self,
+        last: LastSums,
+        light: Float[Array, "blocks frames"],
+        is_bad: Bool[Array, " blocks"],
+        gaps: tuple[int, ...] = (),
+        margin: int = 0,
+    ) -> list[Float[Array, "blocks frames height width"]]:
+        """The background, and for each gap that without the nearer blocks; NaN where a bad
+        block is seen, or nothing."""
+        is_nan = is_bad[:, None, None]
+        if last.shares is not None:
+            shares = self.smoothing.sums(last.shares)[_inner(margin)]
+            is_nan = is_nan | (shares <= LEAST_TOTAL_WEIGHT)
+        # In the end, since a derivative would pass a NaN on.
+        return [
+            jnp.where(
+                is_nan[:, None],
+                jnp.nan,
+                light[..., None, None] * rates[_inner(margin), None],
+            )
+            for rates in _rates(self.smoothing, last, gaps)
+        ]
 
 
 @eqx.filter_jit
@@ -94,21 +284,13 @@ def estimate_batch(
             f"{shape}; give clip=None."
         )
     dtype = working_dtype(frames)
-    rank = model.illumination_rank
-    # A fit of k patterns has k times the noise of a mean, averaged over frames.
-    averaged = model.block_frames / rank if rank > 1 else model.block_frames
-    correction = model.smoothing.noise_correction(averaged)
-    noise = ResidualNoise(
-        model.smoothing.taps(),
-        clip=model.clip,
-        order=model.smoothing.order,
-        block_frames=model.block_frames,
-    )
+    describe = model.background
     if 0 in shape:
-        of_frames = [rank] * (rank > 1) + list(shape[-3:-2])
-        light = jnp.zeros((*shape[:-3], *of_frames), dtype)
-        return Background(jnp.zeros(shape, dtype), correction, light, noise)
-    model = jax.tree.map(lambda parameters: parameters.astype(dtype), model)
+        rank = model.illumination_rank
+        of_frame = [rank] if rank > 1 else []
+        light = jnp.zeros((*shape[:-3], *of_frame, *shape[-3:-2]), dtype)
+        return describe(jnp.zeros(shape, dtype), light)
+    model = model.of_dtype(dtype)
     if weights is not None:
         weights = jnp.broadcast_to(weights.astype(dtype), shape)
     if frames.ndim == 2:
@@ -120,7 +302,7 @@ def estimate_batch(
     bkgds = bkgds.reshape(-1, *shape)
     # Of one frame, it has no axis of frames.
     light = light.reshape(*light.shape[:-1], *shape[-3:-2])
-    return Background(bkgds if gaps else bkgds[0], correction, light, noise)
+    return describe(bkgds if gaps else bkgds[0], light)
 
 
 def _estimate_stack(
@@ -130,102 +312,65 @@ def _estimate_stack(
     weights: Float[Array, "frames height width"] | None,
 ) -> tuple[Float[Array, "images frames height width"], Float[Array, " frames"]]:
     """The backgrounds and the light of each frame."""
-    smoothing, dtype = model.smoothing, model.smoothing.radii.dtype
     count, height, width = frames.shape
-    length = model.block_frames
-    step = step_blocks(length, height, width)
-    blocks = -(-count // (length * step)) * step
-
-    def in_blocks(stack: Array) -> Array:
-        widths = [(0, blocks * length - count), *[(0, 0)] * (stack.ndim - 1)]
-        return jnp.pad(stack, widths).reshape(blocks, length, *stack.shape[1:])
-
-    weight_blocks = None if weights is None else in_blocks(weights)
-    stacks = in_blocks(frames), weight_blocks
-    is_frame = in_blocks(jnp.ones(count, bool))
-    options = {"is_steady": model.illumination_rank == 0, "skips_nan": model.skips_nan}
-    first = ft.partial(first_sums, dtype=dtype, **options)
-    sums, is_bad = over_blocks(first, step, *stacks, is_frame)
-    small = smoothing.halved()
-    near_sums, totals, deviations = _smoothed(small, sums, step)
-    both = sums.sums, sums.totals, near_sums, totals
-    unclipped = small.completed(*both)
-    # Of order 2, the first rates are good enough for weights, and seen from fewer frames.
-    rates = small.with_order(2).completed(*both)
-    around = None
-    if model.clip is not None:
-        # Not known to the compiler, which would work all this out itself, slowly.
-        ones = lax.optimization_barrier(jnp.ones((1, 1, *rates.shape[1:]), dtype))
-        around = around_pixels(model.clip.molecule_radius_pix / 2, ones)
-    clipped = ft.partial(clipped_sums, clip=model.clip, around_all=around, **options)
-    light = sums.light
-
-    def next_round(carried: tuple, _: Any) -> tuple[tuple, None]:
-        *_, deviations = carried
-        in_round = ft.partial(clipped, is_last=False)
-        sums = over_blocks(in_round, step, *stacks, *carried)
-        near_sums, near_totals, growth = _smoothed(small, sums, step)
-        rates = small.completed(sums.sums, sums.totals, near_sums, near_totals)
-        # Where most is clipped, it is no molecules, but a background that is finer or
-        # brighter than the rates of the round before.
-        share = ratio(near_totals, totals)
-        is_structure = jnp.clip((MOST_CLIPPED - share) / CLIPPED_RANGE + 1, 0, 1)
-        scale = ratio(*frame_means(step, rates, unclipped))
-        rates = rates + is_structure * (scale * unclipped - rates)
-        return (sums.light, rates, deviations * growth), None
-
+    step = model.step_blocks(frames.shape)
+    length = step * model.block_frames
+    blocks = in_blocks(model, frames, weights, -(-count // length) * step)
+    sums, is_bad = model.first_sums(blocks)
+    rates = model.first_rates(sums, step)
     if model.rounds > 1:
+
+        def next_round(rates: Rates, _: Any) -> tuple[Rates, None]:
+            return model.next_rates(rates, model.clipped_sums(blocks, rates), step), None
+
         # A scan of no turn would not work under `jax.disable_jit`.
-        carried = light, rates, deviations
-        carried, _ = lax.scan(next_round, carried, length=model.rounds - 1)
-        light, rates, deviations = carried
-    # Of the light, which is a mean over the frame.
-    square, mean = frame_means(step, deviations**2, rates)
-    pixels = deviations.shape[-2] * deviations.shape[-1]
-    variance = ratio(square, pixels * mean**2)[..., 0]
-    in_round = ft.partial(clipped, is_last=True)
-    sums = over_blocks(in_round, step, *stacks, light, rates, deviations)
-    light = sums.light
-    if model.illumination_rank:
-        is_seen = is_frame
-        if weight_blocks is not None:
-            is_seen = is_frame & (weight_blocks > 0).any((-2, -1))
-        if model.skips_nan:
-            is_seen = is_seen & jnp.isfinite(stacks[0]).any((-2, -1))
-        light = steadied(
-            light.reshape(-1),
-            (light * variance).reshape(-1),
-            is_seen.reshape(-1),
-            model.illumination_radius,
-            model.illumination_kernel,
-        ).reshape(light.shape)
-    is_nan = spread(is_bad, model.halo_blocks)[:, None, None]
-    if weight_blocks is not None:
-        shares = smoothing.sums(jnp.mean(weight_blocks, 1))
-        is_nan = is_nan | (shares <= LEAST_TOTAL_WEIGHT)
-    images = []
-    for rates in _rates(smoothing, sums, gaps):
-        # In the end, since a derivative would pass a NaN on.
-        bkgds = jnp.where(is_nan[:, None], jnp.nan, light[..., None, None] * rates[:, None])
-        images.append(bkgds.reshape(-1, height, width)[:count])
+        rates, _ = lax.scan(next_round, rates, length=model.rounds - 1)
+    last = model.last_sums(blocks, rates)
+    light = model.steady_light(last.light)
+    is_bad = spread(is_bad, model.halo_blocks)
+    bkgds = model.backgrounds(last, light, is_bad, gaps)
+    images = [bkgd.reshape(-1, height, width)[:count] for bkgd in bkgds]
     return jnp.stack(images), light.reshape(-1)[:count]
 
 
+def in_blocks(
+    model: LightModel,
+    frames: Shaped[Array, "frames height width"],
+    weights: Float[Array, "frames height width"] | None,
+    blocks: Any,
+) -> FrameBlocks:
+    """Frames in so many blocks, of which the last ones are filled up."""
+    count, length = len(frames), model.block_frames
+
+    def blocked(stack: Array) -> Array:
+        widths = [(0, blocks * length - count), *[(0, 0)] * (stack.ndim - 1)]
+        return jnp.pad(stack, widths).reshape(blocks, length, *stack.shape[1:])
+
+    weight_blocks = None if weights is None else blocked(weights)
+    return FrameBlocks(blocked(frames), weight_blocks, blocked(jnp.ones(count, bool)))
+
+
+def _inner(margin: int) -> slice:
+    return slice(margin, -margin if margin else None)
+
+
 def _smoothed(
-    smoothing: Smoothing, sums: BlockSums, step: int
-) -> tuple[Float[Array, "blocks height width"], ...]:
-    """Sums and totals around each pixel, and the root of the mean square there or, where
-    there are no squares, in the frame."""
+    smoothing: Smoothing, sums: BlockSums, step: int, margin: int
+) -> tuple[Float[Array, "_blocks height width"], ...]:
+    """Sums and totals around each pixel and, without the margin, the root of the mean
+    square there or, where there are no squares, in the frame."""
     images = jnp.stack([sums.sums, sums.totals, sums.squares, sums.square_totals])
     # In one stack, so that less is compiled.
     near_sums, near_totals, squares, square_totals = smoothing.sums(images)
-    whole = ratio(*frame_means(step, sums.squares, sums.square_totals))
+    inner = _inner(margin)
+    squares, square_totals = squares[inner], square_totals[inner]
+    whole = ratio(*frame_means(step, sums.squares[inner], sums.square_totals[inner]))
     near = ratio(squares, square_totals)
     return near_sums, near_totals, root(jnp.where(square_totals > 0, near, whole))
 
 
 def _rates(
-    smoothing: Smoothing, sums: BlockSums, gaps: tuple[int, ...]
+    smoothing: Smoothing, sums: LastSums, gaps: tuple[int, ...]
 ) -> list[Float[Array, "blocks height width"]]:
     """The background in a light of one."""
     if not gaps:

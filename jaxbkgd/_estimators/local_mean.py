@@ -255,8 +255,14 @@ class LocalMean(RadiiEstimator):
         background and in each round of clipping again."""
         kernels = self.kernels or self._bounded_kernels()
         radii = jnp.zeros(3)
-        rank = 0 if self.illumination_rank == 0 else 1
+        rank = self._largest_rank
         return max(self._model(radii, of_row, rank).halo_frames for of_row in kernels)
+
+    @property
+    def _largest_rank(self) -> int:
+        if self.illumination_rank != "auto":
+            return self.illumination_rank
+        return max(map(len, self.patterns)) if self.patterns else 1
 
     @property
     def learns_patterns(self) -> bool:
@@ -319,8 +325,8 @@ class LocalMean(RadiiEstimator):
 
     @property
     def pixel_bytes(self) -> int:
-        # As measured. Sums over blocks of few frames take more.
-        return 16 if self.block_frames >= 4 else 32
+        # As measured. Sums over blocks of few frames take more, and of several patterns.
+        return (16 if self.block_frames >= 4 else 32) * max(1, self._largest_rank)
 
     @property
     def molecule_radius_pix(self) -> float | None:
@@ -385,6 +391,13 @@ class LocalMean(RadiiEstimator):
             backgrounds.noise,
         )
         return Prediction(background, near, far, length)
+
+    def light_models(self, count: int) -> list[LightModel] | None:
+        rank = self._largest_rank
+        if rank > 1:
+            return None
+        rows = self._rows(count, self._kernels_in_use())
+        return [self._model(*row, rank) for row in rows]
 
     def _kernels_for(self, radii: Sequence[float], *, is_bound: bool) -> SmoothingKernels:
         return smoothing_kernels(radii, self.block_frames, is_bound=is_bound)

@@ -280,8 +280,8 @@ def _dark_report(
         raise ValueError("Dark frames do not tell the gain; give it, or bright frames.")
     gain = checked_number("gain", gain, unit="electrons per ADU")
     noise = gain * np.sqrt(variance)
-    errors = offset_std, 0.0, noise / math.sqrt(2 * (count - 1))
-    return CameraReport(offset, gain, noise, *errors, np.zeros(0), np.zeros(0), ())
+    noise_std, none = noise / math.sqrt(2 * (count - 1)), np.zeros(0)
+    return CameraReport(offset, gain, noise, offset_std, 0.0, noise_std, none, none, ())
 
 
 def _slopes(

@@ -72,13 +72,18 @@ class RadiiEstimator(AbstractEstimator):
     def _stack_functions(
         self, count: int, kernels: tuple[Any, ...] | None = None
     ) -> list[Callable[..., Background]]:
-        # Folded into constants as XLA compiles, the radii would be rounded differently.
-        radii = rows_of_channels(lax.optimization_barrier(self.radii), count)
-        kernels = kernels or self._kernels_in_use()
         return [
             ft.partial(self._estimate_channel, radii=row, kernels=of_row)
-            for row, of_row in zip(radii, rows_of_channels(kernels, count), strict=True)
+            for row, of_row in self._rows(count, kernels or self._kernels_in_use())
         ]
+
+    def _rows(
+        self, count: int, kernels: tuple[Any, ...]
+    ) -> list[tuple[Float[Array, " axes"], Any]]:
+        """The radii and kernels of each channel."""
+        # Folded into constants as XLA compiles, the radii would be rounded differently.
+        radii = rows_of_channels(lax.optimization_barrier(self.radii), count)
+        return list(zip(radii, rows_of_channels(kernels, count), strict=True))
 
     def _kernels_in_use(self) -> tuple[Any, ...]:
         if self.kernels is not None:

@@ -98,28 +98,29 @@ class ResidualNoise(eqx.Module):
             count = shape[-3] if len(shape) > 2 else 1
             time = [_along_time(self.taps[0], self.block_frames, count, self.order)]
         axes = [*time, *space]
+        pairs = [axis.pairs for axis in axes]
+        triples = [axis.triples for axis in axes]
+        squares = [axis.squares for axis in axes]
+        cubes = [axis.cubes for axis in axes]
         kernel = self._kernel
         smooth = range(1, len(kernel) + 1)
-        own = _total(kernel[k - 1] * _product(axes, "pairs", 0, k) for k in smooth)
+        own = _total(kernel[k - 1] * _product(pairs, 0, k) for k in smooth)
         # Of a peak, what is clipped is not in its own background: if it is all, the
         # background has nothing along g.
         clipped = 1 - self._own_share(psf, own)
         kept = [1 + clipped * own, *(-c for c in kernel)]
-        variance = _combined(axes, kept, "pairs", power=2)
-        along = _combined(axes, kept, "pairs", 0)
+        variance = _combined(pairs, kept, power=2)
+        along = _combined(pairs, kept, 0)
         # The variance is estimated by the background, which follows the noise itself.
         followed = _total(
             kernel[k - 1]
-            * (
-                _combined(axes, kept, "squares", k)
-                - clipped * along * _product(axes, "squares", k, 0)
-            )
+            * (_combined(squares, kept, k) - clipped * along * _product(squares, k, 0))
             for k in smooth
         )
-        skewness = _combined(axes, kept, "triples", power=3) / variance**1.5
+        skewness = _combined(triples, kept, power=3) / variance**1.5
         skewness = skewness - 3 * followed / root(variance)
         deviation = self.deviation * root(variance)
-        matched = MatchedNoise(deviation, skewness / _product(axes, "cubes"))
+        matched = MatchedNoise(deviation, skewness / _product(cubes))
         if len(shape) == 2 and time:
             return MatchedNoise(matched.deviation[0], matched.skewness[0])
         return matched
@@ -132,12 +133,11 @@ class ResidualNoise(eqx.Module):
         covariances = []
         for taps in self.taps[-2:]:
             half = np.asarray(taps, np.float64)
-            rows, whole = [psf], np.concatenate([half[:0:-1], half])
+            whole = np.concatenate([half[:0:-1], half])
+            # Wide enough for all kernels, and for a shift of two pixels.
+            rows = [np.pad(psf, len(self._kernel) * (half.size - 1) + 2)]
             for _ in self._kernel:
-                rows.append(np.convolve(rows[-1], whole))
-            width = rows[-1].size + 4
-            edges = [(width - row.size) // 2 for row in rows]
-            rows = [np.pad(r, e) for r, e in zip(rows, edges, strict=True)]
+                rows.append(np.convolve(rows[-1], whole, "same"))
             shifted = np.array([[np.roll(row, s) for row in rows] for s in range(3)])
             covariances.append(np.einsum("san,tbn->abst", shifted, shifted))
         y, x = covariances
@@ -182,20 +182,18 @@ class ResidualNoise(eqx.Module):
         return jnp.sum(image**2 * shares)
 
 
-def _product(axes: Sequence[_Moments], name: str, *rows: int) -> Float[Array, "..."]:
+def _product(moments: Sequence[Array], *rows: int) -> Float[Array, "..."]:
     """Of the moments of these rows along all axes, at each pixel."""
-    factors = [getattr(moments, name)[rows] for moments in axes]
-    return ft.reduce(jnp.multiply.outer, factors)
+    return ft.reduce(jnp.multiply.outer, [of_axis[rows] for of_axis in moments])
 
 
 def _combined(
-    axes: Sequence[_Moments], kept: Sequence[Any], name: str, *first: int, power: int = 1
+    moments: Sequence[Array], kept: Sequence[Any], *first: int, power: int = 1
 ) -> Float[Array, "..."]:
     """The moments of the first rows and so many factors, each the sum of all rows with the
     coefficients `kept`."""
     return _total(
-        math.prod((kept[row] for row in rows), start=1.0)
-        * _product(axes, name, *first, *rows)
+        math.prod((kept[row] for row in rows), start=1.0) * _product(moments, *first, *rows)
         for rows in itertools.product(range(len(kept)), repeat=power)
     )
 

@@ -172,9 +172,12 @@ def open_channels(
 
 def open_sources(source: Any, files: contextlib.ExitStack) -> Any:
     """The source with its paths and arrays opened as movies, which `files` closes."""
-    if isinstance(source, list | tuple):
-        return [_open_source(entry, files) for entry in source]
-    return _open_source(source, files)
+    is_list = isinstance(source, list | tuple)
+    opened = [
+        s if isinstance(s, Movie | Channel) else files.enter_context(open_movie(s))
+        for s in (source if is_list else [source])
+    ]
+    return opened if is_list else opened[0]
 
 
 def _open_whole(
@@ -206,12 +209,6 @@ def _open_whole(
     return channels
 
 
-def _open_source(source: Any, files: contextlib.ExitStack) -> Movie | Channel:
-    if isinstance(source, Movie | Channel):
-        return source
-    return files.enter_context(contextlib.closing(open_movie(source)))
-
-
 def open_weights(
     weights: Any, channels: Sequence[Channel], files: contextlib.ExitStack
 ) -> list[Channel | None]:
@@ -224,21 +221,20 @@ def open_weights(
         raise ValueError(f"{what}; give one for all, or a list with one for each.")
     opened: list[Channel | None] = []
     for mask, channel in zip(listed, channels, strict=True):
+        if mask is None:
+            opened.append(None)
+            continue
         if isinstance(mask, str | os.PathLike):
             mask = files.enter_context(open_movie(mask))
-        elif not (mask is None or isinstance(mask, Movie)):
+        elif not isinstance(mask, Movie):
             frames = np.asarray(mask)[None] if np.ndim(mask) == 2 else mask
             mask = movie_of_array(frames, "the weights")
         count, _, height, width = channel.movie.shape
-        shapes = [(frames, 1, height, width) for frames in (1, count)]
-        if mask is not None and mask.shape not in shapes:
+        if mask.shape not in [(1, 1, height, width), (count, 1, height, width)]:
             rule = f"1 or {count} frames, one channel, and {height} x {width} pixels"
             what = f"has the shape (frames, channels, height, width) {mask.shape}"
             raise MovieError(f"{mask.name}: {what}; as weights it must have {rule}")
-        if mask is None:
-            opened.append(None)
-        else:
-            frames = channel.frames if mask.shape[0] > 1 else range(1)
-            chosen = slice(frames.start, frames.stop, frames.step)
-            opened.append(Channel(mask, 0, channel.box, chosen))
+        frames = channel.frames if mask.shape[0] > 1 else range(1)
+        chosen = slice(frames.start, frames.stop, frames.step)
+        opened.append(Channel(mask, 0, channel.box, chosen))
     return opened

@@ -15,8 +15,8 @@ import numpy as np
 from jaxtyping import Shaped
 
 from .movie import check_pixels, Movie, MovieError, named_errors
+from .planes import WholeFile
 from .sinks import draft_of, Layout, Sink
-from .whole_file import WholeFile
 
 
 # Picasso's simulations write a line for each molecule. PyYAML reads about 1 MB/s.
@@ -76,9 +76,11 @@ def open_npy(path: Path) -> Movie:
         start = io.BytesIO(file.read(_MAX_NPY_HEADER_BYTES))
     # NumPy parses the header as a Python literal, which raises errors of many types.
     with named_errors(f"{path}: broken NumPy header", Exception):
-        is_first = np.lib.format.read_magic(start) == (1, 0)
-        names = "read_array_header_1_0", "read_array_header_2_0"
-        shape, is_fortran, dtype = getattr(np.lib.format, names[not is_first])(start)
+        if np.lib.format.read_magic(start) == (1, 0):
+            header = np.lib.format.read_array_header_1_0(start)
+        else:
+            header = np.lib.format.read_array_header_2_0(start)
+    shape, is_fortran, dtype = header
     if is_fortran:
         remedy = "save numpy.ascontiguousarray(frames)"
         raise MovieError(f"{path}: is in Fortran order; {remedy}")
@@ -140,15 +142,14 @@ def open_sif(path: Path) -> Movie:
     if about["TotalLength"] != mapped.size:
         what = f"{frames} frames of {height} x {width} px and {about['TotalLength']} pixels"
         raise MovieError(f"{path}: broken: its header says {what}; copy it again")
-    shape = frames, 1, height, width
-    movie = Movie(
+    shape, interval_s = (frames, 1, height, width), about["CycleTime"]
+    return Movie(
         FileFrames(path, shape, np.dtype("<f4"), mapped.offset),
         name=str(path),
         format="Andor SIF",
         paths=[path],
+        frame_interval_s=interval_s if interval_s > 0 else None,
     )
-    movie.frame_interval_s = about["CycleTime"] if about["CycleTime"] > 0 else None
-    return movie
 
 
 def _parse_inf(content: bytes) -> dict[str, Any]:
@@ -310,10 +311,7 @@ class PicassoSink(Sink):
             raise MovieError(f"{self.draft}: {what}; remove it, and start anew")
 
     def _write(self, start: int, frames: np.ndarray) -> None:
-        stored = np.asarray(frames, self.layout.dtype.newbyteorder("<"))
-        with self.draft.open("r+b") as file:
-            file.seek(start * self.layout.frame_bytes)
-            file.write(stored.reshape(-1).view(np.uint8).data)
+        self._write_at(start * self.layout.frame_bytes, frames)
 
     def _complete(self) -> None:
         self._resume()

@@ -327,6 +327,14 @@ class Sink(Target, abc.ABC):
             os.stat(self.draft)
             self._write(start, np.ascontiguousarray(frames, self.layout.dtype))
 
+    def _write_at(self, place: int, frames: np.ndarray) -> None:
+        """Writes frames to the draft, a file, from this byte on, in little endian."""
+        stored = np.asarray(frames, self.layout.dtype.newbyteorder("<"))
+        # Every thread has a file of its own, which no other thread closes.
+        with self.draft.open("r+b") as file:
+            file.seek(place)
+            file.write(stored.reshape(-1).view(np.uint8).data)
+
     def note(self, chunk: int) -> None:
         with self._named_errors():
             super().note(chunk)

@@ -64,54 +64,37 @@ def find_pages(path: Path, like: Pages | None = None) -> Pages:
     tifffile stops at a broken directory without an error, and takes all pages to be like
     the first, so the chain of directories is followed here.
     """
-    directories, places = [], []
-    kinds: dict[tuple[bytes, ...], bool] = {}
+    directories, places, used = [], [], 0
+    is_plain: dict[tuple[bytes, ...], bool] = {}
     with tifffile.TiffFile(path) as tiff:
-        file, form, first = tiff.filehandle, tiff.tiff, tiff.pages.first
+        file, first = tiff.filehandle, tiff.pages.first
         if first.samplesperpixel > 1 or first.dtype is None or first.ndim != 2:
             what = f"{first.samplesperpixel} samples a pixel (colour) of {first.dtype}"
             raise MovieError(f"{path}: has {what}; convert it to grey-scale movies")
         dtype = np.dtype(first.dtype).newbyteorder(tiff.byteorder)
-        shape, size, used = first.shape, first.nbytes, 0
+        shape, size = first.shape, first.nbytes
         alike = (like.shape, like.dtype.newbyteorder("=")) if like else (shape, first.dtype)
         codes = {struct.pack(f"{tiff.byteorder}H", code) for code in _KIND_TAGS}
         following = first.offset
         while following:
             directory, number = following, len(places)
             try:
-                file.seek(directory)
-                (tags,) = struct.unpack(form.tagnoformat, file.read(form.tagnosize))
-                end = tags * form.tagsize
-                content = file.read(end + form.offsetsize)
-                (following,) = struct.unpack(form.offsetformat, content[end:])
-                starts = range(0, end, form.tagsize)
-                split = (content[start : start + form.tagsize] for start in starts)
-                key = tuple(tag for tag in split if tag[:2] in codes)
-                if key not in kinds:
+                tags, following = _read_directory(tiff, directory)
+                kind = tuple(tag for tag in tags if tag[:2] in codes)
+                if kind not in is_plain:
                     file.seek(directory)
-                    kinds[key] = _is_plain(tifffile.TiffPage(tiff, number), alike)
+                    is_plain[kind] = _is_plain(tifffile.TiffPage(tiff, number), alike)
                 frame = tifffile.TiffFrame(tiff, number, offset=directory)
-                offsets, counts = frame.dataoffsets, frame.databytecounts or (size,)
-                if kinds[key] and len(counts) == 1:
-                    counts = (min(counts[0], size),)
-                ends = list(map(int.__add__, offsets, counts))
-                used += sum(counts)
-                if (
-                    not 0 < len(offsets) == len(counts)
-                    or min(*offsets, *counts) < 1
-                    or max(ends) > file.size
-                    or (kinds[key] and sum(counts) < size)
-                ):
-                    raise ValueError("is truncated: its pixels are not all in the file")
+                place, length = _find_pixels(frame, size, file.size, is_plain[kind])
             except Exception as error:
                 is_cut = isinstance(error, struct.error)
                 reason = "is truncated: the file ends" if is_cut else one_line(error)
                 raise MovieError(f"{path}: page {number} {reason}") from error
+            used += length
             if used > file.size:
                 raise MovieError(f"{path}: broken: its pages repeat")
-            is_array = kinds[key] and all(map(int.__eq__, ends, offsets[1:]))
             directories.append(directory)
-            places.append(offsets[0] if is_array else -1)
+            places.append(place)
         axes = {} if tiff.is_ome else _read_axes(tiff)
         if len(places) == 1 and places[0] > 0:
             # ImageJ (above 4 GB) and MetaMorph describe a whole stack in its first page.
@@ -119,6 +102,35 @@ def find_pages(path: Path, like: Pages | None = None) -> Pages:
             places = [places[0] + size * i for i in range(frames)]
             directories *= frames
         return Pages(path, shape, dtype, np.array(directories), np.array(places), axes)
+
+
+def _read_directory(tiff: tifffile.TiffFile, offset: int) -> tuple[list[bytes], int]:
+    """The tags of a page, undecoded, and the offset of the next directory, or 0."""
+    file, form = tiff.filehandle, tiff.tiff
+    file.seek(offset)
+    (count,) = struct.unpack(form.tagnoformat, file.read(form.tagnosize))
+    end = count * form.tagsize
+    content = file.read(end + form.offsetsize)
+    (following,) = struct.unpack(form.offsetformat, content[end:])
+    starts = range(0, end, form.tagsize)
+    return [content[start : start + form.tagsize] for start in starts], following
+
+
+def _find_pixels(
+    frame: tifffile.TiffFrame, size: int, file_size: int, is_plain: bool
+) -> tuple[int, int]:
+    """Where the pixels of a page are, or -1 if they have to be decoded, and how many bytes
+    of the file they take. Plain pixels take `size` bytes."""
+    offsets, counts = frame.dataoffsets, frame.databytecounts or (size,)
+    if is_plain and len(counts) == 1:
+        counts = (min(counts[0], size),)
+    ends = list(map(int.__add__, offsets, counts))
+    length = sum(counts)
+    is_there = 0 < len(offsets) == len(counts) and min(*offsets, *counts) > 0
+    if not is_there or max(ends) > file_size or (is_plain and length < size):
+        raise ValueError("is truncated: its pixels are not all in the file")
+    is_array = is_plain and all(map(int.__eq__, ends, offsets[1:]))
+    return (offsets[0] if is_array else -1), length
 
 
 def _is_plain(page: tifffile.TiffPage, alike: tuple[tuple[int, ...], np.dtype]) -> bool:
@@ -220,24 +232,20 @@ class TiffPixels:
     ) -> None:
         """Reads frames from pages of one file. The first of `read` is frame `start`."""
         path, dtype, tiff, frame = self._paths[number], self._stored[number], None, start
+        shape = read.shape[1:]
         try:
             with path.open("rb") as file:
                 for frame, page in pages.items():
-                    stored = read[frame - start]
-                    if dtype != read.dtype:
-                        stored = np.empty(stored.shape, dtype)
                     if self._places[page] >= 0:
                         file.seek(self._places[page])
-                        if file.readinto(stored.view(np.uint8).data) < stored.nbytes:
+                        stored = np.fromfile(file, dtype, math.prod(shape))
+                        if stored.size < math.prod(shape):
                             raise ValueError("truncated: the file ends in it")
                     else:
                         tiff = tiff or tifffile.TiffFile(file)
                         tiff.filehandle.seek(self._directories[page])
                         stored = tifffile.TiffPage(tiff, 0).asarray(maxworkers=1)
-                        if stored.shape != read.shape[1:]:
-                            raise ValueError(f"it has become {stored.shape} px")
-                    if stored.base is not read:
-                        read[frame - start] = stored
+                    read[frame - start] = stored.reshape(shape)
         except Exception as error:
             what = f"frame {frame} of {self.shape[0]} cannot be read ({one_line(error)})"
             raise MovieError(f"{path}: {what}") from error
@@ -316,8 +324,4 @@ class TiffSink(Sink):
         self._offset = int(place)
 
     def _write(self, start: int, frames: np.ndarray) -> None:
-        stored = np.asarray(frames, self.layout.dtype.newbyteorder("<"))
-        # Every thread has a file of its own, which no other thread closes.
-        with self.draft.open("r+b") as file:
-            file.seek(self._offset + start * self.layout.frame_bytes)
-            file.write(stored.reshape(-1).view(np.uint8).data)
+        self._write_at(self._offset + start * self.layout.frame_bytes, frames)

@@ -24,8 +24,8 @@ from .planes import (
     open_planes,
     PlaneImage,
     PlaneReader,
+    WholeFile,
 )
-from .whole_file import WholeFile
 
 
 # What libraries log of a broken file, a MovieError says.

@@ -227,9 +227,10 @@ class ZarrSink(Sink):
             zarr.create_group(self.draft, zarr_format=3, attributes=of_group)
             attributes = {}
         else:
-            for name in ("pixel_size_um", "frame_interval_s"):
-                if (value := getattr(layout, name)) is not None:
-                    attributes[name] = value
+            if layout.pixel_size_um is not None:
+                attributes["pixel_size_um"] = layout.pixel_size_um
+            if layout.frame_interval_s is not None:
+                attributes["frame_interval_s"] = layout.frame_interval_s
         zarr.create_array(
             self.draft,
             name="0" if self._is_ome else None,

@@ -66,13 +66,12 @@ class Settings(NamedTuple):
 
 
 class Calibrated(NamedTuple):
-    """What a calibration has found; `light` is of the frames with these numbers."""
+    """What a calibration has found; `light` is of frames spread over the movie."""
 
     estimator: RadiiEstimator
     history: CalibrationHistory
     is_hot: Bool[np.ndarray, "height width"]
-    light_frames: range
-    light: Float[np.ndarray, " light_frames"]
+    light: Float[np.ndarray, " frames"]
 
 
 class Session:
@@ -91,11 +90,9 @@ class Session:
         """The best estimator of the channel, hot pixels and the light."""
         estimator, history = calibrate(self.channel, camera=self.camera, progress=False)
         is_hot = hot_pixels_of(self.channel)
-        return Calibrated(estimator, history, is_hot, *self._measured_light(estimator))
+        return Calibrated(estimator, history, is_hot, self._measured_light(estimator))
 
-    def _measured_light(
-        self, estimator: RadiiEstimator
-    ) -> tuple[range, Float[np.ndarray, " light_frames"]]:
+    def _measured_light(self, estimator: RadiiEstimator) -> Float[np.ndarray, " frames"]:
         """Of frames spread over the movie, in the middle of the field."""
         count, height, width = self.channel.shape
         numbers = range(0, count, -(-count // _LIGHT_FRAMES))
@@ -107,7 +104,7 @@ class Session:
         found = Settings.of_estimator(estimator)
         radius = max(2.0, found.radius_frames / numbers.step)
         mean = found._replace(radius_frames=radius).estimator(self._skips_nan)
-        return numbers, np.asarray(eqx.filter_jit(mean)(light).illumination)
+        return np.asarray(eqx.filter_jit(mean)(light).illumination)
 
     def adopt(self, calibrated: Calibrated) -> None:
         """Sets the sliders to what a calibration has found."""

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 from magicgui.types import FileDialogMode
 from magicgui.widgets import (
     ComboBox,
@@ -16,14 +17,14 @@ from magicgui.widgets import (
     PushButton,
 )
 from napari.utils.notifications import show_error, show_info
-from qtpy.QtCore import QTimer
-from qtpy.QtWidgets import QLabel, QVBoxLayout
+from qtpy.QtCore import QPointF, QRectF, Qt, QTimer
+from qtpy.QtGui import QPainter, QPaintEvent, QPalette, QPen, QPolygonF
+from qtpy.QtWidgets import QLabel, QVBoxLayout, QWidget
 
 from .._batch.compute import Quantity
 from .._estimators.camera import Camera
 from .._movies.movie import MovieError
-from .job import Job
-from .light_plot import LightPlot
+from .._workers import Job
 from .reader import channel_of, contrast_limits
 from .session import Calibrated, Session, Settings
 
@@ -35,6 +36,10 @@ _COLORMAPS = {"background": "viridis", "residual": "gray", "snr": "magma"}
 _WIDTH_PIX = 400
 _CAMERA_FILES = "Camera (*.json *.npz *.tif)"
 _MOVIE_FILES = "Movie (*.tif *.tiff *.zarr *.raw)"
+# The height of the plot of the light, and the part of it for the text.
+_HEIGHT_PIX, _MARGIN_PIX = 90, 18
+# The least that is shown below and above the mean, so that steady light looks steady.
+_LEAST_SHOWN = 0.02
 
 
 class BackgroundWidget(Container):
@@ -190,11 +195,9 @@ class BackgroundWidget(Container):
         self._update_buttons()
 
     def _begin_calibration(self, *_: Any) -> None:
-        assert self.session is not None
         self._start("calibrating", self.session.calibrate, self._adopt)
 
     def _adopt(self, calibrated: Calibrated) -> None:
-        assert self.session is not None
         self.session.adopt(calibrated)
         self._set_sliders(self.session.settings)
         self._light.show_light(calibrated.light)
@@ -210,7 +213,6 @@ class BackgroundWidget(Container):
 
     def _begin_adding(self, *_: Any) -> None:
         session, quantity = self.session, self._quantity.value
-        assert session is not None
         lazy, frame = session.lazy(quantity), self._frame()
         self._start(
             f"estimating {quantity} of all frames around this one",
@@ -220,7 +222,6 @@ class BackgroundWidget(Container):
 
     def _begin_saving(self, *_: Any) -> None:
         session, quantity = self.session, self._quantity.value
-        assert session is not None
         path = Path(str(self._path.value or ""))
         self._start(
             f"writing {path.name}",
@@ -248,9 +249,9 @@ class BackgroundWidget(Container):
         """Shows how far work is, and what is done."""
         if self._job is not None:
             job, then = self._job
-            self._bar.max, self._bar.value = max(1, job.watch.total), job.watch.done
-            if job.watch.text:
-                self._status.setText(job.watch.text)
+            self._bar.max, self._bar.value = max(1, job.total), job.done
+            if job.text:
+                self._status.setText(job.text)
             if job.is_done:
                 self._job = None
                 self._finish(job, then)
@@ -267,7 +268,6 @@ class BackgroundWidget(Container):
             show_error(str(error))
 
     def _frame(self) -> int:
-        assert self.session is not None
         step = self._viewer.dims.current_step
         return min(step[-3] if len(step) > 2 else 0, len(self.session.channel) - 1)
 
@@ -310,3 +310,42 @@ class BackgroundWidget(Container):
             contrast_limits=contrast_limits(image),
             metadata={_MADE_HERE: quantity},
         )
+
+
+class LightPlot(QWidget):
+    """The light of frames that are spread over a movie, as a share of its mean: a line in
+    the colours of the window."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.setMinimumHeight(_HEIGHT_PIX)
+        self._light: Float[np.ndarray, " frames"] | None = None
+
+    def show_light(self, light: Float[np.ndarray, " frames"] | None) -> None:
+        self._light = light
+        self.setVisible(light is not None)
+        self.update()
+
+    def paintEvent(self, a0: QPaintEvent | None) -> None:
+        if self._light is None:
+            return
+        seen = np.asarray(self._light, float)
+        seen = seen[np.isfinite(seen)]
+        if seen.size < 2:
+            return
+        seen = seen / seen.mean()
+        low, high = float(seen.min()), float(seen.max())
+        text = f"light of the frames: {low:.3f} to {high:.3f} of its mean"
+        low, high = min(low, 1 - _LEAST_SHOWN), max(high, 1 + _LEAST_SHOWN)
+        painter = QPainter(self)
+        painter.setRenderHint(QPainter.RenderHint.Antialiasing)
+        colour = self.palette().color(QPalette.ColorRole.WindowText)
+        painter.setPen(QPen(colour, 1))
+        area = QRectF(self.rect()).adjusted(4, _MARGIN_PIX, -4, -4)
+        painter.drawText(QRectF(self.rect()), Qt.AlignmentFlag.AlignTop, text)
+        painter.drawRect(area)
+        x = np.linspace(area.left(), area.right(), seen.size)
+        y = area.bottom() - (seen - low) / (high - low) * area.height()
+        points = [QPointF(*point) for point in zip(x.tolist(), y.tolist(), strict=True)]
+        painter.drawPolyline(QPolygonF(points))
+        painter.end()

@@ -1,0 +1,215 @@
+"""Long movies with an estimator whose chunks follow each other, as LocalMean's do."""
+
+import dataclasses
+import functools as ft
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Shaped
+
+from .._estimators.base import AbstractEstimator
+from .._estimators.camera import Camera
+from .._estimators.channels import checked_frames, working_dtype
+from .._estimators.light_model import FrameBlocks, in_blocks, LightModel
+from .._estimators.streamed import least_blocks, Piece, pieces
+from .._movies.movie import Channel, MovieError
+from .compute import (
+    as_estimated,
+    checked_mask,
+    Estimated,
+    Estimates,
+    finished,
+    naming_errors,
+    Output,
+)
+from .plan import check_counts, most_workers, read_window, usable_bytes, Window
+from .results import Job
+
+
+# Movies of fewer pixels are estimated in one window, for which less is compiled.
+_WINDOW_PIXELS = 2**26
+# Chunks that are done in a row, and those that two runs both do, in part.
+_LEAST_RUN, _SHARED_CHUNKS = 3, 2.5
+
+
+class Plan(NamedTuple):
+    """Chunks of a whole movie that follow each other."""
+
+    models: Sequence[LightModel]
+    chunk_frames: int
+    workers: int
+
+
+def plan(
+    estimator: AbstractEstimator,
+    channels: Sequence[Channel],
+    devices: Sequence[Any],
+    *,
+    is_weighted: bool,
+    chunk_frames: int | None = None,
+    begun_frames: int | None = None,
+    workers: int | None = None,
+) -> Plan | None:
+    """The chunks, if the estimator has such, and the movie is long enough for them to pay.
+    A chunk that is given is made long enough; one of `begun_frames` is gone on with.
+    `MovieError` where memory is short."""
+    check_counts(chunk_frames=chunk_frames, workers=workers)
+    models = estimator.light_models(len(channels))
+    if models is None:
+        return None
+    shapes = [channel.shape[1:] for channel in channels]
+    count, pixels = len(channels[0]), sum(map(math.prod, shapes))
+    unit = _unit_frames(models, shapes)
+    if begun_frames is not None:
+        if begun_frames % unit:
+            return None
+        lengths = [begun_frames]
+    elif count <= 2 * unit or (chunk_frames is None and count * pixels <= _WINDOW_PIXELS):
+        return None
+    elif chunk_frames is not None:
+        lengths = [-(-chunk_frames // unit) * unit]
+    else:
+        lengths = list(range(unit, count + unit, unit))
+    usable, item_bytes = usable_bytes(devices), max(c.dtype.itemsize for c in channels)
+    margin = max(model.reach_blocks * model.block_frames for model in models)
+
+    def taken(length: int) -> int:
+        """Memory of a worker, as measured: frames that are stored, those at work and
+        results; sums of all rounds, and smoothing."""
+        rounds, block_frames = models[0].rounds, models[0].block_frames
+        frames = length * ((rounds + 4) * item_bytes + 4 * is_weighted + 8)
+        sums = (24 * rounds + 90) * (length + margin) // block_frames
+        return pixels * (frames + sums)
+
+    def cost(length: int, workers: int) -> float:
+        """The time, in frames that a worker handles, sums and smoothing of sums."""
+        chunks = -(-count // length)
+        done = min(chunks, -(-chunks // workers) + _SHARED_CHUNKS * (workers > 1))
+        return done * (length + (length + 2 * margin) / 2)
+
+    options = [workers] if workers else range(most_workers(devices), 0, -1)
+    for number in options:
+        fitting = [n for n in lengths if number * taken(n) <= usable]
+        if fitting:
+            best = min(fitting, key=lambda length: cost(length, number))
+            return Plan(models, best, number)
+    raise MovieError(
+        f"{channels[0].movie.name}: memory is short: chunks of {lengths[0]} frames, which "
+        f"the radius in frames needs, take {taken(lengths[0]) / 2**30:.1f} GB, and "
+        f"{usable / 2**30:.1f} GB may be taken; give a smaller radius or boxes"
+    )
+
+
+def _unit_frames(models: Sequence[LightModel], shapes: Sequence[tuple[int, ...]]) -> int:
+    """The frames of the shortest chunk of channels (height, width)."""
+    of_channels = list(zip(models, shapes, strict=True))
+    least = max(least_blocks(model, shape) for model, shape in of_channels)
+    step = math.lcm(*(model.step_blocks(shape) for model, shape in of_channels))
+    return -(-least // step) * step * models[0].block_frames
+
+
+def chunks_of(count: int, chunk_frames: int) -> list[Window]:
+    """All chunks of a movie, which see their own frames."""
+    starts = range(0, count, chunk_frames)
+    stops = [min(start + chunk_frames, count) for start in starts]
+    return [
+        Window(number, start, stop, slice(start, stop), slice(stop - start))
+        for number, (start, stop) in enumerate(zip(starts, stops, strict=True))
+    ]
+
+
+def runs(chunks: Sequence[Window], workers: int) -> list[list[Window]]:
+    """Successive chunks for each worker. At its ends, a run does some chunks that belong to
+    its neighbours, and so there are few runs."""
+    longest = max(_LEAST_RUN, math.ceil(len(chunks) / workers))
+    found: list[list[Window]] = []
+    for chunk in chunks:
+        last = found[-1] if found else []
+        if last and chunk.number == last[-1].number + 1 and len(last) < longest:
+            last.append(chunk)
+        else:
+            found.append([chunk])
+    return found
+
+
+def estimate_run(
+    job: Job, models: Sequence[LightModel], run: Sequence[Window]
+) -> Iterator[tuple[Window, Estimated]]:
+    """Estimates successive chunks of a movie, each of which is read once."""
+    name = job.channels[0].movie.name
+    streams = [_channel(job, model, index, run) for index, model in enumerate(models)]
+    for window in run:
+        with naming_errors(name, window):
+            estimates = [next(stream) for stream in streams]
+            images, lights, *flags = zip(*estimates, strict=True)
+            # Of one channel each.
+            images = [np.asarray(image) for (image,) in images]
+            flags = [_in_any(of_channels) for of_channels in flags]
+        yield (
+            window,
+            as_estimated(name, window, images, [light for (light,) in lights], flags),
+        )
+
+
+def _channel(
+    job: Job, model: LightModel, index: int, run: Sequence[Window]
+) -> Iterator[Estimates]:
+    """The estimates of one channel, chunk after chunk."""
+    channel, mask, camera = job.channels[index], job.weights[index], job.cameras[index]
+    chunks = chunks_of(len(channel), job.chunk_frames)
+    blocks, step = (
+        job.chunk_frames // model.block_frames,
+        model.step_blocks(channel.shape[1:]),
+    )
+    output = dataclasses.replace(job.output, is_one_stack=True)
+
+    # Between the first sums of a chunk and its result, others are read.
+    @ft.lru_cache(maxsize=model.rounds + 3)
+    def stored(number: int) -> tuple[Any, Any]:
+        (frames,), (weights,) = read_window(chunks[number], [channel], [mask])
+        with naming_errors(channel.movie.name, chunks[number]):
+            weights = None if weights is None else checked_mask(weights)
+            return checked_frames(frames), weights
+
+    def read(number: int) -> FrameBlocks:
+        return _prepared(model, *stored(number), camera, blocks)
+
+    model = model.of_dtype(working_dtype(read(run[0].number).frames))
+    numbers = range(run[0].number, run[-1].number + 1)
+    for number, piece in pieces(model, read, numbers, len(chunks), step):
+        yield _finished(model, piece, read(number), camera, output)
+
+
+@eqx.filter_jit
+def _prepared(
+    model: LightModel,
+    frames: Shaped[Array | np.ndarray, "frames height width"],
+    weights: Shaped[Array | np.ndarray, "..."] | None,
+    camera: Camera,
+    blocks: int,
+) -> FrameBlocks:
+    stack = camera.even_light(jnp.asarray(frames))
+    counts = camera.weights(stack, weights)
+    if counts is not None:
+        counts = jnp.asarray(counts, working_dtype(stack))
+        counts = jnp.broadcast_to(counts, stack.shape)
+    return in_blocks(model, stack, counts, blocks)
+
+
+@eqx.filter_jit
+def _finished(
+    model: LightModel, piece: Piece, blocks: FrameBlocks, camera: Camera, output: Output
+) -> Estimates:
+    frames = blocks.frames.reshape(-1, *blocks.frames.shape[2:])
+    is_weighted = blocks.weights is not None
+    background = piece.background(model)
+    return finished(background, [frames], output, [camera], is_weighted=is_weighted)
+
+
+def _in_any(flags: Sequence[Any]) -> Any:
+    known = [flag for flag in flags if flag is not None]
+    return np.any(known, axis=0) if known else None
