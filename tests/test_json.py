@@ -186,7 +186,7 @@ def test_what_json_cannot_hold_is_refused():
         (OVER_TIME, "radius_frames", None, "must be a number of frames"),
         (OVER_TIME, "radii_pix", [["3"]], "must be a number of pixels"),
         (OVER_TIME, "max_radius_frames", 1.0, "raise max_radius_frames"),
-        (OVER_TIME, "illumination_rank", 3, "illumination_rank must be one of"),
+        (OVER_TIME, "illumination_rank", 5, "illumination_rank must be one of"),
         (OVER_TIME, "kernel_order", "4", "kernel_order must be one of"),
         (OVER_TIME, "clip", "3", "A JSON object is needed, but there is '3'"),
         (OVER_TIME, "clip", {"threshold": 3.0}, "There is no softness, rounds"),

@@ -540,7 +540,7 @@ def test_predictions_need_frames_beyond_the_gap():
         ({"frozen": [True] * 5}, ValueError, "frozen must be"),
         ({"radius_frames": np.array([[10.0, 5.0]])}, ValueError, "one for each channel"),
         ({"skips_nan": "no"}, TypeError, "skips_nan must be True or False"),
-        ({"illumination_rank": 2}, ValueError, "illumination_rank must be one of"),
+        ({"illumination_rank": 5}, ValueError, "illumination_rank must be one of"),
         ({"kernel_order": 3}, ValueError, "kernel_order must be one of"),
         ({"block_frames": 0}, ValueError, "block_frames must be a whole number from 1"),
         (

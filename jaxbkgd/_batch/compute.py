@@ -79,7 +79,7 @@ def make_output(
 # Images of each channel; the light of each where the estimator measures it; and the frames
 # with a pixel that is not finite, or is clipped, in any channel, where that can happen.
 _Flags = Bool[Array, " frames"] | None
-_Lights = list[Float[Array, " frames"] | None]
+_Lights = list[Float[Array, "*rank frames"] | None]
 Estimates = tuple[list[Shaped[Array, "frames _height _width"]], _Lights, _Flags, _Flags]
 
 
@@ -196,7 +196,7 @@ class Estimated(NamedTuple):
     how many of the frames have a pixel that is not finite, or is clipped."""
 
     images: list[np.ndarray]
-    lights: list[Float[np.ndarray, " frames"] | None]
+    lights: list[Float[np.ndarray, "*rank frames"] | None]
     counts: Int[np.ndarray, "2"]
 
 
@@ -284,7 +284,10 @@ def as_estimated(
         raise MovieError(f"{name}: {what}, as uint16 has to be; write float32")
     return Estimated(
         [image[window.kept] for image in images],
-        [None if light is None else np.asarray(light)[window.kept] for light in lights],
+        [
+            None if light is None else np.asarray(light)[..., window.kept]
+            for light in lights
+        ],
         np.array([len(nonfinite), len(clipped)]),
     )
 

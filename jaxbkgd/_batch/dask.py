@@ -85,6 +85,11 @@ def estimate_dask(
     compute.check_estimator(estimator, weights)
     cameras, count = cameras_of(camera, channels), len(channels)
     output = compute.make_output(quantity, dtype, cameras, count == 1)
+    if estimator.learns_patterns:
+        raise ValueError(
+            "The estimator has patterns of light to learn, which all chunks share; call "
+            "its with_patterns(frames) with some hundred frames, and use what it gives."
+        )
     estimator = estimator.for_inference()
     aligned_frames = estimator.aligned_frames
     halo_frames = min(estimator.halo_frames + aligned_frames - 1, len(array))

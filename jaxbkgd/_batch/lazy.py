@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Shaped
 
 from .._calibration.cameras import cameras_of
+from .._calibration.movie_patterns import with_movie_patterns
 from .._estimators.base import AbstractEstimator
 from .._estimators.camera import Camera
 from .._estimators.channels import as_frames
@@ -219,6 +220,7 @@ def lazy_estimate(
         if others:
             what = f"frames of {frame} and {others[0]} (height, width) pixels are no array"
             raise MovieError(f"{name}: {what}; give one source or box a call")
+        estimator = with_movie_patterns(estimator, channels, masks, cameras)
         fast = estimator.for_inference()
         chunk_frames, _ = plan_chunks(
             channels,

@@ -19,6 +19,7 @@ from .._calibration.calibrate import calibrate
 from .._calibration.cameras import cameras_of
 from .._calibration.history import CalibrationHistory
 from .._calibration.hot_pixels import hot_pixels_of, without_pixels
+from .._calibration.movie_patterns import with_movie_patterns
 from .._estimators.base import AbstractEstimator
 from .._estimators.camera import Camera
 from .._estimators.checks import checked_count
@@ -64,7 +65,7 @@ class MovieSummary:
     estimator: AbstractEstimator
     paths: tuple[Path, ...]
     history: CalibrationHistory | None = field(default=None, repr=False)
-    lights: tuple[Float[np.ndarray, " frames"] | None, ...] = field(
+    lights: tuple[Float[np.ndarray, "*rank frames"] | None, ...] = field(
         default=(), repr=False, compare=False
     )
     hot_pixels: tuple[int, ...] = ()
@@ -161,7 +162,9 @@ def estimate_movie(
         if follow is False:
             opened, follower = open_sources(source, files), None
         else:
-            is_sampled = estimator is None or (skips_hot_pixels and estimator.takes_weights)
+            is_sampled = estimator is None or estimator.learns_patterns
+            if estimator is not None and estimator.takes_weights:
+                is_sampled |= bool(skips_hot_pixels)
             least = CALIBRATION_FRAMES if is_sampled else 1
             opened, follower = open_followed(source, follow, files, least, frames)
         channels = open_channels(opened, boxes, frames, files=files)
@@ -180,10 +183,10 @@ def estimate_movie(
         history = None
         if estimator is None:
             check_targets(targets, channels, dtype, overwrite=overwrite)
-            of_movie = {"boxes": boxes, "frames": frames, "camera": camera}
+            of_source = {"boxes": boxes, "frames": frames, "camera": camera}
             found: AbstractEstimator
             found, history = calibrate(
-                opened, weights=weights, progress=progress, **of_movie
+                opened, weights=weights, progress=progress, **of_source
             )
             estimator = found
         if skips_hot_pixels is None:
@@ -192,6 +195,10 @@ def estimate_movie(
         if skips_hot_pixels and estimator.takes_weights:
             hot = [hot_pixels_of(channel) for channel in channels]
             masks = [without_pixels(*pair) for pair in zip(masks, hot, strict=True)]
+        of_movie = channels, masks, cameras
+        whole: AbstractEstimator
+        whole = run_interruptibly(with_movie_patterns, estimator, *of_movie)
+        estimator = whole
         fast = run_interruptibly(estimator.for_inference)
         # Raises now what would be raised in the middle of the work.
         seen_frames = 2 * fast.halo_frames + 1

@@ -16,6 +16,7 @@ from .blinking import UnlearnableError
 from .findings import doubts_of, Findings, findings_of, molecules_of
 from .history import CalibrationHistory
 from .molecules import Molecules
+from .movie_patterns import sample_rank, with_movie_patterns
 from .objectives import FramePairLoss
 from .sample import draw_sample, Sample
 from .search import ChannelSearch, EACH_FRAME, LARGEST_PIX, Radii, Structure, structures
@@ -36,6 +37,10 @@ _AT_BOUND = 0.98
 _EVEN = (
     "a radius in pixels is the largest that is tried: the background is even, and larger "
     "radii may be better still; give calibrate a LocalMean with a larger max_radius_pix"
+)
+_SEVERAL = (
+    "several patterns of light change from frame to frame, and the error is measured as if "
+    "they did so alike in successive blocks of frames: compare with illumination_rank=1"
 )
 # The squared error of a mean under 7 px that is due to the noise of its own frame alone,
 # as a share of the variance of a pixel: 1 / (4 pi sigma^2).
@@ -84,7 +89,10 @@ def find_best(
     doubts = [*([] if is_found else [_LONG_LIVED]), *doubts_of(findings)]
     if is_at_bound[:, -2:].any():
         doubts.append(_EVEN)
-    if is_at_bound[:, 0].any() and structure not in structures(math.inf):
+    if structure.rank != 1:
+        estimator = with_movie_patterns(estimator, channels, masks, cameras)
+        doubts.append(_SEVERAL)
+    if is_at_bound[:, 0].any() and structure not in structures(math.inf, structure.rank):
         doubts.append(
             f"the radius in frames is kept to {structure.longest:.0f}, since memory is "
             "short for windows of more frames: give boxes, or free memory"
@@ -130,7 +138,7 @@ def _search(
         ChannelSearch(sample.of_channel(number), skips_nan, report)
         for number in range(len(sample.blinking))
     ]
-    allowed = structures(most_frames)
+    allowed = structures(most_frames, sample_rank(sample, skips_nan))
     ranked = _ranked_structures(searches, allowed)
     usual = [search.estimator(allowed[0], allowed[0].usual) for search in searches]
     molecules = [

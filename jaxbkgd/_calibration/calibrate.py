@@ -16,7 +16,9 @@ from .._estimators.base import AbstractEstimator
 from .._estimators.camera import Camera, camera_of_each
 from .._estimators.channels import is_sequence, map_channels
 from .._estimators.checks import checked_count, checked_number
+from .._estimators.local_mean import LocalMean
 from .._estimators.radii_estimator import RadiiEstimator
+from .._estimators.saved import with_fields
 from .._movies.movie import Box, Channel, Movie, Pixels
 from .._movies.open import is_split, open_channels, open_weights
 from .._workers import progress_bar
@@ -27,6 +29,7 @@ from .descent import descend, Problem, secant_descent, Visit
 from .findings import blinking_molecules, doubts_of, Findings, findings_of
 from .history import CalibrationHistory
 from .hot_pixels import hot_pixels_of, without_pixels
+from .movie_patterns import with_movie_patterns, without_patterns
 from .objectives import FramePairLoss, Objective, TruthLoss
 from .sample import draw_sample, draw_windows
 
@@ -174,12 +177,18 @@ def calibrate(
         structured: Any = tuple(opened) if isinstance(channels, tuple) else opened
         if len(opened) == 1 and not is_split(channels, boxes):
             (structured,) = opened
-        problem = _pose_problem(
-            structured, cameras, estimator, objective or FramePairLoss()
-        )
+        estimator = with_movie_patterns(estimator, opened, masks, cameras)
+        start, kept = estimator, {}
+        if isinstance(estimator, LocalMean) and estimator.patterns:
+            # Parts of the field have patterns of their own.
+            start = without_patterns(estimator)
+            rank = estimator.illumination_rank
+            kept = {"patterns": estimator.patterns, "illumination_rank": rank}
+        problem = _pose_problem(structured, cameras, start, objective or FramePairLoss())
         with progress_bar(steps, progress) as report:
             descent = descend(problem, optimizer or _SECANT, steps, report)
-        return _learned(opened, cameras, problem, descent, psf_sigma_pix)
+        learned, history = _learned(opened, cameras, problem, descent, psf_sigma_pix)
+        return with_fields(learned, **kept), history
 
 
 def _check_estimator(estimator: Any) -> None:

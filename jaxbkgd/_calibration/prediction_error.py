@@ -80,9 +80,12 @@ def prediction_errors(
 
 
 def _known_light(
-    bkgds: _Frames, light: Float[Array, " frames"] | None
+    bkgds: _Frames, light: Float[Array, "*rank frames"] | None
 ) -> Float[Array, " frames"]:
-    return jnp.ones(bkgds.shape[:1], bkgds.dtype) if light is None else light
+    if light is None:
+        return jnp.ones(bkgds.shape[:1], bkgds.dtype)
+    # Several patterns are one light on average.
+    return light if light.ndim == 1 else jnp.mean(jnp.nan_to_num(bkgds), (1, 2))
 
 
 def _prediction_error(

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from .._estimators.local_mean import LocalMean
+from .._estimators.local_mean import LocalMean, Rank
 from .._estimators.radii_estimator import RadiiEstimator
 from .._estimators.spatial_mean import SpatialMean
 from .evaluation import evaluate
@@ -39,11 +39,13 @@ LARGEST_PIX = 56.0
 
 class Structure(NamedTuple):
     """What is fixed while radii are tried: those in frames are from `shortest` to
-    `longest`, and sums are over blocks. Without blocks, it is the mean over each frame."""
+    `longest`, sums are over blocks, and there are `rank` patterns of light. Without blocks,
+    it is the mean over each frame."""
 
     shortest: float
     longest: float
     block_frames: int
+    rank: Rank = 1
 
     @property
     def usual(self) -> Radii:
@@ -60,6 +62,7 @@ class Structure(NamedTuple):
         return LocalMean(
             pix,
             [row[0] for row in rows] if self.longest else 0.0,
+            illumination_rank=self.rank,
             block_frames=self.block_frames,
             max_radius_pix=bound_pix,
             max_radius_frames=self.longest + 1 if self.longest else None,
@@ -71,14 +74,14 @@ class Structure(NamedTuple):
 EACH_FRAME, PLAIN = Structure(0.0, 0.0, 1), Structure(0.0, 0.0, 0)
 
 
-def structures(most_frames: float) -> list[Structure]:
+def structures(most_frames: float, rank: Rank = 1) -> list[Structure]:
     """Those for slow backgrounds, for fast ones, and for each frame alone, of which a
     window of so many frames is three halos long at least."""
     found = []
     for shortest, longest, block_frames, per_radius in _OVER_TIME:
         longest = min(longest, most_frames / (3 * per_radius))
         if longest >= shortest:
-            found.append(Structure(shortest, longest, block_frames))
+            found.append(Structure(shortest, longest, block_frames, rank))
     return [*found, EACH_FRAME, PLAIN]
 
 

@@ -53,7 +53,7 @@ def save_movie_figure(
     path: Path,
     channels: Sequence[Channel],
     panels: Sequence[Sequence[Panel]],
-    lights: Sequence[Float[np.ndarray, " frames"] | None],
+    lights: Sequence[Float[np.ndarray, "*rank frames"] | None],
     unexplained: Sequence[Sequence] | None,
 ) -> None:
     """Draw up to three images of each channel, and below them its light, and the share of
@@ -69,10 +69,12 @@ def save_movie_figure(
         light = lights[number]
         # A movie without light has none to show.
         if light is not None and np.any(light > 0):
-            relative = light / np.nanmean(light)
-            axes[3].plot(channel.frames, relative, lw=1)
-            top = 1.2 * np.nanmax(relative)
-            axes[3].set(title="light, of its mean", xlabel="frame", ylim=(0, top))
+            # Of several patterns, beside the mean of the first one.
+            of_each = np.atleast_2d(light)
+            relative = of_each / np.nanmean(of_each[0])
+            axes[3].plot(channel.frames, relative.T, lw=1)
+            limits = 1.2 * min(0, np.nanmin(relative)), 1.2 * np.nanmax(relative)
+            axes[3].set(title="light, of its mean", xlabel="frame", ylim=limits)
         if unexplained is not None:
             share = np.array(unexplained[number], float)
             _show(axes[4], "not explained (noise)", share, "magma", (0.0, 0.3))

@@ -68,7 +68,10 @@ def written_texts(
     return f"{summary.frames} of {sizes}", f"{output.quantity}, {output.dtype}{rest}"
 
 
-def _light_text(light: Float[np.ndarray, " frames"]) -> str:
+def _light_text(light: Float[np.ndarray, "*rank frames"]) -> str:
+    if light.ndim > 1:
+        first = _light_text(light[0])
+        return f"{len(light)} patterns, mixed anew in each frame; the first: {first}"
     seen = light[np.isfinite(light)].astype(float)
     tenth = -(-len(seen) // 10)
     first, last = seen[:tenth].mean(), seen[-tenth:].mean()

@@ -74,6 +74,12 @@ class AbstractEstimator(SavedModule):
         return self.halo_frames == 0
 
     @property
+    def learns_patterns(self) -> bool:
+        """Whether it has still to learn something from the movie that all of its parts
+        share, by `with_patterns`."""
+        return False
+
+    @property
     def aligned_frames(self) -> int:
         """A part of a movie that begins at a multiple of so many frames is estimated to the
         same bit as the whole."""

@@ -94,8 +94,8 @@ def first_sums(
     if weights is not None:
         is_bad = is_bad & (weights > 0)
     is_bad = jnp.zeros(len(frames), bool) if skips_nan else is_bad.any((1, 2, 3))
-    frames, weights = _counted(frames, weights, skips_nan, dtype)
-    small, small_weights = _halved(frames, weights)
+    frames, weights = counted(frames, weights, skips_nan, dtype)
+    small, small_weights = halved_frames(frames, weights)
     squares = squared_noise(small[:, 0])
     counts = jnp.ones((1, 1, 1, 1), dtype) if small_weights is None else small_weights
     received = small if small_weights is None else small * small_weights
@@ -119,7 +119,7 @@ def first_sums(
     return BlockSums(sums, totals, squares, square_totals, light), is_bad
 
 
-def _counted(
+def counted(
     frames: Shaped[Array, "blocks frames height width"],
     weights: _Blocks | None,
     skips_nan: bool,
@@ -134,7 +134,7 @@ def _counted(
     return (frames if weights is None else jnp.where(weights > 0, frames, 0)), weights
 
 
-def _halved(frames: _Blocks, weights: _Blocks | None) -> tuple[_Small, _Small | None]:
+def halved_frames(frames: _Blocks, weights: _Blocks | None) -> tuple[_Small, _Small | None]:
     # Kept in memory: made again for each tap, they would take three times as long.
     if weights is None:
         return lax.optimization_barrier(halved(frames)), None
@@ -160,7 +160,7 @@ def around_pixels(
     radius_pix: float, weights: Float[Array, "*batch height width"]
 ) -> Around:
     """For pixels that count by `weights`."""
-    taps = _taps(radius_pix)
+    taps = molecule_taps(radius_pix)
     squares = _around(weights**2, [tap**2 for tap in taps])
     own = 3 / 4 * (taps[0] ** 2 * weights) ** 2
     return Around(_around(weights, taps), root(squares), root(squares + own))
@@ -170,10 +170,10 @@ def sum_around(
     images: Float[Array, "*batch height width"], radius_pix: float
 ) -> Float[Array, "*batch height width"]:
     """The weighted sum of the pixels around each one, without that one."""
-    return _around(images, _taps(radius_pix))
+    return _around(images, molecule_taps(radius_pix))
 
 
-def _taps(radius_pix: float) -> list[float]:
+def molecule_taps(radius_pix: float) -> list[float]:
     kernel = GaussianKernel(half_width(radius_pix, "smooth"), "smooth")
     with jax.ensure_compile_time_eval():
         return np.asarray(_taps_of(kernel, jnp.asarray(radius_pix)), float).tolist()
@@ -206,8 +206,8 @@ def clipped_sums(
     - `around_all`: what there is around a pixel where all pixels count.
     - `is_last`: whether sums are of full size. Otherwise, they are of half the size.
     """
-    frames, weights = _counted(frames, weights, skips_nan, rates.dtype)
-    small, small_weights = _halved(frames, weights)
+    frames, weights = counted(frames, weights, skips_nan, rates.dtype)
+    small, small_weights = halved_frames(frames, weights)
     if not is_last:
         frames, weights = small, small_weights
     squares = square_totals = jnp.zeros_like(rates)
@@ -231,7 +231,7 @@ def clipped_sums(
         excess = sum_around(weighted, radius_pix)
         totals = around.totals
         # Its own pixel of half the size, a quarter of which a pixel of full size is.
-        own = _taps(radius_pix)[0] ** 2
+        own = molecule_taps(radius_pix)[0] ** 2
         if is_last:
             excess = excess + own * weighted
             totals = totals + own * (1.0 if small_weights is None else small_weights)

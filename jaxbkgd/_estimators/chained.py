@@ -51,6 +51,10 @@ class Chained(AbstractEstimator):
         self.estimators = estimators
 
     @property
+    def learns_patterns(self) -> bool:
+        return any(estimator.learns_patterns for estimator in self.estimators)
+
+    @property
     def aligned_frames(self) -> int:
         """A multiple of those of all."""
         return math.lcm(*(estimator.aligned_frames for estimator in self.estimators))

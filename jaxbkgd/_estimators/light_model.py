@@ -2,6 +2,7 @@
 
 import functools as ft
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -31,7 +32,7 @@ from .soft_clip import SoftClip
 
 # The share of weights around a pixel below which it is not molecules that are clipped, and
 # above it the range in which that is in doubt. Molecules that are dense leave 0.7.
-_MOST_CLIPPED, _CLIPPED_RANGE = 0.35, 0.25
+MOST_CLIPPED, CLIPPED_RANGE = 0.35, 0.25
 
 _Images = Float[Array, "blocks _height _width"]
 
@@ -109,7 +110,7 @@ class LightModel(eqx.Module):
     @property
     def reach_light(self) -> int:
         """Frames that the light of one is averaged over, on either side of it."""
-        return self.illumination_kernel.half_width * self.illumination_rank
+        return self.illumination_kernel.half_width * min(self.illumination_rank, 1)
 
     @property
     def halo_blocks(self) -> int:
@@ -143,7 +144,10 @@ class LightModel(eqx.Module):
         noise = ResidualNoise(
             smoothing.taps(), clip=self.clip, order=smoothing.order, block_frames=length
         )
-        return Background(bkgds, smoothing.noise_correction(length), light, noise)
+        # A fit of k patterns has k times the noise of a mean, averaged over frames.
+        rank = self.illumination_rank
+        correction = smoothing.noise_correction(length / rank if rank > 1 else length)
+        return Background(bkgds, correction, light, noise)
 
     def first_sums(self, blocks: FrameBlocks) -> tuple[BlockSums, Bool[Array, " blocks"]]:
         """Sums in which all pixels count, and which blocks have a NaN that counts."""
@@ -189,7 +193,7 @@ class LightModel(eqx.Module):
         # Where most is clipped, it is no molecules, but a background that is finer or
         # brighter than the rates of the round before.
         share = ratio(near_totals[inner], rates.totals)
-        is_structure = jnp.clip((_MOST_CLIPPED - share) / _CLIPPED_RANGE + 1, 0, 1)
+        is_structure = jnp.clip((MOST_CLIPPED - share) / CLIPPED_RANGE + 1, 0, 1)
         scale = ratio(*frame_means(step, clipped, rates.unclipped))
         clipped = clipped + is_structure * (scale * rates.unclipped - clipped)
         return rates._replace(
@@ -259,9 +263,20 @@ def estimate(
     weights: Shaped[Array, "..."] | None,
     gaps: tuple[int, ...] = (),
 ) -> Background:
-    """The background of one channel. With gaps in blocks, it has an axis before the others:
-    for the background itself, and for each gap with the blocks that are nearer replaced by
-    those at that distance."""
+    """The background of one channel; see `estimate_batch`."""
+    return estimate_batch(_estimate_stack, model, frames, weights, gaps)
+
+
+def estimate_batch(
+    estimate_stack: Callable[..., Any],
+    model: LightModel,
+    frames: Shaped[Array, "*batch height width"],
+    weights: Shaped[Array, "..."] | None,
+    gaps: tuple[int, ...] = (),
+) -> Background:
+    """The background of one channel, of which `estimate_stack` estimates each stack. With
+    gaps in blocks, it has an axis before the others: for the background itself, and for
+    each gap with the blocks that are nearer replaced by those at that distance."""
     shape = frames.shape
     if model.clip is not None and any(is_known(n) and n < 5 for n in shape[-2:]):
         raise ValueError(
@@ -271,18 +286,22 @@ def estimate(
     dtype = working_dtype(frames)
     describe = model.background
     if 0 in shape:
-        return describe(jnp.zeros(shape, dtype), jnp.zeros(shape[:-2], dtype))
+        rank = model.illumination_rank
+        of_frame = [rank] if rank > 1 else []
+        light = jnp.zeros((*shape[:-3], *of_frame, *shape[-3:-2]), dtype)
+        return describe(jnp.zeros(shape, dtype), light)
     model = model.of_dtype(dtype)
     if weights is not None:
         weights = jnp.broadcast_to(weights.astype(dtype), shape)
     if frames.ndim == 2:
         frames, weights = frames[None], None if weights is None else weights[None]
-    of_stack = ft.partial(_estimate_stack, model, gaps)
+    of_stack = ft.partial(estimate_stack, model, gaps)
     for _ in frames.shape[:-3]:
         of_stack = jax.vmap(of_stack, (0, None if weights is None else 0), (1, 0))
     bkgds, light = of_stack(frames, weights)
     bkgds = bkgds.reshape(-1, *shape)
-    light = light.reshape(shape[:-2])
+    # Of one frame, it has no axis of frames.
+    light = light.reshape(*light.shape[:-1], *shape[-3:-2])
     return describe(bkgds if gaps else bkgds[0], light)
 
 

@@ -1,8 +1,9 @@
 """The local mean over time, y and x, in which molecules count less."""
 
+import functools as ft
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Literal
 
 import equinox as eqx
@@ -10,15 +11,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Array, Float, Int, Shaped
 
 from .._filter.kernels import GaussianKernel, half_width
 from .background import Background, joined
 from .base import Prediction
-from .channels import as_frames, Channels, is_sequence, map_channels
+from .channels import as_frames, Channels, checked_weights, is_sequence, map_channels
 from .checks import check_choice, checked_count, checked_number, is_traced
+from .coarse_patterns import check_squares, checked_patterns, learned_patterns
 from .light_model import estimate, LightModel
-from .radii import bound_of, channel_radii, check_below, frozen_mask, unbounded_radii
+from .patterns import estimate_mixtures
+from .radii import (
+    bound_of,
+    channel_radii,
+    check_below,
+    frozen_mask,
+    rows_of_channels,
+    unbounded_radii,
+)
 from .radii_estimator import RadiiEstimator
 from .saved import require_names, rounded, with_fields
 from .smoothing import (
@@ -37,6 +47,9 @@ _SMALLEST_LIGHT, _LARGEST_LIGHT = 0.1, 20.0
 _LIGHT_KERNEL = GaussianKernel(
     half_width(_LARGEST_LIGHT, "smooth"), "smooth", is_bound=True
 )
+
+# How many patterns of light there are.
+Rank = Literal[0, 1, 2, 3, 4, "auto"]
 
 _SAVED_CLIP_NAMES = ("threshold", "softness", "rounds", "molecule_radius_pix")
 
@@ -78,13 +91,16 @@ class LocalMean(RadiiEstimator):
 
     clip: SoftClip | None
     log_illumination_radius: Float[Array, ""]
+    # Whole numbers, of which only the ratios matter: they are not learned by descent.
+    patterns: tuple[Int[Array, "rank rows columns"], ...] | None
     max_radius_pix: float = eqx.field(static=True)
     max_radius_frames: float = eqx.field(static=True)
-    illumination_rank: Literal[0, 1] = eqx.field(static=True)
+    illumination_rank: Rank = eqx.field(static=True)
     kernel_order: Literal[2, 4] = eqx.field(static=True)
     block_frames: int = eqx.field(static=True)
     skips_nan: bool = eqx.field(static=True)
 
+    _optional_names = ("patterns",)
     takes_weights: ClassVar[bool] = True
     can_predict: ClassVar[bool] = True
     radius_units: ClassVar[tuple[str, ...]] = ("frames", "px", "px")
@@ -108,7 +124,8 @@ class LocalMean(RadiiEstimator):
         radius_frames: Any = 30.0,
         *,
         clip: Any = 3.0,
-        illumination_rank: Literal[0, 1] = 1,
+        illumination_rank: Rank = 1,
+        patterns: Any = None,
         kernel_order: Literal[2, 4] = 4,
         illumination_radius_frames: Any = 10.0,
         block_frames: int | None = None,
@@ -126,7 +143,12 @@ class LocalMean(RadiiEstimator):
             sequence with one for each. With 0, each frame is by itself.
         - `clip`: a threshold in standard deviations of the noise, or a
             [`jaxbkgd.SoftClip`][]; `None` to clip nothing.
-        - `illumination_rank`: 1 for a light of each frame, 0 for a light that is steady.
+        - `illumination_rank`: 1 for a light of each frame, 0 for a light that is steady; 2
+            to 4 for so many patterns of light, mixed anew in each frame; `"auto"` for as
+            many as the frames show.
+        - `patterns`: of 2 to 4, or `"auto"`, the coarse patterns that `with_patterns`
+            learns: whole numbers (rank, rows, columns), or a sequence with these for each
+            channel. By default each call learns them from its frames.
         - `kernel_order`: 2 for the Gaussian, or 4.
         - `illumination_radius_frames`: over which the light is averaged where it is seen to
             be steady, from 0.1 to 20.
@@ -146,7 +168,7 @@ class LocalMean(RadiiEstimator):
         `TypeError` or `ValueError` for radii that are not positive and finite, are not
         below their bounds, or are traced without a bound.
         """
-        check_choice("illumination_rank", illumination_rank, Literal[0, 1])
+        check_choice("illumination_rank", illumination_rank, Rank)
         check_choice("kernel_order", kernel_order, Literal[2, 4])
         if not isinstance(skips_nan, bool):
             raise TypeError(f"skips_nan must be True or False, but is {skips_nan!r}.")
@@ -160,6 +182,11 @@ class LocalMean(RadiiEstimator):
             raise ValueError(
                 "radius_frames must be a number, or one for each channel, but is "
                 f"{radius_frames!r}."
+            )
+        if sees_one_frame and illumination_rank in (2, 3, 4):
+            raise ValueError(
+                f"illumination_rank is {illumination_rank}, but one frame does not show "
+                "several patterns; give radius_frames above 0, or illumination_rank=1."
             )
         self.max_radius_pix = bound_of(pix, max_radius_pix)
         check_below(np.nextafter(self.max_radius_pix, 0), radii_pix)
@@ -183,6 +210,7 @@ class LocalMean(RadiiEstimator):
         self.block_frames = checked_count("block_frames", block_frames)
         self.clip = clip if clip is None or isinstance(clip, SoftClip) else SoftClip(clip)
         self.illumination_rank = illumination_rank
+        self.patterns = checked_patterns(patterns, illumination_rank)
         self.kernel_order = kernel_order
         if not is_traced(illumination_radius_frames):
             checked_number(
@@ -227,7 +255,64 @@ class LocalMean(RadiiEstimator):
         background and in each round of clipping again."""
         kernels = self.kernels or self._bounded_kernels()
         radii = jnp.zeros(3)
-        return max(self._model(radii, of_row).halo_frames for of_row in kernels)
+        rank = self._largest_rank
+        return max(self._model(radii, of_row, rank).halo_frames for of_row in kernels)
+
+    @property
+    def _largest_rank(self) -> int:
+        if self.illumination_rank != "auto":
+            return self.illumination_rank
+        return max(map(len, self.patterns)) if self.patterns else 1
+
+    @property
+    def learns_patterns(self) -> bool:
+        is_one = self.illumination_rank in (0, 1) or self.sees_one_frame
+        return self.patterns is None and not is_one
+
+    def with_patterns(
+        self, channels: Channels, weights: Any = None, *, illumination: Any = None
+    ) -> "LocalMean":
+        """This estimator with coarse patterns of light, learned from frames: with these,
+        parts of a movie give what the whole one gives.
+
+        **Arguments:**
+
+        - `channels`, `weights`: as in a call; some hundred successive frames show it all.
+        - `illumination`: if it is known, how much of each pattern is in each frame, (rank,
+            frames), as a row of ones and another one of an activation pulse; or a list or
+            tuple with these for each channel. By default, patterns are the mean and what
+            it leaves: the principal components of squares of 16 x 16 px.
+
+        **Raises:** `TypeError` or `ValueError` for what does not fit, and within `jax.jit`.
+
+        ```python
+        >>> import jax
+        >>> import jaxbkgd
+        >>> frames, _ = jaxbkgd.simulate_movie(jax.random.key(0), frame_count=30)
+        >>> estimator = jaxbkgd.LocalMean(illumination_rank="auto")
+        >>> [len(patterns) for patterns in estimator.with_patterns(frames - 100.0).patterns]
+        [1]
+
+        ```
+        """
+
+        if self.illumination_rank in (0, 1):
+            return self
+        rank, skips_nan = self.illumination_rank, self.skips_nan
+
+        def learned(frames: Any, mask: Any, light: Any) -> Any:
+            mask = checked_weights(frames, mask)
+            return learned_patterns(frames, mask, rank, skips_nan, light)
+
+        frames = map_channels(as_frames, channels)
+        nothing = map_channels(lambda _: None, frames)
+        light = illumination
+        if not is_sequence(light):
+            light = map_channels(lambda _: illumination, frames)
+        masks = nothing if weights is None else weights
+        patterns = map_channels(learned, frames, masks, light)
+        patterns = patterns if is_sequence(patterns) else [patterns]
+        return with_fields(self, patterns=tuple(patterns))
 
     @property
     def sees_one_frame(self) -> bool:
@@ -240,8 +325,8 @@ class LocalMean(RadiiEstimator):
 
     @property
     def pixel_bytes(self) -> int:
-        # As measured. Sums over blocks of few frames take more.
-        return 16 if self.block_frames >= 4 else 32
+        # As measured. Sums over blocks of few frames take more, and of several patterns.
+        return (16 if self.block_frames >= 4 else 32) * max(1, self._largest_rank)
 
     @property
     def molecule_radius_pix(self) -> float | None:
@@ -307,20 +392,38 @@ class LocalMean(RadiiEstimator):
         )
         return Prediction(background, near, far, length)
 
-    def light_models(self, count: int) -> list[LightModel]:
-        return [self._model(*row) for row in self._rows(count, self._kernels_in_use())]
+    def light_models(self, count: int) -> list[LightModel] | None:
+        rank = self._largest_rank
+        if rank > 1:
+            return None
+        rows = self._rows(count, self._kernels_in_use())
+        return [self._model(*row, rank) for row in rows]
 
     def _kernels_for(self, radii: Sequence[float], *, is_bound: bool) -> SmoothingKernels:
         return smoothing_kernels(radii, self.block_frames, is_bound=is_bound)
 
-    def _model(self, radii: Float[Array, "3"], kernels: SmoothingKernels) -> LightModel:
+    def _stack_functions(
+        self, count: int, kernels: tuple[Any, ...] | None = None
+    ) -> list[Callable[..., Background]]:
+        functions = super()._stack_functions(count, kernels)
+        if self.patterns is None:
+            return functions
+        patterns = rows_of_channels(self.patterns, count, "patterns")
+        return [
+            ft.partial(function, patterns=of_channel)
+            for function, of_channel in zip(functions, patterns, strict=True)
+        ]
+
+    def _model(
+        self, radii: Float[Array, "3"], kernels: SmoothingKernels, rank: int
+    ) -> LightModel:
         in_blocks = radius_in_blocks(radii[0], self.block_frames)
         return LightModel(
             Smoothing(radii.at[0].set(in_blocks), kernels, self.kernel_order),
             self.clip,
             self.illumination_radius_frames,
             _LIGHT_KERNEL,
-            self.illumination_rank,
+            rank,
             self.block_frames,
             self.skips_nan,
         )
@@ -333,8 +436,18 @@ class LocalMean(RadiiEstimator):
         kernels: SmoothingKernels,
         weights: Shaped[Array, "..."] | None = None,
         gaps: tuple[int, ...] = (),
+        patterns: Int[Array, "rank rows columns"] | None = None,
     ) -> Background:
-        return estimate(self._model(radii, kernels), frames, weights, gaps)
+        rank: Any = self.illumination_rank
+        if rank == "auto" and patterns is None and not self.sees_one_frame:
+            patterns = learned_patterns(frames, weights, rank, self.skips_nan)
+        if rank == "auto":
+            rank = 1 if patterns is None or self.sees_one_frame else len(patterns)
+        model = self._model(radii, kernels, rank)
+        if rank < 2:
+            return estimate(model, frames, weights, gaps)
+        check_squares(frames.shape, rank, patterns)
+        return estimate_mixtures(model, patterns, frames, weights, gaps)
 
     def _saved_fields(self) -> dict[str, Any]:
         clip = None

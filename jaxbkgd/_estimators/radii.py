@@ -87,10 +87,10 @@ def frozen_mask(frozen: Any, shape: tuple[int, ...]) -> tuple[tuple[bool, ...], 
     return tuple(map(tuple, mask.tolist()))
 
 
-def rows_of_channels(rows: Any, channel_count: int) -> list[Any]:
+def rows_of_channels(rows: Any, channel_count: int, name: str = "radii") -> list[Any]:
     """The row of each channel, of which one may serve all."""
     if len(rows) not in (1, channel_count):
-        counts = f"radii for {len(rows)} channels, but was given {channel_count}"
+        counts = f"{name} for {len(rows)} channels, but was given {channel_count}"
         raise ValueError(f"This module has {counts}; give a list with a stack for each.")
     return list(rows) * (channel_count // len(rows))
 

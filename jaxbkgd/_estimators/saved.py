@@ -24,6 +24,8 @@ class SavedModule(eqx.Module):
     # The arguments of the constructor that are saved, which are attributes of the same
     # names. Without them, the fields are saved, and come back without the constructor.
     _saved_names: ClassVar[tuple[str, ...] | None] = None
+    # Others, which are saved where they are not `None`.
+    _optional_names: ClassVar[tuple[str, ...]] = ()
 
     def to_json(self) -> str:
         """This object as a JSON text, which `from_json` reads. `ValueError` for traced
@@ -44,6 +46,8 @@ class SavedModule(eqx.Module):
         if self._saved_names is None:
             return dict(vars(self))
         fields = {name: getattr(self, name) for name in self._saved_names}
+        optional = {name: getattr(self, name) for name in self._optional_names}
+        fields |= {name: value for name, value in optional.items() if value is not None}
         return {name: rounded(v) if _is_array(v) else v for name, v in fields.items()}
 
     @classmethod
@@ -55,7 +59,7 @@ class SavedModule(eqx.Module):
     def __repr__(self) -> str:
         if self._saved_names is None or not all(map(_is_array, jax.tree.leaves(self))):
             return super().__repr__()
-        fields = SavedModule._saved_fields(self)
+        fields = {name: SavedModule._saved_fields(self)[name] for name in self._saved_names}
         texts = ", ".join(f"{name}={value!r}" for name, value in fields.items())
         return f"{type(self).__name__}({texts})"
 
@@ -125,7 +129,8 @@ def _module(cls: type[Any], fields: Any) -> Any:
             "version is a later one."
         )
     names = kinds[-1]._saved_names or [f.name for f in dataclasses.fields(kinds[-1])]
-    fields = require_names(fields, names)
+    optional = [name for name in kinds[-1]._optional_names if name in fields]
+    fields = require_names(fields, [*names, *optional])
     return kinds[-1]._restored({name: _decoded(value) for name, value in fields.items()})
 
 

@@ -131,7 +131,7 @@ class Smoothing(eqx.Module):
         kernels = zip(self.kernels[:3], self.radii, strict=True)
         return tuple(kernel.taps(radius) for kernel, radius in kernels if kernel)
 
-    def noise_correction(self, block_frames: int) -> Float[Array, ""]:
+    def noise_correction(self, block_frames: int | float) -> Float[Array, ""]:
         """The deviation of `frame - background` for white noise of unit deviation: the norm
         of `delta - k`, with the composed taps k of all axes."""
         gaussians = [jnp.concatenate([taps[:0:-1], taps]) for taps in self.taps()]

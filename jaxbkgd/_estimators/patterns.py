@@ -1,0 +1,215 @@
+"""Several patterns of light, of which each frame has its own mixture.
+
+`f_t(x) = sum_k a_k(t) M_k(t, x) + molecules + noise`: a_k is free from frame to frame, and
+M_k is smooth in space and slow in time. Around each pixel and block of frames, M is the
+least squares fit to the frames under the kernel of LocalMean (normalised convolution with a
+basis: Knutsson and Westin, CVPR 1993, 515), and a_k(t) is that of the patterns to frame t:
+first of coarse ones, which the estimator holds, and then of M. Since the light of a frame
+depends on that frame and on M alone, parts of a movie give what the whole one gives.
+"""
+
+import functools as ft
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int, Shaped
+
+from .._filter.kernels import GaussianKernel
+from .._filter.primitive import temporal_filter
+from .background import Background
+from .block_sums import (
+    around_pixels,
+    frame_means,
+    over_blocks,
+    step_blocks,
+)
+from .coarse_patterns import patterns_of, square_levels
+from .light_model import (
+    CLIPPED_RANGE,
+    estimate_batch,
+    LightModel,
+    MOST_CLIPPED,
+    spread,
+)
+from .pattern_sums import clipped_sums, first_sums, left_by, mixed, MixtureSums, solved
+from .smoothing import LEAST_TOTAL_WEIGHT, ratio, root, Smoothing
+
+
+_Images = Float[Array, "blocks _height _width"]
+_Light = Float[Array, "rank blocks frames"]
+
+
+class _Around(NamedTuple):
+    """The sums of `MixtureSums` around each pixel; `deviations` is the root of the mean
+    square."""
+
+    totals: list[_Images]
+    sums: list[_Images]
+    counts: _Images
+    deviations: _Images
+
+
+@eqx.filter_jit
+def estimate_mixtures(
+    model: LightModel,
+    patterns: Int[Array, "rank rows columns"] | None,
+    frames: Shaped[Array, "*batch height width"],
+    weights: Shaped[Array, "..."] | None,
+    gaps: tuple[int, ...] = (),
+) -> Background:
+    """The background of one channel, as that of one pattern. Without patterns, they are
+    learned from each stack of frames, and have no gradient."""
+    of_stack = ft.partial(_estimate_stack, patterns)
+    return estimate_batch(of_stack, model, frames, weights, gaps)
+
+
+def _estimate_stack(
+    patterns: Int[Array, "rank rows columns"] | None,
+    model: LightModel,
+    gaps: tuple[int, ...],
+    frames: Shaped[Array, "frames height width"],
+    weights: Float[Array, "frames height width"] | None,
+) -> tuple[Float[Array, "images frames height width"], Float[Array, "rank frames"]]:
+    """The backgrounds and the light of each frame."""
+    smoothing, dtype = model.smoothing, model.smoothing.radii.dtype
+    count, height, width = frames.shape
+    basis = patterns
+    if basis is None:
+        # Whole numbers have no gradient.
+        squares = square_levels(frames, weights, model.skips_nan)
+        basis = patterns_of(squares[None], model.illumination_rank)[0]
+    length = model.block_frames
+    step = step_blocks(length, height, width)
+    blocks = -(-count // (length * step)) * step
+
+    def in_blocks(stack: Array) -> Array:
+        widths = [(0, blocks * length - count), *[(0, 0)] * (stack.ndim - 1)]
+        return jnp.pad(stack, widths).reshape(blocks, length, *stack.shape[1:])
+
+    stacks = in_blocks(frames), None if weights is None else in_blocks(weights)
+    is_frame = in_blocks(jnp.ones(count, bool))
+    first = ft.partial(
+        first_sums, patterns=list(basis), skips_nan=model.skips_nan, dtype=dtype
+    )
+    sums, is_bad = over_blocks(first, step, *stacks, is_frame)
+    small = smoothing.halved()
+    first_near = _smoothed(small, sums, step)
+    unclipped = _rates(small, sums, first_near, step)
+    rates = _rates(small.with_order(2), sums, first_near, step)
+    around = None
+    if model.clip is not None:
+        # Not known to the compiler, which would work all this out itself, slowly.
+        ones = lax.optimization_barrier(jnp.ones((1, 1, *rates[0].shape[1:]), dtype))
+        around = around_pixels(model.clip.molecule_radius_pix / 2, ones)
+    clipped = ft.partial(
+        clipped_sums, clip=model.clip, around_all=around, skips_nan=model.skips_nan
+    )
+
+    def next_round(carried: tuple, _: Any) -> tuple[tuple, None]:
+        *_, deviations = carried
+        sums = over_blocks(ft.partial(clipped, is_last=False), step, *stacks, *carried)
+        near = _smoothed(small, sums, step)
+        # Where most is clipped, it is no molecules, but a background that is finer or
+        # brighter than the rates of the round before.
+        share = ratio(near.counts, first_near.counts)
+        is_structure = jnp.clip((MOST_CLIPPED - share) / CLIPPED_RANGE + 1, 0, 1)
+        rates = [
+            new + is_structure * (old - new)
+            for new, old in zip(_rates(small, sums, near, step), unclipped, strict=True)
+        ]
+        return (sums.light, rates, deviations * near.deviations), None
+
+    carried = sums.light, rates, first_near.deviations
+    if model.rounds > 1:
+        # A scan of no turn would not work under `jax.disable_jit`.
+        carried, _ = lax.scan(next_round, carried, length=model.rounds - 1)
+    sums = over_blocks(ft.partial(clipped, is_last=True), step, *stacks, *carried)
+    light = jnp.stack(sums.light)
+    is_nan = spread(is_bad, model.halo_blocks)[:, None, None]
+    if stacks[1] is not None or model.skips_nan:
+        is_seen = is_frame
+        if stacks[1] is not None:
+            is_seen = is_seen & (stacks[1] > 0).any((-2, -1))
+            shares = smoothing.sums(jnp.mean(stacks[1], 1))
+            is_nan = is_nan | (shares <= LEAST_TOTAL_WEIGHT)
+        if model.skips_nan:
+            is_seen = is_seen & jnp.isfinite(stacks[0]).any((-2, -1))
+        light = _filled(
+            light, is_seen, model.illumination_radius, model.illumination_kernel
+        )
+    images = []
+    for rates in _rates_with_gaps(smoothing, sums, step, gaps):
+        bkgds = over_blocks(mixed, step, list(light), rates)
+        # In the end, since a derivative would pass a NaN on.
+        bkgds = jnp.where(is_nan[:, None], jnp.nan, bkgds)
+        images.append(bkgds.reshape(-1, height, width)[:count])
+    return jnp.stack(images), light.reshape(len(light), -1)[:, :count]
+
+
+def _smoothed(smoothing: Smoothing, sums: MixtureSums, step: int) -> _Around:
+    squares = sums.squares, sums.square_totals
+    # In one stack, so that less is compiled.
+    stack = jnp.stack([*sums.totals, *sums.sums, sums.counts, *squares])
+    *near, counts, near_squares, near_totals = smoothing.sums(stack)
+    whole = ratio(*frame_means(step, *squares))
+    mean = jnp.where(near_totals > 0, ratio(near_squares, near_totals), whole)
+    pairs = len(sums.totals)
+    return _Around(near[:pairs], near[pairs:], counts, root(mean))
+
+
+def _rates(
+    smoothing: Smoothing, sums: MixtureSums, near: _Around, step: int, gap: int = 0
+) -> list[_Images]:
+    """M, from sums that are smoothed already; for order 4, with the fit to what it leaves
+    added ("twicing": Tukey, Exploratory Data Analysis, 1977, 16)."""
+    # In loops of their own: joined with others, products are rounded as the program has it.
+    rates = over_blocks(solved, step, near.totals, near.sums)
+    if smoothing.order == 4:
+        left = over_blocks(left_by, step, sums.sums, sums.totals, rates)
+        near_left = list(smoothing.sums(jnp.stack(left), gap))
+        more = over_blocks(solved, step, near.totals, near_left)
+        rates = [rate + extra for rate, extra in zip(rates, more, strict=True)]
+    return rates
+
+
+def _rates_with_gaps(
+    smoothing: Smoothing, sums: MixtureSums, step: int, gaps: tuple[int, ...]
+) -> list[list[_Images]]:
+    """M, and M without the blocks that are nearer than each gap."""
+
+    def rates(smoothing: Smoothing, gap: int) -> list[_Images]:
+        near = list(smoothing.sums(jnp.stack([*sums.totals, *sums.sums]), gap))
+        pairs = len(sums.totals)
+        around = _Around(near[:pairs], near[pairs:], sums.counts, sums.counts)
+        return _rates(smoothing, sums, around, step, gap)
+
+    if not gaps:
+        return [rates(smoothing, 0)]
+    # As a difference of two Gaussians, in which a gap keeps all of a block's own noise out.
+    plain = smoothing.with_order(2)
+    found = [rates(plain, gap) for gap in (0, *gaps)]
+    if smoothing.order == 2:
+        return found
+    wide = [rates(plain.widened(), gap) for gap in (0, *gaps)]
+    return [
+        [2 * a - b for a, b in zip(*both, strict=True)]
+        for both in zip(found, wide, strict=True)
+    ]
+
+
+def _filled(
+    light: _Light,
+    is_seen: Bool[Array, "blocks frames"],
+    radius_frames: Float[Array, ""],
+    kernel: GaussianKernel,
+) -> _Light:
+    """The light, of frames of which no pixel counts the mean of that around them."""
+    seen = is_seen.reshape(-1).astype(light.dtype)
+    values = jnp.concatenate([light.reshape(len(light), -1) * seen, seen[None]])
+    values = temporal_filter(
+        values[..., None, None], radius_frames, kernel, "empty", is_finite=True
+    )[..., 0, 0]
+    means = ratio(values[:-1], values[-1]).reshape(light.shape)
+    return jnp.where(is_seen, light, means)
