@@ -42,7 +42,8 @@ def small_movies(monkeypatch: pytest.MonkeyPatch) -> None:
     compiled once. Where nothing else is asked for, they are that of calibration.md."""
     size = {"frame_count": 40, "height_pix": 64, "width_pix": 64}
     small: dict[str, Any] = size | {"molecules_per_frame": 5.0}
-    usual, simulate = {"bkgd_length_scale_pix": 8.0}, jaxbkgd.simulate_movie
+    usual: dict[str, Any] = {"bkgd_length_scale_pix": 8.0}
+    simulate = jaxbkgd.simulate_movie
 
     def simulate_small(key: jax.Array, **options: Any) -> Any:
         return simulate(key, **usual | options | small)
