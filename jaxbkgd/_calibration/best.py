@@ -60,9 +60,9 @@ def find_best(
     except UnlearnableError as error:
         return _usual(str(error))
     skips_nan = not all(jnp.isfinite(frames).all() for run in sample.runs for frames in run)
-    # Of the window that an estimate holds, twice what that takes must be free.
+    # Twice what an estimate takes must be free.
     frame_pixels = sum(math.prod(channel.shape[1:]) for channel in channels)
-    most_frames = free_bytes() / (2 * LocalMean().pixel_bytes * frame_pixels)
+    most_bytes = free_bytes() / (2 * frame_pixels)
     most = _USUAL_TRIALS * len(channels)
     with progress_bar(most, progress) as report:
         tried = it.count(1)
@@ -71,7 +71,7 @@ def find_best(
             report(min(next(tried), most - 1), "trying radii")
 
         searches, structure, rows, findings = run_interruptibly(
-            _search, sample, psf_sigma_pix, skips_nan, most_frames, count_trial
+            _search, sample, psf_sigma_pix, skips_nan, most_bytes, count_trial
         )
     is_found = all(blinking.is_found for blinking in sample.blinking)
     is_found &= sample.lag < _LONGEST_LAG * len(sample.frame_indices[0])
@@ -95,7 +95,7 @@ def find_best(
     if is_at_bound[:, 0].any() and structure not in structures(math.inf, structure.rank):
         doubts.append(
             f"the radius in frames is kept to {structure.longest:.0f}, since memory is "
-            "short for windows of more frames: give boxes, or free memory"
+            "short for chunks of more frames: give boxes, or free memory"
         )
     return estimator, CalibrationHistory(
         losses=np.array([np.mean([t.loss for t in step]) for step in steps]),
@@ -130,7 +130,7 @@ def _search(
     sample: Sample,
     psf_sigma_pix: float | None,
     skips_nan: bool,
-    most_frames: float,
+    most_bytes: float,
     report: Callable[[], None],
 ) -> tuple[list[ChannelSearch], Structure, list[Radii], list[Findings]]:
     """What was tried, and the structure, radii and findings of the best."""
@@ -138,7 +138,7 @@ def _search(
         ChannelSearch(sample.of_channel(number), skips_nan, report)
         for number in range(len(sample.blinking))
     ]
-    allowed = structures(most_frames, sample_rank(sample, skips_nan))
+    allowed = structures(most_bytes, sample_rank(sample, skips_nan))
     ranked = _ranked_structures(searches, allowed)
     usual = [search.estimator(allowed[0], allowed[0].usual) for search in searches]
     molecules = [

@@ -22,9 +22,9 @@ Radii = tuple[float, float, float]
 
 # The axes of a line along which radii are tried, and the step of that.
 _SCALE, _TIME, _Y, _X = ((1, 2), 2**0.5), ((0,), 2.0), ((1,), 2**0.5), ((2,), 2**0.5)
-# The shortest and the longest radius in frames, the frames in a block, and the frames of a
-# halo for each frame of radius, twice as many where a pixel takes twice the memory.
-_OVER_TIME = ((15.0, 120.0, 8, 10.0), (1.875, 15.0, 1, 32.0))
+# The shortest and the longest radius in frames, the frames in a block, and the bytes that a
+# pixel takes while a movie is estimated: some, and more for each frame of radius.
+_OVER_TIME = ((15.0, 120.0, 8, 0.0, 180.0), (1.875, 15.0, 1, 4500.0, 610.0))
 # The share of the squared error that a step must save.
 _LEAST_GAIN = 0.01
 # The standard deviation of errors, as a multiple of that of most of them, that shows a
@@ -74,12 +74,15 @@ class Structure(NamedTuple):
 EACH_FRAME, PLAIN = Structure(0.0, 0.0, 1), Structure(0.0, 0.0, 0)
 
 
-def structures(most_frames: float, rank: Rank = 1) -> list[Structure]:
-    """Those for slow backgrounds, for fast ones, and for each frame alone, of which a
-    window of so many frames is three halos long at least."""
+def structures(most_bytes: float, rank: Any = 1) -> list[Structure]:
+    """Those for slow backgrounds, for fast ones, and for each frame alone, with which a
+    movie is estimated in so many bytes a pixel. Those with several patterns take windows,
+    with some three times the memory for each."""
     found = []
-    for shortest, longest, block_frames, per_radius in _OVER_TIME:
-        longest = min(longest, most_frames / (3 * per_radius))
+    if rank > 1:
+        most_bytes /= 3 * rank
+    for shortest, longest, block_frames, some, per_radius in _OVER_TIME:
+        longest = min(longest, (most_bytes - some) / per_radius)
         if longest >= shortest:
             found.append(Structure(shortest, longest, block_frames, rank))
     return [*found, EACH_FRAME, PLAIN]
