@@ -115,15 +115,15 @@ def test_what_the_light_does_not_explain_is_named():
 @pytest.mark.slow
 def test_a_mask_leaves_pixels_out():
     rng = np.random.default_rng(5)
-    clean = rng.poisson(LEVEL + blinking(rng)).astype(np.float32)
-    frames, mask = clean.copy(), np.ones((SIZE_PIX, SIZE_PIX), bool)
+    frames = rng.poisson(LEVEL + blinking(rng)).astype(np.float32)
+    mask = np.ones((SIZE_PIX, SIZE_PIX), bool)
     mask[:30, :30] = False
     frames[:, ~mask] = 1e5 * rng.random((FRAME_COUNT, 1))
-    estimator, history = calibrate(frames, weights=mask, progress=False)
-    assert history.findings[0].unexplained_frames.size <= 0.02 * FRAME_COUNT
-    assert history.findings[0].kept > 0.98
-    truth = np.broadcast_to(LEVEL, frames.shape)
-    assert rms(estimator(clean).bkgds, truth) < rms(LocalMean()(clean).bkgds, truth)
+    _, history = calibrate(frames, weights=mask, progress=False)
+    (findings,) = history.findings
+    assert findings.unexplained_frames.size <= 0.02 * FRAME_COUNT
+    assert findings.kept > 0.98
+    np.testing.assert_allclose(findings.noise, math.sqrt(60), rtol=0.05)
 
 
 @pytest.mark.slow

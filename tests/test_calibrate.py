@@ -189,7 +189,8 @@ def blinking(rng):
 def moving_mean(radius_pix, radius_frames, clip=None):
     # A block of several frames would smear what moves.
     fixed: Any = {"max_radius_pix": 7.0, "max_radius_frames": 20.0, "block_frames": 1}
-    return LocalMean(radius_pix, radius_frames, clip=clip, **fixed)
+    # The light is steady.
+    return LocalMean(radius_pix, radius_frames, clip=clip, illumination_rank=0, **fixed)
 
 
 class TestOverTime:

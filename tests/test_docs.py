@@ -40,9 +40,9 @@ FOREIGN = re.compile(
 def small_movies(monkeypatch: pytest.MonkeyPatch) -> None:
     """Simulated movies are small, and of one size and density, for which programs are
     compiled once. Where nothing else is asked for, they are that of calibration.md."""
-    size = {"frame_count": 40, "height_pix": 64, "width_pix": 64}
-    small: dict[str, Any] = size | {"molecules_per_frame": 5.0}
-    usual: dict[str, Any] = {"bkgd_length_scale_pix": 8.0}
+    small: Any = {"frame_count": 40, "height_pix": 64, "width_pix": 64}
+    small |= {"molecules_per_frame": 5.0}
+    usual: Any = {"bkgd_length_scale_pix": 8.0}
     simulate = jaxbkgd.simulate_movie
 
     def simulate_small(key: jax.Array, **options: Any) -> Any:

@@ -3,6 +3,7 @@ sliders."""
 
 import os
 import subprocess
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ import yaml
 from typer.testing import CliRunner
 
 from jaxbkgd import Camera, LocalMean, open_movie, simulate_movie, SpatialMean
+from jaxbkgd._calibration import best as _best
 from jaxbkgd._cli import view as _view
 from jaxbkgd._cli.app import app
 from jaxbkgd._movies import open as _open
@@ -199,12 +201,16 @@ class _Impatient(Job):
 
 
 @pytest.mark.slow
-def test_a_cancelled_calibration_leaves_what_was(session):
+def test_a_cancelled_calibration_leaves_what_was(session, monkeypatch):
+    # The search itself would go on to compile in its thread.
+    may_end = threading.Event()
+    monkeypatch.setattr(_best, "_search", lambda *_: may_end.wait(60))
     session.settings = before = Settings(4.0, 4.0, 9.0, 3.0)
     job = Job(session.calibrate)
     job.cancel()
     with pytest.raises(KeyboardInterrupt):
         job.result()
+    may_end.set()
     assert (session.settings, session.calibrated) == (before, None)
 
 
