@@ -101,14 +101,31 @@ def test_the_best_is_found_and_its_error_is_known(light):
 @pytest.mark.slow
 def test_what_the_light_does_not_explain_is_named():
     rng = np.random.default_rng(3)
-    pulses = np.resize([1.0, 0, 0, 0], FRAME_COUNT)[:, None, None]
-    # A pattern of its own in every fourth frame.
-    truth = LEVEL + 40 * pulses * (X > SIZE_PIX / 2)
-    frames = rng.poisson(truth + blinking(rng)).astype(np.float32)
+    y, x = SIZE_PIX * rng.random((2, FRAME_COUNT, 1, 1))
+    pulses = np.resize([40.0, 0, 0, 0], FRAME_COUNT)[:, None, None]
+    # A beam in every fourth frame, each time somewhere else.
+    beam = pulses * np.exp(-((Y - y) ** 2 + (X - x) ** 2) / (2 * 8**2))
+    frames = rng.poisson(LEVEL + beam + blinking(rng)).astype(np.float32)
     _, history = calibrate(frames, progress=False)
     (findings,) = history.findings
     assert np.isin(np.arange(0, FRAME_COUNT, 4), findings.unexplained_frames).all()
     assert any("of the frames is not explained" in doubt for doubt in history.doubts)
+    assert history.rows()["believe it"] != "yes"
+
+
+@pytest.mark.slow
+def test_a_second_pattern_of_light_is_found():
+    rng = np.random.default_rng(3)
+    pulses = np.resize([40.0, 0, 0, 0], FRAME_COUNT)[:, None, None]
+    truth = LEVEL + pulses * (X > SIZE_PIX / 2)
+    frames = rng.poisson(truth + blinking(rng)).astype(np.float32)
+    estimator, history = calibrate(frames, progress=False)
+    assert isinstance(estimator, LocalMean)
+    assert estimator.patterns is not None
+    assert [len(patterns) for patterns in estimator.patterns] == [2]
+    # With one pattern, it is 14.
+    assert np.sqrt(np.mean((estimator(frames).bkgds - truth) ** 2)) < 1.5
+    assert any("several patterns" in doubt for doubt in history.doubts)
     assert history.rows()["believe it"] != "yes"
 
 

@@ -39,8 +39,8 @@ _EVEN = (
     "radii may be better still; give calibrate a LocalMean with a larger max_radius_pix"
 )
 _SEVERAL = (
-    "several patterns of light change from frame to frame, and the error is measured as if "
-    "they did so alike in successive blocks of frames: compare with illumination_rank=1"
+    "each frame is a mixture of several patterns of light, for which the error that is "
+    "stated may be far off: compare the result with that of illumination_rank=1"
 )
 # The squared error of a mean under 7 px that is due to the noise of its own frame alone,
 # as a share of the variance of a pixel: 1 / (4 pi sigma^2).

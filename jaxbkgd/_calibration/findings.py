@@ -112,7 +112,8 @@ class Findings(NamedTuple):
         if high < 0:
             doubts.append(
                 "the error comes out negative, so that frames are not independent as they "
-                "must be; was the movie filtered or averaged over time? give the raw one"
+                "must be; was the movie filtered or averaged over time? give the raw one "
+                "(or has it several patterns of light?)"
             )
         elif low <= 0:
             doubts.append(
