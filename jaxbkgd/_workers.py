@@ -109,7 +109,8 @@ def on_threads(
 def each_on_threads(
     run: Callable[[_Item], Iterable[_Result]], items: Iterable[_Item], workers: int
 ) -> Generator[_Result, None, None]:
-    """As `on_threads`, where `run(item)` gives result after result, until the end."""
+    """As `on_threads`, where `run(item)` yields several results. After an error or Ctrl-C,
+    an item ends at its next result."""
     is_ended = threading.Event()
     todo, done, job = deque(items), deque[_Result](), _job.get()
     is_64_bit, device = jax.enable_x64.value, jax.default_device.value

@@ -43,6 +43,10 @@ class Output:
     is_one_stack: bool
     pedestal: float = 0.0
 
+    def as_called(self, of_each: Sequence[Any]) -> Any:
+        """What belongs to each channel, as an estimator is called with it."""
+        return of_each[0] if self.is_one_stack else list(of_each)
+
 
 def check_estimator(estimator: Any, weights: Any) -> None:
     """Refuses what is no estimator, or takes no weights where there are some."""
@@ -93,9 +97,7 @@ def estimate_window(
 ) -> Estimates:
     """Estimates the frames (frames, height, width) of each channel in JAX."""
 
-    def as_called(of_each: Sequence[Any]) -> Any:
-        return of_each[0] if output.is_one_stack else list(of_each)
-
+    as_called = output.as_called
     stacks = [
         camera.even_light(as_frames(channel))
         for channel, camera in zip(channels, cameras, strict=True)
@@ -111,10 +113,10 @@ def estimate_window(
         as_called(weights) if is_weighted else None,
         donated=None if donated is None else as_called(donated),
     )
-    return finished(background, stacks, output, cameras, is_weighted=is_weighted)
+    return make_estimates(background, stacks, output, cameras, is_weighted=is_weighted)
 
 
-def finished(
+def make_estimates(
     background: Background,
     stacks: Sequence[Shaped[Array, "frames _height _width"]],
     output: Output,
@@ -126,10 +128,7 @@ def finished(
     if output.quantity != "background" or output.pedestal:
         # Otherwise a product could be added before it is rounded, in some programs alone.
         background, stacks = lax.optimization_barrier((background, list(stacks)))
-
-    def as_called(of_each: Sequence[Any]) -> Any:
-        return of_each[0] if output.is_one_stack else list(of_each)
-
+    as_called = output.as_called
     frames = as_called(stacks)
     images = background.bkgds
     if output.quantity == "residual":

@@ -216,14 +216,15 @@ def estimate_movie(
             plan = stream.plan(
                 fast,
                 channels,
+                cameras,
                 devices,
-                is_weighted=any(mask is not None for mask in masks),
+                is_masked=any(mask is not None for mask in masks),
                 chunk_frames=chunk_frames,
                 begun_frames=begun_chunk,
                 workers=workers,
             )
         if plan is None:
-            chunk_frames, workers = plan_chunks(
+            sizes = plan_chunks(
                 channels,
                 fast.halo_frames,
                 devices,
@@ -233,8 +234,8 @@ def estimate_movie(
                 is_growing=follower is not None,
                 is_between_arrays=is_to_arrays and not any(m.paths for m in movies),
             )
-        else:
-            chunk_frames, workers = plan.chunk_frames, plan.workers
+            plan = stream.Plan(None, *sizes)
+        chunk_frames = plan.chunk_frames
         job = Job(
             channels, masks, cameras, estimator, output, chunk_frames, look_ahead_frames
         )
@@ -248,7 +249,7 @@ def estimate_movie(
             batches = follower.batches(job, results, fast, reopen)
             resumed_frames = begun_frames(job, results)
         else:
-            if plan is None:
+            if plan.models is None:
                 halo_frames, aligned_frames = fast.halo_frames, fast.aligned_frames
                 chunks = windows(frame_count, chunk_frames, halo_frames, aligned_frames)
             else:
@@ -259,8 +260,7 @@ def estimate_movie(
         if is_to_arrays and chunk_frames == 1 and job.can_donate(fast):
             parts = strips(channels, fast.halo_lines)
         lights = Lights()
-        models = None if plan is None else plan.models
-        work = work_of(job, fast, models, results, lights, parts, workers)
+        work = work_of(job, fast, plan, results, lights, parts)
         counts, begun = np.zeros(2, int), time.perf_counter()
         total, worked_frames = None if follower else frame_count, 0
         with progress_bar(total, progress, resumed_frames, "frames") as report:
@@ -285,7 +285,7 @@ def estimate_movie(
         megapixels_per_second=(frame_count - resumed_frames) * frame_megapixels / seconds,
         noise_corrections=tuple(map(float, corrections)),
         chunk_frames=chunk_frames,
-        workers=workers,
+        workers=plan.workers,
         nonfinite_frames=int(counts[0]),
         clipped_frames=int(counts[1]),
         estimator=estimator,

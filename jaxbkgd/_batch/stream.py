@@ -13,7 +13,7 @@ from jaxtyping import Array, Shaped
 
 from .._estimators.base import AbstractEstimator
 from .._estimators.camera import Camera
-from .._estimators.channels import checked_frames, working_dtype
+from .._estimators.channels import as_frames, checked_frames, working_dtype
 from .._estimators.light_model import FrameBlocks, in_blocks, LightModel
 from .._estimators.streamed import least_blocks, Piece, pieces
 from .._movies.movie import Channel, MovieError
@@ -22,7 +22,7 @@ from .compute import (
     checked_mask,
     Estimated,
     Estimates,
-    finished,
+    make_estimates,
     naming_errors,
     Output,
 )
@@ -30,16 +30,17 @@ from .plan import check_counts, most_workers, read_window, usable_bytes, Window
 from .results import Job
 
 
-# Movies of fewer pixels are estimated in one window, for which less is compiled.
-_WINDOW_PIXELS = 2**26
+# Movies of fewer pixels are estimated at once, where memory holds them: it is faster.
+_MOST_PIXELS_AT_ONCE = 2**28
 # Chunks that are done in a row, and those that two runs both do, in part.
 _LEAST_RUN, _SHARED_CHUNKS = 3, 2.5
 
 
 class Plan(NamedTuple):
-    """Chunks of a whole movie that follow each other."""
+    """How a whole movie is estimated: with `models` of its channels, chunks follow each
+    other; otherwise each is estimated by itself."""
 
-    models: Sequence[LightModel]
+    models: Sequence[LightModel] | None
     chunk_frames: int
     workers: int
 
@@ -47,16 +48,17 @@ class Plan(NamedTuple):
 def plan(
     estimator: AbstractEstimator,
     channels: Sequence[Channel],
+    cameras: Sequence[Camera],
     devices: Sequence[Any],
     *,
-    is_weighted: bool,
+    is_masked: bool,
     chunk_frames: int | None = None,
     begun_frames: int | None = None,
     workers: int | None = None,
 ) -> Plan | None:
-    """The chunks, if the estimator has such, and the movie is long enough for them to pay.
-    A chunk that is given is made long enough; one of `begun_frames` is gone on with.
-    `MovieError` where memory is short."""
+    """The chunks; those of an estimator without light models are estimated one by one, and
+    `None` stands for all that `plan_chunks` chooses. A given `chunk_frames` is rounded up;
+    `begun_frames` is that of an earlier run. `MovieError` where memory is short."""
     check_counts(chunk_frames=chunk_frames, workers=workers)
     models = estimator.light_models(len(channels))
     if models is None:
@@ -64,42 +66,46 @@ def plan(
     shapes = [channel.shape[1:] for channel in channels]
     count, pixels = len(channels[0]), sum(map(math.prod, shapes))
     unit = _unit_frames(models, shapes)
+    usable, item_bytes = usable_bytes(devices), max(c.dtype.itemsize for c in channels)
     if begun_frames is not None:
         if begun_frames % unit:
             return None
         lengths = [begun_frames]
-    elif count <= 2 * unit or (chunk_frames is None and count * pixels <= _WINDOW_PIXELS):
-        return None
     elif chunk_frames is not None:
+        if count <= 2 * unit:
+            return None
         lengths = [-(-chunk_frames // unit) * unit]
     else:
+        most = min(_MOST_PIXELS_AT_ONCE, usable // estimator.pixel_bytes)
+        if count * pixels <= most:
+            return Plan(None, count, workers or 1)
         lengths = list(range(unit, count + unit, unit))
-    usable, item_bytes = usable_bytes(devices), max(c.dtype.itemsize for c in channels)
     margin = max(model.reach_blocks * model.block_frames for model in models)
 
-    def taken(length: int) -> int:
-        """Memory of a worker, as measured: frames that are stored, those at work and
-        results; sums of all rounds, and smoothing."""
+    def worker_bytes(length: int) -> int:
+        """As measured: frames that are stored, those at work and results; sums of all
+        rounds, and smoothing."""
+        has_weights = is_masked or any(camera.shape for camera in cameras)
         rounds, block_frames = models[0].rounds, models[0].block_frames
-        frames = length * ((rounds + 4) * item_bytes + 4 * is_weighted + 8)
+        frames = length * ((rounds + 4) * item_bytes + 4 * has_weights + 8)
         sums = (24 * rounds + 90) * (length + margin) // block_frames
         return pixels * (frames + sums)
 
-    def cost(length: int, workers: int) -> float:
+    def cost(length: int, worker_count: int) -> float:
         """The time, in frames that a worker handles, sums and smoothing of sums."""
         chunks = -(-count // length)
-        done = min(chunks, -(-chunks // workers) + _SHARED_CHUNKS * (workers > 1))
-        return done * (length + (length + 2 * margin) / 2)
+        shared = _SHARED_CHUNKS if worker_count > 1 else 0
+        done = min(chunks, -(-chunks // worker_count) + shared)
+        return done * (length + (length + 2 * margin) / 3)
 
-    options = [workers] if workers else range(most_workers(devices), 0, -1)
-    for number in options:
-        fitting = [n for n in lengths if number * taken(n) <= usable]
+    for number in [workers] if workers else range(most_workers(devices), 0, -1):
+        fitting = [n for n in lengths if number * worker_bytes(n) <= usable]
         if fitting:
             best = min(fitting, key=lambda length: cost(length, number))
             return Plan(models, best, number)
     raise MovieError(
         f"{channels[0].movie.name}: memory is short: chunks of {lengths[0]} frames, which "
-        f"the radius in frames needs, take {taken(lengths[0]) / 2**30:.1f} GB, and "
+        f"the radius in frames needs, take {worker_bytes(lengths[0]) / 2**30:.1f} GB, and "
         f"{usable / 2**30:.1f} GB may be taken; give a smaller radius or boxes"
     )
 
@@ -176,16 +182,17 @@ def _channel(
             return checked_frames(frames), weights
 
     def read(number: int) -> FrameBlocks:
-        return _prepared(model, *stored(number), camera, blocks)
+        return _chunk_blocks(model, *stored(number), camera, blocks)
 
-    model = model.of_dtype(working_dtype(read(run[0].number).frames))
+    one = as_frames(np.zeros((1, *channel.shape[1:]), channel.dtype))
+    model = model.of_dtype(working_dtype(camera.even_light(one)))
     numbers = range(run[0].number, run[-1].number + 1)
     for number, piece in pieces(model, read, numbers, len(chunks), step):
-        yield _finished(model, piece, read(number), camera, output)
+        yield _chunk_estimates(model, piece, read(number), camera, output)
 
 
 @eqx.filter_jit
-def _prepared(
+def _chunk_blocks(
     model: LightModel,
     frames: Shaped[Array | np.ndarray, "frames height width"],
     weights: Shaped[Array | np.ndarray, "..."] | None,
@@ -201,13 +208,13 @@ def _prepared(
 
 
 @eqx.filter_jit
-def _finished(
+def _chunk_estimates(
     model: LightModel, piece: Piece, blocks: FrameBlocks, camera: Camera, output: Output
 ) -> Estimates:
     frames = blocks.frames.reshape(-1, *blocks.frames.shape[2:])
     is_weighted = blocks.weights is not None
     background = piece.background(model)
-    return finished(background, [frames], output, [camera], is_weighted=is_weighted)
+    return make_estimates(background, [frames], output, [camera], is_weighted=is_weighted)
 
 
 def _in_any(flags: Sequence[Any]) -> Any:

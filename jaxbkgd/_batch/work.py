@@ -49,20 +49,23 @@ class Lights:
 def work_of(
     job: Job,
     fast: AbstractEstimator,
-    models: Sequence[LightModel] | None,
+    plan: stream.Plan,
     results: Results,
     lights: Lights,
     parts: Sequence[Window | None],
-    workers: int,
 ) -> Callable[[Sequence[Window]], Iterator[_Counts]]:
-    """A function that estimates windows in so many threads, and gives the counts of each
-    one that is written. With `models`, windows are chunks that follow each other;
-    otherwise, each is estimated by itself, in these parts of its lines."""
-    if models is None:
+    """A function that estimates windows as planned, and gives the counts of each one that
+    is written. Those that do not follow each other are estimated in these parts."""
+    if plan.models is None:
         work = _of_windows(job, fast, results, lights, parts)
-        return lambda windows: on_threads(work, windows, workers)
-    in_order = _in_order(job, models, results, lights)
-    return lambda windows: each_on_threads(in_order, stream.runs(windows, workers), workers)
+        return lambda windows: on_threads(work, windows, plan.workers)
+    in_order = _in_order(job, plan.models, results, lights)
+
+    def on_runs(windows: Sequence[Window]) -> Iterator[_Counts]:
+        runs = list(enumerate(stream.runs(windows, plan.workers)))
+        return each_on_threads(in_order, runs, plan.workers)
+
+    return on_runs
 
 
 def _of_windows(
@@ -108,12 +111,14 @@ def _of_windows(
 
 def _in_order(
     job: Job, models: Sequence[LightModel], results: Results, lights: Lights
-) -> Callable[[Sequence[Window]], Iterator[_Counts]]:
-    """A function that does so with chunks that follow each other."""
+) -> Callable[[tuple[int, Sequence[Window]]], Iterator[_Counts]]:
+    """A function that does so with chunks that follow each other, by the number of their
+    run."""
     devices = jax.local_devices()
 
-    def work(run: Sequence[Window]) -> Iterator[_Counts]:
-        device = devices[run[0].number % len(devices)]
+    def work(numbered: tuple[int, Sequence[Window]]) -> Iterator[_Counts]:
+        number, run = numbered
+        device = devices[number % len(devices)]
         with jax.default_device(device):
             for window, estimated in stream.estimate_run(job, models, run):
                 results.write(window, estimated.images)

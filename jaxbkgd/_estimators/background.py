@@ -31,7 +31,8 @@ class Background(eqx.Module):
     - `noise_corrections`: the standard deviation of `frames - bkgd` over that of the
         frames, for noise that is independent from pixel to pixel.
     - `illumination`: the light of each frame, `(..., frames)`, where the estimator measures
-        it ([`jaxbkgd.LocalMean`][]): the background is this times what changes slowly.
+        it ([`jaxbkgd.LocalMean`][]): the background is this times what changes slowly. With
+        several patterns of light it is `(..., rank, frames)`, and the background a sum.
     - `noise`: how the noise of `frames - bkgds` is correlated, which `matched_snr` uses, or
         `None` where it is independent from pixel to pixel.
     """

@@ -122,7 +122,7 @@ def patterns_of(
         median = squared[-1 - jnp.maximum(count, 1) // 2]
         multiples.append(root(ratio(squared[-1], median)))
         left = (white - jnp.outer(white @ vector, vector)) * noise
-    return _whole(jnp.stack(found)), jnp.stack([*multiples, jnp.ones(())])[:-1]
+    return _whole(jnp.stack(found)), jnp.asarray(multiples, squares.dtype)
 
 
 def learned_patterns(
@@ -206,8 +206,8 @@ def check_squares(shape: tuple[int, ...], rank: Any, patterns: Any = None) -> No
     if rank != "auto" and rank >= math.prod(squares) and rank > 1:
         raise ValueError(
             f"Of frames of shape {shape}, {rank} patterns cannot be told from "
-            f"{math.prod(squares)} squares of 16 x 16 px; give larger frames, or "
-            "illumination_rank=1."
+            f"{math.prod(squares)} squares of them, of 16 x 16 px or more; give larger "
+            "frames, or illumination_rank=1."
         )
     if patterns is not None and patterns.shape[1:] != squares:
         raise ValueError(

@@ -139,7 +139,7 @@ class LightModel(eqx.Module):
         return jax.tree.map(lambda parameters: parameters.astype(dtype), self)
 
     def background(self, bkgds: Any, light: Any) -> Background:
-        """What is given to the user."""
+        """The `Background` with these images and this light."""
         smoothing, length = self.smoothing, self.block_frames
         noise = ResidualNoise(
             smoothing.taps(), clip=self.clip, order=smoothing.order, block_frames=length
@@ -156,7 +156,7 @@ class LightModel(eqx.Module):
         return over_blocks(first, self.step_blocks(blocks.frames.shape), *blocks)
 
     def first_rates(self, sums: BlockSums, step: int, margin: int = 0) -> Rates:
-        """Those before the first clip."""
+        """The rates before anything is clipped, from the first sums."""
         small = self.smoothing.halved()
         near_sums, totals, deviations = _smoothed(small, sums, step, margin)
         both = sums.sums, sums.totals, near_sums, totals

@@ -6,7 +6,6 @@ it takes from, and only three chunks of sums of each round are in memory, howeve
 rounds reach together.
 """
 
-import functools as ft
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple, TypeVar
@@ -21,7 +20,6 @@ from .light_model import FrameBlocks, LastSums, LightModel, Rates, spread
 
 
 _Sums = TypeVar("_Sums")
-_Result = TypeVar("_Result")
 # Blocks of a chunk, and those of its neighbours.
 _Three = tuple[_Sums, _Sums, _Sums]
 
@@ -49,10 +47,10 @@ class Piece(NamedTuple):
 def least_blocks(model: LightModel, shape: tuple[int, ...]) -> int:
     """The blocks of the shortest chunk for frames (height, width): no round may need more
     than the neighbours. Chunks are multiples of it."""
-    of_light = -(-model.reach_light // model.block_frames)
+    light_blocks = -(-model.reach_light // model.block_frames)
     step = model.step_blocks(shape)
     # A loop of one step would be compiled, and rounded, in another way than others.
-    return max(2, -(-max(model.reach_blocks, of_light) // step)) * step
+    return max(2, -(-max(model.reach_blocks, light_blocks) // step)) * step
 
 
 def pieces(
@@ -79,34 +77,31 @@ def pieces(
 
     def first_sums() -> Iterator[tuple[int, Any]]:
         for number in range(first, last):
-            sums, bad[number] = _run(LightModel.first_sums, model, read(number))
+            sums, bad[number] = _first_sums(model, read(number))
             yield number, sums
 
     def clipped(states: Iterable[tuple[int, Rates]]) -> Iterator[tuple[int, Any]]:
         for number, rates in states:
-            blocks = read(number)
-            yield number, (rates, _run(LightModel.clipped_sums, model, blocks, rates))
+            yield number, (rates, _clipped_sums(model, read(number), rates))
 
     def in_neighbourhood(chunks: Iterator[tuple[int, _Sums]]) -> Iterator[Any]:
         return with_neighbours(chunks, chunk_count)
 
     states = (
-        (number, _run(_first_rates, model, three, step))
+        (number, _first_rates(model, three, step))
         for number, three in in_neighbourhood(first_sums())
     )
     for _ in range(model.rounds - 1):
         states = (
-            (number, _run(_next_rates, model, three, step))
+            (number, _next_rates(model, three, step))
             for number, three in in_neighbourhood(clipped(states))
         )
-    ends = (
-        (number, _run(LightModel.last_sums, model, read(number), rates))
-        for number, rates in states
-    )
+    ends = ((number, _last_sums(model, read(number), rates)) for number, rates in states)
     for number, three in in_neighbourhood(ends):
         # At the ends of the movie no chunk is lost.
         if number in numbers:
             yield number, Piece(three, _around(bad, number, model.halo_blocks))
+        bad.pop(number - stages, None)
 
 
 def with_neighbours(
@@ -116,12 +111,13 @@ def with_neighbours(
     movie of `count` chunks are zeros; elsewhere the first and last are left out."""
     three = deque[Any](maxlen=3)
     for number, chunk in chunks:
-        nothing = jax.tree.map(jnp.zeros_like, chunk)
-        three.extend([nothing, chunk] if number == 0 else [chunk])
+        if number == 0:
+            three.append(jax.tree.map(jnp.zeros_like, chunk))
+        three.append(chunk)
         if len(three) == 3:
             yield number - 1, tuple(three)
         if number == count - 1:
-            three.append(nothing)
+            three.append(jax.tree.map(jnp.zeros_like, chunk))
             yield number, tuple(three)
 
 
@@ -146,21 +142,19 @@ def _around(
     return jnp.concatenate(near)[extra : len(here) * len(near) - extra]
 
 
+_first_sums = eqx.filter_jit(LightModel.first_sums)
+_clipped_sums = eqx.filter_jit(LightModel.clipped_sums)
+_last_sums = eqx.filter_jit(LightModel.last_sums)
+
+
+@eqx.filter_jit
 def _first_rates(model: LightModel, three: _Three[Any], step: int) -> Rates:
     margin = model.reach_blocks
     return model.first_rates(_joined(three, margin), step, margin)
 
 
+@eqx.filter_jit
 def _next_rates(model: LightModel, three: _Three[Any], step: int) -> Rates:
     margin, (rates, _) = model.reach_blocks, three[1]
     sums = _joined([sums for _, sums in three], margin)
     return model.next_rates(rates, sums, step, margin)
-
-
-def _run(function: Callable[..., _Result], *arguments: Any) -> _Result:
-    return _compiled(function)(*arguments)
-
-
-@ft.cache
-def _compiled(function: Callable[..., _Result]) -> Callable[..., _Result]:
-    return eqx.filter_jit(function)
