@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 from .._estimators.base import AbstractEstimator
 from .._estimators.checks import checked_number
 from .._movies.growing import GrowingMovie, open_growing
-from .._movies.movie import Channel, Movie, MovieError
+from .._movies.movie import Channel, chosen_frames, Movie, MovieError
 from .._movies.open import open_sources
 from .plan import Window, windows
 from .results import Job, Results
@@ -110,8 +111,9 @@ class Follower:
 
     def wait(self, count: int, frames: slice | None) -> None:
         """Shows so many of the frames that are chosen, once they are complete."""
-        chosen = frames or slice(None)
-        last = (chosen.start or 0) + (count - 1) * (chosen.step or 1)
+        chosen = slice(None) if frames is None else frames
+        numbers = chosen_frames("the movie", range(sys.maxsize), chosen)
+        last = numbers[min(count, len(numbers)) - 1]
         while not self.is_over and self.look(last + 1) <= last:
             time.sleep(_LOOK)
 

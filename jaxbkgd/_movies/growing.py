@@ -178,6 +178,8 @@ class _GrowingZarr(GrowingMovie):
         return min(total, max(0, self._rows - 1) * self._step)
 
     def _read_pixels(self, count: int) -> Any:
+        # Otherwise they are kept until Python looks for cycles.
+        self.pixels.forget()
         return self._array.pixels
 
     def _open_finished(self) -> Movie:

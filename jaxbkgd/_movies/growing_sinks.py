@@ -24,18 +24,21 @@ class _GrowingTiff(GrowingSink, TiffSink):
     _offset = _align = 2**18
 
     def _complete(self) -> None:
-        draft, self.draft = self.draft, draft_of(self.path, ".part.pages")
-        # With a hole in place of the frames.
-        TiffSink._begin(self)
-        pages, self.draft = self.draft, draft
-        end = self._offset + self.layout.shape[0] * self.layout.frame_bytes
-        with pages.open("rb") as around, draft.open("r+b") as file:
-            file.write(around.read(self._offset))
-            file.truncate(end)
-            around.seek(end)
-            file.seek(end)
-            shutil.copyfileobj(around, file)
-        pages.unlink()
+        draft, pages = self.draft, draft_of(self.path, ".part.pages")
+        try:
+            # With a hole in place of the frames.
+            self.draft = pages
+            TiffSink._begin(self)
+            end = self._offset + self.layout.shape[0] * self.layout.frame_bytes
+            with pages.open("rb") as around, draft.open("r+b") as file:
+                file.write(around.read(self._offset))
+                file.truncate(end)
+                around.seek(end)
+                file.seek(end)
+                shutil.copyfileobj(around, file)
+        finally:
+            self.draft = draft
+            pages.unlink(missing_ok=True)
         # Refuses pages that are elsewhere.
         TiffSink._resume(self)
 

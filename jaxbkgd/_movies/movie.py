@@ -209,7 +209,7 @@ class Channel:
         self.index = index
         self.box = x0, y0, x1, y1
         chosen = slice(None) if frames is None else frames
-        self.frames = _chosen_frames(movie.name, range(count), chosen)
+        self.frames = chosen_frames(movie.name, range(count), chosen)
         self.shape = len(self.frames), y1 - y0, x1 - x0
         self.dtype = movie.dtype
 
@@ -249,7 +249,7 @@ class Channel:
     def part(self, frames: slice) -> "Channel":
         """The channel with some of its frames, as a slice of them. Raises `MovieError` for
         a slice that is negative or holds no frame."""
-        chosen = _chosen_frames(self.movie.name, self.frames, frames)
+        chosen = chosen_frames(self.movie.name, self.frames, frames)
         numbers = slice(chosen.start, chosen.stop, chosen.step)
         return Channel(self.movie, self.index, self.box, numbers)
 
@@ -259,7 +259,8 @@ class Channel:
         return self[:] if dtype is None else self[:].astype(dtype, copy=False)
 
 
-def _chosen_frames(name: str, frames: range, chosen: Any) -> range:
+def chosen_frames(name: str, frames: range, chosen: Any) -> range:
+    """Those of the frames that a slice chooses; `MovieError` for none."""
     if not isinstance(chosen, slice):
         rule = "must be a slice, as slice(1000, 5000)"
         raise TypeError(f"{name}: frames {rule}, but are {chosen!r}.")

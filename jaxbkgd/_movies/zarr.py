@@ -182,6 +182,10 @@ class _ZarrPixels:
             low = high
         return read
 
+    def forget(self) -> None:
+        """Lets go of the chunks that are kept."""
+        self._decode_block.cache_clear()
+
     def has_chunks(self, number: int) -> bool:
         """Whether all chunks of these times, by the number of the chunk, are in the
         folder; or their shards, where chunks are in these."""
