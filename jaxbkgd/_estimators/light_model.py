@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Shaped
 from .._filter.kernels import GaussianKernel
 from .background import Background
 from .block_sums import (
+    Around,
     around_pixels,
     BlockSums,
     clipped_sums,
@@ -32,7 +33,7 @@ from .soft_clip import SoftClip
 
 # The share of weights around a pixel below which it is not molecules that are clipped, and
 # above it the range in which that is in doubt. Molecules that are dense leave 0.7.
-MOST_CLIPPED, CLIPPED_RANGE = 0.35, 0.25
+_MOST_CLIPPED, _CLIPPED_RANGE = 0.35, 0.25
 
 _Images = Float[Array, "blocks _height _width"]
 
@@ -44,6 +45,20 @@ class FrameBlocks(NamedTuple):
     frames: Shaped[Array, "blocks frames height width"]
     weights: Float[Array, "blocks frames height width"] | None
     is_frame: Bool[Array, "blocks frames"]
+
+    def is_seen(self, skips_nan: bool) -> Bool[Array, "blocks frames"]:
+        """Whether any pixel of a frame counts."""
+        is_seen = self.is_frame
+        if self.weights is not None:
+            is_seen = is_seen & (self.weights > 0).any((-2, -1))
+        if skips_nan:
+            is_seen = is_seen & jnp.isfinite(self.frames).any((-2, -1))
+        return is_seen
+
+    @property
+    def mean_weights(self) -> Float[Array, "blocks height width"] | None:
+        """Those of each block, if there are any."""
+        return None if self.weights is None else jnp.mean(self.weights, 1)
 
 
 class Rates(NamedTuple):
@@ -172,12 +187,7 @@ class LightModel(eqx.Module):
         self, blocks: FrameBlocks, rates: Rates, *, is_last: bool = False
     ) -> BlockSums:
         """Sums in which molecules are clipped; of full size in the last round."""
-        around = None
-        if self.clip is not None:
-            # Not known to the compiler, which would work all this out itself, slowly.
-            one = jnp.ones((1, 1, *rates.rates.shape[1:]), rates.rates.dtype)
-            one = lax.optimization_barrier(one)
-            around = around_pixels(self.clip.molecule_radius_pix / 2, one)
+        around = around_all_pixels(self.clip, rates.rates)
         options = self._options | {"clip": self.clip, "around_all": around}
         clipped = ft.partial(clipped_sums, is_last=is_last, **options)
         step = self.step_blocks(blocks.frames.shape)
@@ -193,7 +203,7 @@ class LightModel(eqx.Module):
         # Where most is clipped, it is no molecules, but a background that is finer or
         # brighter than the rates of the round before.
         share = ratio(near_totals[inner], rates.totals)
-        is_structure = jnp.clip((MOST_CLIPPED - share) / CLIPPED_RANGE + 1, 0, 1)
+        is_structure = structure_share(share)
         scale = ratio(*frame_means(step, clipped, rates.unclipped))
         clipped = clipped + is_structure * (scale * rates.unclipped - clipped)
         return rates._replace(
@@ -210,14 +220,9 @@ class LightModel(eqx.Module):
         pixels = math.prod(rates.rates.shape[1:])
         variance = ratio(square, pixels * mean**2)[..., 0]
         sums = self.clipped_sums(blocks, rates, is_last=True)
-        is_seen, shares = blocks.is_frame, None
-        if blocks.weights is not None:
-            is_seen = is_seen & (blocks.weights > 0).any((-2, -1))
-            shares = jnp.mean(blocks.weights, 1)
-        if self.skips_nan:
-            is_seen = is_seen & jnp.isfinite(blocks.frames).any((-2, -1))
+        is_seen = blocks.is_seen(self.skips_nan)
         light = Light(sums.light, sums.light * variance, is_seen)
-        return LastSums(sums.sums, sums.totals, shares, light)
+        return LastSums(sums.sums, sums.totals, blocks.mean_weights, light)
 
     def steady_light(self, light: Light) -> Float[Array, "blocks frames"]:
         """The light, averaged over time where it is seen to be steady."""
@@ -386,6 +391,23 @@ def _rates(
         return 2 * means - wide.means(sums.sums, sums.totals, gap)
 
     return [rates(gap) for gap in (0, *gaps)]
+
+
+def around_all_pixels(
+    clip: SoftClip | None, like: Float[Array, "blocks height width"]
+) -> Around | None:
+    """What there is around pixels of frames like these, where all of them count."""
+    if clip is None:
+        return None
+    # Not known to the compiler, which would work all this out itself, slowly.
+    ones = lax.optimization_barrier(jnp.ones((1, 1, *like.shape[1:]), like.dtype))
+    return around_pixels(clip.molecule_radius_pix / 2, ones)
+
+
+def structure_share(kept: Float[Array, "..."]) -> Float[Array, "..."]:
+    """How far pixels are structure of the background, and no molecules, by the share of
+    weights that the clip leaves around them."""
+    return jnp.clip((_MOST_CLIPPED - kept) / _CLIPPED_RANGE + 1, 0, 1)
 
 
 def spread(is_bad: Bool[Array, " blocks"], reach: int) -> Bool[Array, " blocks"]:

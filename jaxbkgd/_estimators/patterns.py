@@ -20,18 +20,17 @@ from .._filter.kernels import GaussianKernel
 from .._filter.primitive import temporal_filter
 from .background import Background
 from .block_sums import (
-    around_pixels,
     frame_means,
     over_blocks,
-    step_blocks,
 )
 from .coarse_patterns import patterns_of, square_levels
 from .light_model import (
-    CLIPPED_RANGE,
+    around_all_pixels,
     estimate_batch,
+    in_blocks,
     LightModel,
-    MOST_CLIPPED,
     spread,
+    structure_share,
 )
 from .pattern_sums import clipped_sums, first_sums, left_by, mixed, MixtureSums, solved
 from .smoothing import LEAST_TOTAL_WEIGHT, ratio, root, Smoothing
@@ -80,29 +79,19 @@ def _estimate_stack(
         # Whole numbers have no gradient.
         squares = square_levels(frames, weights, model.skips_nan)
         basis = patterns_of(squares[None], model.illumination_rank)[0]
-    length = model.block_frames
-    step = step_blocks(length, height, width)
-    blocks = -(-count // (length * step)) * step
-
-    def in_blocks(stack: Array) -> Array:
-        widths = [(0, blocks * length - count), *[(0, 0)] * (stack.ndim - 1)]
-        return jnp.pad(stack, widths).reshape(blocks, length, *stack.shape[1:])
-
-    stacks = in_blocks(frames), None if weights is None else in_blocks(weights)
-    is_frame = in_blocks(jnp.ones(count, bool))
+    step = model.step_blocks(frames.shape)
+    length = step * model.block_frames
+    blocks = in_blocks(model, frames, weights, -(-count // length) * step)
+    stacks = blocks[:2]
     first = ft.partial(
         first_sums, patterns=list(basis), skips_nan=model.skips_nan, dtype=dtype
     )
-    sums, is_bad = over_blocks(first, step, *stacks, is_frame)
+    sums, is_bad = over_blocks(first, step, *blocks)
     small = smoothing.halved()
     first_near = _smoothed(small, sums, step)
     unclipped = _rates(small, sums, first_near, step)
     rates = _rates(small.with_order(2), sums, first_near, step)
-    around = None
-    if model.clip is not None:
-        # Not known to the compiler, which would work all this out itself, slowly.
-        ones = lax.optimization_barrier(jnp.ones((1, 1, *rates[0].shape[1:]), dtype))
-        around = around_pixels(model.clip.molecule_radius_pix / 2, ones)
+    around = around_all_pixels(model.clip, rates[0])
     clipped = ft.partial(
         clipped_sums, clip=model.clip, around_all=around, skips_nan=model.skips_nan
     )
@@ -114,7 +103,7 @@ def _estimate_stack(
         # Where most is clipped, it is no molecules, but a background that is finer or
         # brighter than the rates of the round before.
         share = ratio(near.counts, first_near.counts)
-        is_structure = jnp.clip((MOST_CLIPPED - share) / CLIPPED_RANGE + 1, 0, 1)
+        is_structure = structure_share(share)
         rates = [
             new + is_structure * (old - new)
             for new, old in zip(_rates(small, sums, near, step), unclipped, strict=True)
@@ -128,14 +117,11 @@ def _estimate_stack(
     sums = over_blocks(ft.partial(clipped, is_last=True), step, *stacks, *carried)
     light = jnp.stack(sums.light)
     is_nan = spread(is_bad, model.halo_blocks)[:, None, None]
-    if stacks[1] is not None or model.skips_nan:
-        is_seen = is_frame
-        if stacks[1] is not None:
-            is_seen = is_seen & (stacks[1] > 0).any((-2, -1))
-            shares = smoothing.sums(jnp.mean(stacks[1], 1))
-            is_nan = is_nan | (shares <= LEAST_TOTAL_WEIGHT)
-        if model.skips_nan:
-            is_seen = is_seen & jnp.isfinite(stacks[0]).any((-2, -1))
+    if blocks.mean_weights is not None:
+        shares = smoothing.sums(blocks.mean_weights)
+        is_nan = is_nan | (shares <= LEAST_TOTAL_WEIGHT)
+    if blocks.mean_weights is not None or model.skips_nan:
+        is_seen = blocks.is_seen(model.skips_nan)
         light = _filled(
             light, is_seen, model.illumination_radius, model.illumination_kernel
         )
