@@ -19,6 +19,7 @@ from .._estimators.base import AbstractEstimator
 from .._estimators.camera import Camera
 from .._estimators.channels import as_frames, checked_frames
 from .._estimators.checks import check_choice, checked_number
+from .._estimators.spatial_mean import SpatialMean
 from .._filter.nonfinite import zeros_of
 from .._filter.vectors import compiler_options
 from .._movies.movie import MovieError, one_line
@@ -98,15 +99,11 @@ def estimate_window(
     """Estimates the frames (frames, height, width) of each channel in JAX."""
 
     as_called = output.as_called
-    stacks = [
-        camera.even_light(as_frames(channel))
-        for channel, camera in zip(channels, cameras, strict=True)
-    ]
+    masks = list(weights) or [None] * len(channels)
+    of_each = zip(cameras, map(as_frames, channels), masks, strict=True)
+    prepared = [prepared_by(*of_one, estimator.takes_weights) for of_one in of_each]
+    stacks, weights = map(list, zip(*prepared, strict=True))
     frames = as_called(stacks)
-    weights = list(weights) or [None] * len(stacks)
-    if estimator.takes_weights:
-        of_each = zip(cameras, stacks, weights, strict=True)
-        weights = [camera.weights(stack, mask) for camera, stack, mask in of_each]
     is_weighted = any(mask is not None for mask in weights)
     background = estimator(
         frames,
@@ -114,6 +111,20 @@ def estimate_window(
         donated=None if donated is None else as_called(donated),
     )
     return make_estimates(background, stacks, output, cameras, is_weighted=is_weighted)
+
+
+def prepared_by(
+    camera: Camera, frames: Array, mask: Any, takes_weights: bool = True
+) -> tuple[Array, Any]:
+    """Frames as they are estimated, and their weights."""
+    frames = camera.even_light(frames)
+    if camera.shape:
+        # Made by themselves, and so rounded alike in every program.
+        frames = lax.optimization_barrier(frames)
+    if not takes_weights:
+        return frames, mask
+    weights = camera.weights(frames, mask)
+    return frames, lax.optimization_barrier(weights) if camera.shape else weights
 
 
 def make_estimates(
@@ -177,7 +188,10 @@ def _compiled(rest: Any, output: Output) -> Callable[..., Estimates]:
         estimator, cameras = eqx.combine(arrays, rest)
         return estimate_window(estimator, channels, output, cameras, weights, donated)
 
-    options = compiler_options()
+    # Sums over narrow frames are rounded by the width of vectors, which plain calls leave
+    # to XLA but in the filter.
+    is_filter = isinstance(rest[0], SpatialMean)
+    options = compiler_options() if is_filter else None
     return jax.jit(estimate, donate_argnames="donated", compiler_options=options)
 
 

@@ -54,6 +54,8 @@ class Follower:
         self, source: Any, follow: bool | float, files: contextlib.ExitStack
     ) -> None:
         self.silence = DEFAULT_SILENCE if follow is True else follow
+        if follow is None or isinstance(follow, str):
+            raise TypeError(f"follow must be True, False or seconds, but is {follow!r}.")
         checked_number("follow", self.silence, unit="seconds")
         self._changed = time.monotonic()
         self._failed: float | None = None

@@ -222,6 +222,8 @@ def lazy_estimate(
             raise MovieError(f"{name}: {what}; give one source or box a call")
         estimator = with_movie_patterns(estimator, channels, masks, cameras)
         fast = estimator.for_inference()
+        if chunk_frames is not None:
+            chunk_frames = checked_count("chunk_frames", chunk_frames)
         chunk_frames, _ = plan_chunks(
             channels,
             fast.halo_frames,

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .._estimators.checks import checked_count
 from .._movies.movie import Channel, MovieError
 from .._workers import core_count, free_bytes
 
@@ -88,7 +87,6 @@ def plan_chunks(
 ) -> tuple[int, int]:
     """The frames in a chunk and the number of workers, where they are not given: as many
     workers as there is memory for, and then the chunk."""
-    check_counts(chunk_frames=chunk_frames, workers=workers)
     frame_count = sys.maxsize if is_growing else len(channels[0])
     frame_pixels = sum(math.prod(channel.shape[1:]) for channel in channels)
     is_on_cpu = devices[0].platform == "cpu"
@@ -115,13 +113,6 @@ def plan_chunks(
     # As long as each other.
     number = -(-frame_count // max(1, frames))
     return -(-frame_count // number), workers
-
-
-def check_counts(**counts: Any) -> None:
-    """`TypeError` or `ValueError` for a number that is given, and no positive integer."""
-    for name, value in counts.items():
-        if value is not None:
-            checked_count(name, value)
 
 
 def most_workers(devices: Sequence[Any]) -> int:

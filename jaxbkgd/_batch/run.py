@@ -155,8 +155,13 @@ def estimate_movie(
         is_list = is_split(source, boxes)
         if estimator is not None:
             compute.check_estimator(estimator, weights)
+        # As whole numbers of Python, which a journal can hold.
+        if chunk_frames is not None:
+            chunk_frames = checked_count("chunk_frames", chunk_frames)
+        if workers is not None:
+            workers = checked_count("workers", workers)
         if look_ahead_frames is not None:
-            checked_count("look_ahead_frames", look_ahead_frames, minimum=0)
+            look_ahead_frames = checked_count("look_ahead_frames", look_ahead_frames, 0)
             if follow is False:
                 raise ValueError("look_ahead_frames is for a movie with follow=True.")
         if follow is False:

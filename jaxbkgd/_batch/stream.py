@@ -25,8 +25,9 @@ from .compute import (
     make_estimates,
     naming_errors,
     Output,
+    prepared_by,
 )
-from .plan import check_counts, most_workers, read_window, usable_bytes, Window
+from .plan import most_workers, read_window, usable_bytes, Window
 from .results import Job
 
 
@@ -59,7 +60,6 @@ def plan(
     """The chunks; those of an estimator without light models are estimated one by one, and
     `None` stands for all that `plan_chunks` chooses. A given `chunk_frames` is rounded up;
     `begun_frames` is that of an earlier run. `MovieError` where memory is short."""
-    check_counts(chunk_frames=chunk_frames, workers=workers)
     models = estimator.light_models(len(channels))
     if models is None:
         return None
@@ -74,7 +74,7 @@ def plan(
     elif chunk_frames is not None:
         if count <= 2 * unit:
             return None
-        lengths = [-(-chunk_frames // unit) * unit]
+        lengths = [-(-min(chunk_frames, count) // unit) * unit]
     else:
         most = min(_MOST_PIXELS_AT_ONCE, usable // estimator.pixel_bytes)
         if count * pixels <= most:
@@ -98,15 +98,18 @@ def plan(
         done = min(chunks, -(-chunks // worker_count) + shared)
         return done * (length + (length + 2 * margin) / 3)
 
-    for number in [workers] if workers else range(most_workers(devices), 0, -1):
+    options = [workers] if workers else [*range(most_workers(devices), 0, -1)]
+    for number in options:
         fitting = [n for n in lengths if number * worker_bytes(n) <= usable]
         if fitting:
             best = min(fitting, key=lambda length: cost(length, number))
             return Plan(models, best, number)
+    needed = options[-1] * worker_bytes(lengths[0])
+    what = f"chunks of {lengths[0]} frames in {options[-1]} threads"
     raise MovieError(
-        f"{channels[0].movie.name}: memory is short: chunks of {lengths[0]} frames, which "
-        f"the radius in frames needs, take {worker_bytes(lengths[0]) / 2**30:.1f} GB, and "
-        f"{usable / 2**30:.1f} GB may be taken; give a smaller radius or boxes"
+        f"{channels[0].movie.name}: memory is short: {what} take {needed / 2**30:.1f} GB, "
+        f"of which {usable / 2**30:.1f} GB may be taken; give a smaller radius in frames, "
+        "boxes, fewer workers or shorter chunks"
     )
 
 
@@ -199,8 +202,7 @@ def _chunk_blocks(
     camera: Camera,
     blocks: int,
 ) -> FrameBlocks:
-    stack = camera.even_light(jnp.asarray(frames))
-    counts = camera.weights(stack, weights)
+    stack, counts = prepared_by(camera, jnp.asarray(frames), weights)
     if counts is not None:
         counts = jnp.asarray(counts, working_dtype(stack))
         counts = jnp.broadcast_to(counts, stack.shape)

@@ -68,7 +68,7 @@ def _squares_of(
 ) -> Float[Array, "runs frames rows columns"]:
     count = len(channel)
     length = min(count, _RUN_FRAMES)
-    runs = min(-(-count // (2 * length)), _MOST_RUNS)
+    runs = min(-(-count // length), _MOST_RUNS)
     step = max(1, _STEP_PIXELS // math.prod(channel.shape[1:]))
 
     def levels(start: int) -> Float[Array, "frames rows columns"]:

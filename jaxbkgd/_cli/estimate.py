@@ -49,7 +49,9 @@ _PEDESTAL = Option(help="Is added to what is written, as 100 for residuals in ui
 _WORKERS = Option(min=1, help="Threads, by default the cores.")
 _CHUNK = Option(min=1, help="Frames in a chunk, by default a megapixel.")
 _FOLLOW = Option("--follow", help="The movie is still being written: keep up with it.")
-_SILENCE = Option(help="With --follow: the seconds without anything new that end it.")
+_SILENCE = Option(
+    help="With --follow: the seconds without anything new that end it.", show_default="10"
+)
 _AHEAD = Option(min=0, help="With --follow: frames to wait for behind each chunk.")
 _RESUME = Option("--resume/--fresh", help="Resume an interrupted run, or start over.")
 
@@ -76,7 +78,7 @@ def estimate(
     workers: Annotated[int | None, _WORKERS] = None,
     chunk_frames: Annotated[int | None, _CHUNK] = None,
     follow: Annotated[bool, _FOLLOW] = False,
-    silence: Annotated[float, _SILENCE] = DEFAULT_SILENCE,
+    silence: Annotated[float | None, _SILENCE] = None,
     look_ahead_frames: Annotated[int | None, _AHEAD] = None,
     resume: Annotated[bool, _RESUME] = True,
     overwrite: Annotated[bool, arguments.OVERWRITE] = False,
@@ -99,6 +101,9 @@ def estimate(
         raise UsageError(f"--channel {channel}: is for --calibration; give that")
     if look_ahead_frames is not None and not follow:
         raise UsageError(f"--look-ahead-frames {look_ahead_frames}: is for --follow")
+    if silence is not None and not follow:
+        raise UsageError(f"--silence {silence:g}: is for --follow")
+    silence = DEFAULT_SILENCE if silence is None else silence
     is_given = bool(radius or radius_frames or calibration)
     with contextlib.ExitStack() as files:
         files.enter_context(progress_lines())

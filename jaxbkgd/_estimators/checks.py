@@ -33,7 +33,8 @@ def is_real_dtype(dtype: np.dtype, *, allows_bool: bool = False) -> bool:
 def check_choice(name: str, value: Any, choices: Any) -> None:
     """Raises `ValueError` unless `value` is one of those of the type `Literal[...]`."""
     names = get_args(choices)
-    if value not in names:
+    # 1.0 and True are equal to 1.
+    if not any(type(value) is type(name) and value == name for name in names):
         rule = ", ".join(map(repr, names))
         raise ValueError(f"{name} must be one of {rule}, but is {value!r}.")
 

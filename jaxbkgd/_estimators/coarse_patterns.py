@@ -170,6 +170,11 @@ def _fitted(
     if light.ndim != 2 or light.shape[1] != len(squares):
         rule = f"illumination must have shape (rank, frames), with {len(squares)} frames"
         raise ValueError(f"{rule}, but has {light.shape}.")
+    if not 1 <= np.linalg.matrix_rank(light) == len(light) <= _MOST_PATTERNS:
+        raise ValueError(
+            f"illumination has {len(light)} rows; give 1 to {_MOST_PATTERNS}, of which "
+            "none is a sum of the others."
+        )
     if rank not in ("auto", len(light)):
         raise ValueError(
             f"illumination has {len(light)} patterns, but illumination_rank is {rank}; "
@@ -187,13 +192,16 @@ def checked_patterns(
     if patterns is None:
         return None
     of_each = tuple(patterns) if isinstance(patterns, list | tuple) else (patterns,)
+    if not of_each:
+        raise ValueError("patterns is empty; give None, or what with_patterns learns.")
     for of_one in of_each:
-        is_whole = jnp.issubdtype(jnp.asarray(of_one).dtype, jnp.integer)
-        if not is_whole or np.ndim(of_one) != 3 or rank not in ("auto", len(of_one)):
+        is_whole = np.asarray(of_one).dtype.kind in "iu" if not is_traced(of_one) else True
+        is_fitting = np.ndim(of_one) == 3 and 0 not in np.shape(of_one)
+        if not is_whole or not is_fitting or rank not in ("auto", len(of_one)):
             raise ValueError(
                 f"patterns must be whole numbers (rank, rows, columns), with {rank} as "
                 "rank, or a sequence with these for each channel: see with_patterns; but "
-                f"there is an array of {jnp.asarray(of_one).dtype} of shape "
+                f"there is an array of {np.asarray(of_one).dtype} of shape "
                 f"{np.shape(of_one)}."
             )
     return tuple(map(jnp.asarray, of_each))

@@ -283,10 +283,10 @@ def estimate_batch(
     gaps in blocks, it has an axis before the others: for the background itself, and for
     each gap with the blocks that are nearer replaced by those at that distance."""
     shape = frames.shape
-    if model.clip is not None and any(is_known(n) and n < 5 for n in shape[-2:]):
+    if any(is_known(n) and n < 5 for n in shape[-2:]):
         raise ValueError(
-            "Noise is measured in frames of 5 x 5 pixels or more, but these have the shape "
-            f"{shape}; give clip=None."
+            "LocalMean measures noise in frames of 5 x 5 pixels or more, but these have "
+            f"the shape {shape}; SpatialMean takes smaller ones."
         )
     dtype = working_dtype(frames)
     describe = model.background

@@ -307,7 +307,7 @@ class LocalMean(RadiiEstimator):
         frames = map_channels(as_frames, channels)
         nothing = map_channels(lambda _: None, frames)
         light = illumination
-        if not is_sequence(light):
+        if not is_sequence(light) or not is_sequence(frames):
             light = map_channels(lambda _: illumination, frames)
         masks = nothing if weights is None else weights
         patterns = map_channels(learned, frames, masks, light)
