@@ -178,18 +178,16 @@ def recall_table(size: Size) -> str:
         "frame_count": size.frame_count,
         "height_pix": size.size_pix,
         "width_pix": size.size_pix,
+        "molecules_per_frame": 10 * (size.size_pix / 128) ** 2,
         "on_time_frames": 1.0,
         "psf_sigma_pix": PSF_SIGMA_PIX,
     }
     camera = jaxbkgd.Camera(0.0, 0.46, 1.5)
     estimator, key = jaxbkgd.LocalMean(), jax.random.key(0)
-    density = 10 * (size.size_pix / 128) ** 2
     for photons in size.photons:
         maps = []
-        for count in (0.0, density):
-            movie, truth = jaxbkgd.simulate_movie(
-                key, **options, molecules_per_frame=count, photons_per_frame=photons
-            )
+        for light in (0.0, photons):
+            movie, truth = jaxbkgd.simulate_movie(key, **options, photons_per_frame=light)
             frames = movie - 100.0
             background = estimator(frames)
             matched_snr = background.matched_snr(frames, camera, PSF_SIGMA_PIX)
