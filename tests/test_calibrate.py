@@ -411,7 +411,9 @@ class TestObjectives:
         match = rf"stopped at step \d+: .*{reason}.*best radii"
         with pytest.warns(UserWarning, match=match) as warned:
             estimator, history = quietly(level(), FEW, objective=objective)
-        assert f"step {len(history.losses)}: " in str(warned[0].message)
+        # JAX may have warned of its cache of programs, too.
+        step = f"step {len(history.losses)}: "
+        assert any(step in str(warning.message) for warning in warned)
         assert not history.is_converged
         assert 3 < estimator.levels <= 5
         assert estimator.levels == history.radii[-1, 0, 0]
