@@ -345,7 +345,7 @@ def in_blocks(
     blocks: Any,
 ) -> FrameBlocks:
     """Frames in so many blocks, of which the last ones are filled up."""
-    count, length = len(frames), model.block_frames
+    count, length = frames.shape[0], model.block_frames
 
     def blocked(stack: Array) -> Array:
         widths = [(0, blocks * length - count), *[(0, 0)] * (stack.ndim - 1)]

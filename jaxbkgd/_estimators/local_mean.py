@@ -394,7 +394,7 @@ class LocalMean(RadiiEstimator):
 
     def light_models(self, count: int) -> list[LightModel] | None:
         rank = self._largest_rank
-        if rank > 1:
+        if rank > 1 or self.sees_one_frame:
             return None
         rows = self._rows(count, self._kernels_in_use())
         return [self._model(*row, rank) for row in rows]
