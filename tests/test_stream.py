@@ -97,7 +97,7 @@ def test_short_memory_makes_short_chunks_and_few_workers(monkeypatch):
         monkeypatch.setattr(psutil, "virtual_memory", lambda: free)
         return estimate_movie(FRAMES, ESTIMATOR, np.empty(SHAPE, np.float32), **OPTIONS)
 
-    # A worker takes some 5 kB for each pixel of a frame.
-    assert summary(6_000).workers == 1
-    with pytest.raises(MovieError, match=r"memory is short: chunks of 32 .*radius"):
+    # A worker takes some 7 kB for each pixel of a frame.
+    assert summary(8_000).workers == 1
+    with pytest.raises(MovieError, match=r"memory is short: chunks of 48 .*radius"):
         summary(1_000)

@@ -49,8 +49,8 @@ def least_blocks(model: LightModel, shape: tuple[int, ...]) -> int:
     than the neighbours. Chunks are multiples of it."""
     light_blocks = -(-model.reach_light // model.block_frames)
     step = model.step_blocks(shape)
-    # A loop of one step would be compiled, and rounded, in another way than others.
-    return max(2, -(-max(model.reach_blocks, light_blocks) // step)) * step
+    # A loop of one or two steps is compiled, and rounded, in another way than others.
+    return max(3, -(-max(model.reach_blocks, light_blocks) // step)) * step
 
 
 def pieces(
