@@ -60,10 +60,14 @@ def test_a_movie_has_the_bits_of_a_plain_call(frames, estimator, weights, worker
 def test_channels_and_cameras_have_the_bits_of_one_window():
     frames = np.stack([FRAMES, FRAMES[::-1]], axis=1)
     gain = _RNG.uniform(0.4, 0.6, SHAPE[1:])
-    options = {"quantity": "snr", "camera": Camera(1.0, gain, 1.0 + gain)}
+    camera = Camera(1.0, gain, 1.0 + gain)
     whole, out = np.empty((2, *frames.shape), np.float32)
-    assert estimate_movie(frames, ESTIMATOR, whole, **options).chunk_frames == len(frames)
-    assert estimate_movie(frames, ESTIMATOR, out, **options, **OPTIONS).chunk_frames < 100
+    assert estimate_movie(frames, ESTIMATOR, whole, camera=camera).chunk_frames == len(
+        frames
+    )
+    assert (
+        estimate_movie(frames, ESTIMATOR, out, camera=camera, **OPTIONS).chunk_frames < 100
+    )
     np.testing.assert_array_equal(out, whole)
 
 

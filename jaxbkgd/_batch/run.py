@@ -223,6 +223,7 @@ def estimate_movie(
                 channels,
                 cameras,
                 devices,
+                output,
                 is_masked=any(mask is not None for mask in masks),
                 chunk_frames=chunk_frames,
                 begun_frames=begun_chunk,

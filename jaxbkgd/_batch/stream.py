@@ -35,6 +35,8 @@ from .results import Job
 _MOST_PIXELS_AT_ONCE = 2**28
 # Chunks that are done in a row, and those that two runs both do, in part.
 _LEAST_RUN, _SHARED_CHUNKS = 3, 2.5
+# The quantity and the pedestal of what is the background alone.
+_PLAIN = "background", 0.0
 
 
 class Plan(NamedTuple):
@@ -51,6 +53,7 @@ def plan(
     channels: Sequence[Channel],
     cameras: Sequence[Camera],
     devices: Sequence[Any],
+    output: Output,
     *,
     is_masked: bool,
     chunk_frames: int | None = None,
@@ -61,7 +64,9 @@ def plan(
     `None` stands for all that `plan_chunks` chooses. A given `chunk_frames` is rounded up;
     `begun_frames` is that of an earlier run. `MovieError` where memory is short."""
     models = estimator.light_models(len(channels))
-    if models is None:
+    # With maps, jax 0.10 rounds what is made of frames and backgrounds by the program.
+    has_maps = any(camera.shape for camera in cameras)
+    if models is None or (has_maps and (output.quantity, output.pedestal) != _PLAIN):
         return None
     shapes = [channel.shape[1:] for channel in channels]
     count, pixels = len(channels[0]), sum(map(math.prod, shapes))
@@ -85,7 +90,7 @@ def plan(
     def worker_bytes(length: int) -> int:
         """As measured: frames that are stored, those at work and results; sums of all
         rounds, and smoothing."""
-        has_weights = is_masked or any(camera.shape for camera in cameras)
+        has_weights = is_masked or has_maps
         rounds, block_frames = models[0].rounds, models[0].block_frames
         frames = length * ((rounds + 4) * item_bytes + 4 * has_weights + 8)
         sums = (24 * rounds + 90) * (length + margin) // block_frames
