@@ -31,8 +31,8 @@ from .plan import most_workers, read_window, usable_bytes, Window
 from .results import Job
 
 
-# Movies of fewer pixels are estimated at once, where memory holds them: it is faster.
-_MOST_PIXELS_AT_ONCE = 2**28
+# Windows of so many halos are faster, where memory holds one for each thread.
+_HALOS_OF_WINDOW = 6
 # Chunks that are done in a row, and those that two runs both do, in part.
 _LEAST_RUN, _SHARED_CHUNKS = 3, 2.5
 # The quantity and the pedestal of what is the background alone.
@@ -81,9 +81,10 @@ def plan(
             return None
         lengths = [-(-min(chunk_frames, count) // unit) * unit]
     else:
-        most = min(_MOST_PIXELS_AT_ONCE, usable // estimator.pixel_bytes)
-        if count * pixels <= most:
-            return Plan(None, count, workers or 1)
+        seen = min(count, _HALOS_OF_WINDOW * estimator.halo_frames)
+        at_work = (workers or most_workers(devices)) * seen * pixels
+        if at_work * estimator.pixel_bytes <= usable:
+            return None
         lengths = list(range(unit, count + unit, unit))
     margin = max(model.reach_blocks * model.block_frames for model in models)
 
