@@ -1,6 +1,8 @@
 """LocalMean with several patterns of light."""
 
 import re
+import runpy
+from pathlib import Path
 from typing import Any
 
 import equinox as eqx
@@ -254,3 +256,17 @@ def test_channels_have_patterns_of_their_own():
 def test_what_does_not_fit_is_refused(make, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         make()
+
+
+@pytest.mark.slow
+def test_the_example_compares_ranks(monkeypatch):
+    folder = Path(__file__).parents[1] / "examples"
+    monkeypatch.syspath_prepend(folder)
+    example = runpy.run_path(str(folder / "pattern_accuracy.py"))
+    small = {"RANKS": (1, 2), "RADII": ((5.0, 6.0),)}
+    example["main"].__globals__.update(small)
+    errors = example["main"](frame_count=48, size_pix=40)
+    second = errors.pop("a second pattern in every 4th frame")
+    assert second[1] < second[0] / 3
+    # Without a second pattern, it is noise that a second one follows.
+    assert all(one < two for one, two in errors.values())

@@ -60,9 +60,10 @@ def plan(
     begun_frames: int | None = None,
     workers: int | None = None,
 ) -> Plan | None:
-    """The chunks; those of an estimator without light models are estimated one by one, and
-    `None` stands for all that `plan_chunks` chooses. A given `chunk_frames` is rounded up;
-    `begun_frames` is that of an earlier run. `MovieError` where memory is short."""
+    """Chunks that follow each other, or `None` where windows are to be taken: where the
+    estimator has no light models, and where memory holds windows. A given `chunk_frames` is
+    rounded up; `begun_frames` is that of an earlier run. `MovieError` where memory is
+    short."""
     models = estimator.light_models(len(channels))
     # With maps, jax 0.10 rounds what is made of frames and backgrounds by the program.
     has_maps = any(camera.shape for camera in cameras)
@@ -72,26 +73,27 @@ def plan(
     count, pixels = len(channels[0]), sum(map(math.prod, shapes))
     unit = _unit_frames(models, shapes)
     usable, item_bytes = usable_bytes(devices), max(c.dtype.itemsize for c in channels)
-    if begun_frames is not None:
-        if begun_frames % unit:
-            return None
-        lengths = [begun_frames]
-    elif chunk_frames is not None:
+    seen = min(count, _HALOS_OF_WINDOW * estimator.halo_frames)
+    at_work = (workers or most_workers(devices)) * seen * pixels
+    holds_windows = at_work * estimator.pixel_bytes <= usable
+    if chunk_frames is not None:
         if count <= 2 * unit:
             return None
         lengths = [-(-min(chunk_frames, count) // unit) * unit]
-    else:
-        seen = min(count, _HALOS_OF_WINDOW * estimator.halo_frames)
-        at_work = (workers or most_workers(devices)) * seen * pixels
-        if at_work * estimator.pixel_bytes <= usable:
+    elif begun_frames is not None:
+        if begun_frames % unit:
             return None
+        lengths = [begun_frames]
+    elif holds_windows:
+        return None
+    else:
         lengths = list(range(unit, count + unit, unit))
+    has_weights = is_masked or has_maps
     margin = max(model.reach_blocks * model.block_frames for model in models)
 
     def worker_bytes(length: int) -> int:
         """As measured: frames that are stored, those at work and results; sums of all
         rounds, and smoothing."""
-        has_weights = is_masked or has_maps
         rounds, block_frames = models[0].rounds, models[0].block_frames
         frames = length * ((rounds + 4) * item_bytes + 4 * has_weights + 8)
         sums = (24 * rounds + 90) * (length + margin) // block_frames
@@ -110,6 +112,8 @@ def plan(
         if fitting:
             best = min(fitting, key=lambda length: cost(length, number))
             return Plan(models, best, number)
+    if begun_frames is not None and holds_windows:
+        return None
     needed = options[-1] * worker_bytes(lengths[0])
     what = f"chunks of {lengths[0]} frames in {options[-1]} threads"
     raise MovieError(

@@ -24,7 +24,7 @@ from .soft_clip import SoftClip, squared_noise
 _STEP_PIXELS, _STEP_BLOCKS = 2**18, 8
 
 # The share of the background below which a deviation is rounding, not noise.
-_ROUNDING = 1e-5
+ROUNDING = 1e-5
 
 _Blocks = Float[Array, "blocks frames height width"]
 _Small = Float[Array, "blocks frames half_height half_width"]
@@ -90,13 +90,9 @@ def first_sums(
 ) -> tuple[BlockSums, Bool[Array, " blocks"]]:
     """The sums at half size with the mean of a frame as its light, and the squared noise of
     the first frame of each block; and whether a pixel that counts is not finite."""
-    is_bad = ~jnp.isfinite(frames)
-    if weights is not None:
-        is_bad = is_bad & (weights > 0)
-    is_bad = jnp.zeros(len(frames), bool) if skips_nan else is_bad.any((1, 2, 3))
+    is_bad = bad_blocks(frames, weights, skips_nan)
     frames, weights = counted(frames, weights, skips_nan, dtype)
     small, small_weights = halved_frames(frames, weights)
-    squares = squared_noise(small[:, 0])
     counts = jnp.ones((1, 1, 1, 1), dtype) if small_weights is None else small_weights
     received = small if small_weights is None else small * small_weights
     light = is_frame.astype(dtype)
@@ -107,16 +103,37 @@ def first_sums(
     sums = added(jnp.where(shares > 0, received, 0))
     totals = jnp.broadcast_to(added(shares), sums.shape)
     lit = jnp.maximum(light[:, 0], 0)[:, None, None]
-    square_totals = jnp.broadcast_to(lit, squares.shape)
+    squares = noise_squares(small, weights, jnp.broadcast_to(lit, sums.shape))
+    return BlockSums(sums, totals, *squares, light), is_bad
+
+
+def bad_blocks(
+    frames: Shaped[Array, "blocks frames height width"],
+    weights: _Blocks | None,
+    skips_nan: bool,
+) -> Bool[Array, " blocks"]:
+    """Whether a pixel that counts is not finite."""
+    if skips_nan:
+        return jnp.zeros(len(frames), bool)
+    is_bad = ~jnp.isfinite(frames)
     if weights is not None:
-        # Next to a pixel that is left out, squares are not of noise alone.
-        is_noise = halved((weights[:, 0] > 0).astype(dtype))
+        is_bad = is_bad & (weights > 0)
+    return is_bad.any((1, 2, 3))
+
+
+def noise_squares(
+    small: _Small, weights: _Blocks | None, totals: _Images
+) -> tuple[_Images, _Images]:
+    """The squared noise of the first frame of each block, and what of `totals` it is the
+    square of: both are zero next to a pixel that is left out, where it is not of noise
+    alone."""
+    if weights is not None:
+        is_noise = halved((weights[:, 0] > 0).astype(small.dtype))
         is_noise = lax.reduce_window(
             is_noise, np.inf, lax.min, (1, 3, 3), (1, 1, 1), "SAME"
         )
-        square_totals = jnp.where(is_noise == 1, square_totals, 0)
-    squares = jnp.where(square_totals > 0, squares, 0)
-    return BlockSums(sums, totals, squares, square_totals, light), is_bad
+        totals = jnp.where(is_noise == 1, totals, 0)
+    return jnp.where(totals > 0, squared_noise(small[:, 0]), 0), totals
 
 
 def counted(
@@ -223,7 +240,7 @@ def clipped_sums(
         mean_light = jnp.mean(jnp.abs(light), 1)
         growth = root(jnp.maximum(light, mean_light[:, None] / 10))
         per_growth = ratio(jnp.ones_like(growth), growth)[..., None, None]
-        least = _ROUNDING * jnp.abs(rates) * root(mean_light)[:, None, None]
+        least = ROUNDING * jnp.abs(rates) * root(mean_light)[:, None, None]
         noise = jnp.maximum(deviations, least)[:, None] * (
             around.pixel_norms if is_last else around.norms
         )

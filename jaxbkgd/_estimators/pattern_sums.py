@@ -13,21 +13,22 @@ from .block_sums import (
     added,
     Around,
     around_pixels,
+    bad_blocks,
     counted,
     halved_frames,
     molecule_taps,
+    noise_squares,
+    ROUNDING,
     sum_around,
 )
 from .coarse_patterns import coarse
-from .smoothing import doubled, halved, ratio, root
-from .soft_clip import SoftClip, squared_noise
+from .smoothing import doubled, ratio, root
+from .soft_clip import SoftClip
 
 
 # Of the light of a pattern around a pixel, what is added so that patterns that hardly
 # differ there are shared out evenly.
 _RIDGE = 1e-5
-# The share of the background below which a deviation is rounding, not noise.
-_ROUNDING = 1e-5
 
 _Blocks = Float[Array, "blocks frames _height _width"]
 _Images = Float[Array, "blocks _height _width"]
@@ -65,24 +66,12 @@ def first_sums(
 ) -> tuple[MixtureSums, Bool[Array, " blocks"]]:
     """The sums at half size with the light by the coarse patterns, and the squared noise of
     the first frame of each block; and whether a pixel that counts is not finite."""
-    is_bad = ~jnp.isfinite(frames)
-    if weights is not None:
-        is_bad = is_bad & (weights > 0)
-    is_bad = jnp.zeros(len(frames), bool) if skips_nan else is_bad.any((1, 2, 3))
+    is_bad = bad_blocks(frames, weights, skips_nan)
     frames, weights = counted(frames, weights, skips_nan, dtype)
     small, small_weights = halved_frames(frames, weights)
     if small_weights is None:
         small_weights = jnp.ones_like(small)
-    squares = squared_noise(small[:, 0])
-    square_totals = jnp.maximum(small[:, 0], 0)
-    if weights is not None:
-        # Next to a pixel that is left out, squares are not of noise alone.
-        is_noise = halved((weights[:, 0] > 0).astype(dtype))
-        is_noise = lax.reduce_window(
-            is_noise, jnp.inf, lax.min, (1, 3, 3), (1, 1, 1), "SAME"
-        )
-        square_totals = jnp.where(is_noise == 1, square_totals, 0)
-    squares = jnp.where(square_totals > 0, squares, 0)
+    squares, square_totals = noise_squares(small, weights, jnp.maximum(small[:, 0], 0))
     size = (frames.shape[-2], frames.shape[-1])
     received, counts = coarse(small * small_weights, size), coarse(small_weights, size)
     floats = [pattern.astype(dtype)[None, None] for pattern in patterns]
@@ -129,7 +118,7 @@ def clipped_sums(
         # As photon noise goes with the light, but not to zero.
         mean = jnp.mean(jnp.abs(bkgds), 1, keepdims=True)
         growth = root(jnp.maximum(bkgds, mean / 10))
-        least = _ROUNDING * root(mean)
+        least = ROUNDING * root(mean)
         noise = jnp.maximum(deviations[:, None], least) * growth
         noise = noise * (around.pixel_norms if is_last else around.norms)
         per_noise = ratio(jnp.ones_like(noise), noise)
