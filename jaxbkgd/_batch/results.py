@@ -5,6 +5,7 @@ import functools as ft
 import hashlib
 import io
 import json
+import math
 import pickle
 import threading
 import warnings
@@ -160,6 +161,11 @@ class Job:
     @property
     def is_growing(self) -> bool:
         return any(isinstance(c.movie, GrowingMovie) for c in self.channels)
+
+    @property
+    def frame_megapixels(self) -> float:
+        """Of all channels."""
+        return sum(math.prod(channel.shape[1:]) for channel in self.channels) / 1e6
 
     @ft.cached_property
     def settings(self) -> dict[str, Any]:

@@ -2,12 +2,11 @@
 
 import contextlib
 import functools as ft
-import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -23,12 +22,12 @@ from .._calibration.movie_patterns import with_movie_patterns
 from .._estimators.base import AbstractEstimator
 from .._estimators.camera import Camera
 from .._estimators.checks import checked_count
-from .._movies.movie import Box
+from .._movies.movie import Box, Channel, Movie
 from .._movies.open import is_split, open_channels, open_sources, open_weights
 from .._workers import progress_bar, run_interruptibly
 from . import compute, stream
 from .compute import Dtype, Quantity
-from .follow import begun_frames, CALIBRATION_FRAMES, open_followed
+from .follow import begun_frames, CALIBRATION_FRAMES, Follower, open_followed
 from .names import paths_beside
 from .plan import plan_chunks, strips, Window, windows
 from .results import (
@@ -38,8 +37,9 @@ from .results import (
     group_targets,
     Job,
     open_results,
+    Results,
 )
-from .work import Lights, work_of
+from .work import Counts, Lights, Work, work_of
 
 
 @dataclass(frozen=True)
@@ -151,155 +151,245 @@ def estimate_movie(
     estimator or each other. What is done by then is kept.
     """
     clock = time.perf_counter()
+    if estimator is not None:
+        compute.check_estimator(estimator, weights)
+    # As whole numbers of Python, which a journal can hold.
+    chunk_frames = _checked_option("chunk_frames", chunk_frames, 1)
+    workers = _checked_option("workers", workers, 1)
+    look_ahead_frames = _checked_option("look_ahead_frames", look_ahead_frames, 0)
+    if follow is False and look_ahead_frames is not None:
+        raise ValueError("look_ahead_frames is for a movie with follow=True.")
     with contextlib.ExitStack() as files:
-        is_list = is_split(source, boxes)
-        if estimator is not None:
-            compute.check_estimator(estimator, weights)
-        # As whole numbers of Python, which a journal can hold.
-        if chunk_frames is not None:
-            chunk_frames = checked_count("chunk_frames", chunk_frames)
-        if workers is not None:
-            workers = checked_count("workers", workers)
-        if look_ahead_frames is not None:
-            look_ahead_frames = checked_count("look_ahead_frames", look_ahead_frames, 0)
-            if follow is False:
-                raise ValueError("look_ahead_frames is for a movie with follow=True.")
-        if follow is False:
-            opened, follower = open_sources(source, files), None
-        else:
-            is_sampled = estimator is None or estimator.learns_patterns
-            if estimator is not None and estimator.takes_weights:
-                is_sampled |= bool(skips_hot_pixels)
-            least = CALIBRATION_FRAMES if is_sampled else 1
-            opened, follower = open_followed(source, follow, files, least, frames)
-        channels = open_channels(opened, boxes, frames, files=files)
-        count, is_stack = len(channels), len(channels) == 1 and not is_list
-        cameras = cameras_of(camera, channels)
-        output = compute.make_output(quantity, dtype, cameras, is_stack, pedestal)
-        masks = open_weights(weights, channels, files)
-        if follower and any(mask and mask.movie.shape[0] > 1 for mask in masks):
-            rule = "give one image, as nobody knows how many there will be"
-            raise ValueError(f"Weights of each frame are not followed; {rule}.")
-        movies = list({c.movie: None for c in (*channels, *masks) if c is not None})
+        least = _sampled_frames(estimator, skips_hot_pixels)
+        inputs = _open_inputs(
+            files, source, boxes, frames, camera, weights, follow=follow, least=least
+        )
+        channels, is_one_stack = inputs.channels, inputs.is_one_stack
+        output = compute.make_output(
+            quantity, dtype, inputs.cameras, is_one_stack, pedestal
+        )
         if sink is None:
             beside = paths_beside(source, quantity, boxes)
-            sink = beside if is_list else beside[0]
-        targets = group_targets(sink, count, is_list, movies)
+            sink = beside if inputs.is_list else beside[0]
+        targets = group_targets(sink, len(channels), inputs.is_list, inputs.movies)
         history = None
         if estimator is None:
             check_targets(targets, channels, dtype, overwrite=overwrite)
             of_source = {"boxes": boxes, "frames": frames, "camera": camera}
             found: AbstractEstimator
             found, history = calibrate(
-                opened, weights=weights, progress=progress, **of_source
+                inputs.opened, weights=weights, progress=progress, **of_source
             )
             estimator = found
+        hot = [np.zeros(channel.shape[1:], bool) for channel in channels]
         if skips_hot_pixels is None:
             skips_hot_pixels = history is not None
-        hot = [np.zeros(channel.shape[1:], bool) for channel in channels]
         if skips_hot_pixels and estimator.takes_weights:
             hot = [hot_pixels_of(channel) for channel in channels]
-            masks = [without_pixels(*pair) for pair in zip(masks, hot, strict=True)]
-        of_movie = channels, masks, cameras
+            masks = [*map(without_pixels, inputs.masks, hot)]
+            inputs = inputs._replace(masks=masks)
+        of_movie = channels, inputs.masks, inputs.cameras
         whole: AbstractEstimator
         whole = run_interruptibly(with_movie_patterns, estimator, *of_movie)
-        estimator = whole
-        fast = run_interruptibly(estimator.for_inference)
+        fast = run_interruptibly(whole.for_inference)
         # Raises now what would be raised in the middle of the work.
-        seen_frames = 2 * fast.halo_frames + 1
-        if not follower:
-            seen_frames = min(len(channels[0]), seen_frames)
-        shapes = [(seen_frames, *channel.shape[1:]) for channel in channels]
-        corrections = run_interruptibly(_noise_corrections, estimator, shapes, is_stack)
-        begun_chunk = None
-        if chunk_frames is None and resume:
-            begun_chunk = begun_chunk_frames(targets)
+        shapes = inputs.seen_shapes(2 * fast.halo_frames + 1)
+        corrections = run_interruptibly(_noise_corrections, whole, shapes, is_one_stack)
+        begun = begun_chunk_frames(targets) if chunk_frames is None and resume else None
         is_to_arrays = not any(as_path(target) for target, _ in targets)
-        devices = jax.local_devices()
-        plan = None
-        if not follower:
-            plan = stream.plan(
-                fast,
-                channels,
-                cameras,
-                devices,
-                output,
-                is_masked=any(mask is not None for mask in masks),
-                chunk_frames=chunk_frames,
-                begun_frames=begun_chunk,
-                workers=workers,
-            )
-        if plan is None:
-            sizes = plan_chunks(
-                channels,
-                fast.halo_frames,
-                devices,
-                pixel_bytes=fast.pixel_bytes,
-                chunk_frames=begun_chunk if chunk_frames is None else chunk_frames,
-                workers=workers,
-                is_growing=follower is not None,
-                is_between_arrays=is_to_arrays and not any(m.paths for m in movies),
-            )
-            plan = stream.Plan(None, *sizes)
-        chunk_frames = plan.chunk_frames
-        job = Job(
-            channels, masks, cameras, estimator, output, chunk_frames, look_ahead_frames
+        plan = _plan(
+            fast,
+            inputs,
+            output,
+            chunk_frames=chunk_frames,
+            begun_frames=begun,
+            workers=workers,
+            is_to_arrays=is_to_arrays,
         )
+        options = plan.chunk_frames, look_ahead_frames
+        job = Job(channels, inputs.masks, inputs.cameras, whole, output, *options)
         results = files.enter_context(
             open_results(job, targets, resume=resume, overwrite=overwrite)
         )
-        frame_count = len(channels[0])
-        frame_megapixels = sum(math.prod(channel.shape[1:]) for channel in channels) / 1e6
-        if follower:
-            reopen = ft.partial(open_channels, opened, boxes, frames, files=files)
-            batches = follower.batches(job, results, fast, reopen)
-            resumed_frames = begun_frames(job, results)
-        else:
-            if plan.models is None:
-                halo_frames, aligned_frames = fast.halo_frames, fast.aligned_frames
-                chunks = windows(frame_count, chunk_frames, halo_frames, aligned_frames)
-            else:
-                chunks = stream.chunks_of(frame_count, chunk_frames)
-            todo = results.missing(chunks)
-            batches, resumed_frames = [todo], frame_count - _frame_count(todo)
+        batches, resumed_frames = _batches(inputs, job, fast, plan, results)
         parts: list[Window | None] = [None]
-        if is_to_arrays and chunk_frames == 1 and job.can_donate(fast):
+        if is_to_arrays and plan.chunk_frames == 1 and job.can_donate(fast):
             parts = strips(channels, fast.halo_lines)
         lights = Lights()
         work = work_of(job, fast, plan, results, lights, parts)
-        counts, begun = np.zeros(2, int), time.perf_counter()
-        total, worked_frames = None if follower else frame_count, 0
-        with progress_bar(total, progress, resumed_frames, "frames") as report:
-            for batch in batches:
-                frames_in_batch = _frame_count(batch)
-                for number, of_chunk in enumerate(work(batch), 1):
-                    counts += of_chunk
-                    done = worked_frames + frames_in_batch * number // len(batch)
-                    rate = done * frame_megapixels / (time.perf_counter() - begun)
-                    report(resumed_frames + done, f"{rate:.0f} Mpx/s")
-                worked_frames += frames_in_batch
-        frame_count = len(job.channels[0])
-        resumed_frames = frame_count - worked_frames
+        worked_frames, counts = _work_on(job, work, batches, resumed_frames, progress)
         job.check_sources()
         results.commit()
 
+    frame_count = len(job.channels[0])
     seconds = time.perf_counter() - clock
     return MovieSummary(
         frames=frame_count,
-        resumed_frames=resumed_frames,
+        resumed_frames=frame_count - worked_frames,
         seconds=seconds,
-        megapixels_per_second=(frame_count - resumed_frames) * frame_megapixels / seconds,
+        megapixels_per_second=worked_frames * job.frame_megapixels / seconds,
         noise_corrections=tuple(map(float, corrections)),
-        chunk_frames=chunk_frames,
+        chunk_frames=plan.chunk_frames,
         workers=plan.workers,
         nonfinite_frames=int(counts[0]),
         clipped_frames=int(counts[1]),
-        estimator=estimator,
+        estimator=whole,
         paths=tuple(path for target, _ in targets if (path := as_path(target))),
         history=history,
-        lights=lights.joined(count, frame_count),
+        lights=lights.joined(len(channels), frame_count),
         hot_pixels=tuple(int(is_hot.sum()) for is_hot in hot),
     )
+
+
+class _Inputs(NamedTuple):
+    """What is read: a source with open movies, its channels, and of each its weights and
+    its camera. `is_list` is whether each channel has a sink of its own."""
+
+    opened: Any
+    channels: list[Channel]
+    masks: list[Channel | None]
+    cameras: list[Camera]
+    follower: Follower | None
+    is_list: bool
+    reopen: Callable[[], list[Channel]]
+
+    @property
+    def is_one_stack(self) -> bool:
+        return len(self.channels) == 1 and not self.is_list
+
+    @property
+    def movies(self) -> list[Movie]:
+        both = *self.channels, *self.masks
+        return list({c.movie: None for c in both if c is not None})
+
+    def seen_shapes(self, frames: int) -> list[tuple[int, ...]]:
+        """Those of so many frames of each channel, or of all that there are."""
+        if not self.follower:
+            frames = min(len(self.channels[0]), frames)
+        return [(frames, *channel.shape[1:]) for channel in self.channels]
+
+
+def _checked_option(name: str, value: Any, least: int) -> int | None:
+    return None if value is None else checked_count(name, value, least)
+
+
+def _sampled_frames(
+    estimator: AbstractEstimator | None, skips_hot_pixels: bool | None
+) -> int:
+    """The frames of a growing movie that are looked at before it is estimated."""
+    is_sampled = estimator is None or estimator.learns_patterns
+    if estimator is not None and estimator.takes_weights:
+        is_sampled |= bool(skips_hot_pixels)
+    return CALIBRATION_FRAMES if is_sampled else 1
+
+
+def _open_inputs(
+    files: contextlib.ExitStack,
+    source: Any,
+    boxes: Sequence[Box] | None,
+    frames: slice | None,
+    camera: Camera | Sequence[Camera] | None,
+    weights: Any,
+    *,
+    follow: bool | float,
+    least: int,
+) -> _Inputs:
+    """Opens all that is read, and waits for so many frames of a movie that grows."""
+    is_list = is_split(source, boxes)
+    if follow is False:
+        opened, follower = open_sources(source, files), None
+    else:
+        opened, follower = open_followed(source, follow, files, least, frames)
+    reopen = ft.partial(open_channels, opened, boxes, frames, files=files)
+    channels = reopen()
+    cameras = cameras_of(camera, channels)
+    masks = open_weights(weights, channels, files)
+    if follower and any(mask and mask.movie.shape[0] > 1 for mask in masks):
+        rule = "give one image, as nobody knows how many there will be"
+        raise ValueError(f"Weights of each frame are not followed; {rule}.")
+    return _Inputs(opened, channels, masks, cameras, follower, is_list, reopen)
+
+
+def _plan(
+    fast: AbstractEstimator,
+    inputs: _Inputs,
+    output: compute.Output,
+    *,
+    chunk_frames: int | None,
+    begun_frames: int | None,
+    workers: int | None,
+    is_to_arrays: bool,
+) -> stream.Plan:
+    """Chunks that follow each other, or windows."""
+    devices = jax.local_devices()
+    if not inputs.follower:
+        plan = stream.plan(
+            fast,
+            inputs.channels,
+            inputs.cameras,
+            devices,
+            output,
+            is_masked=any(mask is not None for mask in inputs.masks),
+            chunk_frames=chunk_frames,
+            begun_frames=begun_frames,
+            workers=workers,
+        )
+        if plan is not None:
+            return plan
+    sizes = plan_chunks(
+        inputs.channels,
+        fast.halo_frames,
+        devices,
+        pixel_bytes=fast.pixel_bytes,
+        chunk_frames=begun_frames if chunk_frames is None else chunk_frames,
+        workers=workers,
+        is_growing=inputs.follower is not None,
+        is_between_arrays=is_to_arrays and not any(m.paths for m in inputs.movies),
+    )
+    return stream.Plan(None, *sizes)
+
+
+def _batches(
+    inputs: _Inputs,
+    job: Job,
+    fast: AbstractEstimator,
+    plan: stream.Plan,
+    results: Results,
+) -> tuple[Iterable[list[Window]], int]:
+    """The windows that are to be done, as they come, and the frames of those done by
+    earlier runs."""
+    if inputs.follower:
+        batches = inputs.follower.batches(job, results, fast, inputs.reopen)
+        return batches, begun_frames(job, results)
+    count, length = len(job.channels[0]), plan.chunk_frames
+    if plan.models is None:
+        chunks = windows(count, length, fast.halo_frames, fast.aligned_frames)
+    else:
+        chunks = stream.chunks_of(count, length)
+    missing = results.missing(chunks)
+    return [missing], count - _frame_count(missing)
+
+
+def _work_on(
+    job: Job,
+    work: Work,
+    batches: Iterable[list[Window]],
+    resumed_frames: int,
+    progress: bool,
+) -> tuple[int, Counts]:
+    """Does so, and shows how far it is. Returns the frames done, and the sums of counts."""
+    counts, begun, worked_frames = np.zeros(2, int), time.perf_counter(), 0
+    total = None if job.is_growing else len(job.channels[0])
+    with progress_bar(total, progress, resumed_frames, "frames") as report:
+        for batch in batches:
+            frames_in_batch = _frame_count(batch)
+            for number, of_window in enumerate(work(batch), 1):
+                counts += of_window
+                done = worked_frames + frames_in_batch * number // len(batch)
+                rate = done * job.frame_megapixels / (time.perf_counter() - begun)
+                report(resumed_frames + done, f"{rate:.0f} Mpx/s")
+            worked_frames += frames_in_batch
+    return worked_frames, counts
 
 
 def _frame_count(windows: Sequence[Window]) -> int:

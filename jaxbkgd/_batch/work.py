@@ -17,7 +17,9 @@ from .results import Job, Results
 
 
 # The frames that are not finite, and that are clipped.
-_Counts = Int[np.ndarray, "2"]
+Counts = Int[np.ndarray, "2"]
+# Estimates windows, and gives the counts of each one that is written.
+Work = Callable[[Sequence[Window]], Iterator[Counts]]
 _Light = Float[np.ndarray, "*rank frames"] | None
 
 
@@ -53,15 +55,15 @@ def work_of(
     results: Results,
     lights: Lights,
     parts: Sequence[Window | None],
-) -> Callable[[Sequence[Window]], Iterator[_Counts]]:
-    """A function that estimates windows as planned, and gives the counts of each one that
-    is written. Those that do not follow each other are estimated in these parts."""
+) -> Work:
+    """A function that estimates windows as planned. Those that do not follow each other are
+    estimated in these parts."""
     if plan.models is None:
         work = _of_windows(job, fast, results, lights, parts)
         return lambda windows: on_threads(work, windows, plan.workers)
     in_order = _in_order(job, plan.models, results, lights)
 
-    def on_runs(windows: Sequence[Window]) -> Iterator[_Counts]:
+    def on_runs(windows: Sequence[Window]) -> Iterator[Counts]:
         runs = list(enumerate(stream.runs(windows, plan.workers)))
         return each_on_threads(in_order, runs, plan.workers)
 
@@ -74,7 +76,7 @@ def _of_windows(
     results: Results,
     lights: Lights,
     parts: Sequence[Window | None],
-) -> Callable[[Window], _Counts]:
+) -> Callable[[Window], Counts]:
     """A function that reads, estimates and writes a window."""
     estimate = compute.compile_estimate(fast, job.output, job.cameras)
     devices = jax.local_devices()
@@ -82,7 +84,7 @@ def _of_windows(
     # Buffers that no thread uses now.
     unused = {device: SimpleQueue[compute.Buffers | None]() for device in devices}
 
-    def work(window: Window) -> _Counts:
+    def work(window: Window) -> Counts:
         # Each device has windows of its own: none waits for another.
         device = devices[window.number % len(devices)]
         try:
@@ -111,12 +113,12 @@ def _of_windows(
 
 def _in_order(
     job: Job, models: Sequence[LightModel], results: Results, lights: Lights
-) -> Callable[[tuple[int, Sequence[Window]]], Iterator[_Counts]]:
+) -> Callable[[tuple[int, Sequence[Window]]], Iterator[Counts]]:
     """A function that does so with chunks that follow each other, by the number of their
     run."""
     devices = jax.local_devices()
 
-    def work(numbered: tuple[int, Sequence[Window]]) -> Iterator[_Counts]:
+    def work(numbered: tuple[int, Sequence[Window]]) -> Iterator[Counts]:
         number, run = numbered
         device = devices[number % len(devices)]
         with jax.default_device(device):
