@@ -544,6 +544,33 @@ def test_ctrl_c_waits_for_no_thread_and_nothing_is_written_after_it(
         np.testing.assert_array_equal(written.channels[0][:], BKGDS)
 
 
+def test_a_run_that_goes_on_does_not_calibrate_again(movie_path, tmp_path, monkeypatch):
+    calibrations = []
+
+    def calibrate(source, **_):
+        calibrations.append(source)
+        # A radius of which a text may not give the last digit.
+        return SpatialMean(1.5 + 1 / 3), None
+
+    monkeypatch.setattr(_run, "calibrate", calibrate)
+    sink = tmp_path / "bkgd.tif"
+    with monkeypatch.context() as failing:
+        _fail_at(12, failing)
+        with pytest.raises(MovieError, match="frame 12"):
+            estimate_movie(movie_path, None, sink, **OPTIONS)
+    # Another estimator is still another job.
+    with pytest.raises(MovieError, match=r"other settings \(calibration; estimator"):
+        estimate_movie(movie_path, SpatialMean(1.5), sink, **OPTIONS)
+    summary = estimate_movie(movie_path, None, sink, **OPTIONS)
+    assert (summary.resumed_frames, len(calibrations)) == (12, 1)
+    with open_movie(movie_path) as movie, open_movie(sink) as written:
+        frames = movie.channels[0][:]
+        bkgds = summary.estimator(frames).bkgds
+        np.testing.assert_array_equal(written.channels[0][:], bkgds)
+    estimate_movie(movie_path, None, sink, resume=False, overwrite=True, **OPTIONS)
+    assert len(calibrations) == 2
+
+
 def test_a_source_whose_time_alone_changes_is_the_same(movie_path, tmp_path, monkeypatch):
     sink = tmp_path / "bkgd.tif"
     _leave_unfinished(movie_path, sink, monkeypatch)

@@ -141,7 +141,8 @@ class ChangedSource(MovieError):
 @dataclass(eq=False)
 class Job:
     """All that a result depends on. The content of files is that of now: their sizes, and
-    some frames, whatever their times of modification."""
+    some frames, whatever their times of modification. `calibration` is the JSON text of an
+    estimator that was found, of which a later run makes the same one."""
 
     channels: Sequence[Channel]
     weights: Sequence[Channel | None]
@@ -150,6 +151,7 @@ class Job:
     output: Output
     chunk_frames: int
     look_ahead_frames: int | None = None
+    calibration: str | None = None
 
     def __post_init__(self) -> None:
         movies = dict.fromkeys(c.movie for c in (*self.channels, *self.weights) if c)
@@ -182,6 +184,7 @@ class Job:
             "look_ahead_frames": self.look_ahead_frames,
             "weights": [None if w is None else self.content(w.movie) for w in self.weights],
             "estimator": _hash(self.estimator),
+            "calibration": self.calibration,
             "camera": _hash(self.cameras),
             "quantity": self.output.quantity,
             "dtype": self.output.dtype,
@@ -216,7 +219,7 @@ def content_of(movie: Movie) -> list[Any]:
 
 def _check_settings(journal: Journal, now: dict[str, Any]) -> None:
     before = journal.settings or {}
-    hashed = "source", "weights", "estimator", "camera"
+    hashed = "source", "weights", "estimator", "calibration", "camera"
     changes = [
         name if name in hashed else f"{name} {before.get(name)}, not {value}"
         for name, value in sorted(now.items())
@@ -331,15 +334,15 @@ def _about(estimator: AbstractEstimator, output: Output) -> dict[str, Any]:
     }
 
 
-def begun_chunk_frames(targets: Sequence[Target]) -> int | None:
-    """The chunks of an earlier run's drafts."""
+def begun_settings(targets: Sequence[Target]) -> dict[str, Any]:
+    """Those of an earlier run that has left a draft, or none."""
     for target, _ in targets:
         if path := as_path(target):
             journal = Journal(draft_of(path, JOURNAL_SUFFIX))
             journal.close()
-            if journal.settings is not None and "chunk_frames" in journal.settings:
-                return journal.settings["chunk_frames"]
-    return None
+            if journal.settings is not None:
+                return journal.settings
+    return {}
 
 
 def as_path(target: Any) -> Path | None:

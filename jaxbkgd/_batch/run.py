@@ -22,6 +22,7 @@ from .._calibration.movie_patterns import with_movie_patterns
 from .._estimators.base import AbstractEstimator
 from .._estimators.camera import Camera
 from .._estimators.checks import checked_count
+from .._estimators.radii_estimator import RadiiEstimator
 from .._movies.movie import Box, Channel, Movie
 from .._movies.open import is_split, open_channels, open_sources, open_weights
 from .._workers import progress_bar, run_interruptibly
@@ -32,7 +33,7 @@ from .names import paths_beside
 from .plan import plan_chunks, strips, Window, windows
 from .results import (
     as_path,
-    begun_chunk_frames,
+    begun_settings,
     check_targets,
     group_targets,
     Job,
@@ -49,9 +50,10 @@ class MovieSummary:
     channels; `noise_corrections` are of each, see [`jaxbkgd.Background`][].
     `nonfinite_frames` and `clipped_frames` are those with a result that is not finite, or
     that uint16 could not hold. `paths` are the files written, and `history` is that of the
-    calibration, where no `estimator` was given. `lights` are of each channel the light of
-    each frame, see [`jaxbkgd.Background`][], NaN in resumed frames, or `None`, and
-    `hot_pixels` how many pixels of each were left out as such."""
+    calibration, where no `estimator` was given and no earlier run had made one. `lights`
+    are of each channel the light of each frame, see [`jaxbkgd.Background`][], NaN in
+    resumed frames, or `None`, and `hot_pixels` how many pixels of each were left out as
+    such."""
 
     frames: int
     resumed_frames: int
@@ -172,18 +174,22 @@ def estimate_movie(
             beside = paths_beside(source, quantity, boxes)
             sink = beside if inputs.is_list else beside[0]
         targets = group_targets(sink, len(channels), inputs.is_list, inputs.movies)
-        history = None
+        begun = begun_settings(targets) if resume else {}
+        history = calibration = None
         if estimator is None:
             check_targets(targets, channels, dtype, overwrite=overwrite)
-            of_source = {"boxes": boxes, "frames": frames, "camera": camera}
-            found: AbstractEstimator
-            found, history = calibrate(
-                inputs.opened, weights=weights, progress=progress, **of_source
-            )
-            estimator = found
+            calibration = begun.get("calibration")
+            if calibration is None:
+                of_source = {"boxes": boxes, "frames": frames, "camera": camera}
+                found, history = calibrate(
+                    inputs.opened, weights=weights, progress=progress, **of_source
+                )
+                calibration = found.to_json()
+            # From the text, whose numbers a later run has, too.
+            estimator = RadiiEstimator.from_json(calibration)
         hot = [np.zeros(channel.shape[1:], bool) for channel in channels]
         if skips_hot_pixels is None:
-            skips_hot_pixels = history is not None
+            skips_hot_pixels = calibration is not None
         if skips_hot_pixels and estimator.takes_weights:
             hot = [hot_pixels_of(channel) for channel in channels]
             masks = [*map(without_pixels, inputs.masks, hot)]
@@ -195,18 +201,17 @@ def estimate_movie(
         # Raises now what would be raised in the middle of the work.
         shapes = inputs.seen_shapes(2 * fast.halo_frames + 1)
         corrections = run_interruptibly(_noise_corrections, whole, shapes, is_one_stack)
-        begun = begun_chunk_frames(targets) if chunk_frames is None and resume else None
         is_to_arrays = not any(as_path(target) for target, _ in targets)
         plan = _plan(
             fast,
             inputs,
             output,
             chunk_frames=chunk_frames,
-            begun_frames=begun,
+            begun_frames=begun.get("chunk_frames") if chunk_frames is None else None,
             workers=workers,
             is_to_arrays=is_to_arrays,
         )
-        options = plan.chunk_frames, look_ahead_frames
+        options = plan.chunk_frames, look_ahead_frames, calibration
         job = Job(channels, inputs.masks, inputs.cameras, whole, output, *options)
         results = files.enter_context(
             open_results(job, targets, resume=resume, overwrite=overwrite)
