@@ -31,14 +31,15 @@ def steadied(
     - `radius_frames`, `kernel`: of the Gaussian that it is averaged with.
     """
 
-    def mean(values: Float[Array, " frames"]) -> Float[Array, " frames"]:
-        both = jnp.stack([values * is_lit, is_lit])[..., None, None]
+    def means(*values: Float[Array, " frames"]) -> list[Float[Array, " frames"]]:
+        both = jnp.stack([*(v * is_lit for v in values), is_lit])[..., None, None]
         sums = temporal_filter(both, radius_frames, kernel, "empty", is_finite=True)
-        return ratio(sums[0, :, 0, 0], sums[1, :, 0, 0])
+        *of_values, lit = sums[..., 0, 0]
+        return [ratio(of_one, lit) for of_one in of_values]
 
     is_lit = (light > 0).astype(light.dtype)
-    smooth = mean(light)
-    scatter = mean(jnp.square(light - smooth))
-    own = jnp.maximum(1 - ratio(_STEADY_VARIANCES * mean(variance), scatter), 0)
+    smooth, own_variance = means(light, variance)
+    (scatter,) = means(jnp.square(light - smooth))
+    own = jnp.maximum(1 - ratio(_STEADY_VARIANCES * own_variance, scatter), 0)
     own = jnp.where(is_seen, jnp.where(light > 0, own, 1), 0)
     return smooth + own * (light - smooth)
