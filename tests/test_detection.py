@@ -103,6 +103,9 @@ def test_the_closed_form_is_within_a_percent_of_monte_carlo(name, rng):
     snr = np.asarray(background.matched_snr(frames, Camera(0.0, 1.0)))
     # 400 frames of 76 independent places: the standard error is 0.4 %.
     assert np.std(snr) == pytest.approx(1, abs=0.012)
+    # The background has some 400 independent places, of which the variance is known to 7 %.
+    share = np.var(np.asarray(background.bkgds, float)) / 1e4
+    assert background.noise.bkgd_variance(frames.shape) == pytest.approx(share, rel=0.2)
     borders = [snr[:, 0], snr[:, -1], snr[:, :, 0], snr[:, :, -1]]
     # 400 frames of 35 places on the borders: 0.6 %.
     assert np.std(borders) == pytest.approx(1, abs=0.025)

@@ -5,12 +5,12 @@ from typing import NamedTuple
 
 import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Shaped
+from jaxtyping import Array, Float, Shaped
 
 from .._estimators.base import AbstractEstimator
+from .._estimators.residual_noise import ResidualNoise
 from .._estimators.smoothing import ratio
 from .prediction_error import prediction_errors, REGION_PIX, region_sums
-from .spikes import fitted_light, Spikes
 
 
 # Molecules leave more of the pixels of a region; where less is left, the light has changed.
@@ -26,25 +26,23 @@ class Evaluation(NamedTuple):
 
     - `squares`, `variance`: the squared error in each block of frames, and the variance of
         the noise of a frame; see `prediction_errors`.
-    - `fits`: the light at each spike; see `fitted_light`. `is_whole` is whether all pixels
-        count there.
     - `level`: the mean background.
     - `bkgds`, `light`: of each frame.
     - `excess`, `counts`: what frames have above the background on average in regions of
         the field, and how many pixels this is the mean of.
     - `clipped_share`: of all pixels.
+    - `bkgd_noise`: how the background averages noise, where that is known.
     """
 
     squares: Float[Array, " blocks"]
     variance: Float[Array, ""]
-    fits: Float[Array, " images"]
-    is_whole: Bool[Array, " images"]
     level: Float[Array, ""]
     bkgds: Float[Array, "frames height width"]
     light: Float[Array, " frames"]
     excess: Float[Array, "frames rows columns"]
     counts: Float[Array, "frames rows columns"]
     clipped_share: Float[Array, ""]
+    bkgd_noise: ResidualNoise | None
 
 
 @eqx.filter_jit
@@ -52,23 +50,14 @@ def evaluate(
     estimator: AbstractEstimator,
     channels: Sequence[Shaped[Array, "frames height width"]],
     lag: int,
-    spikes: Sequence[Spikes],
-    sigmas_pix: Sequence[Float[Array, ""]],
 ) -> list[Evaluation]:
     """Pixels that are not finite do not count, if the estimator leaves them out."""
     radius_pix = estimator.molecule_radius_pix or _MOLECULE_RADIUS_PIX
     errors, background = prediction_errors(estimator, list(channels), lag, radius_pix)
-    images = zip(
-        channels,
-        errors,
-        background.bkgds,
-        background.illumination,
-        spikes,
-        sigmas_pix,
-        strict=True,
-    )
+    noises = background.noise or [None] * len(channels)
+    images = channels, errors, background.bkgds, background.illumination, noises
     evaluations = []
-    for frames, error, bkgds, light, of_channel, sigma_pix in images:
+    for frames, error, bkgds, light, noise in zip(*images, strict=True):
         is_number = jnp.isfinite(frames)
         residuals = jnp.where(is_number, frames - bkgds, 0)
         shares = region_sums(error.weights) / region_sums(is_number + 1e-9)
@@ -81,14 +70,13 @@ def evaluate(
         evaluation = Evaluation(
             error.squares,
             error.variance,
-            fitted_light(residuals, of_channel, sigma_pix),
-            fitted_light(1.0 - is_number, of_channel, sigma_pix) == 0,
             jnp.nanmean(bkgds),
             bkgds,
             light,
             ratio(region_sums(weights * residuals), counts),
             counts,
             1 - jnp.mean(error.weights) / jnp.mean(is_number),
+            noise,
         )
         evaluations.append(evaluation)
     return evaluations

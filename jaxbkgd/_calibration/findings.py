@@ -1,7 +1,7 @@
 """What a calibration says of itself: the error, what molecules keep, and what to doubt."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from .evaluation import evaluate, Evaluation
 from .molecules import find_molecules, Molecules, static_light
 from .prediction_error import REGION_PIX
 from .sample import Sample
-from .spikes import add_spikes
+from .spikes import add_spikes, fitted_light
 
 
 # Deviations of the mean that an interval is wide.
@@ -41,7 +41,9 @@ class Findings(NamedTuple):
 
     - `unit`: `"e-"` or `"ADU"`.
     - `error`: the root mean square error of the background, and `error_interval` what it is
-        within (95 %); with `noise`, the standard deviation of the noise of a pixel.
+        within (95 %), as measured; `least_error` is what the noise of the frames, averaged
+        over the kernel, and the light of faint molecules make of it, and `noise` the
+        standard deviation of the noise of a pixel.
     - `molecules`: those of the movie; `on_frames` is how long they stay on.
     - `kept`, `kept_std`: the share of its light that such a molecule keeps, and the
         standard error of that; `scatter` is that of what a fit finds, as a share.
@@ -56,6 +58,7 @@ class Findings(NamedTuple):
     unit: str
     error: float
     error_interval: tuple[float, float]
+    least_error: float
     noise: float
     molecules: Molecules
     on_frames: float
@@ -77,8 +80,8 @@ class Findings(NamedTuple):
     def rows(self) -> dict[str, str]:
         """All of this in words."""
         unit = self.unit
-        low, high = (max(0.0, limit) for limit in self.error_interval)
-        error = f"{max(0.0, self.error):.2g} {unit} ({low:.2g} to {high:.2g})"
+        low, high = (max(self.least_error, limit) for limit in self.error_interval)
+        error = f"{max(self.least_error, self.error):.2g} {unit} ({low:.2g} to {high:.2g})"
         seen = self.molecules
         light = f"{seen.light:.3g} {unit}"
         kept = (
@@ -117,8 +120,9 @@ class Findings(NamedTuple):
             )
         elif low <= 0:
             doubts.append(
-                "the error is too small to be measured: it is below "
-                f"{high:.2g} {self.unit}, and that is all that can be said"
+                "the error is too small to be measured: it is between "
+                f"{self.least_error:.2g} {self.unit}, which noise alone makes, and "
+                f"{max(self.least_error, high):.2g}"
             )
         if self.takes_molecules:
             kept = min(self.kept, self.spots_kept)
@@ -151,11 +155,12 @@ def molecules_of(
     estimator: AbstractEstimator, sample: Sample, psf_sigma_pix: float | None = None
 ) -> list[Molecules]:
     """Those of each channel that stand out of the background by this estimator."""
-    run, sigmas_pix = sample.runs[0], [jnp.ones(())] * len(sample.blinking)
-    evaluations = evaluate(estimator, run, sample.lag, sample.spikes, sigmas_pix)
+    run = sample.runs[0]
     return [
-        find_molecules(_residuals(frames, of), float(of.variance), psf_sigma_pix)
-        for frames, of in zip(run, evaluations, strict=True)
+        find_molecules(
+            _residuals(frames, of)[:: _step(frames)], float(of.variance), psf_sigma_pix
+        )
+        for frames, of in zip(run, evaluate(estimator, run, sample.lag), strict=True)
     ]
 
 
@@ -163,8 +168,7 @@ def blinking_molecules(sample: Sample, psf_sigma_pix: float | None) -> list[Mole
     """Those of each channel that stand out of the median over time."""
     found = []
     for frames in sample.runs[0]:
-        step = max(1, len(frames) // _FRAMES_WITH_MOLECULES)
-        residuals = (frames - jnp.median(frames, axis=0))[::step]
+        residuals = (frames - jnp.median(frames, axis=0))[:: _step(frames)]
         variance = float(jnp.mean(squared_noise(frames)))
         found.append(find_molecules(residuals, variance, psf_sigma_pix))
     return found
@@ -174,45 +178,45 @@ def findings_of(
     estimator: AbstractEstimator, sample: Sample, molecules: Sequence[Molecules]
 ) -> list[Findings]:
     """What the sample shows of an estimator, for each channel with these molecules."""
-    sigmas_pix = [jnp.asarray(of.psf_sigma_pix, jnp.float32) for of in molecules]
-    options = sample.lag, sample.spikes, sigmas_pix
-    before, after = [], []
-    for run in sample.runs:
-        spiked = [
+    spiked = [
+        [
             add_spikes(frames, spikes, of.light, of.psf_sigma_pix)
             for frames, spikes, of in zip(run, sample.spikes, molecules, strict=True)
         ]
-        before.append(evaluate(estimator, run, *options))
-        after.append(evaluate(estimator, spiked, *options))
+        for run in sample.runs
+    ]
+    before, after = (
+        zip(*(evaluate(estimator, run, sample.lag) for run in runs), strict=True)
+        for runs in (sample.runs, spiked)
+    )
+    by_channel = zip(before, after, zip(*spiked, strict=True), molecules, strict=True)
     return [
-        _channel_findings(
-            [of_run[number] for of_run in before],
-            [of_run[number] for of_run in after],
-            sample,
-            number,
-            of_channel,
-        )
-        for number, of_channel in enumerate(molecules)
+        _channel_findings(sample.of_channel(number), *of_channel)
+        for number, of_channel in enumerate(by_channel)
     ]
 
 
 def _residuals(
     frames: Float[Array, "frames height width"], evaluation: Evaluation
-) -> Float[Array, "some_frames height width"]:
-    """Of the frames in which molecules are looked for."""
-    step = max(1, len(frames) // _FRAMES_WITH_MOLECULES)
-    return jnp.nan_to_num((frames - evaluation.bkgds)[::step])
+) -> Float[Array, "frames height width"]:
+    return jnp.nan_to_num(frames - evaluation.bkgds)
+
+
+def _step(frames: Float[Array, "frames height width"]) -> int:
+    """Between the frames in which molecules are looked for."""
+    return max(1, len(frames) // _FRAMES_WITH_MOLECULES)
 
 
 def _channel_findings(
+    sample: Sample,
     before: Sequence[Evaluation],
     after: Sequence[Evaluation],
-    sample: Sample,
-    number: int,
+    spiked: Sequence[Float[Array, "frames height width"]],
     molecules: Molecules,
 ) -> Findings:
     """From the evaluation of each run of a channel, without and with spikes."""
-    shares = sample.spikes[number].shares
+    runs, (spikes,) = [frames for (frames,) in sample.runs], sample.spikes
+    shares, sigma_pix = spikes.shares, jnp.asarray(molecules.psf_sigma_pix, jnp.float32)
     squares = np.concatenate([np.asarray(e.squares, np.float64) for e in before])
     variance = float(np.mean([e.variance for e in before]))
     # What the molecules of the movie add to the background, by what the spikes add.
@@ -221,37 +225,46 @@ def _channel_findings(
     bias *= molecules.per_frame / added if added else 0.0
     square, std = squares.mean(), standard_error(squares)
     interval = [signed_root(square + sign * _INTERVAL * std + bias**2) for sign in (-1, 1)]
+    averaged = before[0].bkgd_noise
+    noise_square = 0.0
+    if averaged is not None:
+        noise_square = variance * float(averaged.bkgd_variance(runs[0].shape))
+
+    def at_spikes(images: Iterable[Array]) -> Float[np.ndarray, "runs images"]:
+        fits = [fitted_light(of_run, spikes, sigma_pix) for of_run in images]
+        return np.asarray(fits, np.float64)
+
     # Spikes beside what is masked are not seen as a whole.
-    is_seen = np.stack([np.asarray(e.is_whole) for e in before])
-    found, own = (
-        np.stack([np.asarray(e.fits, np.float64) for e in evaluations])[is_seen]
-        for evaluations in (after, before)
+    is_seen = at_spikes(1.0 * ~jnp.isfinite(frames) for frames in runs) == 0
+    own, found = (
+        at_spikes(map(_residuals, *both))[is_seen]
+        for both in ((runs, before), (spiked, after))
     )
     shares = np.broadcast_to(shares, is_seen.shape)[is_seen]
     found, kept = found / molecules.light, (found - own) / molecules.light
     kept_share, whole = kept.sum() / shares.sum(), shares > 0.5
     scatter = (found - shares)[whole] / shares[whole]
     kept_std = np.std((kept - shares * kept_share)[whole])
-    residuals = _residuals(sample.runs[0][number], before[0])
+    residuals = _residuals(runs[0], before[0])[:: _step(runs[0])]
     is_static = molecules.static_light.size >= _FEWEST_STATIC
     ratios = static_light(residuals, molecules) / molecules.static_light
     spots_kept = np.median(ratios) if is_static else 1.0
-    frames, seen = [], np.zeros(sample.regions[number])
-    left = np.zeros(sample.regions[number])
+    frames, seen, left = [], *np.zeros((2, *sample.regions[0]))
     for run, evaluation in enumerate(before):
         is_left, of_region = _unexplained(evaluation, variance)
         frames.append(sample.frame_indices[run][is_left])
-        y, x = sample.places[run][number]
+        y, x = sample.places[run][0]
         part = slice(y, y + of_region.shape[0]), slice(x, x + of_region.shape[1])
         left[part] += of_region
         seen[part] += 1
     return Findings(
         unit=sample.unit,
-        error=signed_root(square + bias**2),
+        error=signed_root(max(square, noise_square) + bias**2),
         error_interval=(interval[0], interval[1]),
+        least_error=math.sqrt(noise_square + bias**2),
         noise=math.sqrt(variance),
         molecules=molecules,
-        on_frames=sample.blinking[number].on_frames,
+        on_frames=sample.blinking[0].on_frames,
         kept=float(kept_share),
         kept_std=float(kept_std / math.sqrt(max(1, whole.sum()))),
         spots_kept=float(spots_kept),

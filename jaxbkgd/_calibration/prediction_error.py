@@ -1,5 +1,6 @@
 """The error of a background, measured against frames that it has not seen."""
 
+import dataclasses
 import functools as ft
 from typing import Any, NamedTuple
 
@@ -65,7 +66,7 @@ def prediction_errors(
         prediction = estimator.predict(channels, lag)
     background, near, far, block_frames = prediction
     light = map_channels(_known_light, background.bkgds, background.illumination)
-    background = Background(background.bkgds, background.noise_corrections, light)
+    background = dataclasses.replace(background, illumination=light)
     error = ft.partial(
         _prediction_error,
         lag=lag,

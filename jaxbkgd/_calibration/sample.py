@@ -24,6 +24,7 @@ _RUN_PIXELS, _SHORTEST_RUN_FRAMES = 2**24, 64
 # For a search without gradients: runs of successive frames, spread over a movie that is
 # much longer, and the pixels of all of them together, in tiles no narrower than this.
 _RUN_FRAMES, _MOST_RUNS, _SEARCH_PIXELS, _TILE_PIX = 300, 3, 4_500_000, 96
+_LAGS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 100, 150)
 # The least share of pixels that count, and the largest one of frames that are blank.
 _LEAST_SEEN, _MOST_BLANK = 0.1, 0.2
 # The mean of frames of light is more than this share of their standard deviation.
@@ -145,8 +146,10 @@ def draw_sample(
     blinking = [
         blinking_of(molecule_residuals(jnp.nan_to_num(frames), 1)) for frames in runs[0]
     ]
-    # A frame is compared with others as far away on both sides.
-    lag = min(max(of.lag for of in blinking), len(runs[0][0]) // 3)
+    # One of few, for which programs may have been compiled. A frame is compared with others
+    # as far away on both sides.
+    lag = next(n for n in _LAGS if n >= max(of.lag for of in blinking))
+    lag = min(lag, len(runs[0][0]) // 3)
     unit = "e-" if cameras[0].is_gain_known else "ADU"
     return Sample(runs, frame_indices, places, regions, blinking, lag, unit)
 

@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
@@ -128,11 +127,8 @@ class ChannelSearch:
         tried = self.trials.setdefault(structure, {})
         if radii not in tried:
             estimator = self.estimator(structure, radii)
-            sample, sigmas = self.sample, [jnp.ones(())]
-            found = [
-                evaluate(estimator, run, sample.lag, sample.spikes, sigmas)[0]
-                for run in sample.runs
-            ]
+            lag, runs = self.sample.lag, self.sample.runs
+            found = [evaluate(estimator, run, lag)[0] for run in runs]
             squares = np.concatenate([np.asarray(e.squares, np.float64) for e in found])
             variance = float(np.mean([e.variance for e in found]))
             tried[radii] = Trial(radii, squares, variance)

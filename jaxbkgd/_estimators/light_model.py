@@ -377,20 +377,25 @@ def _smoothed(
 def _rates(
     smoothing: Smoothing, sums: LastSums, gaps: tuple[int, ...]
 ) -> list[Float[Array, "blocks height width"]]:
-    """The background in a light of one."""
-    if not gaps:
-        return [smoothing.means(sums.sums, sums.totals)]
-    # As a difference of two Gaussians, in which a gap keeps all of a block's own noise out.
-    plain = smoothing.with_order(2)
-    wide = plain.widened()
+    """The background in a light of one, and for each gap that without the nearer blocks.
 
-    def rates(gap: int) -> Float[Array, "blocks height width"]:
+    A gap keeps a block's own noise out of G and of G∘G, but not out of what is smoothed
+    twice. So what it changes is that of their difference, which beside clipped pixels is
+    not the same as the background itself.
+    """
+    rates = smoothing.means(sums.sums, sums.totals)
+    if not gaps:
+        return [rates]
+    plain = smoothing.with_order(2)
+
+    def of_difference(gap: int) -> Float[Array, "blocks height width"]:
         means = plain.means(sums.sums, sums.totals, gap)
         if smoothing.order == 2:
             return means
-        return 2 * means - wide.means(sums.sums, sums.totals, gap)
+        return 2 * means - plain.widened().means(sums.sums, sums.totals, gap)
 
-    return [rates(gap) for gap in (0, *gaps)]
+    seeing_all = of_difference(0)
+    return [rates, *(rates + of_difference(gap) - seeing_all for gap in gaps)]
 
 
 def around_all_pixels(

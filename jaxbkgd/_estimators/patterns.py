@@ -146,7 +146,7 @@ def _smoothed(smoothing: Smoothing, sums: MixtureSums, step: int) -> _Around:
 
 
 def _rates(
-    smoothing: Smoothing, sums: MixtureSums, near: _Around, step: int, gap: int = 0
+    smoothing: Smoothing, sums: MixtureSums, near: _Around, step: int
 ) -> list[_Images]:
     """M, from sums that are smoothed already; for order 4, with the fit to what it leaves
     added ("twicing": Tukey, Exploratory Data Analysis, 1977, 16)."""
@@ -154,7 +154,7 @@ def _rates(
     rates = over_blocks(solved, step, near.totals, near.sums)
     if smoothing.order == 4:
         left = over_blocks(left_by, step, sums.sums, sums.totals, rates)
-        near_left = list(smoothing.sums(jnp.stack(left), gap))
+        near_left = list(smoothing.sums(jnp.stack(left)))
         more = over_blocks(solved, step, near.totals, near_left)
         rates = [rate + extra for rate, extra in zip(rates, more, strict=True)]
     return rates
@@ -163,26 +163,29 @@ def _rates(
 def _rates_with_gaps(
     smoothing: Smoothing, sums: MixtureSums, step: int, gaps: tuple[int, ...]
 ) -> list[list[_Images]]:
-    """M, and M without the blocks that are nearer than each gap."""
+    """M, and for each gap M without the blocks that are nearer; see `light_model`."""
 
     def rates(smoothing: Smoothing, gap: int) -> list[_Images]:
         near = list(smoothing.sums(jnp.stack([*sums.totals, *sums.sums]), gap))
         pairs = len(sums.totals)
         around = _Around(near[:pairs], near[pairs:], sums.counts, sums.counts)
-        return _rates(smoothing, sums, around, step, gap)
+        return _rates(smoothing, sums, around, step)
 
+    found = rates(smoothing, 0)
     if not gaps:
-        return [rates(smoothing, 0)]
-    # As a difference of two Gaussians, in which a gap keeps all of a block's own noise out.
+        return [found]
     plain = smoothing.with_order(2)
-    found = [rates(plain, gap) for gap in (0, *gaps)]
-    if smoothing.order == 2:
-        return found
-    wide = [rates(plain.widened(), gap) for gap in (0, *gaps)]
-    return [
-        [2 * a - b for a, b in zip(*both, strict=True)]
-        for both in zip(found, wide, strict=True)
-    ]
+
+    def of_difference(gap: int) -> list[_Images]:
+        means = rates(plain, gap)
+        if smoothing.order == 2:
+            return means
+        wide = rates(plain.widened(), gap)
+        return [2 * a - b for a, b in zip(means, wide, strict=True)]
+
+    seeing_all = of_difference(0)
+    without = [zip(found, of_difference(gap), seeing_all, strict=True) for gap in gaps]
+    return [found, *([rate + a - b for rate, a, b in rows] for rows in without)]
 
 
 def _filled(

@@ -89,15 +89,7 @@ class ResidualNoise(eqx.Module):
         """Under a point-spread function about each pixel of frames of this shape, without
         what is beyond their borders."""
         psf = psf_taps(psf_sigma_pix)
-        space = [
-            _along_pixels(taps, psf, size, self.order)
-            for taps, size in zip(self.taps[-2:], shape[-2:], strict=True)
-        ]
-        time = []
-        if len(self.taps) == 3:
-            count = shape[-3] if len(shape) > 2 else 1
-            time = [_along_time(self.taps[0], self.block_frames, count, self.order)]
-        axes = [*time, *space]
+        axes = self._moments(psf, shape)
         pairs = [axis.pairs for axis in axes]
         triples = [axis.triples for axis in axes]
         squares = [axis.squares for axis in axes]
@@ -121,9 +113,30 @@ class ResidualNoise(eqx.Module):
         skewness = skewness - 3 * followed / root(variance)
         deviation = self.deviation * root(variance)
         matched = MatchedNoise(deviation, skewness / _product(cubes))
-        if len(shape) == 2 and time:
+        if len(shape) < len(axes):
             return MatchedNoise(matched.deviation[0], matched.skewness[0])
         return matched
+
+    @eqx.filter_jit
+    def bkgd_variance(self, shape: tuple[int, ...]) -> Float[Array, ""]:
+        """The variance of the background of frames of this shape, on average, over that of
+        their noise: the sum of the squared weights of its mean."""
+        pairs = [axis.pairs for axis in self._moments(np.ones(1), shape)]
+        shares = _combined(pairs, [0.0, *self._kernel], power=2)
+        return jnp.square(self.deviation) * jnp.mean(shares)
+
+    def _moments(
+        self, psf: Float[np.ndarray, " taps"], shape: tuple[int, ...]
+    ) -> list[_Moments]:
+        """Along each axis, of a point-spread function and what the kernel makes of it."""
+        space = [
+            _along_pixels(taps, psf, size, self.order)
+            for taps, size in zip(self.taps[-2:], shape[-2:], strict=True)
+        ]
+        if len(self.taps) == 2:
+            return space
+        count = shape[-3] if len(shape) > 2 else 1
+        return [_along_time(self.taps[0], self.block_frames, count, self.order), *space]
 
     def correlation(self, psf_sigma_pix: float) -> Float[np.ndarray, "pixels pixels"]:
         """The correlations of a pixel and its eight neighbours under a point-spread
