@@ -49,8 +49,8 @@ def calibrate(
 ) -> None:
     """Find the best estimator of a movie, as `jaxbkgd estimate` does before it estimates.
 
-    Prints radii and errors, and what to doubt of them, and writes them for
-    `jaxbkgd estimate --calibration`. Ctrl-C keeps the best radii so far, with --radius.
+    Prints radii, errors and doubts, and writes them for `jaxbkgd estimate --calibration`.
+    With --radius, Ctrl-C keeps the best radii so far.
     """
     keep_programs()
     png = out.with_suffix(".png")
