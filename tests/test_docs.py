@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from matplotlib import pyplot as plt
 
 import jaxbkgd
 
@@ -88,7 +89,6 @@ def cells_of(notebook: Path, kind: str) -> list[str]:
 def test_code_in_a_notebook_runs_from_top_to_bottom(
     notebook: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    plt = importlib.import_module("matplotlib.pyplot")
     plt.switch_backend("agg")
     monkeypatch.chdir(tmp_path)
     variables = {}

@@ -78,12 +78,11 @@ def test_a_page_begins_with_its_use(page: Path):
 
 @pytest.mark.parametrize("file", sorted((ROOT / "jaxbkgd").rglob("*.py")), ids=str)
 def test_docstrings_of_public_names_are_read_once(file: Path):
-    definitions = ast.ClassDef | ast.FunctionDef
-    public = [
-        node
-        for node in ast.parse(file.read_text("utf-8")).body
-        if isinstance(node, definitions) and hasattr(jaxbkgd, node.name)
-    ]
-    members = [m for node in public for m in node.body if isinstance(m, definitions)]
-    texts = [ast.get_docstring(node) or "" for node in (*public, *members)]
+    texts = []
+    for node in ast.parse(file.read_text("utf-8")).body:
+        is_named = isinstance(node, ast.ClassDef | ast.FunctionDef)
+        if is_named and hasattr(jaxbkgd, node.name):
+            parts = (node, *node.body)
+            named = [p for p in parts if isinstance(p, ast.ClassDef | ast.FunctionDef)]
+            texts += [ast.get_docstring(part) or "" for part in named]
     assert [fault for text in texts for fault in faults(text)] == []
