@@ -238,7 +238,7 @@ def test_a_cancelled_movie_keeps_what_is_done_and_goes_on(tmp_path):
         (
             "qtpy.QtBindingsNotFoundError: No Qt",
             ["ndv"],
-            "ndv needs Qt, which is not there",
+            "ndv needs Qt, which is not installed",
         ),
         ("could not connect to display", ["napari"], "Qt finds no screen to open a window"),
     ],
