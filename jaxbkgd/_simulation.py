@@ -33,7 +33,7 @@ _PER_FRAME = ("molecules_per_frame", "on_time_frames")
 
 
 class SimulatedTruth(eqx.Module):
-    """What a simulated movie was made from.
+    """The truth from which a simulated movie was made.
 
     `bkgds_adu` is the expected background of every frame in ADU above the camera's offset.
 
@@ -80,8 +80,8 @@ def simulate_movie(
     Molecules lie anywhere, also just outside the frame, switch on at any instant, and stay
     on for an exponential time; the first frame finds them in their steady state. The
     background is log-normal with the same mean everywhere. One photon gives one electron,
-    and ADU = electrons / gain + offset, rounded and clipped to 0..65535. Other sizes, PSF
-    widths, `molecules_per_frame` and `on_time_frames` are compiled anew.
+    and ADU = electrons / gain + offset, rounded and clipped to 0..65535. Each new size, PSF
+    width, `molecules_per_frame` or `on_time_frames` is compiled.
 
     **Arguments:**
 

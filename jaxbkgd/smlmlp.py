@@ -1,4 +1,4 @@
-"""`bkgd_spatial_mean` with the contract of smlmlp's, for those who come from there."""
+"""A drop-in for `bkgd_spatial_mean` of smlmlp, with its contract."""
 
 import functools as ft
 import math

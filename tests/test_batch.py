@@ -466,7 +466,7 @@ def test_what_an_error_leaves_is_gone_on_with(name, movie_path, tmp_path, monkey
     sink = tmp_path / name
     error = _leave_unfinished(movie_path, sink, monkeypatch)
     assert error.__notes__ == [
-        f"what is done is kept in {sink}.part; run the same again to go on"
+        f"the finished part is kept in {sink}.part; run the same again to resume"
     ]
     assert not sink.exists()
     done = len((tmp_path / f"{name}.part.journal").read_text().splitlines()) - 1
@@ -616,7 +616,7 @@ def test_a_draft_that_is_broken_is_said_to_be(movie_path, tmp_path, monkeypatch)
     sink = tmp_path / "bkgd.tif"
     _leave_unfinished(movie_path, sink, monkeypatch)
     (tmp_path / "bkgd.tif.part").write_bytes(b"II*")
-    with pytest.raises(MovieError, match=r"run is broken; begin anew .*--fresh") as raised:
+    with pytest.raises(MovieError, match=r"run is broken; start over .*--fresh") as raised:
         estimate_movie(movie_path, ESTIMATOR, sink, **OPTIONS)
     assert not hasattr(raised.value, "__notes__")
 

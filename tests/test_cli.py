@@ -241,7 +241,7 @@ class TestSeveralChannels:
             ("movie.npy --radius 7 --radius 5", "given 2 times for 1 channels"),
             ("movie.npy two.npy", "two.npy: holds 2 channels.*by itself"),
             ("movie.npy short.npy", "10, 3 frames"),
-            ("movie.npy --channels 0,0,20,x", "--channels 0,0,20,x: are no boxes"),
+            ("movie.npy --channels 0,0,20,x", "--channels 0,0,20,x: must be boxes"),
             ("movie.npy --channels 0,0,35,21", r"movie.npy: the box \(0, 0, 35, 21\)"),
             (
                 "movie.npy movie.npy --channels 0,0,2,2",
@@ -337,14 +337,16 @@ class TestTheOneCommand:
         write, command = Results.write, "estimate movie.npy --chunk-frames 4 --workers 1"
         with monkeypatch.context() as patches:
             patches.setattr(Results, "write", interrupt)
-            kept = "what is done is kept in .*part; .*; the calibration is kept in .*json"
+            kept = (
+                "the finished part is kept in .*part; .*; the calibration is kept in .*json"
+            )
             _assert_interrupted(_run(command), kept)
         # Another job has another calibration, masks of another content included.
         _assert_one_line(_run(f"{command} --offset 3"), "background.json: exists already")
         np.save("mask.npy", np.ones(_frames().shape[1:]))
         again = _run(f"{command} --mask mask.npy")
         _assert_one_line(again, "background.json: exists already")
-        assert _rows(_done(command).stdout)["resumed"] == "4 frames had been done before"
+        assert _rows(_done(command).stdout)["resumed"] == "4 frames were already done"
         assert len(made) == 1
         _done(f"{command} --overwrite")
         assert len(made) == 2
@@ -446,7 +448,7 @@ def test_an_snr_needs_the_camera(folder):
     ):
         _assert_one_line(_run(f"{ESTIMATE} {options}"), pattern)
     result = _done(f"{ESTIMATE} --quantity snr --gain 2")
-    assert "takes the camera's offset for light; give --offset" in result.stderr
+    assert "the camera's offset counts as light; give --offset" in result.stderr
     result = _done(f"{ESTIMATE} --quantity snr --gain 2 --offset 20 --overwrite")
     assert result.stderr == ""
     assert _rows(result.stdout)["written"] == "snr, float32, above the offset of 20 ADU"
@@ -473,7 +475,7 @@ def test_a_camera_is_measured_and_taken_by_estimate(folder):
         _assert_one_line(result, f"--out {out}: give a name that ends in .npz, .tif")
     movie = Path("dark.tif").read_bytes()
     result = _run("camera dark.tif bright.tif --out dark.tif --overwrite")
-    _assert_one_line(result, "--out dark.tif: is a movie that is read")
+    _assert_one_line(result, "--out dark.tif: is one of the movies")
     assert Path("dark.tif").read_bytes() == movie
     Path("short.npz").write_bytes(Path("camera.npz").read_bytes()[:99])
     _assert_one_line(_run(f"{ESTIMATE} --camera short.npz"), "short.npz: is no .npz")
@@ -506,7 +508,7 @@ def _assert_one_line(result, pattern: str) -> None:
 @pytest.mark.parametrize(
     ("options", "pattern"),
     [
-        ("--out bkgd.tif --channel 2", "--channel 2: is for --calibration"),
+        ("--out bkgd.tif --channel 2", "--channel 2: needs --calibration"),
         ("--out there.tif", "there.tif: exists already.*--overwrite"),
         ("--out folder", "folder: is written as TIFF, Zarr or Picasso raw"),
         ("--out movie.tif --overwrite", "movie.tif: is the movie itself"),
@@ -516,9 +518,9 @@ def _assert_one_line(result, pattern: str) -> None:
         ("--out there.tif/bkgd.tif", "there.tif/bkgd.tif"),
         (f"--out {'long' * 100}.tif", "name too long"),
         ("--out bkgd.tif --quantity residual --dtype uint16", "--dtype uint16: .*negative"),
-        ("--out bkgd.tif --frames 5", "--frames 5: is no range START:STOP"),
+        ("--out bkgd.tif --frames 5", "--frames 5: must be a range START:STOP"),
         ("--out bkgd.tif --frames 2:", "movie.tif: frames 2::1 .*hold none"),
-        ("--out bkgd.tif --every 0", "--every 0: is no STEP"),
+        ("--out bkgd.tif --every 0", "--every 0: must be STEP"),
         ("--out bkgd.tif --offset nan", "offset_adu must be finite.*nan"),
         (
             "--out bkgd.tif --radius 7 --mask movie.tif",
@@ -589,13 +591,15 @@ def test_what_is_done_before_a_fault_is_kept_and_said_to_be(folder):
     result = _run(
         "estimate movie.tif --out bkgd.tif --radius 7 --chunk-frames 2 --workers 1"
     )
-    _assert_one_line(result, "frame 7 of 10 cannot be read.*; what is done is kept .*again")
+    _assert_one_line(
+        result, "frame 7 of 10 cannot be read.*; the finished part is kept .*again"
+    )
     journal = "bkgd.tif.part.journal"
     left = {"movie.tif", "bkgd.tif.part", journal, f"{journal}.lock"}
     assert {path.name for path in folder.iterdir()} == left
 
 
-KEPT = "what is done is kept in .*bkgd.tif.part; run the same again to go on"
+KEPT = "the finished part is kept in .*bkgd.tif.part; run the same again to resume"
 NOTHING = "nothing has been written"
 NO_FIGURE = "the radii are in calibration.json, and there is no figure"
 
@@ -634,7 +638,7 @@ def test_the_same_command_goes_on_after_ctrl_c(folder, monkeypatch):
         patches.setattr(Channel, "__getitem__", interrupt)
         _assert_interrupted(_run(command), KEPT)
     assert not Path("bkgd.tif").exists()
-    assert _rows(_done(command).stdout)["resumed"] == "4 frames had been done before"
+    assert _rows(_done(command).stdout)["resumed"] == "4 frames were already done"
     assert {path.name for path in folder.iterdir()} == {"movie.npy", "bkgd.tif"}
     _done("estimate movie.npy --out whole.tif --radius 7 --chunk-frames 2")
     assert Path("bkgd.tif").read_bytes() == Path("whole.tif").read_bytes()
@@ -708,7 +712,9 @@ def test_calls_have_a_thread_each_where_they_run_side_by_side(folder, pools):
     Path("file").touch()
     _assert_one_line(_run("estimate none.npy --out bkgd.tif"), "none.npy: no such file")
     assert pools == ["one"]
-    _assert_one_line(_run("demo --out file"), "file: cannot be made a folder")
+    _assert_one_line(
+        _run("demo --out file"), "file: is not a folder, and cannot be made one"
+    )
     assert pools == ["one", "one"]
 
 
@@ -904,7 +910,7 @@ def test_a_calibration_is_for_as_many_channels_as_it_has(folder):
     for channel, radii in enumerate([(7, 7), (5, 8)]):
         _assert_is_background_of(_read("bkgd.tif", channel), frames[:, channel], radii)
     result = _run(f"{CALIBRATED} --calibration radii.json --channel 1 --overwrite")
-    _assert_one_line(result, "--channel 1: is for a movie of one channel")
+    _assert_one_line(result, "--channel 1: needs a movie of one channel")
     three = SpatialMean([(3.0, 5.0), (7.0, 7.0), (4.0, 4.0)])
     Path("radii.json").write_text(three.to_json())
     result = _run(f"{CALIBRATED} --calibration radii.json --overwrite")
@@ -924,14 +930,14 @@ def test_a_radius_in_time_at_its_bound_is_no_fault(folder, capsys):
     ("options", "pattern"),
     [
         ("two.json", "two.json: has 2 channels.*--channel"),
-        ("two.json --channel 3", "--channel 3: .* one of the 2 of two.json"),
+        ("two.json --channel 3", "--channel 3: .* a channel from 1 to 2 of two.json"),
         ("two.json --channel 1 --radius 7", "--radius: is in --calibration"),
         ("none.json", "none.json: cannot be read: No such file"),
         ("movie.tif", "movie.tif: cannot be read: .*decode"),
-        ("text.json", "text.json: is no calibration: .*no JSON"),
-        ("other.json", "other.json: is no calibration: .*must be a JSON object with"),
-        ("words.json", "words.json: is no calibration: .*radius must be a number"),
-        ("bound.json", "bound.json: is no calibration: "),
+        ("text.json", "text.json: is not a calibration: .*no JSON"),
+        ("other.json", "other.json: is not a calibration: .*must be a JSON object with"),
+        ("words.json", "words.json: is not a calibration: .*radius must be a number"),
+        ("bound.json", "bound.json: is not a calibration: "),
     ],
 )
 def test_a_calibration_that_does_not_fit_is_one_line(options, pattern, folder):
@@ -955,7 +961,7 @@ def test_a_calibration_that_does_not_fit_is_one_line(options, pattern, folder):
     [
         ("movie.tif short.tif", "movie.tif: .*10, 2 frames"),
         ("movie.tif --radius 7 --lag 10", "movie.tif: .*10 frames.*lag of 10"),
-        ("movie.tif --lag 3", "--lag 3: goes with --radius"),
+        ("movie.tif --lag 3", "--lag 3: needs --radius"),
         ("movie.tif --offset 9 --offset 8", "--offset: is given 2 times for 1"),
         ("nan.tif --radius 7", "nan.tif: Frame 3 holds nan at y = 4, x = 5"),
         ("still.tif --radius 7", "still.tif: .*nothing changes"),

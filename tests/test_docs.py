@@ -1,8 +1,10 @@
-"""README, docs and examples say what is so: their code runs, README's commands are where
-`.ci/run` looks for them, every public name has an entry, and every file is at home."""
+"""README, docs, notebooks and examples say what is so: their code runs, README's commands
+are where `.ci/run` looks for them, every public name has an entry, and every file is at
+home."""
 
 import importlib.util
 import inspect
+import json
 import re
 import runpy
 import shlex
@@ -12,6 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from matplotlib import pyplot as plt
 
 import jaxbkgd
 
@@ -19,6 +22,7 @@ import jaxbkgd
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 PAGES = sorted((ROOT / "docs" / "pages").glob("*.md"))
+NOTEBOOKS = sorted((ROOT / "docs" / "pages" / "notebooks").glob("*.ipynb"))
 # What is of this repository: beside it lie caches, environments and outputs.
 FILES = sorted(
     path
@@ -72,6 +76,43 @@ def test_code_on_a_page_runs_from_top_to_bottom(
         if "import smlmlp" in block and importlib.util.find_spec("smlmlp") is None:
             continue
         exec(compile(block, page.name, "exec"), variables)
+
+
+def cells_of(notebook: Path, kind: str) -> list[str]:
+    cells = json.loads(notebook.read_text("utf-8"))["cells"]
+    return ["".join(cell["source"]) for cell in cells if cell["cell_type"] == kind]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("small_movies")
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda notebook: notebook.name)
+def test_code_in_a_notebook_runs_from_top_to_bottom(
+    notebook: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    plt.switch_backend("agg")
+    monkeypatch.chdir(tmp_path)
+    variables = {}
+    for number, cell in enumerate(cells_of(notebook, "code")):
+        exec(compile(cell, f"{notebook.name}, code {number}", "exec"), variables)
+        for figure in plt.get_fignums():
+            plt.figure(figure).savefig("figure.png")
+        plt.close("all")
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda notebook: notebook.name)
+def test_a_notebook_is_kept_without_outputs(notebook: Path):
+    # They are as large as all the rest, and another one in each run.
+    cells = json.loads(notebook.read_text("utf-8"))["cells"]
+    assert not any(cell.get("outputs") or cell.get("execution_count") for cell in cells)
+
+
+def test_the_map_of_the_house_is_that_of_its_imports():
+    script = runpy.run_path(str(ROOT / "docs" / "make_map.py"))
+    parts = {path.stem for path in (ROOT / "jaxbkgd").glob("*") if path.name != "py.typed"}
+    left_out = {"__init__", "__main__", "__pycache__", "_version"}
+    assert parts - left_out == set(script["PLACES"])
+    house = ROOT / "docs" / "pages" / "figures" / "house.svg"
+    assert house.read_text("utf-8") == script["draw"](), "run docs/make_map.py"
 
 
 @pytest.mark.slow
@@ -223,7 +264,7 @@ def test_every_public_name_has_an_entry_in_the_api():
     assert names | {"jaxbkgd.smlmlp.bkgd_spatial_mean"} <= set(entries)
 
 
-@pytest.mark.parametrize("page", [README, *PAGES], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [README, *PAGES, *NOTEBOOKS], ids=lambda page: page.name)
 def test_links_to_files_of_this_repository_lead_somewhere(page: Path):
     links = re.findall(r"\]\(([^)#]+)", page.read_text())
     missing = [

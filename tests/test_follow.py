@@ -265,7 +265,7 @@ def test_a_follower_that_was_killed_goes_on(suffix, run_with, tmp_path):
 
     with pytest.raises(KeyboardInterrupt) as killed:
         run_with(path, writer, sink, kill)
-    assert "what is done is kept" in killed.value.__notes__[0]
+    assert "the finished part is kept" in killed.value.__notes__[0]
     assert not sink.exists()
     summary = run_with(path, writer, sink)
     assert summary.resumed_frames >= 12
@@ -330,7 +330,7 @@ def test_a_movie_that_is_cut_or_removed_is_named(kind, is_removed, run_with, tmp
 
     with pytest.raises(MovieError, match=name) as raised:
         run_with(path, stopped(), sink)
-    assert "what is done is kept" in raised.value.__notes__[0]
+    assert "the finished part is kept" in raised.value.__notes__[0]
     assert not sink.exists()
 
 
@@ -464,6 +464,6 @@ def test_the_command_follows(tmp_path):
     assert result.exit_code == 0, result.output
     assert "38 of 12 x 16 px" in result.stdout
     result = CliRunner().invoke(app, ["estimate", str(path), "--look-ahead-frames", "0"])
-    assert "--look-ahead-frames 0: is for --follow" in result.stderr
+    assert "--look-ahead-frames 0: needs --follow" in result.stderr
     later = np.asarray(jaxbkgd.SpatialMean(2.0)(FRAMES).bkgds)
     np.testing.assert_array_equal(read(tmp_path / "movie-background.tif"), later)

@@ -234,11 +234,11 @@ def test_a_cancelled_movie_keeps_what_is_done_and_goes_on(tmp_path):
 @pytest.mark.parametrize(
     ("stderr", "viewers", "message"),
     [
-        ("", [], "there is neither napari nor ndv; install napari with: pip install"),
+        ("", [], "neither napari nor ndv is installed; install napari with: pip install"),
         (
             "qtpy.QtBindingsNotFoundError: No Qt",
             ["ndv"],
-            "ndv needs Qt, which is not there",
+            "ndv needs Qt, which is not installed",
         ),
         ("could not connect to display", ["napari"], "Qt finds no screen to open a window"),
     ],

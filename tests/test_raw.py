@@ -394,7 +394,7 @@ def test_a_draft_for_picasso_that_was_cut_is_refused(tmp_path):
     sink.close()
     os.truncate(tmp_path / "movie.raw.part", 100)
     sink = _raw.PicassoSink(tmp_path / "movie.raw", LAYOUT)
-    with pytest.raises(MovieError, match=r"movie\.raw\.part: is truncated.*anew"):
+    with pytest.raises(MovieError, match=r"movie\.raw\.part: is truncated.*over"):
         sink.resume()
     sink.close()
 

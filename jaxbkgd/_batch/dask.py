@@ -34,9 +34,10 @@ def estimate_dask(
 ) -> Any:
     """The background of a movie that is a dask array, as a dask array of the same shape.
 
-    Nothing is read before the result is computed, by any of dask's schedulers. It is that
-    of the estimator on the whole movie, to the bit for those of this package. Chunks are as
-    those of `array`, unless these cut a frame, or are shorter than `halo_frames`.
+    Nothing is read before one of dask's schedulers computes the result. The result is that
+    of the estimator on the whole movie, to the bit for the estimators of this package. Its
+    chunks are those of `array`, unless these cut a frame, or are shorter than
+    `halo_frames`.
 
     **Arguments:**
 

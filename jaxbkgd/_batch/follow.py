@@ -139,7 +139,7 @@ class Follower:
             number += len(batch)
             if is_over:
                 if number < begun:
-                    what = f"has {length} frames, but more were estimated; begin anew"
+                    what = f"has {length} frames, but more were estimated; start over"
                     raise MovieError(f"{job.channels[0].movie.name}: {what}")
                 options = estimator.halo_frames, estimator.aligned_frames
                 rest = [*windows(length, job.chunk_frames, *options)][number:]

@@ -31,18 +31,18 @@ class LazyEstimate(contextlib.AbstractContextManager["LazyEstimate"]):
 
     [`jaxbkgd.lazy_estimate`][] makes one. `estimate[10]` is a frame, `estimate[10:20]` are
     ten, `estimate[[3, 8], 50:60]` is a part of two, and `numpy.asarray(estimate)` is all of
-    it. What is returned is a NumPy array of its own. The first axis takes an integer, a
-    slice, or a list or array of integers or booleans; the others take integers and slices.
+    it. Each is a new NumPy array. The first axis takes an integer, a slice, or a list or
+    array of integers or booleans; the others take integers and slices.
 
-    Any number of threads may read it. A chunk is estimated by the first thread that needs
-    it, the others wait. As a context manager it closes the files that it has opened.
+    Any number of threads may read it. The first thread that needs a chunk estimates it, and
+    the others wait. As a context manager it closes the files that it has opened.
 
     **Attributes:**
 
     - `shape`: (frames, height, width), or (frames, channels, height, width) of several
         channels; with `dtype`, `ndim`, `size` and `nbytes` as NumPy has them.
-    - `chunks`: the shape of what is estimated and kept together.
-    - `name`: that of the movie, for messages.
+    - `chunks`: the shape of the parts that are estimated and kept together.
+    - `name`: the name of the movie, for messages.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class LazyEstimate(contextlib.AbstractContextManager["LazyEstimate"]):
         return self[:] if dtype is None else self[:].astype(dtype, copy=False)
 
     def close(self) -> None:
-        """Closes the files that were opened for it, and forgets what was estimated."""
+        """Closes the files that were opened for it, and forgets its chunks."""
         with self._changing:
             self._cache.clear()
         self._close()
@@ -179,11 +179,11 @@ def lazy_estimate(
     **Arguments:**
 
     - `source`, `estimator`, `quantity`, `dtype`, `pedestal`, `boxes`, `frames`, `camera`,
-        `weights`: as in [`jaxbkgd.estimate_movie`][]. The channels of a list of
-        sources, or of boxes, are those of one array, and have frames of one size.
+        `weights`: as in [`jaxbkgd.estimate_movie`][]. A list of sources, or boxes, are the
+        channels of one array, and have frames of one size.
     - `chunk_frames`: the frames in a chunk, by default a megapixel or four halos.
-    - `cache_bytes`: of the chunks that were read last, those that take less are kept, and
-        two at least.
+    - `cache_bytes`: the memory for chunks that are kept, those that were read last. At
+        least two are kept.
 
     **Raises:**
 

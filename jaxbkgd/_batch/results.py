@@ -1,4 +1,4 @@
-"""The files and arrays that a call writes, begun anew or gone on with."""
+"""The files and arrays that a call writes, started or resumed."""
 
 import contextlib
 import functools as ft
@@ -122,8 +122,8 @@ def open_results(
             files = [sink for sink, _ in results.unnamed if isinstance(sink, Sink)]
             kept = [str(s.draft) for s in files if s.journal.done and s.draft.exists()]
             if kept and not isinstance(error, ChangedSource):
-                what = f"what is done is kept in {', '.join(kept)}"
-                error.add_note(f"{what}; run the same again to go on")
+                what = f"the finished part is kept in {', '.join(kept)}"
+                error.add_note(f"{what}; run the same again to resume")
             raise
     finally:
         # In a thread, which hears no second Ctrl-C.
@@ -203,7 +203,7 @@ class Job:
         """Refuses a movie that has changed, and warns of one whose time has."""
         for movie in self.files:
             if content_of(movie) != self.content(movie):
-                what = f"{movie.name}: has changed since it was opened; begin anew once it"
+                what = f"{movie.name}: has changed since it was opened; start over once it"
                 rule = "is whole (resume=False, in the command line --fresh)"
                 raise ChangedSource(f"{what} {rule}")
             if movie.state() != movie.opened_state:
@@ -228,7 +228,7 @@ def _check_settings(journal: Journal, now: dict[str, Any]) -> None:
     if changes:
         raise MovieError(
             f"{journal.path}: was begun with other settings ({'; '.join(changes)}); give "
-            "them again, or begin anew (resume=False, in the command line --fresh)"
+            "them again, or start over (resume=False, in the command line --fresh)"
         )
 
 

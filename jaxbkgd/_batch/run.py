@@ -45,15 +45,14 @@ from .work import Counts, Lights, Work, work_of
 
 @dataclass(frozen=True)
 class MovieSummary:
-    """What [`jaxbkgd.estimate_movie`][] has done. `resumed_frames` are those that earlier
-    runs had done; `seconds` include compilation, `megapixels_per_second` are of all
-    channels; `noise_corrections` are of each, see [`jaxbkgd.Background`][].
-    `nonfinite_frames` and `clipped_frames` are those with a result that is not finite, or
-    that uint16 could not hold. `paths` are the files written, and `history` is that of the
-    calibration, where no `estimator` was given and no earlier run had made one. `lights`
-    are of each channel the light of each frame, see [`jaxbkgd.Background`][], NaN in
-    resumed frames, or `None`, and `hot_pixels` how many pixels of each were left out as
-    such."""
+    """The report of [`jaxbkgd.estimate_movie`][]. `resumed_frames` were done by earlier
+    runs; `seconds` include compilation; `megapixels_per_second` count all channels.
+    `noise_corrections` has one for each channel, see [`jaxbkgd.Background`][].
+    `nonfinite_frames` and `clipped_frames` count results that are not finite, or that
+    uint16 could not hold. `paths` are the files written. `history` is that of the
+    calibration, if no `estimator` was given and no earlier run had made one. For each
+    channel, `lights` has the light of each frame, see [`jaxbkgd.Background`][], NaN in
+    resumed frames, or `None`; `hot_pixels` counts the hot pixels that were left out."""
 
     frames: int
     resumed_frames: int
@@ -96,61 +95,62 @@ def estimate_movie(
 ) -> MovieSummary:
     """Estimates the background of a whole movie, and writes it as it goes.
 
-    Memory is bounded by the chunks that are worked on. A file has its name only when it is
-    complete; until then it lies beside it as `NAME.part`, and the same call resumes it,
-    whatever ended the one before. The result is that of `estimator(frames)` on the whole
-    movie, to the bit for the estimators of this package. Returns a
-    [`jaxbkgd.MovieSummary`][].
+    Memory is bounded by the chunks in progress. A file gets its name when it is complete;
+    until then it is called `NAME.part`, and the same call resumes it, whatever ended the
+    previous one. The result is that of `estimator(frames)` on the whole movie, to the bit
+    for the estimators of this package. Returns a [`jaxbkgd.MovieSummary`][].
 
     **Arguments:**
 
     - `source`: a path, an array (frames, height, width) or (frames, channels, height,
         width), an open movie or a channel; see [`jaxbkgd.open_movie`][]. A list or tuple of
-        sources holds a channel each.
+        sources has one for each channel.
     - `estimator`: any estimator; each chunk is read with its `halo_frames`. By default,
         one is calibrated on a sample of the movie first, see [`jaxbkgd.calibrate`][].
     - `sink`: a name that ends in `.tif`, `.ome.tif`, `.zarr`, `.ome.zarr` or, for Picasso,
         `.raw`, or a NumPy array to fill; for a list of sources, or for boxes, a list of
-        these. Several channels of one source are written to one sink. By default, a movie
-        that is given by its path has the result beside it, as `movie-background.tif`.
+        these. Several channels of one source are written to one sink. By default, the
+        result of a path is written beside it, as `movie-background.tif`.
     - `quantity`: `"background"` or `"residual"`, in the unit of the frames, or `"snr"`, see
         [`jaxbkgd.snr`][].
     - `dtype`: `"float32"`, or `"uint16"` for numbers that are rounded to the nearest one
-        (to the even one of two) and clipped to 0 and 65535.
+        (halves to the even one) and clipped to 0 and 65535.
     - `pedestal`: is added to what is written. Residuals need one as uint16.
-    - `boxes`: parts (x0, y0, x1, y1) of the frames of a channel, in pixels, without x1 and
-        y1, which are estimated as channels.
+    - `boxes`: parts (x0, y0, x1, y1) of the frames, in pixels, without x1 and y1. Each is
+        estimated as a channel.
     - `frames`: the frames to estimate and write, as `slice(1000, 5000)` or
         `slice(1, None, 4)`, as if they were the movie. By default all.
-    - `camera`: a [`jaxbkgd.Camera`][] for all channels, or one for each: its offset is
-        subtracted, `"snr"` needs its gain, and where its pixels differ, the light is
-        estimated in electrons, noisy pixels count less, and the result is in ADU again.
-        Maps are of the whole frame.
+    - `camera`: a [`jaxbkgd.Camera`][] for all channels, or one for each. Its offset is
+        subtracted, and `"snr"` needs its gain. If its pixels differ, the light is estimated
+        in electrons, noisy pixels count less, and the result is in ADU again. Maps cover
+        the whole frame.
     - `weights`: how much a pixel counts, 0 or more, or booleans that are False for pixels
-        to leave out; for estimators that take weights, as [`jaxbkgd.LocalMean`][]. An array
-        (height, width) or a source (frames, height, width) for all channels, or a list with
-        one or `None` for each. With boxes, weights are of the whole frame,
-        and with `frames` of the whole movie.
+        to leave out; for estimators that take weights, such as [`jaxbkgd.LocalMean`][]. An
+        array (height, width) or a source (frames, height, width) for all channels, or a
+        list with one or `None` for each. With boxes, weights cover the whole frame, and
+        with `frames` the whole movie.
     - `skips_hot_pixels`: whether an estimator that takes weights leaves out pixels that are
-        far off in all frames, see [`jaxbkgd.find_hot_pixels`][]; by default where the
-        estimator is found.
-    - `chunk_frames`, `workers`: the frames in a chunk, and the number of threads, by
-        default a megapixel or four halos, and the cores, or fewer where memory is short. A
-        chunk of [`jaxbkgd.LocalMean`][] is made as long as a round of it sees.
+        far off in all frames, see [`jaxbkgd.find_hot_pixels`][]. By default, only if no
+        `estimator` is given.
+    - `chunk_frames`: the frames in a chunk, by default a megapixel or four halos, or fewer
+        where memory is short. Those of a [`jaxbkgd.LocalMean`][] are a multiple of the
+        frames that one of its rounds sees.
+    - `workers`: the number of threads, by default the cores, or fewer where memory is
+        short.
     - `progress`: whether to show a progress bar, where there is a terminal.
-    - `resume`: whether to go on with what an earlier call has left, or begin anew.
-    - `overwrite`: whether a result that has the name already is replaced, in the end.
+    - `resume`: whether to continue an interrupted run, or start over.
+    - `overwrite`: whether to replace an existing result, once the new one is complete.
     - `follow`: whether the movie is still being written, as TIFF, NDTiff, Zarr or DAX. It
-        is complete when nothing has come for so many seconds, 10 if `True`. An estimator
-        that is found is that of the first 300 frames.
-    - `look_ahead_frames`: of a movie that is followed, the frames behind a chunk that it
-        waits for, where it need not see all of `halo_frames`.
+        is complete when nothing has arrived for this number of seconds, 10 if `True`.
+        Without an `estimator`, one is calibrated on the first 300 frames.
+    - `look_ahead_frames`: with `follow`, the number of frames that a chunk waits for after
+        its end, if it is not to see all of `halo_frames`.
 
     **Raises:**
 
     [`jaxbkgd.MovieError`][], a `ValueError`, if a movie cannot be read or written, or was
     begun with other settings; `ValueError` or `TypeError` for arguments that do not fit the
-    estimator or each other. What is done by then is kept.
+    estimator or each other. Chunks that are done are kept.
     """
     clock = time.perf_counter()
     if estimator is not None:

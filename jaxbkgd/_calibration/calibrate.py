@@ -116,13 +116,14 @@ def calibrate(
     - `channels`: the movie, as [`jaxbkgd.estimate_movie`][] takes it: a path, an open
         movie or a channel of it, an array (frames, height, width) or (frames, channels,
         height, width); or a list or tuple of these, one a channel and of equal length.
-    - `estimator`: what to calibrate, if not the best is to be found. All its inexact arrays
-        are learned, from their present values.
-    - `objective`, `optimizer`, `steps`: for a given estimator: the loss, see
-        [`jaxbkgd.Objective`][], by default [`jaxbkgd.FramePairLoss`][] with a lag found
-        from the movie; from optax, what moves all that is learned as one vector, by default
-        Newton's steps along each number, with the curvature from the last two gradients;
-        and the most steps to take.
+    - `estimator`: an estimator to start from; by default, the best one is found. All its
+        floating-point arrays are learned, from their present values.
+    - `objective`: for a given estimator, the loss, see [`jaxbkgd.Objective`][]; by default
+        [`jaxbkgd.FramePairLoss`][] with a lag found from the movie.
+    - `optimizer`: for a given estimator, any of optax; it moves all learned numbers as one
+        vector. By default, Newton's method along each number, with the curvature from the
+        last two gradients.
+    - `steps`: for a given estimator, the largest number of steps.
     - `boxes`, `frames`, `camera`: as [`jaxbkgd.estimate_movie`][] takes them. Where the
         gain of the camera is known, findings are in electrons.
     - `weights`: without an estimator, as `estimate_movie` takes them; pixels whose weight

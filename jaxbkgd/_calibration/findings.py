@@ -34,25 +34,26 @@ _MANY_FRAMES, _MANY_REGIONS, _MANY_CLIPPED = 0.02, 0.05, 0.17
 
 
 class Findings(NamedTuple):
-    """What is known of one channel, in photoelectrons if the gain of its camera is known,
-    else in ADU.
+    """The findings of a calibration about one channel, in photoelectrons if the gain of its
+    camera is known, else in ADU.
 
     **Attributes:**
 
     - `unit`: `"e-"` or `"ADU"`.
-    - `error`: the root mean square error of the background, and `error_interval` what it is
-        within (95 %), as measured; `least_error` is what the noise of the frames, averaged
-        over the kernel, and the light of faint molecules make of it, and `noise` the
-        standard deviation of the noise of a pixel.
+    - `error`: the root mean square error of the background, and `error_interval` its
+        interval of 95 %, as measured. `least_error` is the part of it that the noise of the
+        frames and the light of faint molecules make in any case, and `noise` the standard
+        deviation of the noise of a pixel.
     - `molecules`: those of the movie; `on_frames` is how long they stay on.
     - `kept`, `kept_std`: the share of its light that such a molecule keeps, and the
-        standard error of that; `scatter` is that of what a fit finds, as a share.
-    - `spots_kept`: the light of molecules that never go off, as a share of what is left of
-        it by the radii that the search began with; 1 where there are none.
+        standard error of that; `scatter` is the standard deviation of fitted light, as a
+        share.
+    - `spots_kept`: the light of molecules that never go off, over that left by the first
+        radii of the search; 1 without such molecules.
     - `clipped_share`: the share of the pixels that molecules cover.
-    - `unexplained_frames`: those in which the model leaves more than noise; `unexplained`
-        is what it leaves in regions of 16 x 16 pixels, averaged over time, as a share of
-        the noise of a pixel; NaN where the field was not looked at.
+    - `unexplained_frames`: the frames in which the model leaves more than noise.
+        `unexplained` is the mean over time of the residual in regions of 16 x 16 pixels, as
+        a share of the noise of a pixel; NaN outside of the sample.
     """
 
     unit: str
@@ -78,7 +79,7 @@ class Findings(NamedTuple):
         return float(np.mean(left > _LEAST_SHARE))
 
     def rows(self) -> dict[str, str]:
-        """All of this in words."""
+        """The findings in words."""
         unit = self.unit
         low, high = (max(self.least_error, limit) for limit in self.error_interval)
         error = f"{max(self.least_error, self.error):.2g} {unit} ({low:.2g} to {high:.2g})"
@@ -104,12 +105,12 @@ class Findings(NamedTuple):
 
     @property
     def takes_molecules(self) -> bool:
-        """Whether molecules, those that are added or those of the movie, lose their light
-        to the background."""
+        """Whether molecules, added ones or those of the movie, lose their light to the
+        background."""
         return self.kept < 1 - MOST_LOST or self.spots_kept < _LEAST_SPOTS_KEPT
 
     def doubts(self) -> list[str]:
-        """What of this is not to be believed, and what to do about it."""
+        """Reasons not to believe the findings, and what to do about them."""
         doubts = []
         low, high = self.error_interval
         if high < 0:

@@ -12,24 +12,28 @@ from .objectives import FramePairLoss, Objective
 
 
 class CalibrationHistory(eqx.Module):
-    """How a calibration went, and what is to be believed of it.
+    """The course of a calibration, and how far to believe its result.
 
     **Attributes:**
 
-    - `losses`: the objective at each of the radii that were tried, in its unit. Without an
-        estimator to begin with, it is the squared error, averaged over channels.
-    - `radii`: these radii: y and x in pixels, for [`jaxbkgd.LocalMean`][] after time in
-        frames; without radii, the learnable parameters in one row.
+    - `losses`: the objective at each of the radii that were tried, in its unit. If no
+        estimator was given, it is the squared error, averaged over channels.
+    - `radii`: these radii, y and x in pixels, and before them time in frames for a
+        [`jaxbkgd.LocalMean`][]. For an estimator without radii, the learnable parameters in
+        one row.
     - `radii_std`: the standard deviation of the learned radii, from the scatter of
         gradients between blocks of frames and the curvature of the loss. Infinite at the
         bound and where the loss does not curve upwards; NaN for frozen radii, from fewer
         than 8 blocks, and for more than 32 parameters.
     - `is_at_bound`: whether a radius is as large as its bound allows.
-    - `is_converged`, `stop_reason`: whether the radii have settled, and why it ended.
-    - `objective`, `lag`: what was minimised, and the lag of a [`jaxbkgd.FramePairLoss`][].
-    - `findings`: of each channel, see [`jaxbkgd.Findings`][]; none where a movie is too
-        short, or where the objective is another one than the default.
-    - `doubts`: what is not to be believed, and what to do about it; none if all is well.
+    - `is_converged`, `stop_reason`: whether the radii have settled, and why the search
+        ended.
+    - `objective`, `lag`: the objective that was minimised, and the lag of a
+        [`jaxbkgd.FramePairLoss`][].
+    - `findings`: one [`jaxbkgd.Findings`][] for each channel; none if a movie is too short,
+        or if the objective is not the default.
+    - `doubts`: reasons not to believe the result, and what to do about them; none if all is
+        well.
     """
 
     losses: Float[np.ndarray, " steps"]
@@ -47,7 +51,7 @@ class CalibrationHistory(eqx.Module):
         return self.objective.lag if isinstance(self.objective, FramePairLoss) else None
 
     def rows(self) -> dict[str, str]:
-        """The findings in words, those of channels one after the other."""
+        """The findings in words, channel after channel."""
         texts: dict[str, list[str]] = {}
         for findings in self.findings:
             for name, text in findings.rows().items():
@@ -57,7 +61,7 @@ class CalibrationHistory(eqx.Module):
         return rows | {"believe it": "not all, see above" if self.doubts else verdict}
 
     def about(self) -> dict[str, Any]:
-        """What is kept of it in a JSON text, which has no NaN."""
+        """The parts that are kept in a JSON text, which has no NaN."""
 
         def numbers(values: np.ndarray) -> list[Any]:
             rows = values.tolist()

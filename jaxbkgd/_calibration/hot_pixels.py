@@ -25,19 +25,19 @@ _NEXT = [(-1, 0), (1, 0), (0, -1), (0, 1)]
 
 
 def find_hot_pixels(source: Any) -> Bool[np.ndarray, "height width"]:
-    """Which pixels are far brighter or darker than those around them, in all of a movie.
+    """The pixels that are far brighter or darker than those around them in all frames.
 
-    The median of 25 frames over time is compared with that of 8 pixels around. What is as
-    wide as the image of a molecule is no hot pixel, and a movie of fewer frames shows none.
-    Give an estimator the others as `weights`; `calibrate` and `estimate_movie` do so where
-    they find the estimator.
+    The median over 25 frames is compared with that of the 8 pixels around. A spot as wide
+    as the image of a molecule is not a hot pixel, and a movie of fewer frames shows none.
+    Give an estimator the other pixels as `weights`; `calibrate` and `estimate_movie` do so
+    where they find the estimator.
 
     **Arguments:**
 
     - `source`: a movie of one channel, as [`jaxbkgd.estimate_movie`][] takes it.
 
-    **Raises:** [`jaxbkgd.MovieError`][] for what cannot be read, `ValueError` for several
-    channels.
+    **Raises:** [`jaxbkgd.MovieError`][] for a movie that cannot be read, `ValueError` for
+    several channels.
 
     ```python
     >>> import jax

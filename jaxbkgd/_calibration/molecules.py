@@ -40,12 +40,12 @@ class Molecules:
 
     **Attributes:**
 
-    - `count`: of molecules seen, `per_frame` of them in a frame.
-    - `light`: the median of one in one frame, in the unit of the frames.
+    - `count`: the number of molecules seen, and `per_frame` that in a frame.
+    - `light`: the median light of a molecule in one frame, in the unit of the frames.
     - `psf_sigma_pix`: the standard deviation of their mean image.
     - `measured`: how many of them were measured.
-    - `static`, `static_light`: where (y, x) those are that never go off, once for each time
-        that they are seen, and their light in the mean over time.
+    - `static`, `static_light`: the places (y, x) of molecules that never go off, once for
+        each time that they are seen, and their light in the mean over time.
     """
 
     count: int

@@ -23,10 +23,10 @@ _PREDICTION_BLOCKS = 16
 
 @runtime_checkable
 class Objective(Protocol):
-    """What [`jaxbkgd.calibrate`][] minimises: any callable of this signature, which JAX can
-    differentiate with respect to the estimator.
+    """The loss that [`jaxbkgd.calibrate`][] minimises: any callable of this signature that
+    JAX can differentiate with respect to the estimator.
 
-    Its arrays are best kept in an `equinox.Module`; all else in it must be hashable.
+    Keep its arrays in an `equinox.Module`; the other fields must be hashable.
 
     !!! example
 
@@ -48,9 +48,10 @@ class Objective(Protocol):
         channels: Channels,
         frame_indices: Int[Array, " frames"],
     ) -> Float[Array, ""]:
-        """The loss of a window, one real number, from the estimator with its present
-        parameters, the window's frames, in the structure that `calibrate` was given, and
-        their places in the movie. `calibrate` averages it over windows."""
+        """The loss of a window, one real number, which `calibrate` averages over windows.
+        The estimator has its present parameters, and `channels` are the window's frames in
+        the structure that `calibrate` was given. `frame_indices` are their places in the
+        movie."""
         ...
 
 
@@ -60,14 +61,15 @@ class FramePairLoss(eqx.Module):
     Noise and molecules of two frames are independent if they are farther apart than
     molecules stay on. Then `(f - bkgd) (g - bkgd)` is on average the squared error of a
     background that has seen neither of the frames f and g. For an estimator that sees one
-    frame, these are `lag` frames earlier and later. For one that sees several, as
-    [`jaxbkgd.LocalMean`][], a frame is compared with what its method `predict` makes of the
-    frames that are at least `lag` away. The loss is the mean of this over the variance of
-    a frame's noise. See [Calibration](calibration.md#why-it-needs-no-truth).
+    frame, these are `lag` frames earlier and later. For one that sees several, such as
+    [`jaxbkgd.LocalMean`][], a frame is compared with what the method `predict` makes from
+    frames at least `lag` away. The loss is the mean of this over the variance of a frame's
+    noise. See [Calibration](calibration.md#why-it-needs-no-truth).
 
-    If the estimator clips molecules, they are left out of the frames f and g, too; else
-    their mean light counts as background. The background is taken to be steady over about
-    the lag, but for the light of each frame. The clip of an estimator is not learned.
+    If the estimator clips molecules, they are left out of the frames f and g, too;
+    otherwise their mean light counts as background. The background is assumed to be steady
+    over about the lag, apart from the light of each frame. The clip of an estimator is not
+    learned.
 
     **Arguments:**
 
@@ -178,16 +180,17 @@ class TruthLoss(eqx.Module):
 
 
 class SpikeInLoss(eqx.Module):
-    """What an estimator takes of the light of molecules: the mean square of the share that
-    a fit misses of molecules of known light that are added to the movie.
+    """The light of molecules that an estimator takes for background. Molecules of known
+    light are added to the movie, and the loss is the mean square of the share that a fit
+    misses.
 
     The background is estimated with and without them; the fit is by least squares in 7 x 7
-    pixels. So neither noise nor the molecules of the movie count, and no truth is needed.
-    An [`jaxbkgd.Objective`][]; in training, a term to add to a loss of one's own.
+    pixels. Neither noise nor the molecules of the movie count, and no truth is needed. It
+    is a [`jaxbkgd.Objective`][], and in training a term to add to another loss.
 
     **Arguments:**
 
-    - `light`: of a molecule in one frame, in the unit of the frames.
+    - `light`: the light of a molecule in one frame, in the unit of the frames.
     - `on_frames`: how long a molecule stays on.
     - `psf_sigma_pix`: the standard deviation of the image of a molecule, in pixels.
 

@@ -21,22 +21,22 @@ from .report import refusing, say, UsageError
 USUAL_RADIUS, USUAL_CLIP = "7", "3"
 
 SHARED = "Give it once for all channels, or once for each."
-NEEDS_TIME = "is for averages over time; give --radius-frames"
+NEEDS_TIME = "needs an average over time; give --radius-frames"
 
 CLIP = typer.Option(
-    help="With --radius-frames: leave out molecules above so many standard deviations of "
-    f"the noise, {USUAL_CLIP} by default, or none."
+    help="With --radius-frames: leave out molecules above this many standard deviations of "
+    f"the noise, {USUAL_CLIP} by default; none keeps them."
 )
 CAMERA = typer.Option(
-    help="A .json, .npz or .tif of `jaxbkgd camera`, in place of --offset, --gain and "
-    f"--read-noise. {SHARED}"
+    help="A .json, .npz or .tif written by `jaxbkgd camera`, instead of --offset, --gain "
+    f"and --read-noise. {SHARED}"
 )
 OFFSET = typer.Option(
     help=f"The camera's offset in ADU, which is subtracted first. {SHARED}"
 )
-GAIN = typer.Option(help=f"Electrons per ADU: errors and SNRs need it. {SHARED}")
+GAIN = typer.Option(help=f"Electrons per ADU, for SNRs and errors in electrons. {SHARED}")
 READ_NOISE = typer.Option(help=f"The camera's read noise in electrons. {SHARED}")
-OVERWRITE = typer.Option("--overwrite", help="Replace what is there.")
+OVERWRITE = typer.Option("--overwrite", help="Replace existing files.")
 
 # Fields of a saved estimator that may have an entry for each channel.
 _CHANNEL_FIELDS = {"radii_pix", "radius_frames", "frozen"}
@@ -76,7 +76,9 @@ def check_counts(count: int, shared: dict[str, Any]) -> None:
 
 def parsed_radius(text: str) -> tuple[float, ...]:
     """One radius in pixels, or (y, x)."""
-    with refusing(f"--radius {text}", "is neither a number of pixels nor a pair as 6,10"):
+    with refusing(
+        f"--radius {text}", "is neither a number of pixels nor a pair such as 6,10"
+    ):
         radii = tuple(map(float, text.split(",")))
         if len(radii) > 2:
             raise ValueError
@@ -84,7 +86,7 @@ def parsed_radius(text: str) -> tuple[float, ...]:
 
 
 def parsed_boxes(text: str) -> list[Box]:
-    rule = "are no boxes x0,y0,x1,y1 of whole pixels, as in '0,0,256,512;256,0,512,512'"
+    rule = "must be boxes x0,y0,x1,y1 in whole pixels, as in '0,0,256,512;256,0,512,512'"
     with refusing(f"--channels {text}", rule):
         boxes = (map(int, box.split(",")) for box in text.split(";"))
         return [(x0, y0, x1, y1) for x0, y0, x1, y1 in boxes]
@@ -96,11 +98,11 @@ def parsed_frames(frames: str | None, every: str | None) -> slice | None:
         return None
     given = re.fullmatch(r"(\d*):(\d*)", frames or ":")
     if given is None:
-        rule = "is no range START:STOP of frames, counted from 0, as 1000:5000"
+        rule = "must be a range START:STOP of frames, counted from 0, such as 1000:5000"
         raise UsageError(f"--frames {frames}: {rule}")
     steps = re.fullmatch(r"([1-9]\d*)(?::(\d+))?", every or "1")
     if steps is None:
-        rule = "is no STEP or STEP:FIRST, as 4:1 for every 4th frame from frame 1 on"
+        rule = "must be STEP or STEP:FIRST, such as 4:1 for every 4th frame from frame 1"
         raise UsageError(f"--every {every}: {rule}")
     start, stop = int(given[1] or 0), int(given[2]) if given[2] else None
     step, first = int(steps[1]), int(steps[2] or 0)
@@ -128,7 +130,7 @@ def read_calibration(path: Path, channel: int | None, needed: int) -> RadiiEstim
     """The estimator that `jaxbkgd calibrate` wrote, for one of its channels or for all."""
     with refusing(f"{path}: cannot be read"):
         text = path.read_text("utf-8")
-    with refusing(f"{path}: is no calibration"):
+    with refusing(f"{path}: is not a calibration"):
         estimator = RadiiEstimator.from_json(text)
         about = dict(json.loads(text).get("calibration", {}))
         # In time, the radius of a steady background has no upper limit.
@@ -136,7 +138,7 @@ def read_calibration(path: Path, channel: int | None, needed: int) -> RadiiEstim
         is_at_bound = np.any(bounds if channel is None else bounds[channel - 1 : channel])
     count = len(estimator.radii)
     if channel is not None and (needed > 1 or channel > count):
-        fault = f"is for a movie of one channel, and one of the {count} of {path}"
+        fault = f"needs a movie of one channel, and a channel from 1 to {count} of {path}"
         raise UsageError(f"--channel {channel}: {fault}")
     if channel is None and count not in (1, needed):
         raise UsageError(f"{path}: has {count} channels, not {needed}; see --channel")

@@ -23,13 +23,15 @@ from .report import refusing, UsageError
 _MOVIES = Argument(help="Movies of the same length, of one channel or more each.")
 _OUT = Option(help="The .json file to write; a figure, .png, is drawn beside it.")
 _RADIUS = Option(
-    help="Learn the plain mean, from this radius in pixels on: y,x for two, or a number "
-    "for one. By default, the best estimator is found."
+    help="Learn the plain mean, starting from this radius in pixels: a number, or y,x for "
+    "two radii. By default, the best estimator is found."
 )
 _BOUND = Option(help="With --radius: the largest radius allowed, 60 px by default.")
-_TIME = Option(help="Learn a mean over time, from this radius in frames on, up to 60.")
-_LAG = Option(min=1, help="With --radius: longer than molecules stay on, in frames.")
-_STEPS = Option(min=1, help="With --radius: the most steps to take.")
+_TIME = Option(
+    help="Learn a mean over time, starting from this radius in frames, up to 60."
+)
+_LAG = Option(min=1, help="With --radius: more frames than molecules stay on.")
+_STEPS = Option(min=1, help="With --radius: the largest number of steps.")
 
 
 def calibrate(
@@ -49,8 +51,8 @@ def calibrate(
 ) -> None:
     """Find the best estimator of a movie, as `jaxbkgd estimate` does before it estimates.
 
-    Prints radii and errors, and what to doubt of them, and writes them for
-    `jaxbkgd estimate --calibration`. Ctrl-C keeps the best radii so far, with --radius.
+    Prints radii, errors and doubts, and writes them for `jaxbkgd estimate --calibration`.
+    With --radius, Ctrl-C keeps the best radii so far.
     """
     keep_programs()
     png = out.with_suffix(".png")
@@ -59,7 +61,7 @@ def calibrate(
     is_given = radius is not None or radius_frames is not None
     for name, value in {"max-radius": max_radius, "lag": lag, "steps": steps}.items():
         if value is not None and not is_given:
-            raise UsageError(f"--{name} {value}: goes with --radius or --radius-frames")
+            raise UsageError(f"--{name} {value}: needs --radius or --radius-frames")
     with contextlib.ExitStack() as files:
         files.enter_context(progress_lines())
         opened = [files.enter_context(open_movie(movie)) for movie in movies]

@@ -25,8 +25,8 @@ _MOVIES = Argument(
     "movie of molecules."
 )
 _OUT = Option(help="The .json, .npz or .tif to write; a figure, .png, is drawn beside it.")
-_GAIN = Option(help="Electrons per ADU, where there are dark frames only.")
-_OFFSET = Option(help="With one movie: the offset in ADU, if that is known.")
+_GAIN = Option(help="Electrons per ADU, if there are only dark frames.")
+_OFFSET = Option(help="With one movie: the offset in ADU, if it is known.")
 _READ_NOISE = Option(help="With one movie: the read noise in electrons.")
 
 
@@ -42,11 +42,11 @@ def camera(
 
     From dark and bright frames it makes maps, pixel by pixel; from dark frames and --gain,
     maps of offset and read noise; from a movie of molecules alone, one gain and offset.
-    Other commands read the result by --camera.
+    Other commands read the result with --camera.
     """
     is_alone = len(movies) == 1 and gain is None
     if not is_alone and (offset is not None or read_noise):
-        raise UsageError("--offset, --read-noise: are for one movie alone; leave them out")
+        raise UsageError("--offset, --read-noise: apply to one movie alone; leave them out")
     if out is None:
         out = Path("camera.json" if is_alone else "camera.npz")
     suffixes = [".npz", ".tif", ".tiff", *[".json"] * is_alone]
@@ -61,7 +61,7 @@ def camera(
         channels = [_only_channel(path, files) for path in movies]
         for path, channel in itertools.product((out, png), channels):
             if channel.movie.includes(path.resolve()):
-                what = "is a movie that is read, or would be a part of one"
+                what = "is one of the movies, or would be a part of one"
                 raise UsageError(f"--out {path}: {what}; give a name elsewhere")
         with refusing(names):
             if is_alone:

@@ -34,7 +34,7 @@ def demo(
     """
     one_thread_a_call()
     keep_programs()
-    with refusing(f"{out}: cannot be made a folder"):
+    with refusing(f"{out}: is not a folder, and cannot be made one"):
         out.mkdir(parents=True, exist_ok=True)
     paths = [out / "channel-1.png", out / "channel-2.png"]
     columns = [run_interruptibly(_show_channel, i, seed, p) for i, p in enumerate(paths)]

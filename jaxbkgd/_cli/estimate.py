@@ -31,28 +31,35 @@ _OUT = Option(
     "MOVIE-background.tif; for several results OUT-1, OUT-2."
 )
 _RADIUS = Option(
-    help="The plain mean with this radius in pixels, and no calibration: a number, as "
-    f"{arguments.USUAL_RADIUS}, or y,x. {arguments.SHARED}"
+    help="Use the plain mean with this radius in pixels, without a calibration: a number, "
+    f"such as {arguments.USUAL_RADIUS}, or y,x. {arguments.SHARED}"
 )
 _TIME = Option(
     help=f"Average over time too, with this radius in frames. {arguments.SHARED}"
 )
-_MASK = Option(help="A .npy or .tif, 0 in pixels to leave out; not with --radius alone.")
-_CALIBRATION = Option(help="A .json of an earlier run or of `jaxbkgd calibrate`.")
+_MASK = Option(
+    help="A .npy or .tif that is 0 in pixels to leave out; not with --radius alone."
+)
+_CALIBRATION = Option(help="Use this .json of an earlier run or of `jaxbkgd calibrate`.")
 _CHANNEL = Option(min=1, help="The channel of the calibration to use, from 1 on.")
-_BOXES = Option(help="Parts of frames that are channels: 'x0,y0,x1,y1;x0,y0,x1,y1', in px.")
-_FRAMES = Option(help="START:STOP, as 1000:5000, counted from 0 and without STOP.")
-_EVERY = Option(help="STEP or STEP:FIRST, as 4:1 for each 4th frame from frame 1 on.")
-_QUANTITY = Option(help="residual: frames minus background; snr needs --gain, --offset.")
-_DTYPE = Option(help="uint16 rounds; residuals need --pedestal then.")
-_PEDESTAL = Option(help="Is added to what is written, as 100 for residuals in uint16.")
-_WORKERS = Option(min=1, help="Threads, by default the cores.")
-_CHUNK = Option(min=1, help="Frames in a chunk, by default a megapixel.")
+_BOXES = Option(
+    help="Parts of the frame to use as channels, in pixels: 'x0,y0,x1,y1;x0,y0,x1,y1'."
+)
+_FRAMES = Option(help="Frames START:STOP, counted from 0, without STOP, such as 1000:5000.")
+_EVERY = Option(help="STEP or STEP:FIRST, such as 4:1 for every 4th frame from frame 1.")
+_QUANTITY = Option(help="residual is frames minus background; snr needs --gain, --offset.")
+_DTYPE = Option(help="uint16 rounds, and needs --pedestal for residuals.")
+_PEDESTAL = Option(
+    help="A number to add to the result, such as 100 for residuals in uint16."
+)
+_WORKERS = Option(min=1, help="The number of threads, by default one for each core.")
+_CHUNK = Option(min=1, help="The number of frames in a chunk, by default a megapixel.")
 _FOLLOW = Option("--follow", help="The movie is still being written: keep up with it.")
 _SILENCE = Option(
-    help="With --follow: the seconds without anything new that end it.", show_default="10"
+    help="With --follow: stop after this many seconds without new frames.",
+    show_default="10",
 )
-_AHEAD = Option(min=0, help="With --follow: frames to wait for behind each chunk.")
+_AHEAD = Option(min=0, help="With --follow: frames to wait for after each chunk.")
 _RESUME = Option("--resume/--fresh", help="Resume an interrupted run, or start over.")
 
 
@@ -85,9 +92,9 @@ def estimate(
 ) -> None:
     """Estimate the background of a movie.
 
-    Radii and all else are found from the movie itself, unless --radius, --radius-frames or
-    --calibration gives them, and are written beside the result, MOVIE-background.tif, as
-    .json and .png. After Ctrl-C or a crash, the same command resumes.
+    The best estimator is found from the movie itself, unless --radius, --radius-frames or
+    --calibration gives one. It is written beside the result, MOVIE-background.tif, as a
+    .json, with a figure as a .png. After Ctrl-C or a crash, the same command resumes.
     """
     one_thread_a_call()
     keep_programs()
@@ -98,11 +105,11 @@ def estimate(
     if boxes is not None and len(movies) > 1:
         raise UsageError(f"--channels {channels}: boxes are parts of one movie; give one")
     if channel is not None and calibration is None:
-        raise UsageError(f"--channel {channel}: is for --calibration; give that")
+        raise UsageError(f"--channel {channel}: needs --calibration")
     if look_ahead_frames is not None and not follow:
-        raise UsageError(f"--look-ahead-frames {look_ahead_frames}: is for --follow")
+        raise UsageError(f"--look-ahead-frames {look_ahead_frames}: needs --follow")
     if silence is not None and not follow:
-        raise UsageError(f"--silence {silence:g}: is for --follow")
+        raise UsageError(f"--silence {silence:g}: needs --follow")
     silence = DEFAULT_SILENCE if silence is None else silence
     is_given = bool(radius or radius_frames or calibration)
     with contextlib.ExitStack() as files:
@@ -128,7 +135,7 @@ def estimate(
         with refusing(f"--quantity {quantity}, --dtype {dtype}"):
             output = make_output(quantity, dtype, cut, False, pedestal)
         if quantity == "snr" and not (offset or camera):
-            report.say("--quantity snr: takes the camera's offset for light; give --offset")
+            report.say("--quantity snr: the camera's offset counts as light; give --offset")
         sinks = paths_beside(paths, quantity, boxes)
         if out is not None:
             sinks = numbered(out, count) if is_list else [out]

@@ -71,7 +71,7 @@ def written_texts(
 def _light_text(light: Float[np.ndarray, "*rank frames"]) -> str:
     if light.ndim > 1:
         first = _light_text(light[0])
-        return f"{len(light)} patterns, mixed anew in each frame; the first: {first}"
+        return f"{len(light)} patterns, mixed differently in each frame; the first: {first}"
     seen = light[np.isfinite(light)].astype(float)
     tenth = -(-len(seen) // 10)
     first, last = seen[:tenth].mean(), seen[-tenth:].mean()
@@ -87,12 +87,12 @@ def _light_text(light: Float[np.ndarray, "*rank frames"]) -> str:
 def _exceptional_rows(summary: MovieSummary) -> dict[str, str]:
     rows = {}
     if summary.resumed_frames:
-        rows["resumed"] = f"{summary.resumed_frames} frames had been done before"
+        rows["resumed"] = f"{summary.resumed_frames} frames were already done"
     if summary.clipped_frames:
         rows["clipped"] = f"to uint16, in {summary.clipped_frames} frames"
     if any(summary.hot_pixels):
         counts = "; ".join(map(str, summary.hot_pixels))
-        rows["left out"] = f"{counts} pixels that are far off in all frames"
+        rows["left out"] = f"{counts} pixels that are hot or dead in all frames"
     if summary.nonfinite_frames:
         rows["not finite"] = f"NaN or infinity in {summary.nonfinite_frames} frames"
     return rows

@@ -30,7 +30,7 @@ def view(movie: Annotated[Path, _MOVIE]) -> None:
     """
     viewers = [name for name in ("napari", "ndv") if importlib.util.find_spec(name)]
     if not viewers:
-        raise UsageError(f"view: there is neither napari nor ndv; {_INSTALL}")
+        raise UsageError(f"view: neither napari nor ndv is installed; {_INSTALL}")
     _check_screen(viewers[0])
     keep_programs()
     with open_movie(movie) as opened:
@@ -45,7 +45,7 @@ def _check_screen(viewer: str) -> None:
     if ended.returncode == 0:
         return
     if "ModuleNotFoundError" in ended.stderr or "QtBindings" in ended.stderr:
-        raise UsageError(f"view: {viewer} needs Qt, which is not there; {_INSTALL}")
+        raise UsageError(f"view: {viewer} needs Qt, which is not installed; {_INSTALL}")
     remedy = "log in with one, as by ssh -X, or write a file: jaxbkgd estimate MOVIE"
     raise UsageError(f"view: Qt finds no screen to open a window on; {remedy}")
 

@@ -22,19 +22,20 @@ from .residual_noise import MatchedNoise
 
 
 class Background(eqx.Module):
-    """The background of each channel, and the noise of what is left without it, in the
-    structure of the channels: an array each, or a list or tuple of arrays.
+    """The background of each channel and the noise of its residuals, in the structure of
+    the channels: an array, or a list or tuple of arrays.
 
     **Attributes:**
 
     - `bkgds`: the background, `(..., height, width)`, in the unit of the frames.
     - `noise_corrections`: the standard deviation of `frames - bkgd` over that of the
         frames, for noise that is independent from pixel to pixel.
-    - `illumination`: the light of each frame, `(..., frames)`, where the estimator measures
-        it ([`jaxbkgd.LocalMean`][]): the background is this times what changes slowly. With
-        several patterns of light it is `(..., rank, frames)`, and the background a sum.
-    - `noise`: how the noise of `frames - bkgds` is correlated, which `matched_snr` uses, or
-        `None` where it is independent from pixel to pixel.
+    - `illumination`: the light of each frame, `(..., frames)`, if the estimator measures it
+        ([`jaxbkgd.LocalMean`][]). The background is this times a part that changes slowly.
+        With several patterns of light it is `(..., rank, frames)`, and the background a
+        sum.
+    - `noise`: the correlations in the noise of `frames - bkgds`, which `matched_snr` uses,
+        or `None` if noise is independent from pixel to pixel.
     """
 
     bkgds: Any
@@ -75,8 +76,8 @@ class Background(eqx.Module):
         self, channels: Channels, camera: Any, psf_sigma_pix: float = 1.3
     ) -> Any:
         """The signal-to-noise ratio of a molecule at each pixel, without unit, in the
-        structure of `channels`; see [`jaxbkgd.matched_snr`][]. At the movie's and the
-        frame's borders, it has the noise that is there.
+        structure of `channels`; see [`jaxbkgd.matched_snr`][]. It includes the different
+        noise at the borders of the frame and the ends of the movie.
 
         **Arguments:**
 
@@ -102,13 +103,13 @@ class Background(eqx.Module):
         return map_channels(ratio, signals, self.bkgds, noises, cameras)
 
     def matched_noise(self, psf_sigma_pix: float = 1.3) -> Any:
-        """What the subtraction of the background changes in the noise under a
-        point-spread function, for `matched_snr`: its standard deviation and its skewness
-        as shares of those in the frames, `deviation` and `skewness`, each a number or a
-        map `(height, width)` or `(frames, height, width)`, in the structure of channels.
+        """The noise under a point-spread function, after subtraction of the background, for
+        `matched_snr`. `deviation` and `skewness` are its standard deviation and its
+        skewness over those in the frames. Each is a number or a map `(height, width)` or
+        `(frames, height, width)`, in the structure of channels.
 
-        Where `noise` is `None`, it is the factor of single pixels, which is exact for
-        noise that is independent from pixel to pixel.
+        If `noise` is `None`, it is the factor of single pixels, which is exact for noise
+        that is independent from pixel to pixel.
         """
         psf_sigma_pix = checked_psf_sigma(psf_sigma_pix)
 
@@ -124,10 +125,10 @@ class Background(eqx.Module):
     def detection_threshold(
         self, false_positives_per_frame: Any, psf_sigma_pix: float = 1.3
     ) -> Any:
-        """[`jaxbkgd.detection_threshold`][] for the `matched_snr` of these frames, whose
-        noise the background makes less alike from pixel to pixel, in the structure of
-        channels. `TypeError` or `ValueError` for what does not fit, and where the radii of
-        the background are traced."""
+        """[`jaxbkgd.detection_threshold`][] for the `matched_snr` of these frames, in the
+        structure of channels. The background makes noise less alike from pixel to pixel.
+        `TypeError` or `ValueError` for arguments that do not fit, and if the radii of the
+        background are traced."""
         psf_sigma_pix = checked_psf_sigma(psf_sigma_pix)
 
         def of_channel(bkgd, noise):
@@ -169,9 +170,8 @@ def snr(
     **Arguments:** (broadcast against each other)
 
     - `signal`: frames less their background, in ADU.
-    - `bkgd`: the background above the camera's offset, in ADU. Where no noise is expected,
-        as where it is not positive and there is no read noise, the ratio is not finite and
-        has no gradient.
+    - `bkgd`: the background above the camera's offset, in ADU. Where it is not positive and
+        there is no read noise, the ratio is not finite and has no gradient.
     - `noise_correction`: see [`jaxbkgd.noise_correction`][].
     - `gain`: electrons per ADU, a positive number (`ValueError` for another), or a map,
         which may have dead pixels.

@@ -29,9 +29,9 @@ class Prediction(NamedTuple):
 class AbstractEstimator(SavedModule):
     """An estimator of the background: called with channels, it gives a `Background`.
 
-    One of your own implements `halo_frames` and `estimate_stack`; lists of channels, checks
-    of the frames and JSON texts come with this class. Its learnable parameters are its
-    inexact arrays. With `takes_weights = True`, `estimate_stack` has `weights` as a second
+    Implement `halo_frames` and `estimate_stack`; lists of channels, checks of the frames
+    and JSON texts come with this class. The floating-point arrays are the learnable
+    parameters. With `takes_weights = True`, `estimate_stack` has `weights` as a second
     argument; with `takes_donated = True`, `donated`; with `can_predict`, it has `predict`.
 
     ```python
@@ -66,39 +66,40 @@ class AbstractEstimator(SavedModule):
     @property
     @abc.abstractmethod
     def halo_frames(self) -> int:
-        """Frames that must be seen on either side of one to estimate it."""
+        """The number of frames on either side that the background of a frame depends on."""
 
     @property
     def sees_one_frame(self) -> bool:
-        """Whether a background is that of one frame, but perhaps for its light."""
+        """Whether a background depends on one frame, apart from its light."""
         return self.halo_frames == 0
 
     @property
     def learns_patterns(self) -> bool:
-        """Whether it has still to learn something from the movie that all of its parts
-        share, by `with_patterns`."""
+        """Whether `with_patterns` must first learn from the movie what all of its parts
+        share."""
         return False
 
     @property
     def aligned_frames(self) -> int:
-        """A part of a movie that begins at a multiple of so many frames is estimated to the
-        same bit as the whole."""
+        """A part of a movie is estimated to the same bit as the whole if it begins at a
+        multiple of this number of frames."""
         return 1
 
     def light_models(self, count: int) -> list[Any] | None:
-        """The `LightModel` of each of so many channels, whose chunks follow each other from
-        the beginning of a movie to its end; or `None` if each is estimated by itself."""
+        """The `LightModel` of each of `count` channels, for chunks that follow each other
+        from the beginning of a movie to its end; `None` if each chunk is estimated by
+        itself."""
         return None
 
     @property
     def pixel_bytes(self) -> int:
-        """Memory that a pixel takes as it is read, converted, estimated and written."""
+        """The memory for a pixel that is read, converted, estimated and written."""
         return 32
 
     @property
     def halo_lines(self) -> int | None:
-        """Lines that must be seen above and below a strip to estimate it to the same bit;
-        `None` if it takes the whole frame."""
+        """The number of lines above and below a strip that are needed to estimate it to the
+        same bit; `None` if the whole frame is needed."""
         return None
 
     @property
@@ -122,13 +123,13 @@ class AbstractEstimator(SavedModule):
         - `channels`: one stack of frames `(..., height, width)`, or a list or tuple of
             them, one a channel, of any shapes and real dtypes.
         - `weights`: for an estimator that takes them, how much a pixel counts: zero or
-            positive, or False for pixels to leave out. Of a shape that broadcasts to that
-            of the frames, as `(height, width)` or `(frames, 1, 1)`; one for each channel.
-        - `donated`: for an estimator that takes them, backgrounds of such channels that
-            are needed no longer, over which it may write on CPU.
+            positive, or False for pixels to leave out. The shape broadcasts to that of the
+            frames, such as `(height, width)` or `(frames, 1, 1)`; one for each channel.
+        - `donated`: for an estimator that takes them, backgrounds of equal channels that
+            are no longer needed, and that it may overwrite on CPU.
 
-        **Raises:** `TypeError` or `ValueError` for what is not as above, and for channels
-        that are not as many as the estimator has parameters for.
+        **Raises:** `TypeError` or `ValueError` for other arguments, and if the estimator
+        has parameters for another number of channels.
         """
         frames = map_channels(as_frames, channels)
         stacks = frames if is_sequence(frames) else [frames]
@@ -170,14 +171,14 @@ class AbstractEstimator(SavedModule):
         return [self.estimate_stack] * count
 
     def predict(self, channels: Channels, gap_frames: int) -> Prediction:
-        """Predictions of each frame that have not seen it, of which
-        [`jaxbkgd.FramePairLoss`][] learns the time scale: `background`, and `near` and
-        `far` in the structure of `channels`, estimates of each frame from those at least
-        `gap_frames` away, and at least one frame farther. `ValueError` for fewer than
+        """Predictions of each frame that have not seen it, from which
+        [`jaxbkgd.FramePairLoss`][] learns the time scale. `background` is that of a call.
+        `near` and `far`, in the structure of `channels`, estimate each frame from those at
+        least `gap_frames` away, and at least one frame farther. `ValueError` for fewer than
         `2 * gap_frames + 2` frames, and for an estimator that cannot predict."""
         raise ValueError(f"{type(self).__name__} has no predict; LocalMean has.")
 
     def for_inference(self: _Estimator) -> _Estimator:
-        """An estimator of the same class that gives the same, and may cost less, where the
+        """An estimator of the same class with the same results, which may cost less if the
         parameters are known and stay. [`jaxbkgd.estimate_movie`][] uses it."""
         return self

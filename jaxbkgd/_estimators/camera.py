@@ -29,7 +29,7 @@ PerPixel = Real[Array | np.ndarray, "height width"] | Real[Array, ""] | float
 
 
 class Camera(eqx.Module):
-    """A camera, whose pixels may differ, as those of an sCMOS camera do.
+    """A camera, whose pixels may differ, as in an sCMOS camera.
 
     A pixel that collects `electrons` reads `offset_adu + electrons /
     gain_electrons_per_adu` on average, with the variance `electrons +
@@ -39,8 +39,8 @@ class Camera(eqx.Module):
 
     **Attributes:** each a number, or a map `(height, width)`.
 
-    - `offset_adu`: what a pixel reads in the dark, in ADU.
-    - `gain_electrons_per_adu`: photoelectrons per ADU, or `None` where it is not known.
+    - `offset_adu`: the mean of a pixel in the dark, in ADU.
+    - `gain_electrons_per_adu`: photoelectrons per ADU, or `None` if it is not known.
     - `read_noise_electrons`: the standard deviation in the dark, in electrons.
 
     ```python
@@ -62,9 +62,9 @@ class Camera(eqx.Module):
         gain_electrons_per_adu: Any = None,
         read_noise_electrons: Any = 0.0,
     ):
-        """**Raises:** `TypeError` or `ValueError` for what is neither a number nor a map,
-        for maps of different shapes, for an offset that is not finite, a gain that is not
-        positive and finite, a negative read noise, and a read noise without a gain.
+        """**Raises:** `TypeError` or `ValueError` for values that are neither numbers nor
+        maps, for maps of different shapes, and for a read noise without a gain. The offset
+        must be finite, the gain positive and finite, and the read noise not negative.
         """
         offset = {"minimum": -math.inf, "unit": "ADU"}
         self.offset_adu = _number_or_map("offset_adu", offset_adu, **offset)
@@ -87,8 +87,8 @@ class Camera(eqx.Module):
 
     @classmethod
     def from_dark_and_bright(cls, dark: Any, bright: Any) -> "Camera":
-        """The maps of a camera from dark frames, and a list of frames of steady light, one
-        for each brightness; [`jaxbkgd.measure_camera`][] says how well they are known."""
+        """The maps of a camera, from dark frames and a list of frames of steady light, one
+        for each brightness. [`jaxbkgd.measure_camera`][] also gives their errors."""
         return cls(*measure_camera(dark, bright)[:3])
 
     @property
@@ -102,26 +102,27 @@ class Camera(eqx.Module):
 
     @property
     def is_even(self) -> bool:
-        """Whether pixels differ in their offset at most, so that even light gives even
-        frames of even noise once the offset is subtracted."""
+        """Whether pixels differ only in their offset. Even light then gives even frames of
+        even noise, once the offset is subtracted."""
         values = self.gain_electrons_per_adu, self.read_noise_electrons
         return not any(np.ndim(value) for value in jax.tree.leaves(values))
 
     def above_offset(self, frames: Any) -> Any:
-        """Frames `(..., height, width)` in ADU less the offset. `ValueError` for maps that
+        """Frames `(..., height, width)` in ADU minus the offset. `ValueError` for maps that
         do not fit them."""
         self._check_frames(frames)
         return frames if _is_zero(self.offset_adu) else frames - _float32(self.offset_adu)
 
     def electrons(self, frames: Any) -> Any:
-        """Frames `(..., height, width)` in ADU as photoelectrons. `ValueError` where the
-        gain is not known."""
+        """Frames `(..., height, width)` in ADU as photoelectrons. `ValueError` if the gain
+        is not known."""
         gain = _float32(self.known_gain("Electrons"))
         return self.above_offset(frames) * gain
 
     def even_light(self, frames: Any) -> Any:
-        """Frames `(..., height, width)` in ADU as they are estimated: above the offset, and
-        in electrons where pixels differ, since even light is even in electrons alone."""
+        """Frames `(..., height, width)` in ADU in the unit of estimation: above the offset,
+        and in electrons if pixels differ, since even light is then even only in electrons.
+        """
         return self.above_offset(frames) if self.is_even else self.electrons(frames)
 
     def in_adu(self, images: Any) -> Any:
@@ -140,15 +141,15 @@ class Camera(eqx.Module):
 
     @property
     def of_electrons(self) -> "Camera":
-        """The camera of frames that were made electrons: of the same read noise."""
+        """The camera of frames in electrons, with the same read noise."""
         return Camera(0.0, 1.0, self.read_noise_electrons)
 
     def weights(
         self, electrons: Real[Array, "*frames height width"], weights: Any = None
     ) -> Any:
-        """How much each pixel counts in a mean, by its noise beside that of the light of
-        its frame: for estimators that take weights. `weights` are multiplied with it, and
-        given back as they are by a camera whose pixels have the same read noise."""
+        """Weights for estimators that take them: how much each pixel counts, by its read
+        noise and the photon noise of its frame. `weights` are multiplied by them. A camera
+        whose pixels have the same read noise returns `weights` as they are."""
         if np.ndim(self.read_noise_electrons) == 0:
             return weights
         self._check_frames(electrons)
@@ -163,7 +164,7 @@ class Camera(eqx.Module):
         return given * (light + jnp.min(variance)) / (light + variance)
 
     def cropped(self, y: slice, x: slice) -> "Camera":
-        """The camera of a part of its frames: these lines and columns."""
+        """The camera of a part of the frame: these lines and columns."""
         return jax.tree.map(lambda value: value[y, x] if np.ndim(value) else value, self)
 
     def check_shape(self, height: int, width: int) -> None:

@@ -13,10 +13,10 @@ from .local_mean import LocalMean
 
 
 class Chained(AbstractEstimator):
-    """Estimators one after another, each of what those before it have left.
+    """Estimators one after another, each on the residuals of those before it.
 
-    Their backgrounds add up, and their noise corrections are multiplied, which is exact
-    where each but the last leaves noise that is independent from pixel to pixel, as
+    Their backgrounds are added and their noise corrections multiplied. This is exact if
+    each but the last leaves noise that is independent from pixel to pixel, as
     [`jaxbkgd.TemporalMedian`][] does. smlmlp's default pipeline, `bkgd_combination`, is
 
     ```python
@@ -34,9 +34,9 @@ class Chained(AbstractEstimator):
 
         - `estimators`: one or more, the first of which sees the frames themselves.
 
-        **Raises:** `TypeError` for none, or one that is no estimator, and `ValueError` for
-        a [`jaxbkgd.LocalMean`][] with an illumination after another estimator: what that
-        has left is not proportional to the light.
+        **Raises:** `TypeError` for anything but estimators, and `ValueError` for a
+        [`jaxbkgd.LocalMean`][] with an illumination after another estimator, whose
+        residuals are not proportional to the light.
         """
         if not (estimators and all(isinstance(e, AbstractEstimator) for e in estimators)):
             rule = "Chained needs one AbstractEstimator or more, each as an argument"
@@ -56,12 +56,12 @@ class Chained(AbstractEstimator):
 
     @property
     def aligned_frames(self) -> int:
-        """A multiple of those of all."""
+        """A common multiple of those of all."""
         return math.lcm(*(estimator.aligned_frames for estimator in self.estimators))
 
     @property
     def halo_frames(self) -> int:
-        """The sum of theirs: what one leaves must be known as far as the next one sees."""
+        """The sum of theirs, since each needs the residuals of the previous one."""
         return sum(estimator.halo_frames for estimator in self.estimators)
 
     def estimate_stack(self, frames: Shaped[Array, "*batch height width"]) -> Background:

@@ -27,17 +27,18 @@ def detection_threshold(
     shape: tuple[int, int],
     psf_sigma_pix: float = 1.3,
 ) -> Float[Array, "..."]:
-    """The matched SNR that so many local maxima exceed in a frame without molecules.
+    """The matched SNR that a given number of local maxima exceed in a frame without
+    molecules.
 
-    A local maximum is a pixel that is higher than its eight neighbours, or than those of
-    them that are inside of the frame. Where noise is independent from pixel to pixel, the
-    map of [`jaxbkgd.matched_snr`][] is a normal field whose correlations are those of the
-    point-spread function. The expected number is the integral over z > threshold of the
-    density of a pixel, times the probability that its neighbours are below z, which is
-    computed for the grid of pixels itself, borders and corners included.
+    A local maximum is a pixel that is higher than its neighbours inside of the frame, up to
+    eight. If noise is independent from pixel to pixel, the map of [`jaxbkgd.matched_snr`][]
+    is a normal field with the correlations of the point-spread function. The expected
+    number is the integral over z > threshold of the density of a pixel, times the
+    probability that its neighbours are below z. It is computed for the pixel grid, with its
+    borders and corners.
 
-    [`jaxbkgd.Background.detection_threshold`][] is for frames less a background that is
-    the mean of few pixels, in which there are up to a quarter more maxima.
+    [`jaxbkgd.Background.detection_threshold`][] includes the effect of a background that is
+    the mean of few pixels, after which there are up to a quarter more maxima.
 
     **Arguments:**
 
@@ -46,7 +47,7 @@ def detection_threshold(
     - `shape`: the height and the width of the frame, in pixels.
     - `psf_sigma_pix`: the standard deviation of the image of a molecule, in pixels.
 
-    **Raises:** `TypeError` or `ValueError` for what is not as above, and for more false
+    **Raises:** `TypeError` or `ValueError` for other arguments, and for more false
     positives than a frame has local maxima.
 
     ```python

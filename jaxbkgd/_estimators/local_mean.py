@@ -63,11 +63,11 @@ class LocalMean(RadiiEstimator):
     is smooth in space and slow in time. With weights w that clip molecules softly (see
     [`jaxbkgd.SoftClip`][]), and a separable Gaussian G whose standard deviations are half
     the radii, it is `a_t G(w f) / G(w a)`, the maximum-likelihood rate of Poisson counts
-    under exposures a. By default, the mean of what this leaves is added, which takes away
-    all errors of second order: so radii may be twice those of a plain Gaussian.
+    under exposures a. By default, the mean of its residuals is added, which removes all
+    errors of second order. Radii may then be twice those of a plain Gaussian.
 
     Frames must be above the camera's offset, so that twice the light is twice the frame.
-    Sums are over blocks of frames, and all smoothing is of sums.
+    All smoothing works on sums over blocks of frames.
 
     Borders repeat the edge pixel. Radii, threshold and softness of the clip, and
     `illumination_radius_frames` are learnable, and no step of an optimizer leaves their
@@ -140,23 +140,23 @@ class LocalMean(RadiiEstimator):
             axes; a `(y, x)` pair for all channels; or a sequence with one number or pair
             for each channel. Two numbers are a pair, never two channels.
         - `radius_frames`: the averaging radius in frames, a number for all channels, or a
-            sequence with one for each. With 0, each frame is by itself.
+            sequence with one for each. With 0, each frame is estimated by itself.
         - `clip`: a threshold in standard deviations of the noise, or a
             [`jaxbkgd.SoftClip`][]; `None` to clip nothing.
-        - `illumination_rank`: 1 for a light of each frame, 0 for a light that is steady; 2
-            to 4 for so many patterns of light, mixed anew in each frame; `"auto"` for as
-            many as the frames show.
-        - `patterns`: of 2 to 4, or `"auto"`, the coarse patterns that `with_patterns`
+        - `illumination_rank`: 1 for a light of each frame, 0 for a steady light, 2 to 4 for
+            that many patterns of light, with a mixture of its own in each frame. `"auto"`
+            takes as many patterns as the frames show.
+        - `patterns`: with several patterns of light, the coarse ones that `with_patterns`
             learns: whole numbers (rank, rows, columns), or a sequence with these for each
             channel. By default each call learns them from its frames.
         - `kernel_order`: 2 for the Gaussian, or 4.
-        - `illumination_radius_frames`: over which the light is averaged where it is seen to
-            be steady, from 0.1 to 20.
-        - `block_frames`: frames whose sums are smoothed. By default the power of two that
-            is nearest to a quarter of the radius in frames, up to 16.
-        - `max_radius_pix`, `max_radius_frames`: static bounds that the radii stay below,
-            which set the number of taps where the radii are learned. By default four times
-            the largest of the radii; it must be given where the radii are traced.
+        - `illumination_radius_frames`: the radius over which the light is averaged where it
+            is steady, from 0.1 to 20.
+        - `block_frames`: the frames in a block. By default the power of two that is nearest
+            to a quarter of the radius in frames, up to 16.
+        - `max_radius_pix`, `max_radius_frames`: static bounds above all radii, which set
+            the number of taps while radii are learned. By default four times the largest
+            radius; required if the radii are traced.
         - `skips_nan`: whether NaN and infinite pixels are left out as masked ones are.
             Otherwise the background of all frames that see one is NaN.
         - `frozen`: the radii to keep as they are, `True` for all of them, or a boolean for
@@ -251,8 +251,8 @@ class LocalMean(RadiiEstimator):
 
     @property
     def halo_frames(self) -> int:
-        """Frames that count on either side of one: what the kernels reach, for the first
-        background and in each round of clipping again."""
+        """The number of frames on either side that a background depends on: the reach of
+        the kernels, once for the first background and again in each round of clipping."""
         kernels = self.kernels or self._bounded_kernels()
         radii = jnp.zeros(3)
         rank = self._largest_rank
@@ -272,18 +272,19 @@ class LocalMean(RadiiEstimator):
     def with_patterns(
         self, channels: Channels, weights: Any = None, *, illumination: Any = None
     ) -> "LocalMean":
-        """This estimator with coarse patterns of light, learned from frames: with these,
-        parts of a movie give what the whole one gives.
+        """This estimator with coarse patterns of light, learned from frames. With these,
+        parts of a movie give the same result as the whole movie.
 
         **Arguments:**
 
-        - `channels`, `weights`: as in a call; some hundred successive frames show it all.
+        - `channels`, `weights`: as in a call; some hundred successive frames are enough.
         - `illumination`: if it is known, how much of each pattern is in each frame, (rank,
-            frames), as a row of ones and another one of an activation pulse; or a list or
-            tuple with these for each channel. By default, patterns are the mean and what
-            it leaves: the principal components of squares of 16 x 16 px.
+            frames), such as a row of ones and a row for an activation pulse; or a list or
+            tuple with these for each channel. By default, patterns are the mean and what it
+            leaves: the principal components of squares of 16 x 16 px.
 
-        **Raises:** `TypeError` or `ValueError` for what does not fit, and within `jax.jit`.
+        **Raises:** `TypeError` or `ValueError` for arguments that do not fit, and within
+        `jax.jit`.
 
         ```python
         >>> import jax
@@ -336,13 +337,13 @@ class LocalMean(RadiiEstimator):
     def predict(self, channels: Channels, gap_frames: int) -> Prediction:
         """The background, and two predictions of each frame that have not seen it.
 
-        In `near`, blocks of frames of which some are nearer than `gap_frames` are replaced
-        by the nearest others on either side; in `far`, by those one block farther away,
-        which the difference of `near` from the background has not seen either. At the ends
-        of the movie there is one side only. The light is that of the frame itself. With a
-        clip, the frame counts a little in the weights of others; with a kernel of fourth
-        order, it counts for some 1 % of its share of the background, and 5 % at the ends of
-        the movie. The clip gets no gradient.
+        In `near`, blocks of frames with any frame nearer than `gap_frames` are replaced by
+        the nearest other blocks on either side. In `far`, they are replaced by blocks one
+        farther away, which the difference of `near` and the background has not seen either.
+        At the ends of the movie there is only one side. The light is that of the frame
+        itself. With a clip, the frame counts a little in the weights of others. With a
+        kernel of fourth order, it keeps about 1 % of its share of the background, and 5 % at
+        the ends of the movie. The clip gets no gradient.
 
         See [`jaxbkgd.AbstractEstimator`][] for the arguments.
         """

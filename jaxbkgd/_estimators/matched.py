@@ -37,14 +37,14 @@ def matched_snr(
     """The signal-to-noise ratio of a molecule at each pixel: the signal under a Gaussian
     point-spread function, in units of the noise expected where there is no molecule.
 
-    Photoelectrons have a skewed distribution, so that the ratio itself exceeds 4.5 more
-    often than a normal variable does. What is given is the normal score: it exceeds every
-    threshold as often as a standard normal variable. Where there are many photoelectrons,
-    the two are the same. See [Detection](detection.md).
+    Photoelectrons have a skewed distribution, so the ratio itself exceeds 4.5 more often
+    than a normal variable does. The result is the normal score, which exceeds every
+    threshold as often as a standard normal variable. With many photoelectrons the two are
+    the same. See [Detection](detection.md).
 
-    Beyond the borders of the frame there is neither signal nor noise. What is not finite,
-    or has no noise, reaches the pixels whose point-spread function covers it, which have no
-    gradient.
+    Beyond the borders of the frame there is neither signal nor noise. A pixel that is not
+    finite, or has no noise, reaches the pixels whose point-spread function covers it. Those
+    have no gradient.
 
     **Arguments:** (those after the first broadcast to it)
 

@@ -34,7 +34,7 @@ _TRIMMED_VARIANCE = 0.97334
 
 
 class CameraReport(NamedTuple):
-    """A camera that was measured, `Camera(*report[:3])`, and how well.
+    """A measured camera, `Camera(*report[:3])`, and its errors.
 
     **Attributes:** numbers, or maps `(height, width)`.
 
@@ -42,9 +42,10 @@ class CameraReport(NamedTuple):
         [`jaxbkgd.Camera`][].
     - `offset_std_adu`, `gain_std`, `read_noise_std_electrons`: their standard
         errors.
-    - `levels_adu`, `variances_adu2`: the mean above the offset, and the variance above that
-        in the dark, of each brightness or tile: a line of the slope one over the gain.
-    - `doubts`: what is not to be believed, and what to do about it.
+    - `levels_adu`, `variances_adu2`: the mean above the offset and the variance above that
+        in the dark, for each brightness or tile. They lie on a line whose slope is one over
+        the gain.
+    - `doubts`: reasons not to believe the report, and what to do about them.
     """
 
     offset_adu: _Map | float
@@ -72,12 +73,13 @@ def measure_camera(
 
     **Arguments:**
 
-    - `dark`, `bright`: arrays (frames, height, width) in ADU, or what is sliced as such, as
-        a channel of [`jaxbkgd.open_movie`][]; `bright` is a list of these.
-    - `gain`: electrons per ADU, where there are dark frames only.
+    - `dark`, `bright`: arrays (frames, height, width) in ADU, or objects that are sliced as
+        such, like a channel of [`jaxbkgd.open_movie`][]; `bright` is a list of these.
+    - `gain`: electrons per ADU, if there are only dark frames.
 
     **Raises:** `ValueError` for fewer than 10 frames, frames of different sizes or with
-    pixels that are not finite, and for a light that is none, or that saturates the camera.
+    pixels that are not finite, and for frames without light, or whose light saturates the
+    camera.
 
     ```python
     >>> import numpy as np
@@ -154,19 +156,22 @@ def measure_gain(
 ) -> CameraReport:
     """One gain and offset of a camera, from a movie alone.
 
-    In tiles of 16 x 16 px, the variance of the difference of successive frames, of which
-    what is smooth and molecules that appear are left out, rises with the mean, by one over
-    the gain, from zero at the offset on, less the read noise. For an EMCCD, it is the gain
-    that [`jaxbkgd.Camera`][] takes: half the electrons per ADU.
+    The variance of the difference of successive frames is measured in tiles of 16 x 16 px,
+    without smooth changes and molecules that appear. Minus that of the read noise, it rises
+    linearly with the mean: it is zero at the offset, and the slope is one over the gain.
+    For an EMCCD, the result is the gain that [`jaxbkgd.Camera`][] takes: half the electrons
+    per ADU.
 
-    The quarters of the field are also measured one by one. Where they scatter by more than
-    their errors, as where molecules flicker, the stated errors are larger by as much.
+    The quarters of the field are also measured one by one. If they scatter by more than
+    their errors, as where molecules flicker, the stated errors are larger by the same
+    factor.
 
     **Arguments:**
 
-    - `frames`: an array (frames, height, width) in ADU, or what is sliced as such.
-    - `offset_adu`: the offset, where it is known, which makes the gain certain also where
-        the light is even.
+    - `frames`: an array (frames, height, width) in ADU, or an object that is sliced as
+        such.
+    - `offset_adu`: the offset, if it is known. It makes the gain certain even in even
+        light.
     - `read_noise_electrons`: the read noise.
 
     **Raises:** `ValueError` for fewer than 10 frames, frames under 32 x 32 px, and where

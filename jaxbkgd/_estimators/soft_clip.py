@@ -21,15 +21,15 @@ _SMALLEST, _LARGEST = 0.01, 100.0
 class SoftClip(eqx.Module):
     """Weights from 0 to 1 that leave molecules out of [`jaxbkgd.LocalMean`][].
 
-    A pixel's weight is `sigmoid((threshold - z) / softness)`, in which z is what its
-    surroundings have above the background, in standard deviations of the noise: they are
-    averaged under a Gaussian as wide as the image of a molecule, which is what shows
-    molecules best (the matched filter). The pixel itself is not among its surroundings. So
-    its weight does not depend on its own noise, and the mean of pure noise is not shifted.
+    A pixel's weight is `sigmoid((threshold - z) / softness)`. Here z is the mean of its
+    surroundings above the background, in standard deviations of the noise, under a Gaussian
+    as wide as the image of a molecule (the matched filter). The pixel itself is left out.
+    Its weight therefore does not depend on its own noise, and the mean of pure noise is not
+    shifted.
 
     The noise is first measured in the frames (Immerkaer, Comput. Vis. Image Underst. 64,
-    300, 1996), and then, in each round, by what is below the background. So neither gain
-    nor offset matter, and noise may be correlated from pixel to pixel.
+    300, 1996), and then, in each round, by the pixels below the background. Neither gain
+    nor offset matters, and noise may be correlated from pixel to pixel.
 
     Threshold and softness are learnable: they are one inexact array, `log_parameters`.
 
@@ -60,9 +60,9 @@ class SoftClip(eqx.Module):
 
         - `threshold`: where a weight is one half, in standard deviations of the noise.
         - `softness`: over how many deviations weights fall off.
-        - `rounds`: how often weights are worked out from the background of the round
-            before. All but the last round are done with pixels of twice the size, which
-            costs a quarter.
+        - `rounds`: how often weights are computed from the background of the previous
+            round. All but the last round use pixels of twice the size, at a quarter of the
+            cost.
         - `molecule_radius_pix`: twice the standard deviation of the image of a molecule,
             in pixels.
 

@@ -47,7 +47,7 @@ def spatial_mean(
 
     - `frames`: `(..., height, width)`, of any real dtype.
     - `radius_pix`: the averaging radius in pixels, a number or a `(y, x)` pair.
-    - `max_radius_pix`: a static bound, which sets the number of taps; needed where the
+    - `max_radius_pix`: a static bound, which sets the number of taps; required if the
         radius is traced (under `jax.jit` or `jax.grad`).
     - `truncation`: `"hard"`, which is `smlmlp.bkgd_spatial_mean`, or `"smooth"`, which is
         continuous in the radius, for learning.

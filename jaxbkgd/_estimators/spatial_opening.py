@@ -26,7 +26,7 @@ class SpatialOpening(AbstractEstimator):
     """The background of each frame: its grey opening by an ellipse, which is that of
     `smlmlp.bkgd_spatial_opening`.
 
-    What is smaller than the ellipse disappears. Its level is that of the darkest pixels,
+    Structure smaller than the ellipse disappears. The level is that of the darkest pixels,
     below the background by a few deviations of the noise. Borders repeat the edge pixel. A
     NaN reaches the pixels whose ellipses cover it, and no others. Nothing is learned.
     """

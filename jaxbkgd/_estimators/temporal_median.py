@@ -25,9 +25,9 @@ class TemporalMedian(AbstractEstimator):
     """The background of each pixel: its median over the frames at most `half_window_frames`
     away, which is that of `smlmlp.bkgd_temporal_median`.
 
-    At either end of the movie there are fewer frames, and of an even number the two middle
-    values are averaged. A NaN reaches the frames whose window covers it, and no others.
-    Nothing is learned; frames that are equal share their gradient.
+    At either end of the movie there are fewer frames; if their number is even, the two
+    middle values are averaged. A NaN reaches the frames whose window covers it, and no
+    others. Nothing is learned; frames that are equal share their gradient.
     """
 
     half_window_frames: int = eqx.field(static=True)
@@ -43,7 +43,8 @@ class TemporalMedian(AbstractEstimator):
         - `noise`: `"exact"` for the noise factor of white Gaussian noise, away from the
             movie's ends; `"unit"` for 1, which smlmlp gives.
 
-        **Raises:** `ValueError` for no whole number from 0, and an unknown `noise`.
+        **Raises:** `ValueError` for a number that is not whole or below 0, and for an
+        unknown `noise`.
         """
         self.half_window_frames = checked_count(
             "half_window_frames", half_window_frames, 0, "a window of 51 frames has 25"

@@ -63,7 +63,7 @@ class GrowingMovie(Movie, abc.ABC):
             count = self._complete_frames()
         if count < self.shown_frames:
             what = f"was cut from {self.shown_frames} frames to {count} as it was followed"
-            raise MovieError(f"{self.name}: {what}; begin anew with a whole movie")
+            raise MovieError(f"{self.name}: {what}; start over with a whole movie")
         return count
 
     def grow(self, count: int) -> None:
@@ -100,7 +100,7 @@ class GrowingMovie(Movie, abc.ABC):
         for frame in [*self._seen][:: 1 + len(self._seen) // _MOST_COMPARED]:
             if self._hash_of_frame(frame) != self._seen[frame]:
                 what = f"frame {frame} was written again after it had been read"
-                raise MovieError(f"{self.name}: {what}; begin anew with the whole movie")
+                raise MovieError(f"{self.name}: {what}; start over with the whole movie")
 
     def state(self) -> Any:
         """What changes as long as something is written."""

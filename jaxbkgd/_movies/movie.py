@@ -53,9 +53,9 @@ class Pixels(Protocol):
 class Movie(contextlib.AbstractContextManager["Movie"]):
     """Frames of one or several channels that are read as they are sliced.
 
-    [`jaxbkgd.open_movie`][] makes one of a file or an array; give it the `pixels` of a
-    reader of your own. Any number of threads may read it. As a context manager it closes
-    its file. `numpy.asarray(movie)` reads all, (frames, channels, height, width).
+    [`jaxbkgd.open_movie`][] makes one from a file or an array. For a format of your own,
+    give it `pixels`. Any number of threads may read it. As a context manager it closes its
+    file. `numpy.asarray(movie)` reads all, (frames, channels, height, width).
 
     **Arguments**, which are attributes too:
 
@@ -127,7 +127,7 @@ class Movie(contextlib.AbstractContextManager["Movie"]):
         return frames if dtype is None else frames.astype(dtype, copy=False)
 
     def close(self) -> None:
-        """Closes the file. What is read later is an error."""
+        """Closes the file. Later reads raise an error."""
         close, self._close, self.pixels = self._close, None, None
         if close is not None:
             close()
@@ -141,12 +141,12 @@ class Movie(contextlib.AbstractContextManager["Movie"]):
         return [Channel(self, index) for index in range(self.shape[1])]
 
     def state(self) -> Any:
-        """The sizes and times of the files, hashed, or None of an array."""
+        """A hash of the sizes and times of the files, or None for an array."""
         return _hash_of_sizes_and_times(self.paths) if self.paths else None
 
     def fingerprint(self) -> str:
-        """A hash of shape, type and, of an array in memory, all frames (about a second for
-        a gigabyte); else of eight frames."""
+        """A hash of shape, type and frames: all frames of an array in memory (about a
+        second for a gigabyte), or eight frames of a file."""
         about = repr((self.shape, self.dtype.str))
         digest = hashlib.blake2b(about.encode(), digest_size=32)
         is_in_memory = isinstance(self.pixels, np.ndarray) and not self.paths
@@ -158,7 +158,7 @@ class Movie(contextlib.AbstractContextManager["Movie"]):
         return digest.hexdigest()
 
     def includes(self, path: Path) -> bool:
-        """Whether this real path is or would be a part of the movie, or holds it."""
+        """Whether this resolved path is, would be part of, or contains the movie."""
         sources = [source.resolve() for source in self.paths]
         return any(s == path or s in path.parents or path in s.parents for s in sources)
 
@@ -169,7 +169,7 @@ class Movie(contextlib.AbstractContextManager["Movie"]):
 
 
 class Channel:
-    """One channel of a movie, or some frames or a box of it, that is read as it is sliced.
+    """One channel of a movie, or a part of it, that is read as it is sliced.
 
     `channel[10:20]` reads an array (10, height, width), `channel[10]` one frame (height,
     width), `channel[10, 5:50]` a part of it, and `numpy.asarray(channel)` all.
@@ -181,7 +181,7 @@ class Channel:
     - `index`: the number of the channel, from 0.
     - `box`: (x0, y0, x1, y1) in pixels, to read a part of the frames, without x1 and y1. By
         default the whole frame.
-    - `frames`: a slice of the frames, to read these alone; by default all. The attribute is
+    - `frames`: a slice of the frames, to read only these; by default all. The attribute is
         the `range` of their numbers.
 
     **Raises:**

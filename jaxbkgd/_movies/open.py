@@ -37,10 +37,10 @@ def open_movie(source: Any) -> Movie:
     **Arguments:**
 
     - `source`: a path (see the page on formats), which may end in the number of one of
-        several images in a file (`movie.lif/2`), the URL of a Zarr (`https://`, `s3://`),
-        or an array (frames, height, width) or (frames, channels, height, width) of NumPy,
-        JAX, dask or Zarr, of integers, booleans, or floats of at most 64 bits. A
-        [`jaxbkgd.Movie`][] is returned as it is.
+        several images in a file (`movie.lif/2`). It may also be the URL of a Zarr
+        (`https://`, `s3://`), or an array of NumPy, JAX, dask or Zarr. Arrays are (frames,
+        height, width) or (frames, channels, height, width), of integers, booleans, or
+        floats of at most 64 bits. A [`jaxbkgd.Movie`][] is returned as it is.
 
     **Raises:**
 

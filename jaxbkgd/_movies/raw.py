@@ -313,7 +313,7 @@ class PicassoSink(Sink):
     def _resume(self) -> None:
         if self.draft.stat().st_size != self._bytes:
             what = "is truncated, or not the beginning of this movie"
-            raise MovieError(f"{self.draft}: {what}; remove it, and start anew")
+            raise MovieError(f"{self.draft}: {what}; remove it, and start over")
 
     def _write(self, start: int, frames: np.ndarray) -> None:
         self._write_at(start * self.layout.frame_bytes, frames)

@@ -53,7 +53,7 @@ class Journal:
         # The process may have ended as it wrote a line.
         whole = content[: content.rfind(b"\n") + 1]
         file.truncate(len(whole))
-        # A journal that cannot be read counts as none: the job begins anew.
+        # A journal that cannot be read counts as none: the job starts over.
         with contextlib.suppress(ValueError, TypeError):
             settings, *lines = map(json.loads, whole.splitlines())
             done = {int(line) for line in lines if line != _COMMITTING}
@@ -182,7 +182,7 @@ class Target:
         """Refuses now what could not be written in the end."""
 
     def begin(self, settings: Mapping[str, Any] | None = None) -> None:
-        """Starts anew. `settings`, in terms of JSON, are what the result depends on."""
+        """Starts over. `settings`, in terms of JSON, are what the result depends on."""
 
     def resume(self) -> None:
         """Goes on with the draft of an earlier run."""
@@ -315,7 +315,7 @@ class Sink(Target, abc.ABC):
             with self._named_errors():
                 self._resume()
         except MovieError as error:
-            remedy = "begin anew (resume=False, in the command line --fresh)"
+            remedy = "start over (resume=False, in the command line --fresh)"
             fault = f"the draft of an earlier run is broken; {remedy} ({error})"
             raise MovieError(f"{self.path}: {fault}") from error
         self._is_closed = False

@@ -57,7 +57,7 @@ def open_tiff(path: Path, *, is_part: bool = False, is_growing: bool = False) ->
             said = [int(summary.get(key) or 1) for key in ("Channels", "Positions")]
             if max(said) > 1:
                 what = f"{said[0]} channels and {said[1]} positions without OME-XML"
-                raise MovieError(f"{path}: says {what}; save each position anew")
+                raise MovieError(f"{path}: says {what}; save each position by itself")
         if tiff.is_imagej:
             format = "ImageJ TIFF"
             size = _pixel_size(page, str(metadata.get("unit", "pixel"))) or size
@@ -230,7 +230,7 @@ def _arrange_series(
         if any(page and page.parent.filehandle.name == there for page in each.pages)
     ]
     if not found:
-        raise MovieError(f"{asked}: is not described by {describing}; save it anew")
+        raise MovieError(f"{asked}: is not described by {describing}; save it again")
     axes = found[0].axes
     lengths = dict(zip(axes[: axes.index("Y")], found[0].shape, strict=False))
     others = math.prod(length for axis, length in lengths.items() if axis not in "TZC")

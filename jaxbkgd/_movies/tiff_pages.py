@@ -332,7 +332,7 @@ class TiffSink(Sink):
         is_alike = (pages.shape, pages.dtype) == (tuple(shape), self.layout.dtype)
         if not is_alike or place < 0 or not np.array_equal(pages.places, follow):
             what = "is truncated, or not the beginning of this movie"
-            raise MovieError(f"{self.draft}: {what}; remove it, and start anew")
+            raise MovieError(f"{self.draft}: {what}; remove it, and start over")
         self._offset = int(place)
 
     def _write(self, start: int, frames: np.ndarray) -> None:
