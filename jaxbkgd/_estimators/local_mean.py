@@ -342,8 +342,8 @@ class LocalMean(RadiiEstimator):
         farther away, which the difference of `near` and the background has not seen either.
         At the ends of the movie there is only one side. The light is that of the frame
         itself. With a clip, the frame counts a little in the weights of others. With a
-        kernel of fourth order, it keeps about 1 % of its share of the background, and 5 % at
-        the ends of the movie. The clip gets no gradient.
+        kernel of fourth order, it keeps about 1 % of its share of the background, and 5 %
+        at the ends of the movie. The clip gets no gradient.
 
         See [`jaxbkgd.AbstractEstimator`][] for the arguments.
         """
