@@ -179,11 +179,11 @@ def compile_estimate(
     """`estimate_window` of channels, weights and `donated`, whose memory it takes. Unlike
     `eqx.filter_jit`, it looks at the estimator now and not in each call."""
     arrays, rest = eqx.partition((estimator, tuple(cameras)), eqx.is_array)
-    return ft.partial(_compiled(rest, output), arrays)
+    return ft.partial(_compile(rest, output), arrays)
 
 
 @ft.lru_cache
-def _compiled(rest: Any, output: Output) -> Callable[..., Estimates]:
+def _compile(rest: Any, output: Output) -> Callable[..., Estimates]:
     def estimate(arrays, channels, weights, donated):
         estimator, cameras = eqx.combine(arrays, rest)
         return estimate_window(estimator, channels, output, cameras, weights, donated)

@@ -129,7 +129,7 @@ class Follower:
         """The windows whose frames are complete, until nothing more comes. The channels of
         the job grow with them. All but the last windows are the same at whatever time it is
         looked."""
-        begun, number = max(_done(results), default=-1) + 1, 0
+        begun, number = max(_done_windows(results), default=-1) + 1, 0
         while True:
             if not self.is_over:
                 self.look()
@@ -156,10 +156,10 @@ class Follower:
 
 def begun_frames(job: Job, results: Results) -> int:
     """Frames that earlier runs have done, without those of the last windows."""
-    return len(_done(results)) * job.chunk_frames
+    return len(_done_windows(results)) * job.chunk_frames
 
 
-def _done(results: Results) -> set[int]:
+def _done_windows(results: Results) -> set[int]:
     """The windows that all sinks have and that do not depend on the end of the movie."""
     done = [sink.journal.done for sink, _ in results.unnamed] or [set[int]()]
     return {number for number in set.intersection(*done) if number < _LENGTHS}

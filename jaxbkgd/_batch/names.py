@@ -23,7 +23,7 @@ def paths_beside(
     paths = [_path_beside(entry, quantity) for entry in sources]
     if boxes is None or len(boxes) == 1:
         return paths
-    return numbered(paths[0], len(boxes))
+    return number_paths(paths[0], len(boxes))
 
 
 def _path_beside(source: Any, quantity: Quantity) -> Path:
@@ -54,7 +54,7 @@ def without_suffix(path: Path) -> Path:
     return path.with_name(_SUFFIX.sub("", path.name) or path.name)
 
 
-def numbered(path: Path, count: int) -> list[Path]:
+def number_paths(path: Path, count: int) -> list[Path]:
     """A name for each of several channels, as bkgd-1.ome.tif for bkgd.ome.tif."""
     if count == 1:
         return [path]

@@ -147,7 +147,7 @@ def _search(
     ]
     for structure, best in ranked:
         guarded = [
-            _guarded(search, structure, radii, of_channel)
+            _guard(search, structure, radii, of_channel)
             for search, radii, of_channel in zip(searches, best, molecules, strict=True)
         ]
         rows, findings = map(list, zip(*guarded, strict=True))
@@ -188,7 +188,7 @@ def _ranked_structures(
     ]
 
 
-def _guarded(
+def _guard(
     search: ChannelSearch, structure: Structure, radii: Radii, molecules: list[Molecules]
 ) -> tuple[Radii, Findings]:
     """The given radii, or those with the lowest loss that do not take molecules for

@@ -188,7 +188,9 @@ def calibrate(
         problem = _pose_problem(structured, cameras, start, objective or FramePairLoss())
         with progress_bar(steps, progress) as report:
             descent = descend(problem, optimizer or _SECANT, steps, report)
-        learned, history = _learned(opened, cameras, problem, descent, psf_sigma_pix)
+        learned, history = _describe_descent(
+            opened, cameras, problem, descent, psf_sigma_pix
+        )
         return with_fields(learned, **kept), history
 
 
@@ -200,7 +202,7 @@ def _check_estimator(estimator: Any) -> None:
         raise ValueError(f"{estimator!r} has nothing to learn; give one that has radii.")
 
 
-def _learned(
+def _describe_descent(
     channels: Sequence[Channel],
     cameras: Sequence[Camera],
     problem: Problem,
@@ -215,7 +217,7 @@ def _learned(
     if not stop_reason.startswith("interrupted"):
         try:
             if isinstance(problem.objective, FramePairLoss):
-                best, findings = _guarded(channels, cameras, problem, visits, psf_sigma_pix)
+                best, findings = _guard(channels, cameras, problem, visits, psf_sigma_pix)
             radii_std = problem.standard_deviations(best.point)
         except KeyboardInterrupt:
             stop_reason = f"interrupted after {len(visits)} steps"
@@ -254,7 +256,7 @@ def _learned(
     )
 
 
-def _guarded(
+def _guard(
     channels: Sequence[Channel],
     cameras: Sequence[Camera],
     problem: Problem,

@@ -132,7 +132,7 @@ class Findings(NamedTuple):
             )
         share = len(self.unexplained_frames) / self.frame_count
         if share > _MANY_FRAMES:
-            frames = _described(self.unexplained_frames)
+            frames = _describe_frames(self.unexplained_frames)
             doubts.append(
                 f"the light of {share:.0%} of the frames is not explained ({frames}): part "
                 "of the field changes by itself, or the camera's offset is not subtracted"
@@ -252,7 +252,7 @@ def _channel_findings(
     spots_kept = np.median(ratios) if is_static else 1.0
     frames, seen, left = [], *np.zeros((2, *sample.regions[0]))
     for run, evaluation in enumerate(before):
-        is_left, of_region = _unexplained(evaluation, variance)
+        is_left, of_region = _find_unexplained(evaluation, variance)
         frames.append(sample.frame_indices[run][is_left])
         y, x = sample.places[run][0]
         part = slice(y, y + of_region.shape[0]), slice(x, x + of_region.shape[1])
@@ -296,7 +296,7 @@ def signed_root(square: float) -> float:
     return math.copysign(math.sqrt(abs(square)), square)
 
 
-def _unexplained(
+def _find_unexplained(
     evaluation: Evaluation, variance: float
 ) -> tuple[Bool[np.ndarray, " frames"], Float[np.ndarray, "rows columns"]]:
     """Which frames have more left between regions than noise, and what is left in each
@@ -317,7 +317,7 @@ def _unexplained(
     return is_left, left / math.sqrt(variance)
 
 
-def _described(frames: Int[np.ndarray, " frames"]) -> str:
+def _describe_frames(frames: Int[np.ndarray, " frames"]) -> str:
     """These frames, and whether they recur."""
     first = ", ".join(map(str, frames[:3].tolist()))
     steps = np.diff(frames)

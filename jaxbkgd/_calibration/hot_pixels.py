@@ -84,7 +84,7 @@ def hot_pixels_of(channel: Channel) -> Bool[np.ndarray, "height width"]:
 def _far_off(level: Float[np.ndarray, "height width"]) -> Bool[np.ndarray, "height width"]:
     """Pixels beyond those around them, of which one may be off, too, that have one such
     neighbour at most."""
-    around = np.sort(_shifted(level, _AROUND), axis=0)
+    around = np.sort(_shift(level, _AROUND), axis=0)
     middle = np.nanmedian(around, axis=0)
     scale = 1.4826 * np.nanmedian(np.abs(level - middle))
     # Sorted, what is beyond the frame comes last.
@@ -92,7 +92,7 @@ def _far_off(level: Float[np.ndarray, "height width"]) -> Bool[np.ndarray, "heig
     high = np.take_along_axis(around, np.maximum(count - 2, 0)[None], axis=0)[0]
     beyond = np.maximum(level - high, around[1] - level)
     excess = level - middle
-    beside = (_shifted(level, _NEXT) - middle) * np.sign(excess)
+    beside = (_shift(level, _NEXT) - middle) * np.sign(excess)
     second = np.sort(np.where(np.isnan(beside), -np.inf, beside), axis=0)[-2]
     # Numbers of few electrons are whole, and most may be equal.
     is_off = beyond > _DEVIATIONS * max(float(scale), math.sqrt(1 / 12))
@@ -125,7 +125,7 @@ class _WeightsOfEachFrame:
         return self._weights[index[0]] * self._counts
 
 
-def _shifted(
+def _shift(
     image: Float[np.ndarray, "height width"], shifts: list[tuple[int, int]]
 ) -> Float[np.ndarray, "shifts height width"]:
     """What each pixel has at these places beside it, NaN beyond the frame."""

@@ -204,7 +204,7 @@ def _errors_of_prediction(
     gap = (lag + length - 2) // length + 1
     times = np.arange(count)
     own, later, earlier = (
-        missed(_mirrored(times + step, times, count)) for step in (0, gap, -gap)
+        missed(_mirror(times + step, times, count)) for step in (0, gap, -gap)
     )
     squares = (_product(own, later) + _product(own, earlier)) / 2
     # Between regions, the noise of a block is small enough to be subtracted. So steps
@@ -236,7 +236,7 @@ def region_sums(
     return jnp.sum(jnp.sum(parts, 4), 2)
 
 
-def _mirrored(
+def _mirror(
     places: Int[np.ndarray, " count"], centres: Int[np.ndarray, " count"], length: int
 ) -> Int[np.ndarray, " count"]:
     """Places, or where there are none, those as far on the other side of their centres."""
@@ -267,7 +267,7 @@ def _target_weights(
     times = np.arange(len(frames))
     others = []
     for step in (-2 * lag, -lag, lag, 2 * lag):
-        places = _mirrored(times + step, times, len(frames))
+        places = _mirror(times + step, times, len(frames))
         others.append(_gains(light, light[places]) * average[places])
     second = jnp.sort(jnp.stack(others), axis=0)[1]
     variance = spatial_mean(squared_noise(frames), _NOISE_RADIUS_PIX)

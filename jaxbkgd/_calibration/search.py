@@ -141,7 +141,9 @@ class ChannelSearch:
         for line in (_SCALE, _TIME, _Y, _X):
             for is_up in (True, False):
                 start = best
-                while (radii := _moved(best.radii, line, is_up, structure)) is not None:
+                while (
+                    radii := _step_along(best.radii, line, is_up, structure)
+                ) is not None:
                     trial = self.trial(structure, radii)
                     if trial.loss > best.loss - _LEAST_GAIN * abs(best.loss):
                         break
@@ -157,7 +159,7 @@ class ChannelSearch:
         self, structure: Structure, radii: Radii, line: Any
     ) -> tuple[Trial, Trial] | None:
         """What was tried on both sides of these radii."""
-        moved = [_moved(radii, line, is_up, structure) for is_up in (False, True)]
+        moved = [_step_along(radii, line, is_up, structure) for is_up in (False, True)]
         low, high = (None if m is None else self.trials[structure].get(m) for m in moved)
         return None if low is None or high is None else (low, high)
 
@@ -198,7 +200,7 @@ class ChannelSearch:
         return stds
 
 
-def _moved(radii: Radii, line: Any, is_up: bool, structure: Structure) -> Radii | None:
+def _step_along(radii: Radii, line: Any, is_up: bool, structure: Structure) -> Radii | None:
     """One step along a line, if that is allowed."""
     axes, step = line
     factor = step if is_up else 1 / step

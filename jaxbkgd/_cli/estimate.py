@@ -9,7 +9,7 @@ from typer import Argument, Option
 
 from .._batch.compute import Dtype, make_output, Quantity
 from .._batch.follow import CALIBRATION_FRAMES, DEFAULT_SILENCE, open_followed
-from .._batch.names import numbered, paths_beside, without_suffix
+from .._batch.names import number_paths, paths_beside, without_suffix
 from .._batch.results import check_targets, group_targets
 from .._batch.run import estimate_movie
 from .._calibration.cameras import cameras_of
@@ -138,7 +138,7 @@ def estimate(
             report.say("--quantity snr: the camera's offset counts as light; give --offset")
         sinks = paths_beside(paths, quantity, boxes)
         if out is not None:
-            sinks = numbered(out, count) if is_list else [out]
+            sinks = number_paths(out, count) if is_list else [out]
         for sink in sinks:
             report.check_name(sink)
         sink: Any = sinks if is_list else sinks[0]

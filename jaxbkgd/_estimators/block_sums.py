@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Shaped
 
 from .._filter.kernels import GaussianKernel, half_width
 from .checks import is_known
-from .smoothing import doubled, halved, ratio, root
+from .smoothing import double_size, halve_size, ratio, root
 from .soft_clip import SoftClip, squared_noise
 
 
@@ -91,7 +91,7 @@ def first_sums(
     """The sums at half size with the mean of a frame as its light, and the squared noise of
     the first frame of each block; and whether a pixel that counts is not finite."""
     is_bad = bad_blocks(frames, weights, skips_nan)
-    frames, weights = counted(frames, weights, skips_nan, dtype)
+    frames, weights = zero_uncounted(frames, weights, skips_nan, dtype)
     small, small_weights = halved_frames(frames, weights)
     counts = jnp.ones((1, 1, 1, 1), dtype) if small_weights is None else small_weights
     received = small if small_weights is None else small * small_weights
@@ -100,8 +100,8 @@ def first_sums(
         mean_counts = jnp.mean(counts, (-2, -1))
         light = light * ratio(jnp.mean(received, (-2, -1)), mean_counts)
     shares = jnp.maximum(light, 0)[..., None, None] * counts
-    sums = added(jnp.where(shares > 0, received, 0))
-    totals = jnp.broadcast_to(added(shares), sums.shape)
+    sums = sum_frames(jnp.where(shares > 0, received, 0))
+    totals = jnp.broadcast_to(sum_frames(shares), sums.shape)
     lit = jnp.maximum(light[:, 0], 0)[:, None, None]
     squares = noise_squares(small, weights, jnp.broadcast_to(lit, sums.shape))
     return BlockSums(sums, totals, *squares, light), is_bad
@@ -128,7 +128,7 @@ def noise_squares(
     square of: both are zero next to a pixel that is left out, where it is not of noise
     alone."""
     if weights is not None:
-        is_noise = halved((weights[:, 0] > 0).astype(small.dtype))
+        is_noise = halve_size((weights[:, 0] > 0).astype(small.dtype))
         is_noise = lax.reduce_window(
             is_noise, np.inf, lax.min, (1, 3, 3), (1, 1, 1), "SAME"
         )
@@ -136,7 +136,7 @@ def noise_squares(
     return jnp.where(totals > 0, squared_noise(small[:, 0]), 0), totals
 
 
-def counted(
+def zero_uncounted(
     frames: Shaped[Array, "blocks frames height width"],
     weights: _Blocks | None,
     skips_nan: bool,
@@ -154,9 +154,9 @@ def counted(
 def halved_frames(frames: _Blocks, weights: _Blocks | None) -> tuple[_Small, _Small | None]:
     # Kept in memory: made again for each tap, they would take three times as long.
     if weights is None:
-        return lax.optimization_barrier(halved(frames)), None
-    small_weights = lax.optimization_barrier(halved(weights))
-    small = ratio(halved(frames * weights), small_weights)
+        return lax.optimization_barrier(halve_size(frames)), None
+    small_weights = lax.optimization_barrier(halve_size(weights))
+    small = ratio(halve_size(frames * weights), small_weights)
     return lax.optimization_barrier(small), small_weights
 
 
@@ -223,7 +223,7 @@ def clipped_sums(
     - `around_all`: what there is around a pixel where all pixels count.
     - `is_last`: whether sums are of full size. Otherwise, they are of half the size.
     """
-    frames, weights = counted(frames, weights, skips_nan, rates.dtype)
+    frames, weights = zero_uncounted(frames, weights, skips_nan, rates.dtype)
     small, small_weights = halved_frames(frames, weights)
     if not is_last:
         frames, weights = small, small_weights
@@ -258,31 +258,33 @@ def clipped_sums(
         # three times as long.
         z = lax.optimization_barrier(z)
         if is_last:
-            rates = lax.optimization_barrier(doubled(rates, frames.shape))
-            per_noise = lax.optimization_barrier(doubled(own / 4 * per_noise, frames.shape))
+            rates = lax.optimization_barrier(double_size(rates, frames.shape))
+            per_noise = lax.optimization_barrier(
+                double_size(own / 4 * per_noise, frames.shape)
+            )
             part = frames - light[..., None, None] * rates[:, None]
             part = part if weights is None else part * weights
-            z = doubled(z, frames.shape) - per_growth * per_noise * part
+            z = double_size(z, frames.shape) - per_growth * per_noise * part
         clipped = lax.optimization_barrier(clip.weights(z))
         if not is_last:
             is_below = (z < 0) & (light > 0)[..., None, None]
             if weights is not None:
                 is_below = is_below & (weights > 0)
-            squares = added(jnp.where(is_below, z * z, 0))
-            square_totals = added(is_below.astype(z.dtype))
+            squares = sum_frames(jnp.where(is_below, z * z, 0))
+            square_totals = sum_frames(is_below.astype(z.dtype))
     elif is_last:
-        rates = doubled(rates, frames.shape)
+        rates = double_size(rates, frames.shape)
     if weights is not None:
         clipped = clipped * weights
     if not is_steady:
         received = jnp.sum(clipped * frames, (-2, -1))
         light = ratio(received, jnp.sum(clipped * rates[:, None], (-2, -1)))
     counts = jnp.maximum(light, 0)[..., None, None]
-    sums = added(jnp.where(counts > 0, clipped * frames, 0))
-    return BlockSums(sums, added(clipped * counts), squares, square_totals, light)
+    sums = sum_frames(jnp.where(counts > 0, clipped * frames, 0))
+    return BlockSums(sums, sum_frames(clipped * counts), squares, square_totals, light)
 
 
-def added(images: _Blocks) -> _Images:
+def sum_frames(images: _Blocks) -> _Images:
     """The sum over the frames of each block, one frame after the other: XLA's own sum over
     an axis in the middle is a hundred times slower."""
     of_frame = ft.partial(lax.index_in_dim, images, axis=1, keepdims=False)

@@ -13,10 +13,10 @@ from jaxtyping import Array, Float, Int, Shaped
 
 from .._filter.kernels import GaussianKernel, half_width
 from .._filter.primitive import temporal_filter
-from .block_sums import counted, halved_frames
+from .block_sums import halved_frames, zero_uncounted
 from .channels import working_dtype
 from .checks import is_traced, real_array
-from .smoothing import halved, ratio, root
+from .smoothing import halve_size, ratio, root
 
 
 # Patterns consist of squares of 16 pixels, or of twice that and so on in larger frames, so
@@ -39,7 +39,7 @@ def coarse(
 ) -> Float[Array, "*batch rows columns"]:
     """The means over squares of frames of this size, from those of half the size."""
     for _ in range(_halvings(size) - 1):
-        images = halved(images)
+        images = halve_size(images)
     return images
 
 
@@ -67,7 +67,7 @@ def square_levels(
 
     def of_frame(arguments: tuple[Any, Any]) -> Float[Array, "rows columns"]:
         frames, weights = jax.tree.map(lambda image: image[None, None], arguments)
-        small, counts = halved_frames(*counted(frames, weights, skips_nan, dtype))
+        small, counts = halved_frames(*zero_uncounted(frames, weights, skips_nan, dtype))
         small = small if counts is None else jnp.where(counts > 0, small, jnp.inf)
         small = small[0, 0]
         ends = [(0, -length % edge) for length in small.shape]
@@ -81,7 +81,7 @@ def square_levels(
         is_seen = (seen[..., 0] > 0).astype(dtype)
         medians = jnp.where(seen[..., 0] > 0, medians, 0)
         for _ in range(_halvings(size) - _SQUARE_HALVINGS):
-            medians, is_seen = halved(medians), halved(is_seen)
+            medians, is_seen = halve_size(medians), halve_size(is_seen)
         return ratio(medians, is_seen)
 
     if weights is not None:
@@ -143,7 +143,7 @@ def learned_patterns(
     squares = square_levels(frames, weights, skips_nan)
     squares = squares.reshape(-1, *(1, *squares.shape)[-3:])
     if illumination is not None:
-        return _fitted(squares[0], illumination, rank)
+        return _patterns_of_light(squares[0], illumination, rank)
     return chosen_patterns(squares, rank)
 
 
@@ -163,7 +163,7 @@ def chosen_patterns(
     return patterns
 
 
-def _fitted(
+def _patterns_of_light(
     squares: Float[Array, "frames rows columns"], illumination: Any, rank: Any
 ) -> Int[Array, "rank rows columns"]:
     light = real_array("illumination", illumination, minimum=-math.inf)

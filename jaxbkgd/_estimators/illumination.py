@@ -12,7 +12,7 @@ from .smoothing import ratio
 _STEADY_VARIANCES = 1.5
 
 
-def steadied(
+def average_steady_light(
     light: Float[Array, " frames"],
     variance: Float[Array, " frames"],
     is_seen: Bool[Array, " frames"],

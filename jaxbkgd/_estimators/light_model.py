@@ -25,7 +25,7 @@ from .block_sums import (
 )
 from .channels import working_dtype
 from .checks import is_known
-from .illumination import steadied
+from .illumination import average_steady_light
 from .residual_noise import ResidualNoise
 from .smoothing import LEAST_TOTAL_WEIGHT, ratio, root, Smoothing
 from .soft_clip import SoftClip
@@ -173,7 +173,7 @@ class LightModel(eqx.Module):
     def first_rates(self, sums: BlockSums, step: int, margin: int = 0) -> Rates:
         """The rates before anything is clipped, from the first sums."""
         small = self.smoothing.halved()
-        near_sums, totals, deviations = _smoothed(small, sums, step, margin)
+        near_sums, totals, deviations = _smooth_sums(small, sums, step, margin)
         both = sums.sums, sums.totals, near_sums, totals
         unclipped = small.completed(*both)
         # Of order 2, the first rates are good enough for weights, and seen from fewer
@@ -198,7 +198,7 @@ class LightModel(eqx.Module):
     ) -> Rates:
         """Those of a round, from the rates before it and its sums."""
         small, inner = self.smoothing.halved(), _inner(margin)
-        near_sums, near_totals, growth = _smoothed(small, sums, step, margin)
+        near_sums, near_totals, growth = _smooth_sums(small, sums, step, margin)
         clipped = small.completed(sums.sums, sums.totals, near_sums, near_totals)[inner]
         # Where most is clipped, it is no molecules, but a background that is finer or
         # brighter than the rates of the round before.
@@ -228,7 +228,7 @@ class LightModel(eqx.Module):
         """The light, averaged over time where it is seen to be steady."""
         if not self.illumination_rank:
             return light.light
-        return steadied(
+        return average_steady_light(
             light.light.reshape(-1),
             light.variance.reshape(-1),
             light.is_seen.reshape(-1),
@@ -332,7 +332,7 @@ def _estimate_stack(
         rates, _ = lax.scan(next_round, rates, length=model.rounds - 1)
     last = model.last_sums(blocks, rates)
     light = model.steady_light(last.light)
-    is_bad = spread(is_bad, model.halo_blocks)
+    is_bad = spread_bad_blocks(is_bad, model.halo_blocks)
     bkgds = model.backgrounds(last, light, is_bad, gaps)
     images = [bkgd.reshape(-1, height, width)[:count] for bkgd in bkgds]
     return jnp.stack(images), light.reshape(-1)[:count]
@@ -359,7 +359,7 @@ def _inner(margin: int) -> slice:
     return slice(margin, -margin if margin else None)
 
 
-def _smoothed(
+def _smooth_sums(
     smoothing: Smoothing, sums: BlockSums, step: int, margin: int
 ) -> tuple[Float[Array, "_blocks height width"], ...]:
     """Sums and totals around each pixel and, without the margin, the root of the mean
@@ -415,6 +415,6 @@ def structure_share(kept: Float[Array, "..."]) -> Float[Array, "..."]:
     return jnp.clip((_MOST_CLIPPED - kept) / _CLIPPED_RANGE + 1, 0, 1)
 
 
-def spread(is_bad: Bool[Array, " blocks"], reach: int) -> Bool[Array, " blocks"]:
+def spread_bad_blocks(is_bad: Bool[Array, " blocks"], reach: int) -> Bool[Array, " blocks"]:
     """Which blocks have a bad one within reach."""
     return lax.reduce_window(is_bad, False, lax.bitwise_or, (2 * reach + 1,), (1,), "SAME")

@@ -30,7 +30,7 @@ from .radii import (
     unbounded_radii,
 )
 from .radii_estimator import RadiiEstimator
-from .saved import require_names, rounded, with_fields
+from .saved import require_names, shortest_numbers, with_fields
 from .smoothing import (
     radius_in_blocks,
     Smoothing,
@@ -454,7 +454,9 @@ class LocalMean(RadiiEstimator):
         clip = None
         if self.clip is not None:
             clip = {name: getattr(self.clip, name) for name in _SAVED_CLIP_NAMES}
-            clip |= {name: rounded(clip[name]) for name in ("threshold", "softness")}
+            clip |= {
+                name: shortest_numbers(clip[name]) for name in ("threshold", "softness")
+            }
         return super()._saved_fields() | {"clip": clip}
 
     @classmethod

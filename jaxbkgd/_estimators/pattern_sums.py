@@ -10,19 +10,19 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from .block_sums import (
-    added,
     Around,
     around_pixels,
     bad_blocks,
-    counted,
     halved_frames,
     molecule_taps,
     noise_squares,
     ROUNDING,
     sum_around,
+    sum_frames,
+    zero_uncounted,
 )
 from .coarse_patterns import coarse
-from .smoothing import doubled, ratio, root
+from .smoothing import double_size, ratio, root
 from .soft_clip import SoftClip
 
 
@@ -67,7 +67,7 @@ def first_sums(
     """The sums at half size with the light by the coarse patterns, and the squared noise of
     the first frame of each block; and whether a pixel that counts is not finite."""
     is_bad = bad_blocks(frames, weights, skips_nan)
-    frames, weights = counted(frames, weights, skips_nan, dtype)
+    frames, weights = zero_uncounted(frames, weights, skips_nan, dtype)
     small, small_weights = halved_frames(frames, weights)
     if small_weights is None:
         small_weights = jnp.ones_like(small)
@@ -77,8 +77,8 @@ def first_sums(
     floats = [pattern.astype(dtype)[None, None] for pattern in patterns]
     # Each pattern has a mean square of 1, so that its light is in the unit of the frames.
     basis = [ratio(pattern, root(jnp.mean(pattern**2))) for pattern in floats]
-    light = [a * is_frame for a in _fitted(basis, received, counts)]
-    sums = _summed(light, small, small_weights)
+    light = [a * is_frame for a in _fit_light(basis, received, counts)]
+    sums = _block_sums(light, small, small_weights)
     return MixtureSums(*sums, squares, square_totals, light), is_bad
 
 
@@ -103,9 +103,9 @@ def clipped_sums(
     - `deviations`: of a pixel of half the size, by the root of its background.
     - `around_all`: what there is around a pixel where all pixels count.
     """
-    frames, weights = counted(frames, weights, skips_nan, deviations.dtype)
+    frames, weights = zero_uncounted(frames, weights, skips_nan, deviations.dtype)
     small, small_weights = halved_frames(frames, weights)
-    bkgds = lax.optimization_barrier(mixed(light, rates))
+    bkgds = lax.optimization_barrier(mix(light, rates))
     images, image_weights = (frames, weights) if is_last else (small, small_weights)
     squares = square_totals = jnp.zeros_like(deviations)
     clipped = jnp.ones_like(images)
@@ -128,9 +128,9 @@ def clipped_sums(
             own = molecule_taps(radius_pix)[0] ** 2
             z = lax.optimization_barrier((excess + own * above) * per_noise)
             per_noise = lax.optimization_barrier(own / 4 * per_noise)
-            part = frames - doubled(bkgds, frames.shape)
+            part = frames - double_size(bkgds, frames.shape)
             part = part if weights is None else part * weights
-            z = doubled(z, frames.shape) - doubled(per_noise, frames.shape) * part
+            z = double_size(z, frames.shape) - double_size(per_noise, frames.shape) * part
         else:
             z = lax.optimization_barrier(excess * per_noise)
         clipped = lax.optimization_barrier(clip.weights(z))
@@ -138,18 +138,18 @@ def clipped_sums(
             is_below = (z < 0) & (bkgds > 0)
             if small_weights is not None:
                 is_below = is_below & (small_weights > 0)
-            squares = added(jnp.where(is_below, z * z, 0))
-            square_totals = added(is_below.astype(z.dtype))
+            squares = sum_frames(jnp.where(is_below, z * z, 0))
+            square_totals = sum_frames(is_below.astype(z.dtype))
     if image_weights is not None:
         clipped = clipped * image_weights
     if is_last:
-        rates = [doubled(rate, frames.shape) for rate in rates]
+        rates = [double_size(rate, frames.shape) for rate in rates]
     received = clipped * images
-    light = _fitted([rate[:, None] for rate in rates], received, clipped)
-    return MixtureSums(*_summed(light, images, clipped), squares, square_totals, light)
+    light = _fit_light([rate[:, None] for rate in rates], received, clipped)
+    return MixtureSums(*_block_sums(light, images, clipped), squares, square_totals, light)
 
 
-def _fitted(
+def _fit_light(
     basis: Sequence[Float[Array, "#blocks 1 _height _width"]],
     received: _Blocks,
     counts: _Blocks,
@@ -159,10 +159,10 @@ def _fitted(
         jnp.sum(counts * (basis[i] * basis[j]), (-2, -1)) for i, j in _pairs(len(basis))
     ]
     sums = [jnp.sum(received * pattern, (-2, -1)) for pattern in basis]
-    return solved(totals, sums)
+    return solve(totals, sums)
 
 
-def _summed(
+def _block_sums(
     light: Sequence[_Light], images: _Blocks, weights: _Blocks
 ) -> tuple[list[_Images], list[_Images], _Images]:
     """The sums, totals and counts of blocks."""
@@ -171,17 +171,17 @@ def _summed(
     shares = [ratio(a, norm)[..., None, None] for a in light]
     pairs = [(shares[i] * light[j][..., None, None]) for i, j in _pairs(len(light))]
     received = weights * images
-    sums = [added(share * received) for share in shares]
-    return sums, [added(pair * weights) for pair in pairs], added(weights)
+    sums = [sum_frames(share * received) for share in shares]
+    return sums, [sum_frames(pair * weights) for pair in pairs], sum_frames(weights)
 
 
-def mixed(light: Any, rates: Sequence[_Images]) -> _Blocks:
+def mix(light: Any, rates: Sequence[_Images]) -> _Blocks:
     """The background: the sum of the products."""
     products = (a[..., None, None] * m[:, None] for a, m in zip(light, rates, strict=True))
     return ft.reduce(jnp.add, products)
 
 
-def solved(
+def solve(
     totals: Sequence[Float[Array, "..."]], sums: Sequence[Float[Array, "..."]]
 ) -> list[Float[Array, "..."]]:
     """The solutions x of `A x = b` by elimination, with the upper triangle of A row by row,
@@ -203,7 +203,7 @@ def solved(
     return found
 
 
-def left_by(
+def residual_sums(
     sums: Sequence[_Images], totals: Sequence[_Images], rates: Sequence[_Images]
 ) -> list[_Images]:
     """What rates leave of the sums: `b - A x`."""

@@ -29,10 +29,10 @@ from .light_model import (
     estimate_batch,
     in_blocks,
     LightModel,
-    spread,
+    spread_bad_blocks,
     structure_share,
 )
-from .pattern_sums import clipped_sums, first_sums, left_by, mixed, MixtureSums, solved
+from .pattern_sums import clipped_sums, first_sums, mix, MixtureSums, residual_sums, solve
 from .smoothing import LEAST_TOTAL_WEIGHT, ratio, root, Smoothing
 
 
@@ -88,7 +88,7 @@ def _estimate_stack(
     )
     sums, is_bad = over_blocks(first, step, *blocks)
     small = smoothing.halved()
-    first_near = _smoothed(small, sums, step)
+    first_near = _smooth_sums(small, sums, step)
     unclipped = _rates(small, sums, first_near, step)
     rates = _rates(small.with_order(2), sums, first_near, step)
     around = around_all_pixels(model.clip, rates[0])
@@ -99,7 +99,7 @@ def _estimate_stack(
     def next_round(carried: tuple, _: Any) -> tuple[tuple, None]:
         *_, deviations = carried
         sums = over_blocks(ft.partial(clipped, is_last=False), step, *stacks, *carried)
-        near = _smoothed(small, sums, step)
+        near = _smooth_sums(small, sums, step)
         # Where most is clipped, it is no molecules, but a background that is finer or
         # brighter than the rates of the round before.
         share = ratio(near.counts, first_near.counts)
@@ -116,25 +116,25 @@ def _estimate_stack(
         carried, _ = lax.scan(next_round, carried, length=model.rounds - 1)
     sums = over_blocks(ft.partial(clipped, is_last=True), step, *stacks, *carried)
     light = jnp.stack(sums.light)
-    is_nan = spread(is_bad, model.halo_blocks)[:, None, None]
+    is_nan = spread_bad_blocks(is_bad, model.halo_blocks)[:, None, None]
     if blocks.mean_weights is not None:
         shares = smoothing.sums(blocks.mean_weights)
         is_nan = is_nan | (shares <= LEAST_TOTAL_WEIGHT)
     if blocks.mean_weights is not None or model.skips_nan:
         is_seen = blocks.is_seen(model.skips_nan)
-        light = _filled(
+        light = _fill_unseen(
             light, is_seen, model.illumination_radius, model.illumination_kernel
         )
     images = []
     for rates in _rates_with_gaps(smoothing, sums, step, gaps):
-        bkgds = over_blocks(mixed, step, list(light), rates)
+        bkgds = over_blocks(mix, step, list(light), rates)
         # In the end, since a derivative would pass a NaN on.
         bkgds = jnp.where(is_nan[:, None], jnp.nan, bkgds)
         images.append(bkgds.reshape(-1, height, width)[:count])
     return jnp.stack(images), light.reshape(len(light), -1)[:, :count]
 
 
-def _smoothed(smoothing: Smoothing, sums: MixtureSums, step: int) -> _Around:
+def _smooth_sums(smoothing: Smoothing, sums: MixtureSums, step: int) -> _Around:
     squares = sums.squares, sums.square_totals
     # In one stack, so that less is compiled.
     stack = jnp.stack([*sums.totals, *sums.sums, sums.counts, *squares])
@@ -151,11 +151,11 @@ def _rates(
     """M, from sums that are smoothed already; for order 4, with the fit to what it leaves
     added ("twicing": Tukey, Exploratory Data Analysis, 1977, 16)."""
     # In loops of their own: joined with others, products are rounded as the program has it.
-    rates = over_blocks(solved, step, near.totals, near.sums)
+    rates = over_blocks(solve, step, near.totals, near.sums)
     if smoothing.order == 4:
-        left = over_blocks(left_by, step, sums.sums, sums.totals, rates)
+        left = over_blocks(residual_sums, step, sums.sums, sums.totals, rates)
         near_left = list(smoothing.sums(jnp.stack(left)))
-        more = over_blocks(solved, step, near.totals, near_left)
+        more = over_blocks(solve, step, near.totals, near_left)
         rates = [rate + extra for rate, extra in zip(rates, more, strict=True)]
     return rates
 
@@ -188,7 +188,7 @@ def _rates_with_gaps(
     return [found, *([rate + a - b for rate, a, b in rows] for rows in without)]
 
 
-def _filled(
+def _fill_unseen(
     light: _Light,
     is_seen: Bool[Array, "blocks frames"],
     radius_frames: Float[Array, ""],

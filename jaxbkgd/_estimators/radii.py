@@ -20,7 +20,7 @@ def channel_radii(radii_pix: Any, unit: str = "pixels") -> Any:
     """Radii as an array (channels or 1, 2 or 1), a NumPy array where they are known, from a
     number, a pair (y, x), or a sequence with a number or pair a channel; two numbers are a
     pair."""
-    radii: Any = _stacked(radii_pix, unit)
+    radii: Any = _stack_radii(radii_pix, unit)
     if radii.ndim < 2:
         radii = radii.reshape((1, 2) if radii.shape == (2,) else (-1, 1))
     if radii.size == 0 or radii.ndim != 2 or radii.shape[1] > 2:
@@ -29,9 +29,9 @@ def channel_radii(radii_pix: Any, unit: str = "pixels") -> Any:
     return radii
 
 
-def _stacked(radii_pix: Any, unit: str) -> Any:
+def _stack_radii(radii_pix: Any, unit: str) -> Any:
     if isinstance(radii_pix, list | tuple):
-        entries = [_stacked(entry, unit) for entry in radii_pix]
+        entries = [_stack_radii(entry, unit) for entry in radii_pix]
         xp = jnp if any(map(is_traced, entries)) else np
         shapes = {entry.shape for entry in entries}
         if shapes == {(), (2,)}:

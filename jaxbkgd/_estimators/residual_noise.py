@@ -101,15 +101,15 @@ class ResidualNoise(eqx.Module):
         # background has nothing along g.
         clipped = 1 - self._own_share(psf, own)
         kept = [1 + clipped * own, *(-c for c in kernel)]
-        variance = _combined(pairs, kept, power=2)
-        along = _combined(pairs, kept, 0)
+        variance = _moment_of_sum(pairs, kept, power=2)
+        along = _moment_of_sum(pairs, kept, 0)
         # The variance is estimated by the background, which follows the noise itself.
         followed = _total(
             kernel[k - 1]
-            * (_combined(squares, kept, k) - clipped * along * _product(squares, k, 0))
+            * (_moment_of_sum(squares, kept, k) - clipped * along * _product(squares, k, 0))
             for k in smooth
         )
-        skewness = _combined(triples, kept, power=3) / variance**1.5
+        skewness = _moment_of_sum(triples, kept, power=3) / variance**1.5
         skewness = skewness - 3 * followed / root(variance)
         deviation = self.deviation * root(variance)
         matched = MatchedNoise(deviation, skewness / _product(cubes))
@@ -122,7 +122,7 @@ class ResidualNoise(eqx.Module):
         """The variance of the background of frames of this shape, on average, over that of
         their noise: the sum of the squared weights of its mean."""
         pairs = [axis.pairs for axis in self._moments(np.ones(1), shape)]
-        shares = _combined(pairs, [0.0, *self._kernel], power=2)
+        shares = _moment_of_sum(pairs, [0.0, *self._kernel], power=2)
         return jnp.square(self.deviation) * jnp.mean(shares)
 
     def _moments(
@@ -200,7 +200,7 @@ def _product(moments: Sequence[Array], *rows: int) -> Float[Array, "..."]:
     return ft.reduce(jnp.multiply.outer, [of_axis[rows] for of_axis in moments])
 
 
-def _combined(
+def _moment_of_sum(
     moments: Sequence[Array], kept: Sequence[Any], *first: int, power: int = 1
 ) -> Float[Array, "..."]:
     """The moments of the first rows and so many factors, each the sum of all rows with the

@@ -30,7 +30,7 @@ class SavedModule(eqx.Module):
     def to_json(self) -> str:
         """This object as a JSON text, which `from_json` reads. `ValueError` for traced
         arrays, and `TypeError` for fields that JSON cannot hold."""
-        return json.dumps(self, default=_encoded, indent=2)
+        return json.dumps(self, default=_encode, indent=2)
 
     @classmethod
     def from_json(cls: type[_Saved], text: str) -> _Saved:
@@ -48,7 +48,9 @@ class SavedModule(eqx.Module):
         fields = {name: getattr(self, name) for name in self._saved_names}
         optional = {name: getattr(self, name) for name in self._optional_names}
         fields |= {name: value for name, value in optional.items() if value is not None}
-        return {name: rounded(v) if _is_array(v) else v for name, v in fields.items()}
+        return {
+            name: shortest_numbers(v) if _is_array(v) else v for name, v in fields.items()
+        }
 
     @classmethod
     def _restored(cls: type[_Saved], fields: dict[str, Any]) -> _Saved:
@@ -72,11 +74,11 @@ def with_fields(module: _Saved, **fields: Any) -> _Saved:
     return copy
 
 
-def rounded(values: Any) -> Any:
+def shortest_numbers(values: Any) -> Any:
     """Numbers, or nested tuples of them, with the digits that their dtype has."""
     values = np.asarray(values)
     if values.ndim:
-        return tuple(map(rounded, values))
+        return tuple(map(shortest_numbers, values))
     is_floating = jnp.issubdtype(values.dtype, jnp.floating)
     return float(str(values)) if is_floating else values.item()
 
@@ -102,13 +104,13 @@ def _header(cls: type) -> dict[str, Any]:
     return {"format": name, "version": 1}
 
 
-def _encoded(value: Any) -> Any:
+def _encode(value: Any) -> Any:
     """As an object of JSON, what `json` has no type for."""
     if isinstance(value, SavedModule):
         return _header(type(value)) | value._saved_fields()
     if _is_array(value):
         numbers = np.asarray(value)
-        return {"array": rounded(numbers), "dtype": numbers.dtype.name}
+        return {"array": shortest_numbers(numbers), "dtype": numbers.dtype.name}
     if is_traced(value):
         raise ValueError("An array is traced; save outside of jax.jit and jax.grad.")
     remedy = "save the arrays with equinox.tree_serialise_leaves"
@@ -131,7 +133,7 @@ def _module(cls: type[Any], fields: Any) -> Any:
     names = kinds[-1]._saved_names or [f.name for f in dataclasses.fields(kinds[-1])]
     optional = [name for name in kinds[-1]._optional_names if name in fields]
     fields = require_names(fields, [*names, *optional])
-    return kinds[-1]._restored({name: _decoded(value) for name, value in fields.items()})
+    return kinds[-1]._restored({name: _decode(value) for name, value in fields.items()})
 
 
 def _with_subclasses(cls: type[Any]) -> Iterator[type[Any]]:
@@ -140,9 +142,9 @@ def _with_subclasses(cls: type[Any]) -> Iterator[type[Any]]:
         yield from _with_subclasses(subclass)
 
 
-def _decoded(value: Any) -> Any:
+def _decode(value: Any) -> Any:
     if isinstance(value, list):
-        return tuple(map(_decoded, value))
+        return tuple(map(_decode, value))
     if isinstance(value, dict) and "format" in value:
         return _module(SavedModule, value)
     if isinstance(value, dict) and "array" in value:

@@ -172,7 +172,7 @@ def root(squares: Float[Array, "..."]) -> Float[Array, "..."]:
     return jnp.where(is_zero, 0, jnp.sqrt(jnp.where(is_zero, 1, squares)))
 
 
-def halved(
+def halve_size(
     images: Float[Array, "*batch height width"],
 ) -> Float[Array, "*batch half_height half_width"]:
     """The means of blocks of 2 x 2 pixels. An odd last line or column counts twice."""
@@ -190,7 +190,7 @@ def halved(
     return images / 4
 
 
-def doubled(
+def double_size(
     images: Float[Array, "*batch half_height half_width"], shape: tuple[Any, ...]
 ) -> Float[Array, "*batch height width"]:
     """Images in which each pixel has become a block of 2 x 2, cut to `shape`."""

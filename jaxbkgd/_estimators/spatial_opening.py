@@ -77,12 +77,12 @@ class SpatialOpening(AbstractEstimator):
         self, radii: Radii, frames: Shaped[Array, "*batch height width"]
     ) -> Background:
         noise = 1.0 if self.noise == "unit" else _simulated_noise(radii)
-        bkgds = _opened(frames, radii)
+        bkgds = _opening(frames, radii)
         return Background(bkgds, jnp.asarray(noise, bkgds.dtype))
 
 
 @ft.partial(jax.jit, static_argnames="radii")
-def _opened(
+def _opening(
     frames: Shaped[Array, "*batch height width"], radii: Radii
 ) -> Float[Array, "*batch height width"]:
     frames = frames.astype(working_dtype(frames))
@@ -132,5 +132,5 @@ def _simulated_noise(radii: Radii) -> float:
     there is no formula."""
     noise = np.random.default_rng(0).standard_normal((512, 512), np.float32)
     with jax.ensure_compile_time_eval():
-        opened = np.asarray(_opened(jnp.asarray(noise), radii))
+        opened = np.asarray(_opening(jnp.asarray(noise), radii))
     return float(np.std(noise - opened) / np.std(noise))

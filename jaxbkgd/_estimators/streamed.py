@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
 from .background import Background
-from .light_model import FrameBlocks, LastSums, LightModel, Rates, spread
+from .light_model import FrameBlocks, LastSums, LightModel, Rates, spread_bad_blocks
 
 
 _Sums = TypeVar("_Sums")
@@ -35,11 +35,13 @@ class Piece(NamedTuple):
         """The background of the chunk's frames."""
         blocks, height, width = self.sums[1].sums.shape
         margin, reach = model.reach_blocks, model.halo_blocks
-        images = _joined([sums[:3] for sums in self.sums], margin)
-        light = model.steady_light(_joined([sums.light for sums in self.sums], blocks))
+        images = _join_neighbours([sums[:3] for sums in self.sums], margin)
+        light = model.steady_light(
+            _join_neighbours([sums.light for sums in self.sums], blocks)
+        )
         light = light[blocks:-blocks]
         last = LastSums(images[0], images[1], images[2], self.sums[1].light)
-        is_bad = spread(self.is_bad, reach)[reach : reach + blocks]
+        is_bad = spread_bad_blocks(self.is_bad, reach)[reach : reach + blocks]
         (bkgds,) = model.backgrounds(last, light, is_bad, margin=margin)
         return model.background(bkgds.reshape(-1, height, width), light.reshape(-1))
 
@@ -121,7 +123,7 @@ def with_neighbours(
             yield number, tuple(three)
 
 
-def _joined(three: Iterable[Any], margin: int) -> Any:
+def _join_neighbours(three: Iterable[Any], margin: int) -> Any:
     """The blocks of a chunk with so many of its neighbours on either side."""
 
     def join(before: Array, here: Array, after: Array) -> Array:
@@ -150,11 +152,11 @@ _last_sums = eqx.filter_jit(LightModel.last_sums)
 @eqx.filter_jit
 def _first_rates(model: LightModel, three: _Three[Any], step: int) -> Rates:
     margin = model.reach_blocks
-    return model.first_rates(_joined(three, margin), step, margin)
+    return model.first_rates(_join_neighbours(three, margin), step, margin)
 
 
 @eqx.filter_jit
 def _next_rates(model: LightModel, three: _Three[Any], step: int) -> Rates:
     margin, (rates, _) = model.reach_blocks, three[1]
-    sums = _joined([sums for _, sums in three], margin)
+    sums = _join_neighbours([sums for _, sums in three], margin)
     return model.next_rates(rates, sums, step, margin)

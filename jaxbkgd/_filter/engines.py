@@ -22,7 +22,7 @@ from .correlation import (
     rows_of,
     Settings,
 )
-from .kernels import differentiated, Frames, Image, Kernel, Kernels, Radii, Radius
+from .kernels import differentiate, Frames, Image, Kernel, Kernels, Radii, Radius
 from .nonfinite import must_spread, spread_nonfinite, zeros_for_nonfinite, zeros_of_lines
 
 
@@ -97,7 +97,7 @@ def slope_in_pieces(
 ) -> Image:
     """The derivative of an image along tangents of the radii of `axes`: the weighted sum of
     images, none of which is kept."""
-    images = [differentiated(kernels, axis) for axis in axes]
+    images = [differentiate(kernels, axis) for axis in axes]
     pieces = _pieces(frames, radii, images, kernels, settings)
     total = [_empty(pieces, radii[0].dtype, len(axes))]
     (total,), _ = _filter_pieces(
@@ -121,7 +121,7 @@ def products_in_pieces(
 ) -> list[Float[Array, "..."]]:
     """For each of `axes` the sum of products of the factor and an image's derivative in
     that radius, none of which is kept; then the image itself, if it is to be kept."""
-    images = [differentiated(kernels, axis) for axis in axes]
+    images = [differentiate(kernels, axis) for axis in axes]
     kept = [kernels] if is_image_kept else []
     pieces = _pieces(frames, radii, [*images, *kept], kernels, settings)
     factors, dtype = factor.reshape(pieces.stack.shape), radii[0].dtype

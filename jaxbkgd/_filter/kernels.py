@@ -97,7 +97,7 @@ Radius = Float[Array, ""]
 Radii = Sequence[Radius]
 
 
-def differentiated(kernels: Kernels, axis: int) -> Kernels:
+def differentiate(kernels: Kernels, axis: int) -> Kernels:
     """The kernels whose image is the derivative in the radius of one axis."""
     return (*kernels[:axis], kernels[axis].derivative(), *kernels[axis + 1 :])
 

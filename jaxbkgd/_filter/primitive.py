@@ -23,7 +23,7 @@ from jaxtyping import Array, Float
 
 from . import engines
 from .correlation import Edges, Settings
-from .kernels import differentiated, Frames, Image, Kernel, Kernels, Radii, Radius
+from .kernels import differentiate, Frames, Image, Kernel, Kernels, Radii, Radius
 from .vectors import compiler_options
 
 
@@ -44,7 +44,7 @@ def separable_filter(
     """
     settings = Settings("space", "repeated", is_finite)
     if donated is None:
-        return _filtered(frames, radii, kernels, settings)
+        return _filter(frames, radii, kernels, settings)
     return filter_onto_p.bind(frames, *radii, donated, kernels=kernels, settings=settings)
 
 
@@ -54,10 +54,10 @@ def temporal_filter(
     """The course in time of each pixel, `*batch frames height width`, correlated with a
     kernel. To the bit, a filtered frame depends on no frames but those under the kernel,
     nor on how many others there are."""
-    return _filtered(frames, [radius], (kernel,), Settings("time", edges, is_finite))
+    return _filter(frames, [radius], (kernel,), Settings("time", edges, is_finite))
 
 
-def _filtered(frames: Frames, radii: Radii, kernels: Kernels, settings: Settings) -> Image:
+def _filter(frames: Frames, radii: Radii, kernels: Kernels, settings: Settings) -> Image:
     for radius in radii:
         if isinstance(radius, Tracer):
             # Under `shard_map`, frames that all devices share vary as the radii do.
@@ -88,7 +88,7 @@ def pushforward(
     if in_pieces:
         total = engines.slope_in_pieces(frames, radii, tangents, axes, kernels, settings)
     else:
-        images = tuple(differentiated(kernels, axis) for axis in axes)
+        images = tuple(differentiate(kernels, axis) for axis in axes)
         slopes = filter_p.bind(frames, *radii, images=images, settings=settings)
         total = engines.weighted_sum(tangents, slopes)
     for tangent in frames_tangents:
@@ -109,7 +109,7 @@ def pullback(
     """What `pullback_p` computes: for each of `axes` the sum of products of the frames and
     the filtered cotangent's derivative in that radius; then the filtered cotangent, if it
     is to be kept."""
-    slopes = tuple(differentiated(kernels, axis) for axis in axes)
+    slopes = tuple(differentiate(kernels, axis) for axis in axes)
     images = (*slopes, kernels) if is_image_kept else slopes
     filtered = filter_p.bind(cotangent, *radii, images=images, settings=settings)
     factor = frames.astype(cotangent.dtype)
