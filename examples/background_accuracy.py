@@ -16,10 +16,8 @@ was interrupted goes on. It needs the extra `plots`.
 
 import argparse
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
-from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -27,20 +25,18 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
-from scenes import Movie, MOVING_SCENES, Scene, SCENES, simulated
+from rivals import Estimator, MEDIAN, RIVALS
+from scenes import Movie, MOVING_SCENES, OTHER_SCENES, Scene, SCENES, simulated
 
 import jaxbkgd
 
 
 # A second channel tells nothing new of an estimator.
 SCENES_BY_NAME = {
-    scene.name: scene for scene in (*SCENES, *MOVING_SCENES) if len(scene.lengths_pix) == 1
+    scene.name: scene
+    for scene in (*SCENES, *MOVING_SCENES, *OTHER_SCENES)
+    if len(scene.lengths_pix) == 1
 }
-
-# The sizes that others choose from.
-WINDOWS_FRAMES = (5, 12, 25, 50, 100)  # on either side
-BOXES_PIX = (8, 16, 32, 64)
-BALLS_PIX = (3, 5, 10, 20)
 
 # The largest radius that the plain mean may learn.
 MAX_RADIUS_PIX = 30.0
@@ -49,71 +45,7 @@ MAPPED_SCENE = "dense"
 MAPPED_PIX = 56  # in the middle of the frame
 
 
-# The estimators.
-
-# Frames (frames, height, width) to backgrounds, one for each size there is to choose
-# from, with its name.
-Estimate = Callable[..., Iterator[tuple[str, np.ndarray]]]
-
-
-@dataclass(frozen=True)
-class Estimator:
-    """A way to the background, the package it needs, and how Matplotlib draws it.
-
-    One that is slow, and sees each frame by itself, is given one in `every` frames. One
-    that knows cameras is given frames as they are, and the camera.
-    """
-
-    name: str
-    package: str
-    estimate: Estimate
-    style: str
-    every: int = 1
-    knows_cameras: bool = False
-
-
-def _smlmlp(block: str, frames: np.ndarray, **settings: float) -> np.ndarray:
-    """The backgrounds of one of smlmlp's blocks."""
-    # smlmlp 0.1.20 takes from stacklp what stacklp 0.1.9 does not have.
-    stacklp, arrlp = map(import_module, ("stacklp", "arrlp"))
-    vars(stacklp).setdefault("get_xp", arrlp.get_xp)
-    ((bkgds,), *_) = getattr(import_module("smlmlp"), block)([frames.copy()], **settings)
-    return bkgds
-
-
-def with_smlmlp(block: str, frames: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-    yield "default", _smlmlp(block, frames)
-
-
-def with_best_median(frames: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-    for window in WINDOWS_FRAMES:
-        bkgds = _smlmlp("bkgd_temporal_median", frames, median_window_fr=window)
-        yield f"± {window} frames", bkgds
-
-
-def with_sep(frames: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-    sep = import_module("sep")
-    for box in BOXES_PIX:
-        bkgds = [sep.Background(frame, bw=box, bh=box).back() for frame in frames]
-        yield f"{box} px", np.array(bkgds)
-
-
-def with_photutils(frames: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-    photutils = import_module("photutils.background")
-    for mode in (photutils.SExtractorBackground(), photutils.MMMBackground()):
-        for box in BOXES_PIX:
-            bkgds = [
-                photutils.Background2D(frame, box, bkg_estimator=mode).background
-                for frame in frames
-            ]
-            yield f"{type(mode).__name__}, {box} px", np.array(bkgds)
-
-
-def with_rolling_ball(frames: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-    restoration = import_module("skimage.restoration")
-    for radius in BALLS_PIX:
-        bkgds = [restoration.rolling_ball(frame, radius=radius) for frame in frames]
-        yield f"{radius} px", np.array(bkgds)
+# Our estimators.
 
 
 def with_usual_mean(frames: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
@@ -153,22 +85,12 @@ def with_best_local_mean(
     yield setting, _estimated(frames, camera, estimator)
 
 
-MEDIAN = "smlmlp median"
 USUAL = "SpatialMean, r = 7"
 LEARNED = "SpatialMean, learned"
 CLIPPED = "LocalMean, learned"
 
 ESTIMATORS = (
-    Estimator(MEDIAN, "smlmlp", partial(with_smlmlp, "bkgd_temporal_median"), "sC1"),
-    Estimator("smlmlp median, best window", "smlmlp", with_best_median, "DC1"),
-    Estimator("smlmlp mean", "smlmlp", partial(with_smlmlp, "bkgd_spatial_mean"), "sC7"),
-    Estimator(
-        "smlmlp opening", "smlmlp", partial(with_smlmlp, "bkgd_spatial_opening"), "vC4"
-    ),
-    Estimator("smlmlp pipeline", "smlmlp", partial(with_smlmlp, "bkgd_combination"), "PC5"),
-    Estimator("sep, best box", "sep", with_sep, "^C2"),
-    Estimator("photutils, best box", "photutils", with_photutils, "<C8"),
-    Estimator("rolling ball, best radius", "skimage", with_rolling_ball, ">C6", every=10),
+    *RIVALS,
     Estimator(USUAL, "jaxbkgd", with_usual_mean, "xk"),
     Estimator(LEARNED, "jaxbkgd", with_learned_mean, "oC9"),
     Estimator(
@@ -221,6 +143,7 @@ def measured(
         given = [movie.frames[::every], movie.camera]
         level = movie.camera.offset_adu - movie.offset_adu
     truth = gain * (movie.bkgds_adu[::every] - movie.offset_adu)
+    is_lit = truth > 0
     found = []
     for setting, bkgds_adu in estimator.estimate(*given):
         bkgds = gain * (bkgds_adu.astype(np.float64) + level)
@@ -230,7 +153,8 @@ def measured(
             estimator=estimator.name,
             setting=setting,
             rms_electrons=float(np.sqrt(np.mean(errors**2))),
-            bias_percent=float(100 * np.mean(errors / truth)),
+            # Frames without light have no share.
+            bias_percent=float(100 * np.mean(errors[is_lit] / truth[is_lit])),
         )
         found.append((result, bkgds))
     return min(found, key=lambda result_and_bkgds: result_and_bkgds[0].rms_electrons)
