@@ -123,12 +123,14 @@ OTHER_SCENES = (
 
 @dataclass(frozen=True)
 class Movie:
-    """Frames in ADU, what they would be on average without molecules, and the camera,
-    whose gain is in photoelectrons, of an EMCCD before its noise."""
+    """Frames in ADU, what they would be on average without molecules, the camera, whose
+    gain is in photoelectrons, of an EMCCD before its noise, and what molecules add to the
+    frames on average."""
 
     frames: np.ndarray
     bkgds_adu: np.ndarray
     camera: jaxbkgd.Camera
+    molecules_electrons: np.ndarray | float = 0.0
 
     @property
     def gain_electrons_per_adu(self) -> float:
@@ -325,4 +327,5 @@ def _exposed(
         frames.astype(np.uint16),
         em_gain * bkgds / electrons_per_adu + offset_adu,
         jaxbkgd.Camera(offset_adu, electrons_per_adu / em_gain, read_noise / em_gain),
+        signal,
     )
