@@ -128,6 +128,6 @@ def bound(scene: Scene, movie: Movie) -> Bound | None:
 
 def _filter_error(bkgds: np.ndarray, information: np.ndarray) -> float:
     # Steady scenes.
-    spectrum = fft.dctn(bkgds[0], norm="ortho") ** 2
+    spectrum = np.asarray(fft.dctn(bkgds[0], norm="ortho")) ** 2
     noise = 1 / information.sum(0).mean()
     return math.sqrt(np.mean(spectrum * noise / (spectrum + noise)))

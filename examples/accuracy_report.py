@@ -22,31 +22,34 @@ PAGE = """# Accuracy of the background
 
 ![The error of each estimator in each scene, and the limit](figures/background_accuracy.png)
 
-Simulated movies of {frames} frames of {height} x {width} px, with {count} kinds of
+Simulated movies of {frames} frames of {height} x {width} px, of {count} scenes: kinds of
 background, molecules and light, which `examples/scenes.py` describes. `LocalMean` learns
-its radii from the movie by itself. Where others have a size to choose, they get the one
-that is best for the scene by the truth, which nobody has in an experiment. "(paper)" and
-"(source)" mean that the method has no package that installs beside the others, and is
-written in `examples/rivals.py` in a few lines.
+its radii from the movie by itself. The others get the setting that is best for the scene by
+the truth, which nobody has in an experiment. "(paper)" and "(source)" mark methods without
+a package that installs beside the others: a few lines in `examples/rivals.py` follow their
+paper or source.
 
 ## Root-mean-square error (e-)
 
 {errors}
-The smallest of a scene is bold. Means are geometric, over the scenes that both have.
+The smallest error of a scene is bold. Means are geometric, over the scenes that both have.
 
 ## The limit
 
-The limit is the Bayesian Cramér-Rao bound (van Trees, 1968). It knows the law that the
-scene draws its background from, with all numbers in it; the light of each frame, unless it
-is drawn; the camera; and all molecules, whose light only adds its photon noise. It does not
-know the field that was drawn, how bright it is, and the light that was drawn. So no
-estimator is better on average over draws, and none that has to find all this in the movie
-will quite get there. *Efficiency* is the limit over the error of `LocalMean, learned`.
+The limit is the Bayesian Cramér-Rao bound (van Trees, 1968). It takes as known: the law
+that the scene draws its background from, with all its numbers; the light of each frame,
+unless the scene draws it; the camera; and all molecules, whose light adds nothing but its
+photon noise. It takes as unknown: the field that was drawn, its brightness, and the light
+that was drawn. No estimator has a smaller mean squared error over draws, and one that has
+to find the law and the molecules in the movie has a larger one. *Efficiency* is the limit
+divided by the error of `LocalMean, learned`. In simulated movies without molecules, a
+Wiener filter that knows the law reaches the limit, as a test shows.
 
-† These scenes have one fixed background, and no law to draw it from. Here the limit is the
-error of the best linear filter of the mean frame, Wiener's with the spectrum of that very
-background: a bound for filters, not for all estimators. Where a background moves,
-blends with a second one or has a blob in it, no limit is given: it would have to know how.
+† Scenes with one fixed background have no law to draw it from. Here the limit is the error
+of the best linear filter of the mean frame, Wiener's with the spectrum of that very
+background: a bound for filters, not for all estimators. No limit is given where the shape
+of the background changes (blob, drift, second pattern), since it would depend on how much
+of that change is taken as known.
 
 {losses}
 ## Mean error (% of the local background)
@@ -55,7 +58,7 @@ blends with a second one or has a blob in it, no limit is given: it would have t
 ## How it is made
 
 One command makes the page and its figures, and goes on where it was interrupted; with
-`--smoke`, on one small movie.
+`--smoke` it takes one small movie.
 
 ```sh
 pip install -e ".[bench]" smlmlp arrlp picassosr sep photutils scikit-image
@@ -63,24 +66,30 @@ python examples/background_accuracy.py docs/pages
 ```
 """
 
-LOSSES = """### What it is lost to
+LOSSES = """### What the rest is lost to
 
-Root-mean-square errors (e-) at the radii that were learned from each movie. From left to
-right, one more cause is taken away; the draw of the background stays.
+Root-mean-square errors (e-) of experiments with the radii that were learned from each
+movie. From *molecules left out* on, each column takes away one more cause.
 
 {table}
-- *molecules left out*: with weight 0 where they add more than 1 e-; what is left of them is
-  their outskirts.
-- *no molecules*: in a movie that has none.
-- *no clip*, *steady light*: with `clip=None`, then with `illumination_rank=0`.
-- *inner half*: the error of pixels a quarter of the frame or more from its borders.
+- *600 frames*: as learned, but with this radius in time. `calibrate` tries no more than
+  120 frames.
+- *molecules left out*: weight 0 where they add more than 1 e-.
+- *no molecules*: a movie of the same background without them.
+- *no clip*, *steady light*: that movie with `clip=None`, then also with
+  `illumination_rank=0`.
+- *inner half*: of that, the pixels a quarter of the frame or more from its borders.
 
-What remains beside the limit is the kernel: a Gaussian of the fourth order, where the limit
-has the best one for the law of the background.
+The light of faint molecules and of outskirts costs the most where molecules are dense or
+the background is smooth. Next are borders, where the edge pixel is repeated, and radii in
+time that end at 120 frames. Where structure is as fine as a few pixels, the kernel costs
+the most: a Gaussian of the fourth order, the same in the whole frame, where the limit has
+the best one; and the clip, which takes fine structure for molecules. That the light of each
+frame is free costs almost nothing.
 
 ### Single frames
 
-Without molecules, at the best radius by the truth, of 20 frames each by itself:
+20 frames, each by itself, without molecules, at the best radius by the truth:
 
 {singles}
 """

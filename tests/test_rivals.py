@@ -3,6 +3,7 @@ those that are written by their papers, and those whose packages are installed."
 
 import importlib
 from collections.abc import Iterator
+from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
 from types import ModuleType
@@ -29,7 +30,7 @@ def test_those_that_are_here_know_an_even_background(rivals: ModuleType):
     frames = np.full((3, 32, 32), 100, np.float32)
     for estimator in rivals.RIVALS:
         # That one needs photon noise.
-        if importlib.util.find_spec(estimator.package) and not estimator.knows_cameras:
+        if find_spec(estimator.package) and not estimator.knows_cameras:
             for setting, bkgds in estimator.estimate(frames):
                 # Sums of float32, of which some lose a digit.
                 name = f"{estimator.name}, {setting}"
@@ -74,7 +75,7 @@ def test_ever_finds_the_level_and_the_light_of_each_frame(rivals: ModuleType):
 
 def test_wavelets_leave_nothing_of_a_checkerboard(rivals: ModuleType):
     y, x = np.mgrid[:32, :32]
-    frames = np.float32(50 + (-1.0) ** (y + x))[None]
+    frames = (50 + (-1.0) ** (y + x)).astype(np.float32)[None]
     for estimate in (rivals.with_iterated_wavelets, rivals.with_wbns):
         for setting, bkgds in estimate(frames):
             np.testing.assert_allclose(bkgds, 50, rtol=1e-5, err_msg=setting)
