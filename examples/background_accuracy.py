@@ -108,9 +108,6 @@ ESTIMATORS = (
 
 MAPPED_NAMES = (MEDIAN, MEAN, LEARNED_MEAN, LEARNED)
 
-# Of the smoke test, without calibration, which takes the longest.
-SMOKE_SCENE, SMOKE_SIZE_PIX, SMOKE_FRAMES = "scale-20", 32, 24
-
 
 def installed() -> list[Estimator]:
     """The estimators that are here. Those that are not are named."""
@@ -256,6 +253,18 @@ def show_losses(folder: Path, *, size_pix: int, frame_count: int) -> None:
         print(name, report.losses[name], report.single_frames[name], flush=True)
 
 
+def show_smoke(folder: Path) -> None:
+    """One small movie, without calibration, which takes the longest."""
+    slow = (LEARNED, LEARNED_MEAN)
+    show_accuracy(
+        ["scale-20"],
+        folder,
+        size_pix=32,
+        frame_count=24,
+        estimator_names=[e.name for e in ESTIMATORS if e.name not in slow],
+    )
+
+
 def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("folder", type=Path, nargs="?", default=Path())
@@ -283,16 +292,9 @@ if __name__ == "__main__":
     options = parse_options()
     options.folder.mkdir(parents=True, exist_ok=True)
     if options.smoke:
-        options.scenes, options.size = [SMOKE_SCENE], SMOKE_SIZE_PIX
-        options.frames = SMOKE_FRAMES
-        slow = (LEARNED, LEARNED_MEAN)
-        options.estimators = [e.name for e in ESTIMATORS if e.name not in slow]
-    show_accuracy(
-        options.scenes,
-        options.folder,
-        size_pix=options.size,
-        frame_count=options.frames,
-        estimator_names=options.estimators,
-    )
-    if not options.smoke:
-        show_losses(options.folder, size_pix=options.size, frame_count=options.frames)
+        show_smoke(options.folder)
+    else:
+        sizes = {"size_pix": options.size, "frame_count": options.frames}
+        names = options.estimators
+        show_accuracy(options.scenes, options.folder, estimator_names=names, **sizes)
+        show_losses(options.folder, **sizes)

@@ -254,7 +254,7 @@ RIVALS = (
     Estimator("EVER (paper)", "scipy", with_ever, "hC0", knows_cameras=True),
     Estimator("SMAP wavelets (source)", "scipy", with_iterated_wavelets, "^C4"),
     Estimator("WBNS (paper)", "scipy", with_wbns, "vC6"),
-    Estimator("BaSiC (paper)", "scipy", with_basic, "PC8"),
+    Estimator("BaSiC (paper)", "scipy", with_basic, "Pk"),
     Estimator("sep, best box", "sep", with_sep, "^C2"),
     Estimator("photutils, best box", "photutils", with_photutils, "<C8"),
     Estimator("rolling ball, best radius", "skimage", with_rolling_ball, ">C6", every=10),

@@ -27,6 +27,7 @@ def scenes(limit: ModuleType) -> ModuleType:
     return importlib.import_module("scenes")
 
 
+@pytest.mark.slow
 def test_wiener_s_filter_attains_it(limit: ModuleType):
     """Newton's method to the most probable field, whose steps are Wiener's filters, in
     simulated frames without molecules."""

@@ -155,6 +155,17 @@ def test_an_estimator_counts_with_its_best_setting_in_electrons(example: ModuleT
     np.testing.assert_array_equal(bkgds, 5.5)
 
 
+@pytest.mark.slow
+def test_all_that_are_here_are_beyond_the_limit(example: ModuleType, tmp_path: Path):
+    example.show_smoke(tmp_path)
+    kept = json.loads((tmp_path / "background_accuracy.json").read_text())
+    found = [result["estimator"] for result in kept["results"]]
+    slow = (example.LEARNED, example.LEARNED_MEAN)
+    assert found == [e.name for e in example.installed() if e.name not in slow]
+    least = kept["limits"]["scale-20"]["rms_electrons"]
+    assert all(result["rms_electrons"] > least for result in kept["results"])
+
+
 def above(adu: float):
     def estimate(frames):
         yield "as it is", frames + adu
