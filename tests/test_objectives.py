@@ -10,7 +10,14 @@ import pytest
 from conftest import reference_mean
 from scipy.ndimage import gaussian_filter
 
-from jaxbkgd import AbstractEstimator, Background, FramePairLoss, SpatialMean, TruthLoss
+from jaxbkgd import (
+    AbstractEstimator,
+    Background,
+    FramePairLoss,
+    LocalMean,
+    SpatialMean,
+    TruthLoss,
+)
 from jaxbkgd._calibration.prediction_error import _SECOND_OF_FOUR_VARIANCE
 
 
@@ -101,6 +108,17 @@ class TestFramePairLoss:
         expected = reference_loss(frames, scaled_mean(frames), lag)
         # float32.
         np.testing.assert_allclose(loss, expected, rtol=1e-4)
+
+    @pytest.mark.slow
+    def test_dark_frames_do_not_count(self, rng):
+        frames = rng.poisson(100, (48, 24, 24)).astype(np.float32)
+        estimator = LocalMean(3.0, 6.0, clip=None, block_frames=2)
+        expected = FramePairLoss(1)(estimator, frames)
+        # The noise of a camera, of which a little light is left by chance.
+        frames[5::12] = rng.normal(0.05, 1, frames[5::12].shape)
+        # A twelfth fewer frames.
+        loss = FramePairLoss(1)(estimator, frames)
+        np.testing.assert_allclose(loss, expected, rtol=0.1)
 
     def test_channels_count_alike(self, frames):
         channels = (frames, 3 * frames[:, :20])

@@ -183,6 +183,15 @@ def test_dark_frames_are_dark():
     assert np.sqrt(np.mean(others**2)) < 0.9
 
 
+def test_dark_frames_are_no_pattern(rng):
+    frames = rng.poisson(60, SHAPE).astype(np.float32)
+    # The noise of a camera, of which a little light is left by chance.
+    frames[5::10] = rng.normal(0.02, 1.5, frames[5::10].shape)
+    learned = local_mean(illumination_rank="auto").with_patterns(frames)
+    assert learned.patterns is not None
+    assert len(learned.patterns[0]) == 1
+
+
 @pytest.mark.parametrize("rank", [2, 3])
 def test_the_noise_correction_is_that_of_noise(rank):
     # Patterns that are there all the time, mixed anew in each frame.

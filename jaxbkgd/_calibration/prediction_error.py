@@ -30,6 +30,8 @@ _LARGEST_DEVIATION = 3.0
 # Above so many deviations of the noise a pixel is left out where frames are compared. Since
 # that does not shift their mean, there may be many.
 _TARGET_THRESHOLD = 1.5
+# The light of a frame, as a share of the mean, below which it does not count.
+_LEAST_LIGHT = 0.03
 
 _Frames = Float[Array, "frames height width"]
 
@@ -109,7 +111,9 @@ def _prediction_error(
             f"A lag of {lag} frames needs at least {fewest} frames, in shape (frames, "
             f"height, width), but the shape is {frames.shape}; give more, or a shorter lag."
         )
-    light = lax.stop_gradient(light)
+    # Frames that are nearly dark are compared with none, which would be a noise over zero.
+    is_lit = light > _LEAST_LIGHT * jnp.mean(jnp.maximum(light, 0))
+    light = lax.stop_gradient(jnp.where(is_lit, light, 0))
     is_number = jnp.isfinite(frames) & jnp.isfinite(bkgds) & (light > 0)[:, None, None]
     frames, bkgds, near, far = (
         jnp.where(is_number, images, 0) for images in (frames, bkgds, near, far)

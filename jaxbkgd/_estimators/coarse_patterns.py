@@ -108,8 +108,10 @@ def patterns_of(
 
     left = squares - light * ratio(smooth(squares), smooth(light))
     profile = ratio(jnp.sum(squares, (0, 1)), jnp.sum(light, (0, 1)))
-    # The noise of light is as the root of its mean, and a square has its own.
-    left = ratio(left, root(light)).reshape(-1, profile.size)
+    # The noise of light is as the root of its mean, but not zero in the dark, and a square
+    # has its own.
+    growth = root(jnp.maximum(light, jnp.mean(light) / 10))
+    left = ratio(left, growth).reshape(-1, profile.size)
     found, multiples = [profile], []
     for number in range(rank - 1):
         noise = jnp.median(jnp.abs(left), 0)
