@@ -6,19 +6,20 @@ treats worse. A scene's movie is the same each time.
 
 import math
 import zlib
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, replace
 from functools import partial
 from typing import Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from gaussian_fit import astigmatic_image, SIGMA_PIX as PSF_SIGMA_PIX
 from jax import lax
 
 import jaxbkgd
 from jaxbkgd._simulation import blinking_molecules, render_molecules, uneven_field
 
 
-PSF_SIGMA_PIX = 1.3
 DENSITY_SIZE_PIX = 256  # a scene's molecules are counted in a frame of this size
 
 Shape = Literal["uniform", "field", "gradient", "cell", "waves"]
@@ -37,7 +38,8 @@ class Scene:
     through the movie, in the whole frame or in its right half, and `flicker` the
     standard deviation of the light from frame to frame, as a share; `cycle` is the light of
     successive frames, over and over. Molecules as far as
-    `beyond_pix` outside the frame shine into it. `bound_pix` is the largest radius
+    `beyond_pix` outside the frame shine into it. Where they lie up to `depth_nm` above
+    and below the focus, their images are astigmatic. `bound_pix` is the largest radius
     allowed.
     """
 
@@ -58,6 +60,7 @@ class Scene:
     flicker: float = 0.0
     cycle: tuple[float, ...] = (1.0,)
     beyond_pix: int = 0
+    depth_nm: float = 0.0
     bound_pix: float = 60.0
 
     @property
@@ -107,13 +110,25 @@ MOVING_SCENES = (
 
 
 @dataclass(frozen=True)
+class Molecules:
+    """Those of each frame: arrays (frames, places) of their place in pixels, their height
+    above the focus, and the photons expected from them, 0 where there is none."""
+
+    y_pix: np.ndarray
+    x_pix: np.ndarray
+    z_nm: np.ndarray
+    photons: np.ndarray
+
+
+@dataclass(frozen=True)
 class Movie:
     """Frames in ADU, what they would be on average without molecules, and the camera,
-    whose gain is in photoelectrons, of an EMCCD before its noise."""
+    whose gain is in photoelectrons, of an EMCCD before its noise; and the molecules."""
 
     frames: np.ndarray
     bkgds_adu: np.ndarray
     camera: jaxbkgd.Camera
+    molecules: Molecules | None = None
 
     @property
     def gain_electrons_per_adu(self) -> float:
@@ -145,14 +160,19 @@ def _simulated_channel(
     seed: tuple[int, int],
 ) -> Movie:
     rng = np.random.default_rng(seed)
-    (light_rng,) = rng.spawn(1)
+    light_rng, depth_rng = rng.spawn(2)
     time = np.linspace(0, 1, frame_count)
     levels = _levels(scene, lengths_pix, size_pix, time, _random_key(rng))
     bleached = scene.remaining**time
     bkgds = scene.bkgd_photons * bleached[:, None, None] * levels
-    signal = _molecules(scene, size_pix, frame_count, _random_key(rng))
+    molecules = _molecules(scene, size_pix, frame_count, _random_key(rng), depth_rng)
+    signal = _rendered(molecules, size_pix, is_astigmatic=scene.depth_nm > 0)
     light = _light(scene, size_pix, time, light_rng)
-    return _exposed(scene.camera, light * bkgds, light * signal, rng)
+    movie = _exposed(scene.camera, light * bkgds, light * signal, rng)
+    # The light at their place.
+    column = np.clip(np.rint(molecules.x_pix), 0, size_pix - 1).astype(int)
+    photons = molecules.photons * np.take_along_axis(light[:, 0], column, 1)
+    return replace(movie, molecules=replace(molecules, photons=photons))
 
 
 def _random_key(rng: np.random.Generator) -> jax.Array:
@@ -244,8 +264,10 @@ def _level(
     return level / level.mean()
 
 
-def _molecules(scene: Scene, size_pix: int, frame_count: int, key: jax.Array) -> np.ndarray:
-    """Photons expected from molecules."""
+def _molecules(
+    scene: Scene, size_pix: int, frame_count: int, key: jax.Array, rng: np.random.Generator
+) -> Molecules:
+    """All that are on, in a light of 1."""
     wide_pix = size_pix + 2 * scene.beyond_pix
     _, y_pix, x_pix, photons = blinking_molecules(
         key,
@@ -256,19 +278,21 @@ def _molecules(scene: Scene, size_pix: int, frame_count: int, key: jax.Array) ->
         photons_per_frame=scene.photons_per_frame,
         on_time_frames=scene.on_time_frames,
     )
-    molecules = y_pix - scene.beyond_pix, x_pix - scene.beyond_pix, photons
-    return np.asarray(_rendered(molecules, size_pix=size_pix), np.float64)
+    z_nm = scene.depth_nm * rng.uniform(-1, 1, photons.shape)
+    places = y_pix - scene.beyond_pix, x_pix - scene.beyond_pix
+    return Molecules(*map(np.asarray, (*places, z_nm, photons)))
 
 
-@partial(jax.jit, static_argnames="size_pix")
-def _rendered(molecules: tuple[jax.Array, ...], *, size_pix: int) -> jax.Array:
-    """Photons in each frame from its y, x and photons of molecules."""
-    return lax.map(
-        lambda frame: render_molecules(
-            *frame, psf_sigma_pix=PSF_SIGMA_PIX, height_pix=size_pix, width_pix=size_pix
-        ),
-        molecules,
-    )
+def _rendered(molecules: Molecules, size_pix: int, *, is_astigmatic: bool) -> np.ndarray:
+    """Photons expected from molecules in each frame."""
+    size = {"height_pix": size_pix, "width_pix": size_pix}
+    if is_astigmatic:
+        render, places = partial(astigmatic_image, **size), astuple(molecules)
+    else:
+        render = partial(render_molecules, psf_sigma_pix=PSF_SIGMA_PIX, **size)
+        places = molecules.y_pix, molecules.x_pix, molecules.photons
+    frames = lax.map(lambda frame: render(*frame), tuple(map(jnp.float32, places)))
+    return np.asarray(frames, np.float64)
 
 
 def _exposed(
