@@ -1,9 +1,10 @@
 """Molecules fitted by maximum likelihood where the background is known, and the bound.
 
 The image of a molecule is a Gaussian that is integrated over pixels. Noise is that of
-photons, with the read noise as a share of it (Huang et al., Nat. Methods 10, 653, 2013). In
-three dimensions the image is astigmatic (Huang et al., Science 319, 810, 2008). The bound is
-that of Cramer and Rao: no fit without bias scatters less.
+photons, to which the variance of read noise is added as if it were photons (Huang et al.,
+Nat. Methods 10, 653, 2013). In three dimensions the image is astigmatic (Huang et al.,
+Science 319, 810, 2008). The bound is that of Cramer and Rao: no fit without bias scatters
+less.
 """
 
 import math

@@ -3,14 +3,14 @@
     python examples/localization_accuracy.py [FOLDER] [--movies 4] [--smoke]
 
 It simulates movies, estimates their background in several ways, and fits molecules by
-maximum likelihood in boxes of 7 x 7 px, with each background taken as known, and with a free
-constant in its place. Molecules are flat or, with astigmatic images, at any height. The fit
-begins at the truth, and is of molecules that are alone and far from the border: it is about
-backgrounds, not about detection. What it finds is compared with the truth, and its errors
-with the bound of Cramer and Rao where the background is known. It writes
-localization_accuracy.json, .md and, to `figures`, .png to FOLDER (by default the current
-one); a run that was interrupted goes on. `--smoke` does it with one small movie. It needs the extra `plots`, and for the median
-smlmlp.
+maximum likelihood in boxes of 7 x 7 px, with each background taken as known, and with a
+free constant in its place. Molecules are in focus or, with astigmatic images, at any
+height. The fit begins at the truth, and is of molecules that are alone and far from the
+border: it is about backgrounds, not about detection. What it finds is compared with the
+truth, and its errors with the bound of Cramer and Rao where the background is known. It
+writes localization_accuracy.json, .md and, to `figures`, .png to FOLDER (by default the
+current one); a run that was interrupted goes on. `--smoke` does it with one small movie. It
+needs the extra `plots`, and for the median smlmlp.
 """
 
 import argparse
@@ -54,18 +54,23 @@ SCENES_3D = tuple(
 )
 
 TRUE, FREE = "the truth", "a free constant"
-GIVEN = (CLIPPED, "LocalMean, as it is", USUAL, MEDIAN)
+USUAL_LOCAL = "LocalMean, as it is"
+GIVEN = (CLIPPED, USUAL_LOCAL, USUAL, MEDIAN)
 STYLES = {
-    **{TRUE: "ok", CLIPPED: "*C3", "LocalMean, as it is": "xC3"},
-    **{USUAL: "xk", MEDIAN: "sC1", FREE: "^C2"},
+    TRUE: "ok",
+    CLIPPED: "*C3",
+    USUAL_LOCAL: "xC3",
+    USUAL: "xk",
+    MEDIAN: "sC1",
+    FREE: "^C2",
 }
 
 
 @dataclass(frozen=True)
 class Error:
     """Of one coordinate, in nm, or of photons, in percent: the mean error, the root mean
-    square of errors about it, and of errors over their bound, beside its standard error; and
-    how many times this is that of the fit with the true background."""
+    square of errors about it, and of errors over their bound, beside its standard error;
+    and how many times this is that of the fit with the true background."""
 
     bias: float
     scatter: float
@@ -105,7 +110,8 @@ class Spots:
     ) -> Float[np.ndarray, "molecules rows columns"]:
         steps = np.arange(BOX_PIX)
         rows, columns = (self.y[:, None] + steps)[:, :, None], (self.x[:, None] + steps)
-        return np.float32(frames[self.frame[:, None, None], rows, columns[:, None]])
+        boxes = frames[self.frame[:, None, None], rows, columns[:, None]]
+        return boxes.astype(np.float32)
 
 
 def spots_of(molecules: Molecules, scene: Scene, size_pix: int) -> Spots:
@@ -114,17 +120,17 @@ def spots_of(molecules: Molecules, scene: Scene, size_pix: int) -> Spots:
     is_good = molecules.photons >= LEAST_SHARE * scene.photons_per_frame
     for places in (molecules.y_pix, molecules.x_pix):
         is_good &= (places > ALONE_PIX) & (places < size_pix - 1 - ALONE_PIX)
-    is_good &= np.array(
-        [_is_alone(*of_frame) for of_frame in zip(molecules.y_pix, molecules.x_pix, is_on)]
-    )
+    of_frames = zip(molecules.y_pix, molecules.x_pix, is_on, strict=True)
+    is_good &= np.array([_is_alone(*of_frame) for of_frame in of_frames])
     y_pix, x_pix, photons = (
-        of_each[is_good] for of_each in (molecules.y_pix, molecules.x_pix, molecules.photons)
+        of_each[is_good]
+        for of_each in (molecules.y_pix, molecules.x_pix, molecules.photons)
     )
     y, x = (np.rint(places).astype(int) - BOX_PIX // 2 for places in (y_pix, x_pix))
     columns = [y_pix - y, x_pix - x, photons]
     if scene.depth_nm:
         columns.append(molecules.z_nm[is_good])
-    return Spots(np.nonzero(is_good)[0], y, x, np.float32(np.stack(columns, axis=1)))
+    return Spots(np.nonzero(is_good)[0], y, x, np.stack(columns, axis=1, dtype=np.float32))
 
 
 def _is_alone(
@@ -180,7 +186,9 @@ def fit_errors(
             *np.sqrt(np.mean(bkgd_errors[name], axis=0)).tolist(),
             position=_error(found, of_each[TRUE], limit, [0, 1], PIXEL_NM),
             photons=_error(found, of_each[TRUE], limit, [2], 100 / truth[:, [2]]),
-            height=_error(found, of_each[TRUE], limit, [3], 1.0) if scene.depth_nm else None,
+            height=_error(found, of_each[TRUE], limit, [3], 1.0)
+            if scene.depth_nm
+            else None,
         )
         for name, found in of_each.items()
     ]
@@ -222,7 +230,10 @@ def table(results: Sequence[Result]) -> str:
         position, photons, height = r.position, r.photons, r.height
         row = [f"{r.scene}, {r.molecules}", r.bkgd]
         row.append("" if np.isnan(r.bkgd_electrons) else f"{r.bkgd_electrons:.2f}")
-        row += [f"{position.scatter:.2f}", _with_std(position.of_bound, position.of_bound_std)]
+        row += [
+            f"{position.scatter:.2f}",
+            _with_std(position.of_bound, position.of_bound_std),
+        ]
         row.append(_with_std(position.of_true, position.of_true_std))
         row += [f"{photons.bias:+.2f}", f"{photons.scatter:.2f}"]
         row.append(_with_std(photons.of_bound, photons.of_bound_std))
