@@ -2,12 +2,10 @@
 
 The image of a molecule is a Gaussian that is integrated over pixels. Noise is that of
 photons, to which the variance of read noise is added as if it were photons (Huang et al.,
-Nat. Methods 10, 653, 2013). In three dimensions the image is astigmatic (Huang et al.,
-Science 319, 810, 2008). The bound is that of Cramer and Rao: no fit without bias scatters
-less.
+Nat. Methods 10, 653, 2013). The bound is that of Cramer and Rao: no fit without bias
+scatters less.
 """
 
-import math
 from dataclasses import dataclass
 from functools import partial
 
@@ -15,52 +13,15 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
+from scenes import pixel_shares, PSF_SIGMA_PIX, widths_pix
 
 
-SIGMA_PIX = 1.3  # of the image, in focus
 BOX_PIX = 7
-# Of the astigmatic image: how far from the middle each axis is in focus, and from there to
-# where its variance has doubled.
-FOCUS_NM, DEPTH_NM = 200.0, 400.0
 # From the true parameters, fewer than ten steps change anything.
 STEPS = 30
 
 Box = Float[Array, "height width"]
 Parameters = Float[Array, " parameters"]
-
-
-def widths_pix(z_nm: Float[Array, ""]) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """The standard deviations of the image along y and x."""
-    y_pix, x_pix = (
-        SIGMA_PIX * jnp.sqrt(1 + jnp.square((z_nm - focus_nm) / DEPTH_NM))
-        for focus_nm in (-FOCUS_NM, FOCUS_NM)
-    )
-    return y_pix, x_pix
-
-
-def pixel_shares(
-    centre_pix: Float[Array, ""], sigma_pix: float | Float[Array, ""], size_pix: int
-) -> Float[Array, " pixels"]:
-    """The share of a Gaussian in each of so many pixels, the first of which is at 0."""
-    edges_pix = jnp.arange(size_pix + 1, dtype=jnp.float32) - 0.5
-    return jnp.diff(lax.erf((edges_pix - centre_pix) / (math.sqrt(2) * sigma_pix))) / 2
-
-
-def astigmatic_image(
-    y_pix: Float[Array, " molecules"],
-    x_pix: Float[Array, " molecules"],
-    z_nm: Float[Array, " molecules"],
-    photons: Float[Array, " molecules"],
-    *,
-    height_pix: int,
-    width_pix: int,
-) -> Box:
-    """Photons expected in each pixel of a frame."""
-    sigma_y_pix, sigma_x_pix = widths_pix(z_nm)
-    shares = jax.vmap(pixel_shares, (0, 0, None))
-    rows = shares(y_pix, sigma_y_pix, height_pix)
-    columns = shares(x_pix, sigma_x_pix, width_pix)
-    return jnp.matmul(rows.T, photons[:, None] * columns, precision="highest")
 
 
 @dataclass(frozen=True)
@@ -79,7 +40,7 @@ class Fit:
     def expected(self, parameters: Parameters, bkgd: Box) -> Box:
         """Photons in each pixel."""
         y_pix, x_pix, photons, *others = parameters
-        sigmas_pix = SIGMA_PIX, SIGMA_PIX
+        sigmas_pix = PSF_SIGMA_PIX, PSF_SIGMA_PIX
         if self.is_astigmatic:
             sigmas_pix = widths_pix(others[0])
         rows, columns = (

@@ -13,17 +13,22 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from gaussian_fit import astigmatic_image, SIGMA_PIX as PSF_SIGMA_PIX
 from jax import lax
+from jaxtyping import Array, Float
 
 import jaxbkgd
 from jaxbkgd._simulation import blinking_molecules, render_molecules, uneven_field
 
 
+PSF_SIGMA_PIX = 1.3
 DENSITY_SIZE_PIX = 256  # a scene's molecules are counted in a frame of this size
+# Of an astigmatic image: how far from the middle each axis is in focus, and from there to
+# where its variance has doubled.
+FOCUS_NM, FOCUS_DEPTH_NM = 200.0, 400.0
 
 Shape = Literal["uniform", "field", "gradient", "cell", "waves"]
 Camera = Literal["sCMOS", "sCMOS maps", "EMCCD"]
+Image = Float[Array, "height width"]
 
 
 @dataclass(frozen=True)
@@ -38,9 +43,11 @@ class Scene:
     through the movie, in the whole frame or in its right half, and `flicker` the
     standard deviation of the light from frame to frame, as a share; `cycle` is the light of
     successive frames, over and over. Molecules as far as
-    `beyond_pix` outside the frame shine into it. Where they lie up to `depth_nm` above
-    and below the focus, their images are astigmatic. `bound_pix` is the largest radius
+    `beyond_pix` outside the frame shine into it. `bound_pix` is the largest radius
     allowed.
+
+    Where molecules lie up to `depth_nm` above and below the focus, their images are
+    astigmatic.
     """
 
     name: str
@@ -60,8 +67,8 @@ class Scene:
     flicker: float = 0.0
     cycle: tuple[float, ...] = (1.0,)
     beyond_pix: int = 0
-    depth_nm: float = 0.0
     bound_pix: float = 60.0
+    depth_nm: float = 0.0
 
     @property
     def seed(self) -> int:
@@ -293,6 +300,41 @@ def _rendered(molecules: Molecules, size_pix: int, *, is_astigmatic: bool) -> np
         places = molecules.y_pix, molecules.x_pix, molecules.photons
     frames = lax.map(lambda frame: render(*frame), tuple(map(jnp.float32, places)))
     return np.asarray(frames, np.float64)
+
+
+def widths_pix(z_nm: Float[Array, ""]) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """The standard deviations of an astigmatic image along y and x (Huang et al., Science
+    319, 810, 2008, without terms of higher order)."""
+    y_pix, x_pix = (
+        PSF_SIGMA_PIX * jnp.sqrt(1 + jnp.square((z_nm - focus_nm) / FOCUS_DEPTH_NM))
+        for focus_nm in (-FOCUS_NM, FOCUS_NM)
+    )
+    return y_pix, x_pix
+
+
+def pixel_shares(
+    centre_pix: Float[Array, ""], sigma_pix: float | Float[Array, ""], size_pix: int
+) -> Float[Array, " pixels"]:
+    """The share of a Gaussian in each of so many pixels, the first of which is at 0."""
+    edges_pix = jnp.arange(size_pix + 1, dtype=jnp.float32) - 0.5
+    return jnp.diff(lax.erf((edges_pix - centre_pix) / (math.sqrt(2) * sigma_pix))) / 2
+
+
+def astigmatic_image(
+    y_pix: Float[Array, " molecules"],
+    x_pix: Float[Array, " molecules"],
+    z_nm: Float[Array, " molecules"],
+    photons: Float[Array, " molecules"],
+    *,
+    height_pix: int,
+    width_pix: int,
+) -> Image:
+    """Photons expected in each pixel of a frame."""
+    sigma_y_pix, sigma_x_pix = widths_pix(z_nm)
+    shares = jax.vmap(pixel_shares, (0, 0, None))
+    rows = shares(y_pix, sigma_y_pix, height_pix)
+    columns = shares(x_pix, sigma_x_pix, width_pix)
+    return jnp.matmul(rows.T, photons[:, None] * columns, precision="highest")
 
 
 def _exposed(
