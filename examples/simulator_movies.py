@@ -214,17 +214,17 @@ def deeptrack_drift() -> dict[str, Any]:
         electrons = rng.poisson(bkgds[-1] + molecules)
         electrons = electrons + 1.5 * rng.standard_normal(electrons.shape)
         frames.append(np.clip(np.rint(electrons / 0.46 + 100), 0, 65535))
-    movie = _movie(np.array(frames, np.uint16), bkgds[0], 100.0, 0.46, 1.5)
-    return movie | {"bkgds": np.float32(100 + np.array(bkgds) / 0.46)}
+    return _movie(np.array(frames, np.uint16), np.array(bkgds), 100.0, 0.46, 1.5)
 
 
 def _movie(
     frames: np.ndarray, bkgd: np.ndarray, offset_adu: float, gain: float, read_noise: float
 ) -> dict[str, Any]:
-    """What is kept of it, with the background in photoelectrons."""
+    """What is kept of it. The background, an image or one of each frame, is in
+    photoelectrons."""
     return {
         "frames": frames,
-        "bkgds": np.float32(offset_adu + bkgd / gain)[None],
+        "bkgds": (offset_adu + bkgd / gain).astype(np.float32),
         "offset_adu": offset_adu,
         "gain_electrons_per_adu": gain,
         "read_noise_electrons": read_noise,
