@@ -31,7 +31,6 @@ from jaxbkgd._calibration.spikes import add_spikes, fitted_light, spread_spikes
 
 # What backgrounds are compared on: so many frames and pixels in the middle of the movie.
 MOST_FRAMES, MOST_PIX = 300, 256
-FEWEST_FRAMES = 30
 HIDDEN_SHARE = 0.01
 # A hidden pixel does not count if the frame around it is brighter than the background by so
 # many deviations: there may be a molecule.
@@ -88,9 +87,11 @@ def scores(
     on_frames: float,
     psf_sigma_pix: float,
 ) -> list[Score]:
-    """Of each background, on frames that are finite."""
+    """Of each background. What is not finite is zero, and not asked for."""
+    is_number = np.isfinite(frames)
+    frames = np.where(is_number, frames, np.float32(0))
     hidden_frames, is_hidden = hide_pixels(frames)
-    counts = is_hidden & is_dark(hidden_frames)
+    counts = is_hidden & is_number & is_dark(hidden_frames)
     spikes = spread_spikes(frames.shape, on_frames)
     spiked = np.asarray(add_spikes(frames, spikes, light, psf_sigma_pix))
     is_whole = spikes.shares > 0.5
@@ -158,8 +159,8 @@ def draw(path: Path, frames: Frames, bkgds: Frames, unit: str) -> None:
     _show(grid[0, 2], "what is left", frame - bkgd)
     _show(grid[1, 0], "mean over time", frames.mean(axis=0))
     _show(grid[1, 1], "what is left in the mean", left)
-    grid[1, 2].plot(frames.mean((1, 2)), lw=1, label="frames")
-    grid[1, 2].plot(bkgds.mean((1, 2)), lw=1, label="background")
+    grid[1, 2].plot(frames.mean((1, 2)), ".-", ms=3, lw=1, label="frames")
+    grid[1, 2].plot(bkgds.mean((1, 2)), ".-", ms=3, lw=1, label="background")
     grid[1, 2].set(title=f"mean of each frame ({unit})", xlabel="frame")
     grid[1, 2].legend(frameon=False)
     figure.savefig(path, pil_kwargs={"optimize": True})
@@ -178,8 +179,8 @@ def about_channel(channel: Channel, camera: jaxbkgd.Camera, picture: Path) -> li
     estimator, history = jaxbkgd.calibrate(channel, camera=camera, progress=False)
     unit = "e-" if camera.is_gain_known else "ADU"
     frames = _middle(channel, camera)
-    bkgds = np.asarray(estimator(frames).bkgds)
-    draw(picture, frames, bkgds, unit)
+    shown = np.where(np.isfinite(frames), frames, np.float32(0))
+    draw(picture, shown, np.asarray(estimator(shown).bkgds), unit)
     radii = ", ".join(f"{radius:.3g}" for radius in np.ravel(estimator.radii))
     kind = type(estimator).__name__
     lines = [f"![A frame, its background and what is left]({picture.name})", ""]
@@ -187,8 +188,8 @@ def about_channel(channel: Channel, camera: jaxbkgd.Camera, picture: Path) -> li
         return [f"**{history.doubts[0]}.**", "", *lines]
     (findings,) = history.findings
     rows = {"estimator": f"{kind}, radii {radii} (frames, y px, x px)", **history.rows()}
-    lines += [f"- **{name}**: {text}" for name, text in rows.items()]
     lines += [f"- **doubt**: {doubt}" for doubt in history.doubts]
+    lines += [f"- **{name}**: {text}" for name, text in rows.items()]
     estimators = {
         CALIBRATED: estimator,
         "LocalMean()": jaxbkgd.LocalMean(),
@@ -202,14 +203,13 @@ def about_channel(channel: Channel, camera: jaxbkgd.Camera, picture: Path) -> li
     count, height, width = frames.shape
     made_on = (
         f"On {count} frames of {height} x {width} px in the middle of the movie, with "
+        f"spikes of {molecules.light:.3g} {unit}:"
     )
-    made_on += f"spikes of {molecules.light:.3g} {unit}, as its molecules have:"
     return [*lines, "", made_on, "", table(found, unit)]
 
 
 def _middle(channel: Channel, camera: jaxbkgd.Camera) -> Frames:
-    """Frames and pixels in the middle of a channel, in electrons if the gain is known. What
-    is not finite is zero."""
+    """Frames and pixels in the middle of a channel, in electrons if the gain is known."""
     most = MOST_FRAMES, MOST_PIX, MOST_PIX
     parts = tuple(
         slice(max(0, (length - size) // 2), max(0, (length - size) // 2) + size)
@@ -217,7 +217,7 @@ def _middle(channel: Channel, camera: jaxbkgd.Camera) -> Frames:
     )
     gain = camera.known_gain("A page") if camera.is_gain_known else 1.0
     frames = gain * camera.above_offset(channel[parts].astype(np.float32))
-    return np.nan_to_num(np.asarray(frames, np.float32), posinf=0.0, neginf=0.0)
+    return np.asarray(frames, np.float32)
 
 
 def write_page(source: Path, folder: Path, camera: jaxbkgd.Camera) -> Path:
@@ -226,8 +226,8 @@ def write_page(source: Path, folder: Path, camera: jaxbkgd.Camera) -> Path:
     path = folder / f"{source.name}-on-your-movie.md"
     with jaxbkgd.open_movie(source) as movie:
         count, channels, height, width = movie.shape
-        lines = [f"# {source.name}", "", f"{movie.format}: {count} frames, {channels} "]
-        lines[-1] += f"channels, {height} x {width} px, {movie.dtype}"
+        size = f"frames: {count}, channels: {channels}, {height} x {width} px"
+        lines = [f"# {source.name}", "", f"{movie.format}; {size}, {movie.dtype}"]
         for number, channel in enumerate(movie.channels, 1):
             picture = path.with_name(f"{path.stem}-{number}.png")
             lines += ["", f"## Channel {number}", ""] if channels > 1 else [""]
