@@ -166,6 +166,7 @@ def test_movies_of_picasso_have_the_background_that_is_written_beside_them(
     movie = example.picasso_paint()
     assert movie["frames"].shape == (40, 128, 128)
     above = movie["frames"].mean(0) - movie["bkgds"]
-    # The median over the field does not see molecules; photon noise of 60 in 40 frames.
-    assert np.median(above) == pytest.approx(0, abs=0.2)
-    assert above.max() > 50
+    # Most of the field has outskirts of the 400 sites alone, and 0.2 e- of noise.
+    assert np.median(above) == pytest.approx(0.4, abs=0.6)
+    # A site is on for a twentieth of the time, with 65 photons in its middle.
+    assert above.max() > 10
