@@ -1,46 +1,53 @@
-"""Background accuracy: how close each estimator that is installed comes to the truth.
+"""Background accuracy: how close each estimator that is installed comes to the truth, and
+how close any could.
 
     python examples/background_accuracy.py [FOLDER] [--scenes NAME ...]
-        [--estimators NAME ...]
+        [--estimators NAME ...] [--smoke]
 
-It simulates a movie of each scene, and gives its frames, less the camera's offset, to
-smlmlp (its temporal median, spatial mean, grey opening, and its pipeline of median and
-mean), Source Extractor's mesh (sep), photutils, scikit-image's rolling ball, and ours.
-Ours learn their radii from the movie, without the truth. Where others have a size to
-choose, they get the one that is best for the scene, by the truth. It writes
-background_accuracy.json and .md to FOLDER, by default the current one, and to its
-subfolder `figures` background_accuracy.png and, of the errors in one scene,
+It simulates a movie of each scene, and gives its frames, less the camera's offset, to the
+estimators of `rivals.py` and to ours. Ours learn their radii from the movie, without the
+truth. Where others have a size to choose, they get the one that is best for the scene, by
+the truth. Beside them is the limit of `accuracy_bound.py`, and for some scenes what the
+rest is lost to, by `accuracy_losses.py`.
+
+It writes background_accuracy.json and .md to FOLDER, by default the current one, and to
+its subfolder `figures` background_accuracy.png and, of the errors in one scene,
 background_maps.png. What the .json has already is not measured again, so that a run that
-was interrupted goes on. It needs the extra `plots`.
+was interrupted goes on; nor is background_maps.png drawn again. It takes about 50 minutes
+on two cores, and half a minute with `--smoke`, of one small movie. It needs the extra
+`bench`, and of smlmlp and arrlp, picassosr, sep, photutils and scikit-image uses what is
+there.
 """
 
 import argparse
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from functools import partial
-from importlib import import_module
+from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
-from matplotlib import colormaps
-from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator
-from scenes import Movie, MOVING_SCENES, Scene, SCENES, simulated
+from accuracy_bound import Bound, bound
+from accuracy_losses import LOSS_SCENES, losses, single_frame
+from accuracy_report import (
+    draw_maps,
+    LEARNED,
+    read,
+    Result,
+    table,
+    USUAL,
+    write,
+)
+from rivals import Estimator, MEDIAN, RIVALS
+from scenes import Movie, MOVING_SCENES, OTHER_SCENES, Scene, SCENES, simulated
 
 import jaxbkgd
 
 
 # A second channel tells nothing new of an estimator.
 SCENES_BY_NAME = {
-    scene.name: scene for scene in (*SCENES, *MOVING_SCENES) if len(scene.lengths_pix) == 1
+    scene.name: scene
+    for scene in (*SCENES, *MOVING_SCENES, *OTHER_SCENES)
+    if len(scene.lengths_pix) == 1
 }
-
-# The sizes that others choose from.
-WINDOWS_FRAMES = (5, 12, 25, 50, 100)  # on either side
-BOXES_PIX = (8, 16, 32, 64)
-BALLS_PIX = (3, 5, 10, 20)
 
 # The largest radius that the plain mean may learn.
 MAX_RADIUS_PIX = 30.0
@@ -49,71 +56,7 @@ MAPPED_SCENE = "dense"
 MAPPED_PIX = 56  # in the middle of the frame
 
 
-# The estimators.
-
-# Frames (frames, height, width) to backgrounds, one for each size there is to choose
-# from, with its name.
-Estimate = Callable[..., Iterator[tuple[str, np.ndarray]]]
-
-
-@dataclass(frozen=True)
-class Estimator:
-    """A way to the background, the package it needs, and how Matplotlib draws it.
-
-    One that is slow, and sees each frame by itself, is given one in `every` frames. One
-    that knows cameras is given frames as they are, and the camera.
-    """
-
-    name: str
-    package: str
-    estimate: Estimate
-    style: str
-    every: int = 1
-    knows_cameras: bool = False
-
-
-def _smlmlp(block: str, frames: np.ndarray, **settings: float) -> np.ndarray:
-    """The backgrounds of one of smlmlp's blocks."""
-    # smlmlp 0.1.20 takes from stacklp what stacklp 0.1.9 does not have.
-    stacklp, arrlp = map(import_module, ("stacklp", "arrlp"))
-    vars(stacklp).setdefault("get_xp", arrlp.get_xp)
-    ((bkgds,), *_) = getattr(import_module("smlmlp"), block)([frames.copy()], **settings)
-    return bkgds
-
-
-def with_smlmlp(block: str, frames: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-    yield "default", _smlmlp(block, frames)
-
-
-def with_best_median(frames: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-    for window in WINDOWS_FRAMES:
-        bkgds = _smlmlp("bkgd_temporal_median", frames, median_window_fr=window)
-        yield f"± {window} frames", bkgds
-
-
-def with_sep(frames: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-    sep = import_module("sep")
-    for box in BOXES_PIX:
-        bkgds = [sep.Background(frame, bw=box, bh=box).back() for frame in frames]
-        yield f"{box} px", np.array(bkgds)
-
-
-def with_photutils(frames: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-    photutils = import_module("photutils.background")
-    for mode in (photutils.SExtractorBackground(), photutils.MMMBackground()):
-        for box in BOXES_PIX:
-            bkgds = [
-                photutils.Background2D(frame, box, bkg_estimator=mode).background
-                for frame in frames
-            ]
-            yield f"{type(mode).__name__}, {box} px", np.array(bkgds)
-
-
-def with_rolling_ball(frames: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-    restoration = import_module("skimage.restoration")
-    for radius in BALLS_PIX:
-        bkgds = [restoration.rolling_ball(frame, radius=radius) for frame in frames]
-        yield f"{radius} px", np.array(bkgds)
+# Our estimators.
 
 
 def with_usual_mean(frames: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
@@ -153,31 +96,17 @@ def with_best_local_mean(
     yield setting, _estimated(frames, camera, estimator)
 
 
-MEDIAN = "smlmlp median"
-USUAL = "SpatialMean, r = 7"
-LEARNED = "SpatialMean, learned"
-CLIPPED = "LocalMean, learned"
+MEAN, LEARNED_MEAN = "SpatialMean, r = 7", "SpatialMean, learned"
 
 ESTIMATORS = (
-    Estimator(MEDIAN, "smlmlp", partial(with_smlmlp, "bkgd_temporal_median"), "sC1"),
-    Estimator("smlmlp median, best window", "smlmlp", with_best_median, "DC1"),
-    Estimator("smlmlp mean", "smlmlp", partial(with_smlmlp, "bkgd_spatial_mean"), "sC7"),
-    Estimator(
-        "smlmlp opening", "smlmlp", partial(with_smlmlp, "bkgd_spatial_opening"), "vC4"
-    ),
-    Estimator("smlmlp pipeline", "smlmlp", partial(with_smlmlp, "bkgd_combination"), "PC5"),
-    Estimator("sep, best box", "sep", with_sep, "^C2"),
-    Estimator("photutils, best box", "photutils", with_photutils, "<C8"),
-    Estimator("rolling ball, best radius", "skimage", with_rolling_ball, ">C6", every=10),
-    Estimator(USUAL, "jaxbkgd", with_usual_mean, "xk"),
-    Estimator(LEARNED, "jaxbkgd", with_learned_mean, "oC9"),
-    Estimator(
-        "LocalMean, as it is", "jaxbkgd", with_usual_local_mean, "xC3", knows_cameras=True
-    ),
-    Estimator(CLIPPED, "jaxbkgd", with_best_local_mean, "*C3", knows_cameras=True),
+    *RIVALS,
+    Estimator(MEAN, "jaxbkgd", with_usual_mean, "xk"),
+    Estimator(LEARNED_MEAN, "jaxbkgd", with_learned_mean, "oC9"),
+    Estimator(USUAL, "jaxbkgd", with_usual_local_mean, "xC3", knows_cameras=True),
+    Estimator(LEARNED, "jaxbkgd", with_best_local_mean, "*C3", knows_cameras=True),
 )
 
-MAPPED_NAMES = (MEDIAN, USUAL, LEARNED, CLIPPED)
+MAPPED_NAMES = (MEDIAN, MEAN, LEARNED_MEAN, LEARNED)
 
 
 def installed() -> list[Estimator]:
@@ -194,22 +123,6 @@ def installed() -> list[Estimator]:
 # Estimators beside the truth.
 
 
-@dataclass(frozen=True)
-class Result:
-    """How far an estimator is from the true background of a scene.
-
-    `rms_electrons` is the root-mean-square error over all pixels and frames, and
-    `bias_percent` the mean of the error as a share of the local background. `setting` is
-    what was chosen or learned.
-    """
-
-    scene: str
-    estimator: str
-    setting: str
-    rms_electrons: float
-    bias_percent: float
-
-
 def measured(
     scene_name: str, movie: Movie, estimator: Estimator
 ) -> tuple[Result, np.ndarray]:
@@ -221,6 +134,7 @@ def measured(
         given = [movie.frames[::every], movie.camera]
         level = movie.camera.offset_adu - movie.offset_adu
     truth = gain * (movie.bkgds_adu[::every] - movie.offset_adu)
+    is_lit = truth > 0
     found = []
     for setting, bkgds_adu in estimator.estimate(*given):
         bkgds = gain * (bkgds_adu.astype(np.float64) + level)
@@ -230,7 +144,8 @@ def measured(
             estimator=estimator.name,
             setting=setting,
             rms_electrons=float(np.sqrt(np.mean(errors**2))),
-            bias_percent=float(100 * np.mean(errors / truth)),
+            # Frames without light have no share.
+            bias_percent=float(100 * np.mean(errors[is_lit] / truth[is_lit])),
         )
         found.append((result, bkgds))
     return min(found, key=lambda result_and_bkgds: result_and_bkgds[0].rms_electrons)
@@ -238,8 +153,9 @@ def measured(
 
 def evaluated(
     scene: Scene, estimators: Sequence[Estimator], *, size_pix: int, frame_count: int
-) -> tuple[list[Result], dict[str, np.ndarray]]:
-    """A result for each estimator, and the middle of a frame as each sees its background.
+) -> tuple[list[Result], Bound | None, dict[str, np.ndarray]]:
+    """A result for each estimator, the limit, and the middle of a frame as each sees its
+    background.
 
     The images have the names of estimators, and "frame" and "truth"; all are in electrons.
     """
@@ -257,155 +173,10 @@ def evaluated(
         results.append(result)
         if estimator.every == 1:
             images[estimator.name] = bkgds[middle]
-    return results, images
+    return results, bound(scene, movie), images
 
 
-# The report.
-
-
-def errors_by_scene(results: Sequence[Result]) -> dict[str, dict[str, float]]:
-    """Of each scene, the root-mean-square error of each estimator, in electrons; NaN where
-    it has not been measured."""
-    names = dict.fromkeys(result.estimator for result in results)
-    errors = {result.scene: dict.fromkeys(names, np.nan) for result in results}
-    for result in results:
-        errors[result.scene][result.estimator] = result.rms_electrons
-    return errors
-
-
-def geometric_means(
-    errors: Mapping[str, Mapping[str, float]], base: str
-) -> dict[str, float]:
-    """Of each estimator, the mean over scenes of its error as a ratio to the base's."""
-    names = next(iter(errors.values()))
-    return {
-        name: float(
-            np.exp(np.mean([np.log(row[name] / row[base]) for row in errors.values()]))
-        )
-        for name in names
-    }
-
-
-def table(results: Sequence[Result]) -> str:
-    """Errors in electrons, the smallest of a scene in bold, and their means over scenes."""
-    errors = errors_by_scene(results)
-    names = list(next(iter(errors.values())))
-    lines = [["scene", *names], ["---"] * (1 + len(names))]
-    for scene, row in errors.items():
-        best = np.nanmin([*row.values()])
-        cells = (f"**{e:.2f}**" if e == best else f"{e:.2f}" for e in row.values())
-        lines.append([scene, *cells])
-    for base in (MEDIAN, USUAL):
-        if base in names:
-            ratios = geometric_means(errors, base).values()
-            lines.append([f"mean ratio to {base}", *(f"{ratio:.2f}" for ratio in ratios)])
-    return _markdown(lines)
-
-
-def bias_table(results: Sequence[Result]) -> str:
-    """Mean errors as shares of the local background, in percent."""
-    biases = {(r.scene, r.estimator): r.bias_percent for r in results}
-    errors = errors_by_scene(results)
-    names = list(next(iter(errors.values())))
-    lines = [["scene", *names], ["---"] * (1 + len(names))]
-    for scene in errors:
-        lines.append(
-            [scene, *(f"{biases.get((scene, name), np.nan):+.2f}" for name in names)]
-        )
-    return _markdown(lines)
-
-
-def _markdown(lines: Sequence[Sequence[str]]) -> str:
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-
-def draw(results: Sequence[Result], path: Path) -> None:
-    """The error of each estimator, scene by scene."""
-    errors = errors_by_scene(results)
-    places = range(len(errors))
-    figure = Figure((8.5, 1.5 + 0.22 * len(errors)), dpi=80, layout="constrained")
-    axes = figure.subplots()
-    for estimator in ESTIMATORS:
-        if estimator.name in next(iter(errors.values())):
-            axes.plot(
-                [row[estimator.name] for row in errors.values()],
-                places,
-                estimator.style,
-                ms=6,
-                label=estimator.name,
-            )
-    axes.set(
-        xscale="log",
-        xlabel="root-mean-square error of the background (e-)",
-        yticks=places,
-        yticklabels=list(errors),
-    )
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.xaxis.set_major_formatter("{x:g}")
-    axes.xaxis.set_minor_formatter("")
-    axes.invert_yaxis()
-    axes.grid(axis="y", lw=0.4)
-    figure.legend(loc="outside upper center", ncols=4, frameon=False, fontsize=8)
-    figure.savefig(path, pil_kwargs={"optimize": True})
-
-
-def draw_maps(images: Mapping[str, np.ndarray], path: Path) -> None:
-    """A frame, its background, and the errors of some estimators on one scale."""
-    truth = images["truth"]
-    errors = {name: images[name] - truth for name in MAPPED_NAMES if name in images}
-    bound = np.percentile(np.abs(list(errors.values())), 99)
-    panels = [
-        ("frame (e-)", images["frame"], "magma", *np.percentile(images["frame"], [1, 99])),
-        ("truth (e-)", truth, "magma", truth.min(), truth.max()),
-        *(
-            (f"error of {name} (e-)", error, "RdBu_r", -bound, bound)
-            for name, error in errors.items()
-        ),
-    ]
-    figure = Figure((8.5, 5.2), dpi=100, layout="constrained")
-    every_axes = list(figure.subplots(2, 3).flat)
-    for axes in every_axes:
-        axes.set_axis_off()
-    for axes, (title, image, colours, low, high) in zip(every_axes, panels, strict=False):
-        colours = colormaps[colours].resampled(48)
-        shown = axes.imshow(image, cmap=colours, vmin=low, vmax=high)
-        figure.colorbar(shown, ax=axes, shrink=0.9)
-        axes.set_title(title, fontsize=9)
-    # Noise hardly compresses, but with few colours it is small enough.
-    figure.savefig(path, pil_kwargs={"optimize": True})
-
-
-def read(path: Path, movie_shape: tuple[int, int, int]) -> list[Result]:
-    """What has been measured already."""
-    if not path.exists():
-        return []
-    kept = json.loads(path.read_text())
-    if kept["movie_shape"] != list(movie_shape):
-        raise SystemExit(
-            f"{path} is of movies of {kept['movie_shape']}, not of {list(movie_shape)}; "
-            "give another folder."
-        )
-    return [Result(**fields) for fields in kept["results"]]
-
-
-def write(
-    results: Sequence[Result], movie_shape: tuple[int, int, int], folder: Path
-) -> None:
-    path = folder / "background_accuracy.json"
-    kept = {"movie_shape": movie_shape, "results": [asdict(result) for result in results]}
-    path.write_text(json.dumps(kept, indent=1) + "\n")
-    frame_count, height_pix, width_pix = movie_shape
-    path.with_suffix(".md").write_text(
-        "# Accuracy of the background\n\n"
-        f"On simulated movies of {frame_count} frames of {height_pix} x {width_pix} px, by "
-        "`examples/background_accuracy.py`. [Figures of them](local-mean.md"
-        "#how-close-each-comes) are on the page about the local mean over time.\n\n"
-        f"## Root-mean-square error (e-)\n\n{table(results)}\n"
-        f"## Mean error (% of the local background)\n\n{bias_table(results)}"
-    )
-    figures = folder / "figures"
-    figures.mkdir(exist_ok=True)
-    draw(results, figures / "background_accuracy.png")
+# The run.
 
 
 def in_order(results: Sequence[Result]) -> list[Result]:
@@ -424,45 +195,78 @@ def show_accuracy(
     estimator_names: Sequence[str] = (),
 ) -> None:
     """What is done is written after each scene. Without names, all estimators."""
-    movie_shape = (frame_count, size_pix, size_pix)
     here = installed()
-    results = read(folder / "background_accuracy.json", movie_shape)
+    styles = {estimator.name: estimator.style for estimator in ESTIMATORS}
+    sizes = {"size_pix": size_pix, "frame_count": frame_count}
+    report = read(folder / "background_accuracy.json", (frame_count, size_pix, size_pix))
+    maps = folder / "figures" / "background_maps.png"
     for scene_name in scene_names:
-        done = {result.estimator for result in results if result.scene == scene_name}
+        scene = SCENES_BY_NAME[scene_name]
+        done = {result.estimator for result in report.results if result.scene == scene_name}
         missing = [
             estimator.name
             for estimator in here
             if estimator.name in (estimator_names or [e.name for e in here])
             and estimator.name not in done
         ]
-        if not missing:
-            continue
-        is_mapped = scene_name == MAPPED_SCENE
+        is_mapped = scene_name == MAPPED_SCENE and not maps.exists()
         if is_mapped:
             # A picture needs all of them at once.
             missing += MAPPED_NAMES
-        found, images = evaluated(
-            SCENES_BY_NAME[scene_name],
-            [estimator for estimator in here if estimator.name in missing],
-            size_pix=size_pix,
-            frame_count=frame_count,
-        )
-        results = in_order([*results, *found])
-        write(results, movie_shape, folder)
+        if not missing and scene_name in report.limits:
+            continue
+        chosen = [estimator for estimator in here if estimator.name in missing]
+        found, limit, images = evaluated(scene, chosen, **sizes)
+        report.results[:] = in_order([*report.results, *found])
+        report.limits[scene_name] = limit
+        write(report, styles, folder)
         if is_mapped:
-            draw_maps(images, folder / "figures" / "background_maps.png")
-        print(f"\n{scene_name}")
+            draw_maps(images, MAPPED_NAMES, maps)
+        print(f"\n{scene_name}, limit {limit}")
         for result in found:
             error, bias = result.rms_electrons, result.bias_percent
             print(
                 f"{result.estimator:32} {error:7.3f} e-  {bias:+7.2f} %  {result.setting}",
                 flush=True,
             )
-    print("", table(results), sep="\n", end="")
+    print("", table(report), sep="\n", end="")
+
+
+def show_losses(folder: Path, *, size_pix: int, frame_count: int) -> None:
+    """What is lost to what, of scenes whose radii were learned."""
+    report = read(folder / "background_accuracy.json", (frame_count, size_pix, size_pix))
+    settings = {r.scene: r.setting for r in report.results if r.estimator == LEARNED}
+    styles = {estimator.name: estimator.style for estimator in ESTIMATORS}
+    for name in LOSS_SCENES:
+        if not settings.get(name, "").startswith("LocalMean") or name in report.losses:
+            continue
+        scene = SCENES_BY_NAME[name]
+        _, frames, y, x = settings[name].split(";")[0].split(", ")
+        report.losses[name] = losses(
+            scene,
+            (float(frames), float(y), float(x)),
+            size_pix=size_pix,
+            frame_count=frame_count,
+        )
+        report.single_frames[name] = single_frame(scene, size_pix=size_pix)
+        write(report, styles, folder)
+        print(name, report.losses[name], report.single_frames[name], flush=True)
+
+
+def show_smoke(folder: Path) -> None:
+    """One small movie, without calibration, which takes the longest."""
+    slow = (LEARNED, LEARNED_MEAN)
+    show_accuracy(
+        ["scale-20"],
+        folder,
+        size_pix=32,
+        frame_count=24,
+        estimator_names=[e.name for e in ESTIMATORS if e.name not in slow],
+    )
 
 
 def parse_options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("folder", type=Path, nargs="?", default=Path())
     parser.add_argument(
         "--scenes",
@@ -480,16 +284,17 @@ def parse_options() -> argparse.Namespace:
     )
     parser.add_argument("--size", type=int, default=128, help="of a frame, in pixels")
     parser.add_argument("--frames", type=int, default=300, help="of a movie")
+    parser.add_argument("--smoke", action="store_true", help="one small movie")
     return parser.parse_args()
 
 
 if __name__ == "__main__":
     options = parse_options()
     options.folder.mkdir(parents=True, exist_ok=True)
-    show_accuracy(
-        options.scenes,
-        options.folder,
-        size_pix=options.size,
-        frame_count=options.frames,
-        estimator_names=options.estimators,
-    )
+    if options.smoke:
+        show_smoke(options.folder)
+    else:
+        sizes = {"size_pix": options.size, "frame_count": options.frames}
+        names = options.estimators
+        show_accuracy(options.scenes, options.folder, estimator_names=names, **sizes)
+        show_losses(options.folder, **sizes)

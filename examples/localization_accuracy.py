@@ -21,10 +21,12 @@ from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
-from background_accuracy import CLIPPED, Estimator, installed, measured, MEDIAN, USUAL
+from accuracy_report import LEARNED, USUAL
+from background_accuracy import installed, MEAN, measured
 from gaussian_fit import BOX_PIX, Fit
 from jaxtyping import Bool, Float, Int
 from matplotlib.figure import Figure
+from rivals import Estimator, MEDIAN
 from scenes import Molecules, Movie, MOVING_SCENES, Scene, SCENES, simulated
 
 
@@ -54,13 +56,12 @@ SCENES_3D = tuple(
 )
 
 TRUE, FREE = "the truth", "a free constant"
-USUAL_LOCAL = "LocalMean, as it is"
-GIVEN = (CLIPPED, USUAL_LOCAL, USUAL, MEDIAN)
+GIVEN = (LEARNED, USUAL, MEAN, MEDIAN)
 STYLES = {
     TRUE: "ok",
-    CLIPPED: "*C3",
-    USUAL_LOCAL: "xC3",
-    USUAL: "xk",
+    LEARNED: "*C3",
+    USUAL: "xC3",
+    MEAN: "xk",
     MEDIAN: "sC1",
     FREE: "^C2",
 }
@@ -385,7 +386,7 @@ with {min(counts)} to {max(counts)} molecules that are fitted.
 def _headline(results: Sequence[Result]) -> str:
     """What is found with our best background in the first scene."""
     for result in results:
-        if result.bkgd == CLIPPED:
+        if result.bkgd == LEARNED:
             position, photons = (
                 _with_std(error.of_bound, error.of_bound_std)
                 for error in (result.position, result.photons)

@@ -14,15 +14,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from background_accuracy import CLIPPED, installed, measured, MEDIAN, Result, USUAL
+from accuracy_report import LEARNED, Result, USUAL
+from background_accuracy import installed, MEAN, measured
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from rivals import MEDIAN
 from scenes import Movie
 
 import jaxbkgd
 
 
-GIVEN = (CLIPPED, "LocalMean, as it is", USUAL, MEDIAN, "smlmlp median, best window")
+GIVEN = (LEARNED, USUAL, MEAN, MEDIAN, "smlmlp median, best window")
 
 
 def read_movie(path: Path) -> Movie:
@@ -55,8 +57,8 @@ def errors_in(path: Path) -> tuple[list[Result], dict[str, np.ndarray]]:
                 f"{result.bias_percent:+.2f} %; {result.setting}",
                 flush=True,
             )
-            if estimator.name == CLIPPED:
-                images[CLIPPED] = bkgds[middle]
+            if estimator.name == LEARNED:
+                images[LEARNED] = bkgds[middle]
                 images["its error"] = bkgds[middle] - images["true background"]
     return found, images
 

@@ -1,7 +1,8 @@
 """The scenes of the accuracy examples: simulated movies, and their true background.
 
 `SCENES` have a background that is steady or bleaches, `MOVING_SCENES` one that time
-treats worse. A scene's movie is the same each time.
+treats worse, and `OTHER_SCENES` a texture and other light. A scene's movie is the same
+each time.
 """
 
 import math
@@ -21,12 +22,13 @@ from jaxbkgd._simulation import blinking_molecules, render_molecules, uneven_fie
 
 
 PSF_SIGMA_PIX = 1.3
+OCTAVES = 4  # of a texture
 DENSITY_SIZE_PIX = 256  # a scene's molecules are counted in a frame of this size
 # Of an astigmatic image: how far from the middle each axis is in focus, and from there to
 # where its variance has doubled.
 FOCUS_NM, FOCUS_DEPTH_NM = 200.0, 400.0
 
-Shape = Literal["uniform", "field", "gradient", "cell", "waves"]
+Shape = Literal["uniform", "field", "gradient", "cell", "waves", "texture"]
 Camera = Literal["sCMOS", "sCMOS maps", "EMCCD"]
 Image = Float[Array, "height width"]
 
@@ -36,14 +38,16 @@ class Scene:
     """What a movie is made of: a background, molecules over it, and a camera.
 
     `lengths_pix` has one pair (y, x) for each channel: the length scales of a random
-    field, or the periods of waves, in pixels. `remaining` is the share of the background
-    that is left at the end of the movie, `drift_pix` how far the background moves until
-    then along y and x, and `blob` the height of an out-of-focus blob that crosses it, as
-    a share of the background. `dimmed` is the share of all light that is lost halfway
-    through the movie, in the whole frame or in its right half, and `flicker` the
-    standard deviation of the light from frame to frame, as a share; `cycle` is the light of
-    successive frames, over and over. Molecules as far as
-    `beyond_pix` outside the frame shine into it. `bound_pix` is the largest radius
+    field, or the periods of waves, in pixels. A texture is a product of random fields,
+    each with half of the length and contrast of the one before. `remaining` is the share
+    of the background that is left at the end of the movie, `drift_pix` how far the
+    background moves until then along y and x, and `blob` the height of an out-of-focus
+    blob that crosses it, as a share of the background. `dimmed` is the share of all light
+    that is lost halfway through the movie, in the whole frame or in its right half, and
+    `flicker` the standard deviation of the light from frame to frame, as a share; `cycle`
+    is the light of successive frames, over and over. `second` is the mean of a second
+    pattern of light in every fourth frame, as a share of the background. Molecules as far
+    as `beyond_pix` outside the frame shine into it. `bound_pix` is the largest radius
     allowed.
 
     Where molecules lie up to `depth_nm` above and below the focus, their images are
@@ -66,6 +70,7 @@ class Scene:
     dimmed_part: Literal["frame", "right half"] = "frame"
     flicker: float = 0.0
     cycle: tuple[float, ...] = (1.0,)
+    second: float = 0.0
     beyond_pix: int = 0
     bound_pix: float = 60.0
     depth_nm: float = 0.0
@@ -78,6 +83,9 @@ class Scene:
 def one_scale(length_pix: float) -> tuple[tuple[float, float]]:
     return ((length_pix, length_pix),)
 
+
+# Of one period, as of lamps on mains.
+SINE = tuple(1 + 0.3 * math.sin(2 * math.pi * frame / 12) for frame in range(12))
 
 SCENES = (
     # In frames only a few times as wide as the radius, a larger one is not always better:
@@ -114,6 +122,13 @@ MOVING_SCENES = (
     Scene("on-20-frames", on_time_frames=20.0, beyond_pix=8),
     Scene("5-fold-density", molecules_per_frame=300.0, beyond_pix=8),
 )
+OTHER_SCENES = (
+    Scene("texture", shape="texture", lengths_pix=one_scale(40.0), beyond_pix=8),
+    Scene("second-pattern", second=0.35, beyond_pix=8),
+    Scene("sine", cycle=SINE, beyond_pix=8),
+    Scene("flash", cycle=(*49 * (1.0,), 10.0, *50 * (1.0,)), beyond_pix=8),
+    Scene("dark-frames", cycle=(*19 * (1.0,), 0.0), beyond_pix=8),
+)
 
 
 @dataclass(frozen=True)
@@ -129,12 +144,14 @@ class Molecules:
 
 @dataclass(frozen=True)
 class Movie:
-    """Frames in ADU, what they would be on average without molecules, and the camera,
-    whose gain is in photoelectrons, of an EMCCD before its noise; and the molecules."""
+    """Frames in ADU, what they would be on average without molecules, the camera, whose
+    gain is in photoelectrons, of an EMCCD before its noise, what molecules add to the
+    frames on average, and the molecules."""
 
     frames: np.ndarray
     bkgds_adu: np.ndarray
     camera: jaxbkgd.Camera
+    molecules_electrons: np.ndarray | float = 0.0
     molecules: Molecules | None = None
 
     @property
@@ -209,6 +226,12 @@ def _levels(
         levels = np.array([in_view(y * t) @ wide @ in_view(x * t).T for t in time])
     if scene.blob:
         levels = levels + scene.blob * _blob(size_pix, time)
+    if scene.second:
+        # A beam that is centred on an edge of the frame.
+        y, x = np.mgrid[:size_pix, :size_pix] / size_pix
+        beam = np.exp(-((y - 0.5) ** 2 + x**2) / 0.3)
+        is_lit = np.arange(time.size) % 4 == 0
+        levels = levels + scene.second * is_lit[:, None, None] * beam / beam.mean()
     return levels
 
 
@@ -253,6 +276,16 @@ def _level(
             contrast=scene.bkgd_contrast,
             length_scale_pix=lengths_pix[0],
         )
+    elif scene.shape == "texture":
+        level = np.ones((size_pix, size_pix))
+        for octave, octave_key in enumerate(jax.random.split(key, OCTAVES)):
+            level *= uneven_field(
+                octave_key,
+                height_pix=size_pix,
+                width_pix=size_pix,
+                contrast=scene.bkgd_contrast / 2**octave,
+                length_scale_pix=lengths_pix[0] / 2**octave,
+            )
     elif scene.shape == "gradient":
         level = 1 + (0.8 * (y - centre) + 0.4 * (x - centre)) / size_pix
     elif scene.shape == "waves":
@@ -360,4 +393,5 @@ def _exposed(
         frames.astype(np.uint16),
         em_gain * bkgds / electrons_per_adu + offset_adu,
         jaxbkgd.Camera(offset_adu, electrons_per_adu / em_gain, read_noise / em_gain),
+        signal,
     )

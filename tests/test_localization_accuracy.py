@@ -150,7 +150,7 @@ def stand_ins(example: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
         yield "the mean", np.full(frames.shape, level, np.float32)
 
     estimators = [
-        example.Estimator(example.CLIPPED, "numpy", of_mean, "ok", knows_cameras=True),
+        example.Estimator(example.LEARNED, "numpy", of_mean, "ok", knows_cameras=True),
         example.Estimator(example.MEDIAN, "numpy", of_mean, "sk"),
         example.Estimator("not shown", "numpy", of_mean, "sk"),
     ]
@@ -167,7 +167,7 @@ def test_the_example_writes_its_page_and_goes_on(
     size = {"size_pix": 64, "frame_count": 60, "movie_count": 2}
     found = example.show_accuracy([flat], tmp_path, **size)
     assert [result.bkgd for result in found] == [
-        *(example.TRUE, example.CLIPPED, example.MEDIAN, example.FREE)
+        *(example.TRUE, example.LEARNED, example.MEDIAN, example.FREE)
     ]
     truth, mean, median, free = found
     assert truth.bkgd_electrons == 0

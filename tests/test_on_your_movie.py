@@ -143,8 +143,8 @@ def test_errors_beside_the_truth_of_another_simulator(
     def as_it_is(frames, camera):
         yield "as it is", frames.astype(np.float32) - camera.offset_adu
 
-    given = imported("background_accuracy").Estimator(
-        example.CLIPPED, "numpy", as_it_is, "ok", knows_cameras=True
+    given = imported("rivals").Estimator(
+        example.LEARNED, "numpy", as_it_is, "ok", knows_cameras=True
     )
     monkeypatch.setattr(example, "installed", lambda: [given])
     (result,) = example.main(tmp_path)
