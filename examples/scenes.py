@@ -7,13 +7,15 @@ each time.
 
 import math
 import zlib
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, replace
 from functools import partial
 from typing import Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jaxtyping import Array, Float
 
 import jaxbkgd
 from jaxbkgd._simulation import blinking_molecules, render_molecules, uneven_field
@@ -22,9 +24,13 @@ from jaxbkgd._simulation import blinking_molecules, render_molecules, uneven_fie
 PSF_SIGMA_PIX = 1.3
 OCTAVES = 4  # of a texture
 DENSITY_SIZE_PIX = 256  # a scene's molecules are counted in a frame of this size
+# Of an astigmatic image: how far from the middle each axis is in focus, and from there to
+# where its variance has doubled.
+FOCUS_NM, FOCUS_DEPTH_NM = 200.0, 400.0
 
 Shape = Literal["uniform", "field", "gradient", "cell", "waves", "texture"]
 Camera = Literal["sCMOS", "sCMOS maps", "EMCCD"]
+Image = Float[Array, "height width"]
 
 
 @dataclass(frozen=True)
@@ -43,6 +49,9 @@ class Scene:
     pattern of light in every fourth frame, as a share of the background. Molecules as far
     as `beyond_pix` outside the frame shine into it. `bound_pix` is the largest radius
     allowed.
+
+    Where molecules lie up to `depth_nm` above and below the focus, their images are
+    astigmatic.
     """
 
     name: str
@@ -64,6 +73,7 @@ class Scene:
     second: float = 0.0
     beyond_pix: int = 0
     bound_pix: float = 60.0
+    depth_nm: float = 0.0
 
     @property
     def seed(self) -> int:
@@ -122,15 +132,27 @@ OTHER_SCENES = (
 
 
 @dataclass(frozen=True)
+class Molecules:
+    """Those of each frame: arrays (frames, places) of their place in pixels, their height
+    above the focus, and the photons expected from them, 0 where there is none."""
+
+    y_pix: np.ndarray
+    x_pix: np.ndarray
+    z_nm: np.ndarray
+    photons: np.ndarray
+
+
+@dataclass(frozen=True)
 class Movie:
     """Frames in ADU, what they would be on average without molecules, the camera, whose
-    gain is in photoelectrons, of an EMCCD before its noise, and what molecules add to the
-    frames on average."""
+    gain is in photoelectrons, of an EMCCD before its noise, what molecules add to the
+    frames on average, and the molecules."""
 
     frames: np.ndarray
     bkgds_adu: np.ndarray
     camera: jaxbkgd.Camera
     molecules_electrons: np.ndarray | float = 0.0
+    molecules: Molecules | None = None
 
     @property
     def gain_electrons_per_adu(self) -> float:
@@ -162,14 +184,19 @@ def _simulated_channel(
     seed: tuple[int, int],
 ) -> Movie:
     rng = np.random.default_rng(seed)
-    (light_rng,) = rng.spawn(1)
+    light_rng, depth_rng = rng.spawn(2)
     time = np.linspace(0, 1, frame_count)
     levels = _levels(scene, lengths_pix, size_pix, time, _random_key(rng))
     bleached = scene.remaining**time
     bkgds = scene.bkgd_photons * bleached[:, None, None] * levels
-    signal = _molecules(scene, size_pix, frame_count, _random_key(rng))
+    molecules = _molecules(scene, size_pix, frame_count, _random_key(rng), depth_rng)
+    signal = _rendered(molecules, size_pix, is_astigmatic=scene.depth_nm > 0)
     light = _light(scene, size_pix, time, light_rng)
-    return _exposed(scene.camera, light * bkgds, light * signal, rng)
+    movie = _exposed(scene.camera, light * bkgds, light * signal, rng)
+    # The light at their place.
+    column = np.clip(np.rint(molecules.x_pix), 0, size_pix - 1).astype(int)
+    photons = molecules.photons * np.take_along_axis(light[:, 0], column, 1)
+    return replace(movie, molecules=replace(molecules, photons=photons))
 
 
 def _random_key(rng: np.random.Generator) -> jax.Array:
@@ -277,8 +304,10 @@ def _level(
     return level / level.mean()
 
 
-def _molecules(scene: Scene, size_pix: int, frame_count: int, key: jax.Array) -> np.ndarray:
-    """Photons expected from molecules."""
+def _molecules(
+    scene: Scene, size_pix: int, frame_count: int, key: jax.Array, rng: np.random.Generator
+) -> Molecules:
+    """All that are on, in a light of 1."""
     wide_pix = size_pix + 2 * scene.beyond_pix
     _, y_pix, x_pix, photons = blinking_molecules(
         key,
@@ -289,19 +318,56 @@ def _molecules(scene: Scene, size_pix: int, frame_count: int, key: jax.Array) ->
         photons_per_frame=scene.photons_per_frame,
         on_time_frames=scene.on_time_frames,
     )
-    molecules = y_pix - scene.beyond_pix, x_pix - scene.beyond_pix, photons
-    return np.asarray(_rendered(molecules, size_pix=size_pix), np.float64)
+    z_nm = scene.depth_nm * rng.uniform(-1, 1, photons.shape)
+    places = y_pix - scene.beyond_pix, x_pix - scene.beyond_pix
+    return Molecules(*map(np.asarray, (*places, z_nm, photons)))
 
 
-@partial(jax.jit, static_argnames="size_pix")
-def _rendered(molecules: tuple[jax.Array, ...], *, size_pix: int) -> jax.Array:
-    """Photons in each frame from its y, x and photons of molecules."""
-    return lax.map(
-        lambda frame: render_molecules(
-            *frame, psf_sigma_pix=PSF_SIGMA_PIX, height_pix=size_pix, width_pix=size_pix
-        ),
-        molecules,
+def _rendered(molecules: Molecules, size_pix: int, *, is_astigmatic: bool) -> np.ndarray:
+    """Photons expected from molecules in each frame."""
+    size = {"height_pix": size_pix, "width_pix": size_pix}
+    if is_astigmatic:
+        render, places = partial(astigmatic_image, **size), astuple(molecules)
+    else:
+        render = partial(render_molecules, psf_sigma_pix=PSF_SIGMA_PIX, **size)
+        places = molecules.y_pix, molecules.x_pix, molecules.photons
+    frames = lax.map(lambda frame: render(*frame), tuple(map(jnp.float32, places)))
+    return np.asarray(frames, np.float64)
+
+
+def widths_pix(z_nm: Float[Array, ""]) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """The standard deviations of an astigmatic image along y and x (Huang et al., Science
+    319, 810, 2008, without terms of higher order)."""
+    y_pix, x_pix = (
+        PSF_SIGMA_PIX * jnp.sqrt(1 + jnp.square((z_nm - focus_nm) / FOCUS_DEPTH_NM))
+        for focus_nm in (-FOCUS_NM, FOCUS_NM)
     )
+    return y_pix, x_pix
+
+
+def pixel_shares(
+    centre_pix: Float[Array, ""], sigma_pix: float | Float[Array, ""], size_pix: int
+) -> Float[Array, " pixels"]:
+    """The share of a Gaussian in each of so many pixels, the first of which is at 0."""
+    edges_pix = jnp.arange(size_pix + 1, dtype=jnp.float32) - 0.5
+    return jnp.diff(lax.erf((edges_pix - centre_pix) / (math.sqrt(2) * sigma_pix))) / 2
+
+
+def astigmatic_image(
+    y_pix: Float[Array, " molecules"],
+    x_pix: Float[Array, " molecules"],
+    z_nm: Float[Array, " molecules"],
+    photons: Float[Array, " molecules"],
+    *,
+    height_pix: int,
+    width_pix: int,
+) -> Image:
+    """Photons expected in each pixel of a frame."""
+    sigma_y_pix, sigma_x_pix = widths_pix(z_nm)
+    shares = jax.vmap(pixel_shares, (0, 0, None))
+    rows = shares(y_pix, sigma_y_pix, height_pix)
+    columns = shares(x_pix, sigma_x_pix, width_pix)
+    return jnp.matmul(rows.T, photons[:, None] * columns, precision="highest")
 
 
 def _exposed(

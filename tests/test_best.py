@@ -47,10 +47,10 @@ def blinking(rng, per_frame=9.0, photons=700.0, on_frames=1.0):
     return images
 
 
-def found(light, seed=1, **options):
+def found(light, seed=1, level=LEVEL, **options):
     """What `calibrate` makes of a movie in this light, and the truth."""
     rng = np.random.default_rng(seed)
-    truth = LEVEL * light[:, None, None]
+    truth = level * light[:, None, None]
     frames = rng.poisson(truth + light[:, None, None] * blinking(rng)) + 100.0
     frames = frames.astype(np.float32)
     estimator, history = calibrate(frames, camera=Camera(100.0), progress=False, **options)
@@ -96,6 +96,22 @@ def test_the_best_is_found_and_its_error_is_known(light):
     rows = history.rows()
     assert rows["error"].startswith(f"{findings.error:.2g} ADU (")
     assert set(rows) == {"error", "molecules", "they keep", "not explained", "believe it"}
+
+
+@pytest.mark.slow
+def test_filaments_as_thin_as_molecules_have_radii_of_a_pixel():
+    level = np.full((SIZE_PIX, SIZE_PIX), 30.0)
+    for angle, place in np.random.default_rng(0).uniform((0, -40), (np.pi, 40), (4, 2)):
+        distance = (Y - 48) * np.cos(angle) + (X - 48) * np.sin(angle) - place
+        level += 60 * np.exp(-(distance**2) / (2 * PSF_SIGMA_PIX**2))
+    estimator, history, frames, truth = found(STEADY, level=level)
+    assert isinstance(estimator, LocalMean)
+    assert estimator.radii_pix.max() < 1.5
+    error = rms(estimator(frames).bkgds, truth)
+    wider = LocalMean(1.75, estimator.radius_frames)
+    assert error < 0.6 * rms(wider(frames).bkgds, truth)
+    (findings,) = history.findings
+    assert findings.kept > 0.98
 
 
 @pytest.mark.slow

@@ -30,8 +30,8 @@ _LEAST_GAIN = 0.01
 # few large ones.
 _UNEVEN = 3.0
 # Bounds in pixels, of which the larger one is used where the smaller one is reached, and
-# the least radius.
-_BOUNDS_PIX, _LEAST_PIX = (29.0, 81.0), 1.7
+# the least radius, under which a pixel is hardly averaged with its neighbours.
+_BOUNDS_PIX, _LEAST_PIX = (29.0, 81.0), 0.6
 # Above, a radius is at its bound.
 LARGEST_PIX = 56.0
 
