@@ -111,14 +111,14 @@ class TestFramePairLoss:
 
     @pytest.mark.slow
     def test_dark_frames_do_not_count(self, rng):
-        frames = rng.poisson(100, (48, 24, 24)).astype(np.float32)
+        frames = rng.poisson(100, (48, 48, 48)).astype(np.float32)
         estimator = LocalMean(3.0, 6.0, clip=None, block_frames=2)
         expected = FramePairLoss(1)(estimator, frames)
         # The noise of a camera, of which a little light is left by chance.
         frames[5::12] = rng.normal(0.05, 1, frames[5::12].shape)
-        # A twelfth fewer frames.
         loss = FramePairLoss(1)(estimator, frames)
-        np.testing.assert_allclose(loss, expected, rtol=0.1)
+        # Of four other movies it moved by up to 12 %, and by 60 % where these frames counted.
+        np.testing.assert_allclose(loss, expected, rtol=0.25)
 
     def test_channels_count_alike(self, frames):
         channels = (frames, 3 * frames[:, :20])
