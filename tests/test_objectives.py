@@ -117,7 +117,7 @@ class TestFramePairLoss:
         # The noise of a camera, of which a little light is left by chance.
         frames[5::12] = rng.normal(0.05, 1, frames[5::12].shape)
         loss = FramePairLoss(1)(estimator, frames)
-        # Of four other movies it moved by up to 12 %, and by 60 % where these frames counted.
+        # Of four movies it moves by up to 12 %, and by 60 % where these frames count.
         np.testing.assert_allclose(loss, expected, rtol=0.25)
 
     def test_channels_count_alike(self, frames):
