@@ -336,10 +336,10 @@ def page(results: Sequence[Result], made_on: str) -> str:
     counts = [result.molecules for result in results]
     return f"""# In nanometres and photons
 
-What does a background cost? Molecules of simulated movies are fitted by maximum likelihood,
-with each background taken as known, and their errors are compared with the Cramér-Rao bound
-where the true background is known: no fit without bias scatters less. Errors over bound are
-1 at best.
+After this page you know what an error of the background costs in a localization. Molecules
+of simulated movies are fitted by maximum likelihood, with each background taken as known.
+Their errors are compared with the Cramér-Rao bound where the true background is known: no
+fit without bias scatters less. Errors over bound are 1 at best.
 
 ![Errors in x and y, photons and z over their bound, less 1, of each background in each
 scene](figures/localization_accuracy.png)
