@@ -44,6 +44,13 @@ class Evaluation(NamedTuple):
     clipped_share: Float[Array, ""]
     bkgd_noise: ResidualNoise | None
 
+    @property
+    def noise_share(self) -> float:
+        """The variance of the background over that of the noise of frames, or 0."""
+        if self.bkgd_noise is None:
+            return 0.0
+        return float(self.bkgd_noise.bkgd_variance(self.bkgds.shape))
+
 
 @eqx.filter_jit
 def evaluate(

@@ -226,10 +226,7 @@ def _channel_findings(
     bias *= molecules.per_frame / added if added else 0.0
     square, std = squares.mean(), standard_error(squares)
     interval = [signed_root(square + sign * _INTERVAL * std + bias**2) for sign in (-1, 1)]
-    averaged = before[0].bkgd_noise
-    noise_square = 0.0
-    if averaged is not None:
-        noise_square = variance * float(averaged.bkgd_variance(runs[0].shape))
+    noise_square = variance * before[0].noise_share
 
     def at_spikes(images: Iterable[Array]) -> Float[np.ndarray, "runs images"]:
         fits = [fitted_light(of_run, spikes, sigma_pix) for of_run in images]

@@ -88,15 +88,18 @@ def structures(most_bytes: float, rank: Any = 1) -> list[Structure]:
 
 
 class Trial(NamedTuple):
-    """The squared errors of radii in each block of frames, and the variance of noise."""
+    """The squared errors of radii in each block of frames, the variance of noise, and the
+    squared error that noise alone makes."""
 
     radii: Radii
     squares: Float[np.ndarray, " blocks"]
     variance: float
+    least: float
 
     @property
     def loss(self) -> float:
-        return float(self.squares.mean())
+        """The squared error. By chance, what is measured may be less than noise makes."""
+        return max(float(self.squares.mean()), self.least)
 
     @property
     def std(self) -> float:
@@ -131,7 +134,8 @@ class ChannelSearch:
             found = [evaluate(estimator, run, lag)[0] for run in runs]
             squares = np.concatenate([np.asarray(e.squares, np.float64) for e in found])
             variance = float(np.mean([e.variance for e in found]))
-            tried[radii] = Trial(radii, squares, variance)
+            least = variance * found[0].noise_share
+            tried[radii] = Trial(radii, squares, variance, least)
             self.report()
         return tried[radii]
 
