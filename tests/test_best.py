@@ -24,6 +24,7 @@ from jaxbkgd import (
 )
 from jaxbkgd._calibration.molecules import find_molecules
 from jaxbkgd._calibration.sample import draw_sample
+from jaxbkgd._calibration.search import Trial
 from jaxbkgd._calibration.spikes import add_spikes, fitted_light, spread_spikes
 
 
@@ -143,6 +144,16 @@ def test_a_second_pattern_of_light_is_found():
     assert np.sqrt(np.mean((estimator(frames).bkgds - truth) ** 2)) < 1.5
     assert any("several patterns" in doubt for doubt in history.doubts)
     assert history.rows()["believe it"] != "yes"
+
+
+def test_no_error_is_below_that_of_noise():
+    # Measured with an error that is larger than they are.
+    trials = [
+        Trial((30.0, pix, pix), np.array([-3.0, 1.0]), 60.0, least=60 / pix**2)
+        for pix in (0.6, 7.0)
+    ]
+    assert min(trials, key=lambda trial: trial.loss).radii == (30.0, 7.0, 7.0)
+    assert trials[1].loss == 60 / 49
 
 
 @pytest.mark.slow
