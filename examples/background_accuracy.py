@@ -229,6 +229,8 @@ def show_accuracy(
                 f"{result.estimator:32} {error:7.3f} e-  {bias:+7.2f} %  {result.setting}",
                 flush=True,
             )
+    # Also where all was done before, by another version of the page.
+    write(report, styles, folder)
     print("", table(report), sep="\n", end="")
 
 
