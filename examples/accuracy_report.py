@@ -20,6 +20,8 @@ NONE = "-"
 
 PAGE = """# Accuracy of the background
 
+After this page you know how close each estimator comes to the truth, and how close any could.
+
 {summary}
 
 ![The error of each estimator in each scene, and the limit](figures/background_accuracy.png)

@@ -72,7 +72,7 @@ def test_a_notebook_is_read_once(notebook: Path):
 # The others are a list, and a page that a script writes.
 @pytest.mark.parametrize(
     "page",
-    [p for p in PAGES if p.stem not in ("changelog", "background_accuracy")],
+    [p for p in PAGES if p.stem != "changelog"],
     ids=lambda page: page.name,
 )
 def test_a_page_begins_with_its_use(page: Path):
