@@ -20,7 +20,8 @@ NONE = "-"
 
 PAGE = """# Accuracy of the background
 
-After this page you know how close each estimator comes to the truth, and how close any could.
+After this page you know how close each estimator comes to the truth, and how close any
+could.
 
 {summary}
 
