@@ -146,14 +146,16 @@ def test_a_second_pattern_of_light_is_found():
     assert history.rows()["believe it"] != "yes"
 
 
-def test_no_error_is_below_that_of_noise():
+def test_no_error_is_below_that_of_noise_by_chance():
     # Measured with an error that is larger than they are.
-    trials = [
-        Trial((30.0, pix, pix), np.array([-3.0, 1.0]), 60.0, least=60 / pix**2)
-        for pix in (0.6, 7.0)
+    by_chance = [
+        Trial((30.0, pix, pix), np.array([-3.0, 1.0]), 60.0, least=least)
+        for pix, least in ((0.6, 2.0), (7.0, 0.1))
     ]
-    assert min(trials, key=lambda trial: trial.loss).radii == (30.0, 7.0, 7.0)
-    assert trials[1].loss == 60 / 49
+    assert min(by_chance, key=lambda trial: trial.loss).radii == (30.0, 7.0, 7.0)
+    assert by_chance[1].loss == 0.1
+    # Too low for all radii, which are compared all the same.
+    assert Trial((30.0, 7.0, 7.0), np.array([-3.1, -2.9]), 60.0, least=0.1).loss == -3.0
 
 
 @pytest.mark.slow

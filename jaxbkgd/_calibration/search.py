@@ -29,6 +29,8 @@ _LEAST_GAIN = 0.01
 # The standard deviation of errors, as a multiple of that of most of them, that shows a
 # few large ones.
 _UNEVEN = 3.0
+# Standard errors by which a squared error may be too low by chance.
+_BY_CHANCE = 3.0
 # Bounds in pixels, of which the larger one is used where the smaller one is reached, and
 # the least radius, under which a pixel is hardly averaged with its neighbours.
 _BOUNDS_PIX, _LEAST_PIX = (29.0, 81.0), 0.6
@@ -98,8 +100,11 @@ class Trial(NamedTuple):
 
     @property
     def loss(self) -> float:
-        """The squared error. By chance, what is measured may be less than noise makes."""
-        return max(float(self.squares.mean()), self.least)
+        """The squared error. What is measured may be less than noise makes by chance. If it
+        is far less, as with several patterns, it is too low for all radii, and compared."""
+        measured = float(self.squares.mean())
+        is_by_chance = measured > self.least - _BY_CHANCE * self.std
+        return max(measured, self.least) if is_by_chance else measured
 
     @property
     def std(self) -> float:
