@@ -382,7 +382,8 @@ def _work_on(
     resumed_frames: int,
     progress: bool,
 ) -> tuple[int, Counts]:
-    """Does so, and shows how far it is. Returns the frames done, and the sums of counts."""
+    """Works on all batches, with a progress bar. Returns the frames that were done, and the
+    sums of their counts."""
     counts, begun, worked_frames = np.zeros(2, int), time.perf_counter(), 0
     total = None if job.is_growing else len(job.channels[0])
     with progress_bar(total, progress, resumed_frames, "frames") as report:

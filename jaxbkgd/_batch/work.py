@@ -114,8 +114,8 @@ def _of_windows(
 def _in_order(
     job: Job, models: Sequence[LightModel], results: Results, lights: Lights
 ) -> Callable[[tuple[int, Sequence[Window]]], Iterator[Counts]]:
-    """A function that does so with chunks that follow each other, by the number of their
-    run."""
+    """A function that reads, estimates and writes the chunks of a run, given with its
+    number, one after the other."""
     devices = jax.local_devices()
 
     def work(numbered: tuple[int, Sequence[Window]]) -> Iterator[Counts]:

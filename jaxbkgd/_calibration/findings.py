@@ -122,7 +122,7 @@ class Findings(NamedTuple):
         elif low <= 0:
             doubts.append(
                 "the error is too small to be measured: it is between "
-                f"{self.least_error:.2g} {self.unit}, which noise alone makes, and "
+                f"{self.least_error:.2g} {self.unit}, from noise and faint molecules, and "
                 f"{max(self.least_error, high):.2g}"
             )
         if self.takes_molecules:

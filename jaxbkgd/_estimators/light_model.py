@@ -388,11 +388,15 @@ def _rates(
         return [rates]
     plain = smoothing.with_order(2)
 
+    both = sums.sums, sums.totals
+
+    def means(smoothing: Smoothing, gap: int) -> Float[Array, "blocks height width"]:
+        return smoothing.completed(*both, *smoothing.sums(jnp.stack(both), gap))
+
     def of_difference(gap: int) -> Float[Array, "blocks height width"]:
-        means = plain.means(sums.sums, sums.totals, gap)
         if smoothing.order == 2:
-            return means
-        return 2 * means - plain.widened().means(sums.sums, sums.totals, gap)
+            return means(plain, gap)
+        return 2 * means(plain, gap) - means(plain.widened(), gap)
 
     seeing_all = of_difference(0)
     return [rates, *(rates + of_difference(gap) - seeing_all for gap in gaps)]

@@ -104,12 +104,10 @@ class Smoothing(eqx.Module):
         self,
         sums: Float[Array, "blocks height width"],
         totals: Float[Array, "blocks height width"],
-        gap: int = 0,
     ) -> Float[Array, "blocks height width"]:
         """The ratio of smoothed sums to smoothed totals; for order 4, with the mean of what
         it leaves added ("twicing": Tukey, Exploratory Data Analysis, 1977, 16)."""
-        smooth = self.sums(jnp.stack([sums, totals]), gap)
-        return self.completed(sums, totals, *smooth, gap=gap)
+        return self.completed(sums, totals, *self.sums(jnp.stack([sums, totals])))
 
     def completed(
         self,
@@ -117,13 +115,12 @@ class Smoothing(eqx.Module):
         totals: Float[Array, "blocks height width"],
         smooth_sums: Float[Array, "blocks height width"],
         smooth_totals: Float[Array, "blocks height width"],
-        gap: int = 0,
     ) -> Float[Array, "blocks height width"]:
         """The means, from sums and totals that are smoothed already; 1 where there is none,
         so that a frame without light around it has its own mean as its background."""
         means = jnp.where(smooth_totals > 0, ratio(smooth_sums, smooth_totals), 1)
         if self.order == 4:
-            means = means + ratio(self.sums(sums - means * totals, gap), smooth_totals)
+            means = means + ratio(self.sums(sums - means * totals), smooth_totals)
         return means
 
     def taps(self) -> tuple[Float[Array, " _"], ...]:
