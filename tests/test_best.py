@@ -24,7 +24,7 @@ from jaxbkgd import (
 )
 from jaxbkgd._calibration.molecules import find_molecules
 from jaxbkgd._calibration.sample import draw_sample
-from jaxbkgd._calibration.search import Trial
+from jaxbkgd._calibration.search import ChannelSearch, structures, Trial
 from jaxbkgd._calibration.spikes import add_spikes, fitted_light, spread_spikes
 
 
@@ -97,6 +97,23 @@ def test_the_best_is_found_and_its_error_is_known(light):
     rows = history.rows()
     assert rows["error"].startswith(f"{findings.error:.2g} ADU (")
     assert set(rows) == {"error", "molecules", "they keep", "not explained", "believe it"}
+
+
+def test_dark_frames_are_not_looked_at():
+    rng = np.random.default_rng(0)
+    is_lit = np.arange(FRAME_COUNT) // 8 % 2 == 0
+    steady = rng.poisson(60.0, (FRAME_COUNT, 16, 16)).astype(np.float32)
+    dark = rng.normal(0, 1, steady.shape).astype(np.float32)
+    alternating = np.where(is_lit[:, None, None], steady, dark)
+    with open_movie(np.stack([steady, alternating], 1)) as movie:
+        sample = draw_sample(movie.channels, [None] * 2, [Camera()] * 2)
+    assert sample.lit_shares == [1, 0.5]
+    np.testing.assert_array_equal(sample.frame_indices[0][1], np.flatnonzero(is_lit))
+    np.testing.assert_array_equal(sample.runs[0][1], alternating[is_lit])
+    # Where every other frame is dark, frames follow each other twice as fast.
+    search = ChannelSearch(sample.of_channel(1), False, lambda: None)
+    (slow, *_) = structures(math.inf)
+    np.testing.assert_allclose(search.estimator(slow, slow.usual).radii, [[15, 7, 7]])
 
 
 @pytest.mark.slow
@@ -227,7 +244,8 @@ def test_each_channel_has_its_radii():
         (np.ones((40, 9, 64)), "9 x 64 px have no room"),
         (np.full((40, 16, 16), np.nan), "only 0% of the pixels count"),
         (np.arange(40.0)[:, None, None] * np.eye(16) - 50, "zero on average or below"),
-        (np.eye(16) * (np.arange(40) % 2)[:, None, None], "50% of the frames are blank"),
+        (1 + np.eye(16) * (np.arange(40) % 2)[:, None, None], "50% of the frames are b"),
+        (np.eye(16) * (np.arange(40) % 2)[:, None, None], "only 20 of 40 frames are not d"),
     ],
 )
 def test_where_nothing_can_be_learned_the_defaults_are_taken(frames, doubt):

@@ -91,9 +91,10 @@ class Reference:
         for _ in range(rounds - 1):
             z = self.deviations(small, small_weights, light, rates, noise)
             clipped = small_weights * self.share(z)
-            is_below = (z < 0) & (small_weights > 0) & (light > 0)[:, None, None]
+            below = (z < 0) & (small_weights > 0)
+            below = below * np.maximum(light, 0)[:, None, None]
             light = self.light(small, clipped, rates[self.blocks])
-            noise = noise * np.sqrt(self.mean(z**2 * is_below, is_below * 1.0, scale=2))
+            noise = noise * np.sqrt(self.mean(z**2 * below, below, scale=2))
             rates = self.rates(small, clipped, light, scale=2)
             share = ratio(self.totals(clipped, light), totals)
             scale = rates.mean((1, 2), keepdims=True) / unclipped.mean(
@@ -367,6 +368,23 @@ def test_lost_frames_saved_as_zeros_do_not_pull_their_neighbours(rng):
     near = ~lost & np.isin(np.arange(96), [29, 30, 33, 34, 59, 61])
     with_lost, without = (errors(f, truth)[near].std() for f in (spoiled, frames))
     assert with_lost < 1.1 * without
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [1, 2])
+def test_molecules_are_clipped_beside_dark_frames_that_have_noise(rank, rng):
+    y, x = np.mgrid[:48, :48]
+    places = rng.uniform(0, 48, (96, 3, 2))[..., None, None]
+    spots = np.exp(-((places[:, :, 0] - y) ** 2 + (places[:, :, 1] - x) ** 2) / 3.4)
+    molecules = 70 * spots.sum(1)
+    is_dark = np.arange(96) // 8 % 2 == 1
+    lit = rng.poisson(60 + molecules * ~is_dark[:, None, None])
+    noise = rng.normal(0, 1.6, lit.shape)
+    frames = (lit * ~is_dark[:, None, None] + noise).astype(np.float32)
+    estimator = LocalMean(7.0, 30.0, illumination_rank=rank)
+    bias = errors(frames, 60.0, estimator)[~is_dark].mean()
+    without = errors(frames, 60.0, LocalMean(7.0, 30.0, clip=None))[~is_dark].mean()
+    assert abs(bias) < 0.3 * without
 
 
 @pytest.mark.slow

@@ -74,7 +74,7 @@ def find_best(
             _search, sample, psf_sigma_pix, skips_nan, most_bytes, count_trial
         )
     is_found = all(blinking.is_found for blinking in sample.blinking)
-    is_found &= sample.lag < _LONGEST_LAG * len(sample.frame_indices[0])
+    is_found &= sample.lag < _LONGEST_LAG * min(map(len, sample.runs[0]))
     estimator = structure.estimator(rows, None, skips_nan)
     trials = [list(search.trials[structure].values()) for search in searches]
     count = max(map(len, trials))

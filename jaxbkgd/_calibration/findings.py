@@ -250,7 +250,7 @@ def _channel_findings(
     frames, seen, left = [], *np.zeros((2, *sample.regions[0]))
     for run, evaluation in enumerate(before):
         is_left, of_region = _find_unexplained(evaluation, variance)
-        frames.append(sample.frame_indices[run][is_left])
+        frames.append(sample.frame_indices[run][0][is_left])
         y, x = sample.places[run][0]
         part = slice(y, y + of_region.shape[0]), slice(x, x + of_region.shape[1])
         left[part] += of_region
@@ -269,7 +269,7 @@ def _channel_findings(
         scatter=float(1.4826 * np.median(np.abs(scatter - np.median(scatter)))),
         clipped_share=float(np.mean([e.clipped_share for e in before])),
         unexplained_frames=np.concatenate(frames),
-        frame_count=sum(map(len, sample.frame_indices)),
+        frame_count=sum(len(indices) for (indices,) in sample.frame_indices),
         unexplained=np.where(seen > 0, left / np.maximum(seen, 1), np.nan),
     )
 

@@ -27,6 +27,8 @@ _RUN_FRAMES, _MOST_RUNS, _SEARCH_PIXELS, _TILE_PIX = 300, 3, 4_500_000, 96
 _LAGS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 100, 150)
 # The least share of pixels that count, and the largest one of frames that are blank.
 _LEAST_SEEN, _MOST_BLANK = 0.1, 0.2
+# A frame with less than this share of the light that most photons come in is dark.
+_LEAST_LIGHT = 0.03
 # The mean of frames of light is more than this share of their standard deviation.
 _LEAST_LEVEL = 0.02
 # Fewer do not show what radii are good, nor how molecules fare.
@@ -86,12 +88,14 @@ def draw_windows(
 
 
 class Sample(NamedTuple):
-    """Runs of frames in parts of the field, for trying estimators on.
+    """Runs of frames in parts of the field, for trying estimators on, without those that
+    are dark, which show nothing.
 
     **Attributes:**
 
     - `runs`: the frames of all channels in each run.
     - `frame_indices`: their places in the movie.
+    - `lit_shares`: the share of frames that are not dark, for each channel.
     - `places`: where in regions of 16 x 16 px the tile of each channel begins in each run,
         and `regions` how many the field of each channel has.
     - `blinking`: how long the molecules of each channel stay on.
@@ -100,7 +104,8 @@ class Sample(NamedTuple):
     """
 
     runs: Sequence[list[Float[Array, "frames height width"]]]
-    frame_indices: Sequence[Int[np.ndarray, " frames"]]
+    frame_indices: Sequence[list[Int[np.ndarray, " frames"]]]
+    lit_shares: Sequence[float]
     places: Sequence[list[tuple[int, int]]]
     regions: Sequence[tuple[int, int]]
     blinking: Sequence[Blinking]
@@ -118,6 +123,8 @@ class Sample(NamedTuple):
     def of_channel(self, number: int) -> "Sample":
         return self._replace(
             runs=[[channels[number]] for channels in self.runs],
+            frame_indices=[[of_run[number]] for of_run in self.frame_indices],
+            lit_shares=[self.lit_shares[number]],
             places=[[of_run[number]] for of_run in self.places],
             regions=[self.regions[number]],
             blinking=[self.blinking[number]],
@@ -135,7 +142,20 @@ def draw_sample(
             f"the movie has {len(channels[0])} frames, of which radii cannot be learned: "
             f"give {FEWEST_FRAMES} or more"
         )
-    runs, frame_indices, places = _draw_runs(channels, masks, cameras)
+    runs, starts, places = _draw_runs(channels, masks, cameras)
+    by_channel = [_lit_frames(list(of)) for of in zip(*runs, strict=True)]
+    shares = [len(of[0]) / len(runs[0][0]) for of in by_channel]
+    if (count := min(len(of[0]) for of in by_channel)) < FEWEST_FRAMES:
+        raise UnlearnableError(
+            f"only {count} of {len(runs[0][0])} frames are not dark: give a movie with "
+            f"{FEWEST_FRAMES} of these or more"
+        )
+    frame_indices = []
+    for run, start in enumerate(starts):
+        lit = [of[run] for of in by_channel]
+        frame_indices.append([start + of_channel for of_channel in lit])
+        if min(shares) < 1:
+            runs[run] = [frames[of] for frames, of in zip(runs[run], lit, strict=True)]
     regions = [
         (-(-height // REGION_PIX), -(-width // REGION_PIX))
         for _, height, width in (channel.shape for channel in channels)
@@ -149,9 +169,22 @@ def draw_sample(
     # One of few, for which programs may have been compiled. A frame is compared with others
     # as far away on both sides.
     lag = next(n for n in _LAGS if n >= max(of.lag for of in blinking))
-    lag = min(lag, len(runs[0][0]) // 3)
+    lag = min(lag, min(map(len, runs[0])) // 3)
     unit = "e-" if cameras[0].is_gain_known else "ADU"
-    return Sample(runs, frame_indices, places, regions, blinking, lag, unit)
+    return Sample(runs, frame_indices, shares, places, regions, blinking, lag, unit)
+
+
+def _lit_frames(
+    runs: Sequence[Float[Array, "frames height width"]],
+) -> list[Int[np.ndarray, " lit"]]:
+    """The frames of each run of a channel that are not dark, as many in all."""
+    found = []
+    for frames in runs:
+        levels = np.maximum(np.asarray(jnp.nanmean(frames, axis=(1, 2))), 0)
+        total = np.nansum(levels)
+        usual = np.nansum(levels**2) / total if total > 0 else 0.0
+        found.append(np.flatnonzero(~(levels < _LEAST_LIGHT * usual)))
+    return [of_run[: min(map(len, found))] for of_run in found]
 
 
 def _check_learnable(frames: Float[Array, "frames height width"]) -> None:
@@ -183,8 +216,8 @@ def _check_learnable(frames: Float[Array, "frames height width"]) -> None:
 
 def _draw_runs(
     channels: Sequence[Channel], masks: Sequence[Channel | None], cameras: Sequence[Camera]
-) -> tuple[list[Any], list[Int[np.ndarray, " frames"]], list[Any]]:
-    """Runs of frames as light, each of another part of the field, their places in the
+) -> tuple[list[Any], list[int], list[Any]]:
+    """Runs of frames as light, each of another part of the field, where they begin in the
     movie, and where these parts begin. Pixels that a mask leaves out are NaN."""
     frame_count = len(channels[0])
     length = min(frame_count, _RUN_FRAMES)
@@ -200,7 +233,7 @@ def _draw_runs(
             begins.append(tuple(part.start // REGION_PIX for part in tile))
         runs.append(parts)
         places.append(begins)
-    return runs, [np.arange(start, start + length) for start in starts], places
+    return runs, starts, places
 
 
 def _field(channel: Channel, mask: Channel | None) -> tuple[slice, slice]:

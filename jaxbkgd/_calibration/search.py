@@ -128,8 +128,15 @@ class ChannelSearch:
     trials: dict[Structure, dict[Radii, Trial]] = field(default_factory=dict)
 
     def estimator(self, structure: Structure, radii: Radii) -> RadiiEstimator:
-        bound_pix = next(b for b in _BOUNDS_PIX if max(radii[1:]) < 0.98 * b)
-        return structure.estimator([radii], bound_pix, self.skips_nan)
+        """For the sample, in which frames follow each other that have dark ones between
+        them in the movie."""
+        (share,), (frames, y, x) = self.sample.lit_shares, radii
+        bound_pix = next(b for b in _BOUNDS_PIX if max(y, x) < 0.98 * b)
+        lit = structure._replace(
+            longest=share * structure.longest,
+            block_frames=math.ceil(share * structure.block_frames),
+        )
+        return lit.estimator([(share * frames, y, x)], bound_pix, self.skips_nan)
 
     def trial(self, structure: Structure, radii: Radii) -> Trial:
         tried = self.trials.setdefault(structure, {})

@@ -267,11 +267,11 @@ def clipped_sums(
             z = double_size(z, frames.shape) - per_growth * per_noise * part
         clipped = lax.optimization_barrier(clip.weights(z))
         if not is_last:
-            is_below = (z < 0) & (light > 0)[..., None, None]
-            if weights is not None:
-                is_below = is_below & (weights > 0)
-            squares = sum_frames(jnp.where(is_below, z * z, 0))
-            square_totals = sum_frames(is_below.astype(z.dtype))
+            is_below = z < 0 if weights is None else (z < 0) & (weights > 0)
+            # By their light: dark frames do not show how its noise grows.
+            below = jnp.where(is_below, jnp.maximum(light, 0)[..., None, None], 0)
+            squares = sum_frames(below * z * z)
+            square_totals = sum_frames(below)
     elif is_last:
         rates = double_size(rates, frames.shape)
     if weights is not None:

@@ -135,11 +135,11 @@ def clipped_sums(
             z = lax.optimization_barrier(excess * per_noise)
         clipped = lax.optimization_barrier(clip.weights(z))
         if not is_last:
-            is_below = (z < 0) & (bkgds > 0)
-            if small_weights is not None:
-                is_below = is_below & (small_weights > 0)
-            squares = sum_frames(jnp.where(is_below, z * z, 0))
-            square_totals = sum_frames(is_below.astype(z.dtype))
+            is_below = z < 0 if small_weights is None else (z < 0) & (small_weights > 0)
+            # By their light: dark frames do not show how its noise grows.
+            below = jnp.where(is_below, jnp.maximum(bkgds, 0), 0)
+            squares = sum_frames(below * z * z)
+            square_totals = sum_frames(below)
     if image_weights is not None:
         clipped = clipped * image_weights
     if is_last:
