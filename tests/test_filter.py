@@ -15,7 +15,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from reference import dense_mean, dense_mean_over_time
 
 from jaxbkgd import estimate_movie, smlmlp, spatial_mean, SpatialMean
-from jaxbkgd._filter.kernels import GapKernel, GaussianKernel, half_width, Truncation
+from jaxbkgd._filter.kernels import GaussianKernel, half_width, Truncation
 from jaxbkgd._filter.primitive import separable_filter, temporal_filter
 
 
@@ -320,19 +320,6 @@ class TestTime:
                 for index in range(2)
             ]
             close()(jax.vmap(function, in_axes)(*at), expected)
-
-    @pytest.mark.slow
-    def test_a_gap_is_filled_from_its_edges(self, edges, x64):
-        kernel = GapKernel(self.KERNEL, 2)
-        frames = np.zeros((9, 1, 1))
-        frames[4] = 1
-        got = np.asarray(
-            temporal_filter(jnp.asarray(frames), jnp.float64(4.0), kernel, edges)
-        ).ravel()
-        plain = dense_mean_over_time(frames, 4.0, edges=edges).ravel()
-        expected = np.where(np.abs(np.arange(9) - 4) < 2, 0, plain)
-        expected[[2, 6]] += plain[3:6].sum() / 2
-        close()(got, expected)
 
 
 class TestManyDevices:

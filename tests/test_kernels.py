@@ -13,7 +13,6 @@ from conftest import (
 )
 
 from jaxbkgd._filter.kernels import (
-    GapKernel,
     GaussianKernel,
     half_width,
     noise_factor,
@@ -212,23 +211,6 @@ def test_gradients_of_noise_factors_agree_with_differences(truncation, x64):
     ]
     # Rounding of the factor over the step, and the step squared.
     np.testing.assert_allclose(slopes[: len(PAIRS)], expected, rtol=1e-6, atol=1e-10)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("gap", [3, 30])
-def test_a_kernel_with_a_gap_sees_nothing_nearer_and_sums_to_one(gap, x64):
-    kernel = GaussianKernel(half_width(9.0, "smooth"), "smooth", is_bound=True)
-    with_gap = GapKernel(kernel, gap)
-    taps = np.asarray(with_gap.taps(jnp.float64(7.0)))
-    plain = np.pad(kernel.taps(jnp.float64(7.0)), (0, 30))[: taps.size]
-    assert np.all(taps[:gap] == 0)
-    # Some ten roundings of 64 bits.
-    np.testing.assert_allclose(2 * taps[gap:].sum(), 1, rtol=1e-14)
-    np.testing.assert_allclose(taps[gap + 1 :], plain[gap + 1 :], rtol=1e-14)
-    slopes = with_gap.derivative().taps(jnp.float64(7.0))
-    expected = central_difference(lambda r: with_gap.taps(jnp.float64(r)), 7.0, STEP)
-    # Rounding of the taps over the step, and the step squared.
-    np.testing.assert_allclose(slopes, expected, rtol=1e-7, atol=1e-10)
 
 
 @pytest.mark.slow

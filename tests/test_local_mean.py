@@ -10,10 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import central_difference
-from reference import mean_matrix
+from reference import axis_matrix, mean_matrix, reference_kernel
 from scipy.special import expit
 
 from jaxbkgd import Camera, LocalMean, SoftClip, SpatialMean
+from jaxbkgd._estimators.smoothing import Smoothing, smoothing_kernels
 
 
 # Photo-electrons: an uneven background in a flickering light, and some molecules.
@@ -327,6 +328,23 @@ def test_derivatives_are_those_of_finite_differences(gradients, x64):
         lambda x: loss(parameters, frames + x * direction), 0.0, 1e-6
     )
     np.testing.assert_allclose(jnp.vdot(of_frames, direction), difference, rtol=1e-5)
+
+
+@pytest.mark.parametrize("gap", [1, 3, 12])
+def test_blocks_in_a_gap_are_replaced_by_those_at_its_edges(gap, rng, x64):
+    sums = rng.normal(100, 10, (2, 30, 4, 5))
+    kernels = smoothing_kernels((6.0, 1.0, 1.0), 1, is_bound=False)
+    smoothing = Smoothing(jnp.array([6.0, 1.0, 1.0]), kernels, 4)
+    in_time = smoothing.sums_in_time(jnp.asarray(sums))
+    got = smoothing.with_gap(in_time, jnp.asarray(sums), gap)
+    row = reference_kernel(6.0, "smooth")
+    taps = np.pad(row[row.size // 2 :], (0, 5))
+    weight = taps[0] / 2 + taps[1:gap].sum()
+    taps[:gap] = 0
+    taps[gap] += weight
+    expected = np.einsum("ij,bjyx->biyx", axis_matrix(taps, 30, "empty"), sums)
+    # Roundings of 64 bits of some thirty numbers.
+    np.testing.assert_allclose(got, expected, rtol=1e-12)
 
 
 def errors(frames, truth, module=None):

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from .._filter.kernels import Kernel
+from .._filter.kernels import GaussianKernel
 from .._filter.primitive import temporal_filter
 from .smoothing import ratio
 
@@ -17,7 +17,7 @@ def average_steady_light(
     variance: Float[Array, " frames"],
     is_seen: Bool[Array, " frames"],
     radius_frames: Float[Array, ""],
-    kernel: Kernel,
+    kernel: GaussianKernel,
 ) -> Float[Array, " frames"]:
     """The light, moved towards its mean over time by as much as its noise explains its
     scatter about that mean: where it flickers or pulses not at all, where it is steady

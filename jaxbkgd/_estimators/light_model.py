@@ -383,20 +383,22 @@ def _rates(
     twice. So what it changes is that of their difference, which beside clipped pixels is
     not the same as the background itself.
     """
-    rates = smoothing.means(sums.sums, sums.totals)
+    both = sums.sums, sums.totals
+    in_space = smoothing.sums_in_space(jnp.stack(both))
+    near = smoothing.sums_in_time(in_space)
+    rates = smoothing.completed(*both, *near)
     if not gaps:
         return [rates]
-    plain = smoothing.with_order(2)
-
-    both = sums.sums, sums.totals
-
-    def means(smoothing: Smoothing, gap: int) -> Float[Array, "blocks height width"]:
-        return smoothing.completed(*both, *smoothing.sums(jnp.stack(both), gap))
+    wide, wide_in_space, wide_near = smoothing.widened(), in_space, near
+    if smoothing.order == 4:
+        wide_in_space = wide.sums_in_space(jnp.stack(both))
+        wide_near = wide.sums_in_time(wide_in_space)
 
     def of_difference(gap: int) -> Float[Array, "blocks height width"]:
+        means = ratio(*smoothing.with_gap(near, in_space, gap))
         if smoothing.order == 2:
-            return means(plain, gap)
-        return 2 * means(plain, gap) - means(plain.widened(), gap)
+            return means
+        return 2 * means - ratio(*wide.with_gap(wide_near, wide_in_space, gap))
 
     seeing_all = of_difference(0)
     return [rates, *(rates + of_difference(gap) - seeing_all for gap in gaps)]

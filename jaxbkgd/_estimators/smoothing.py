@@ -13,7 +13,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-from .._filter.kernels import GapKernel, GaussianKernel, half_width
+from .._filter.kernels import GaussianKernel, half_width
 from .._filter.primitive import separable_filter, temporal_filter
 from .checks import is_known
 
@@ -89,25 +89,55 @@ class Smoothing(eqx.Module):
         return Smoothing(self.radii * factors, kernels, self.order)
 
     def sums(
-        self, images: Float[Array, "*batch blocks height width"], gap: int = 0
+        self, images: Float[Array, "*batch blocks height width"]
     ) -> Float[Array, "*batch blocks height width"]:
-        """The sums under G. Blocks nearer than `gap` are replaced by those at that
-        distance. Edge pixels are repeated, and beyond the first and last block is none."""
-        time, y, x = self.kernels[:3]
-        images = separable_filter(images, list(self.radii[1:]), (y, x), is_finite=True)
+        """The sums under G. Edge pixels are repeated, and beyond the first and last block
+        is none."""
+        return self.sums_in_time(self.sums_in_space(images))
+
+    def sums_in_space(
+        self, images: Float[Array, "*batch blocks height width"]
+    ) -> Float[Array, "*batch blocks height width"]:
+        """Those along y and x alone."""
+        kernels = self.kernels.y, self.kernels.x
+        return separable_filter(images, list(self.radii[1:]), kernels, is_finite=True)
+
+    def sums_in_time(
+        self, images: Float[Array, "*batch blocks height width"]
+    ) -> Float[Array, "*batch blocks height width"]:
+        """Those over time alone."""
+        time = self.kernels.time
         if time is None:
             return images
-        kernel = GapKernel(time, gap) if gap else time
-        return temporal_filter(images, self.radii[0], kernel, "empty", is_finite=True)
+        return temporal_filter(images, self.radii[0], time, "empty", is_finite=True)
 
-    def means(
+    def with_gap(
         self,
-        sums: Float[Array, "blocks height width"],
-        totals: Float[Array, "blocks height width"],
-    ) -> Float[Array, "blocks height width"]:
-        """The ratio of smoothed sums to smoothed totals; for order 4, with the mean of what
-        it leaves added ("twicing": Tukey, Exploratory Data Analysis, 1977, 16)."""
-        return self.completed(sums, totals, *self.sums(jnp.stack([sums, totals])))
+        sums: Float[Array, "*batch blocks height width"],
+        images: Float[Array, "*batch blocks height width"],
+        gap: int,
+    ) -> Float[Array, "*batch blocks height width"]:
+        """Sums over time of images in which, for each block, those nearer than `gap` are
+        replaced by the two at that distance."""
+        time = self.kernels.time
+        if time is None or not gap:
+            return sums
+        count = images.shape[-3]
+        batch = [(0, 0)] * (images.ndim - 3)
+        padded = jnp.pad(images, [*batch, (gap, gap), (0, 0), (0, 0)])
+
+        def beside(distance: int) -> Float[Array, "*batch blocks height width"]:
+            before, after = (
+                lax.slice_in_dim(padded, start, start + count, axis=-3)
+                for start in (gap - distance, gap + distance)
+            )
+            return before + after
+
+        taps = time.taps(self.radii[0])
+        taps = jnp.pad(taps, (0, max(0, gap - taps.size)))
+        weight = taps[0] / 2 + jnp.sum(taps[1:gap])
+        sums = sums + weight * beside(gap) - taps[0] * images
+        return sums - sum(taps[n] * beside(n) for n in range(1, gap))
 
     def completed(
         self,
@@ -116,8 +146,10 @@ class Smoothing(eqx.Module):
         smooth_sums: Float[Array, "blocks height width"],
         smooth_totals: Float[Array, "blocks height width"],
     ) -> Float[Array, "blocks height width"]:
-        """The means, from sums and totals that are smoothed already; 1 where there is none,
-        so that a frame without light around it has its own mean as its background."""
+        """The means, from sums and totals that are smoothed already; for order 4, with the
+        mean of what they leave added ("twicing": Tukey, Exploratory Data Analysis, 1977,
+        16); 1 where there is none, so that a frame without light around it has its own mean
+        as its background."""
         means = jnp.where(smooth_totals > 0, ratio(smooth_sums, smooth_totals), 1)
         if self.order == 4:
             means = means + ratio(self.sums(sums - means * totals), smooth_totals)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import export, lax
 from jaxtyping import Array, Float, Shaped
 
-from .kernels import Frames, Image, Kernel, Kernels, Radii
+from .kernels import Frames, GaussianKernel, Image, Kernels, Radii
 
 
 # What lies beyond an edge: the edge pixel repeated, or zeros. "folded" is the adjoint of
@@ -59,7 +59,7 @@ class Row(NamedTuple):
 
 
 # By axis (0: y or t, 1: x) and kernel.
-Rows = dict[tuple[int, Kernel], Row]
+Rows = dict[tuple[int, GaussianKernel], Row]
 
 
 def halo_lines(half_width: int) -> int | None:

@@ -22,7 +22,7 @@ from .correlation import (
     rows_of,
     Settings,
 )
-from .kernels import differentiate, Frames, Image, Kernel, Kernels, Radii, Radius
+from .kernels import differentiate, Frames, GaussianKernel, Image, Kernels, Radii, Radius
 from .nonfinite import must_spread, spread_nonfinite, zeros_for_nonfinite, zeros_of_lines
 
 
@@ -323,7 +323,7 @@ def _filter_axes(
 ) -> list[Image]:
     """Filters along y, then along x where there is a kernel for it. Images with the same
     kernel along y share that pass, and the rows of a pass are correlated together."""
-    kernels_x: dict[Kernel, list[Kernel]] = {}
+    kernels_x: dict[GaussianKernel, list[GaussianKernel]] = {}
     for first, *others in images:
         kernels_x.setdefault(first, []).extend(others)
     passes = filter_y([rows[0, first] for first in kernels_x], on_cpu=on_cpu)

@@ -62,37 +62,8 @@ class GaussianKernel:
         return dataclasses.replace(self, order=self.order + 1)
 
 
-@dataclasses.dataclass(frozen=True)
-class GapKernel:
-    """A kernel whose taps nearer than `gap` are zero. Their weight goes, half and half, to
-    the two taps at that distance. A NaN in the gap spreads all the same."""
-
-    kernel: GaussianKernel
-    gap: int
-
-    @property
-    def is_bound(self) -> bool:
-        return self.kernel.is_bound
-
-    @property
-    def zero_taps(self) -> int:
-        return self.kernel.zero_taps
-
-    def taps(self, radius_pix: Float[Array, ""]) -> Float[Array, " taps"]:
-        taps = self.kernel.taps(radius_pix)
-        near = taps[0] + 2 * jnp.sum(taps[1 : self.gap])
-        taps = jnp.pad(taps, (0, max(0, self.gap + 1 - taps.size)))
-        return taps.at[: self.gap].set(0).at[self.gap].add(near / 2)
-
-    def derivative(self) -> "GapKernel":
-        return GapKernel(self.kernel.derivative(), self.gap)
-
-
-# A symmetric row of taps that depends on one radius, in px or in frames. Hashable.
-Kernel = GaussianKernel | GapKernel
-
 # The kernels of one image, (y, x) in space and (t,) in time, and their radii in this order.
-Kernels = tuple[Kernel, ...]
+Kernels = tuple[GaussianKernel, ...]
 Radius = Float[Array, ""]
 Radii = Sequence[Radius]
 

@@ -23,7 +23,7 @@ from jaxtyping import Array, Float
 
 from . import engines
 from .correlation import Edges, Settings
-from .kernels import differentiate, Frames, Image, Kernel, Kernels, Radii, Radius
+from .kernels import differentiate, Frames, GaussianKernel, Image, Kernels, Radii, Radius
 from .vectors import compiler_options
 
 
@@ -49,7 +49,12 @@ def separable_filter(
 
 
 def temporal_filter(
-    frames: Frames, radius: Radius, kernel: Kernel, edges: Edges, *, is_finite: bool = False
+    frames: Frames,
+    radius: Radius,
+    kernel: GaussianKernel,
+    edges: Edges,
+    *,
+    is_finite: bool = False,
 ) -> Image:
     """The course in time of each pixel, `*batch frames height width`, correlated with a
     kernel. To the bit, a filtered frame depends on no frames but those under the kernel,
