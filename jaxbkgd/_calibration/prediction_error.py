@@ -66,13 +66,14 @@ def prediction_errors(
         prediction = Prediction(background, background.bkgds, background.bkgds)
     else:
         prediction = estimator.predict(channels, lag)
-    background, near, far, block_frames = prediction
+    background, near, far, block_frames, compared_blocks = prediction
     light = map_channels(_known_light, background.bkgds, background.illumination)
     background = dataclasses.replace(background, illumination=light)
     error = ft.partial(
         _prediction_error,
         lag=lag,
         block_frames=block_frames,
+        compared_blocks=compared_blocks,
         sees_one_frame=estimator.sees_one_frame,
         molecule_radius_pix=molecule_radius_pix,
     )
@@ -100,6 +101,7 @@ def _prediction_error(
     *,
     lag: int,
     block_frames: int,
+    compared_blocks: int,
     sees_one_frame: bool,
     molecule_radius_pix: float | None,
 ) -> PredictionError:
@@ -130,7 +132,8 @@ def _prediction_error(
         squares = _errors_beside(frames, weights, bkgds, light, lag)
     else:
         far = lax.stop_gradient(far)
-        target = _Blocks(frames, weights, is_number, light, block_frames)
+        lengths = block_frames, compared_blocks
+        target = _Blocks(frames, weights, is_number, light, *lengths)
         squares = _errors_of_prediction(target, far, variance, lag)
         nearer, change = near - far, bkgds - near
         added = nearer * (nearer - 2 * (frames - far))
@@ -169,8 +172,10 @@ class _Blocks:
         is_number: Bool[Array, "frames height width"],
         light: Float[Array, " frames"],
         length: int,
+        compared_blocks: int,
     ):
-        self.length, self.light = length, light[:, None, None]
+        self.length, self.compared_blocks = length, compared_blocks
+        self.light = light[:, None, None]
         self.lit = jnp.where(self.light > 0, self.light, 1)
         self.counts = self.sums(is_number.astype(frames.dtype))
         self.received = self.sums(weights * frames)
@@ -194,9 +199,9 @@ def _errors_of_prediction(
     target: _Blocks, predictions: _Frames, variance: Float[Array, ""], lag: int
 ) -> Float[Array, " blocks"]:
     """The squared error of predictions q: the mean of `(f - q)(g - q)`, in which f is the
-    mean of a block in the light of one, and g that of another one which is so far away
-    that they share neither noise nor molecules. Means over blocks make noise times noise
-    small."""
+    mean of a block in the light of one, and g that of some others, so far away that they
+    share neither noise nor molecules, and not seen by q either. Means over blocks make
+    noise times noise small."""
     rates = ratio(target.sums(predictions / target.lit), target.counts)
 
     def missed(places: Any) -> list[Array]:
@@ -207,9 +212,13 @@ def _errors_of_prediction(
     # Blocks that are so far apart have no two frames that are nearer than the lag.
     gap = (lag + length - 2) // length + 1
     times = np.arange(count)
-    own, later, earlier = (
-        missed(_mirror(times + step, times, count)) for step in (0, gap, -gap)
-    )
+    steps = range(gap, gap + target.compared_blocks)
+
+    def missed_beside(sign: int) -> list[Array]:
+        parts = [missed(_mirror(times + sign * step, times, count)) for step in steps]
+        return [sum(images) for images in zip(*parts, strict=True)]
+
+    own, later, earlier = missed(times), missed_beside(1), missed_beside(-1)
     squares = (_product(own, later) + _product(own, earlier)) / 2
     # Between regions, the noise of a block is small enough to be subtracted. So steps
     # count, which blocks before and after them see with opposite signs.

@@ -18,12 +18,13 @@ _Estimator = TypeVar("_Estimator", bound="AbstractEstimator")
 
 class Prediction(NamedTuple):
     """What `AbstractEstimator.predict` gives; predictions are steady, but for the light,
-    over blocks of so many frames."""
+    over blocks of so many frames, and `far` has not seen so many blocks that `near` has."""
 
     background: Background
     near: Any
     far: Any
     block_frames: int = 1
+    compared_blocks: int = 1
 
 
 class AbstractEstimator(SavedModule):

@@ -48,6 +48,8 @@ _LIGHT_KERNEL = GaussianKernel(
     half_width(_LARGEST_LIGHT, "smooth"), "smooth", is_bound=True
 )
 
+# Blocks on either side that a block is compared with: the more, the less noise.
+_COMPARED_BLOCKS = 4
 # How many patterns of light there are.
 Rank = Literal[0, 1, 2, 3, 4, "auto"]
 
@@ -338,8 +340,8 @@ class LocalMean(RadiiEstimator):
         """The background, and two predictions of each frame that have not seen it.
 
         In `near`, blocks of frames with any frame nearer than `gap_frames` are replaced by
-        the nearest other blocks on either side. In `far`, they are replaced by blocks one
-        farther away, which the difference of `near` and the background has not seen either.
+        the nearest other blocks on either side. `far` has not seen the next blocks either,
+        four where the movie is long enough, so that frames can be compared with these.
         At the ends of the movie there is only one side. The light is that of the frame
         itself. With a clip, the frame counts a little in the weights of others. With a
         kernel of fourth order, it keeps about 1 % of its share of the background, and 5 %
@@ -365,6 +367,7 @@ class LocalMean(RadiiEstimator):
         }
         length = next(n for n, gap in gaps.items() if 2 * (gap + 1) * n <= count)
         gap = gaps[length]
+        compared_blocks = min(_COMPARED_BLOCKS, count // (2 * length) - gap)
         # A movie does not tell how faint its molecules may be.
         module = with_fields(
             self,
@@ -376,7 +379,9 @@ class LocalMean(RadiiEstimator):
         functions = module._stack_functions(len(stacks))
         backgrounds = joined(
             map_channels(
-                lambda frames, function: function(frames, gaps=(gap, gap + 1)),
+                lambda frames, function: function(
+                    frames, gaps=(gap, gap + compared_blocks)
+                ),
                 frames,
                 functions if is_sequence(frames) else functions[0],
             )
@@ -391,7 +396,7 @@ class LocalMean(RadiiEstimator):
             backgrounds.illumination,
             backgrounds.noise,
         )
-        return Prediction(background, near, far, length)
+        return Prediction(background, near, far, length, compared_blocks)
 
     def light_models(self, count: int) -> list[LightModel] | None:
         rank = self._largest_rank
