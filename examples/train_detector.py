@@ -297,8 +297,8 @@ def read(path: Path) -> list[Result]:
 
 
 def table(results: Sequence[Result]) -> str:
-    """The mean over seeds, and the standard deviation; also of the Jaccard index relative
-    to that with the true background, seed by seed."""
+    """The mean over seeds, and the standard deviation; also of Jaccard indices relative to
+    those with the true background, seed by seed."""
 
     def spread(values: Sequence[float], digits: int = 3) -> str:
         if not values:
@@ -306,24 +306,31 @@ def table(results: Sequence[Result]) -> str:
         deviation = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
         return f"{np.mean(values):.{digits}f}{deviation}"
 
+    def jaccards(result: Result) -> np.ndarray:
+        """At a threshold of 0.5, and at that of `SCORES` where it is largest."""
+        return np.array([result.score["jaccard"], max(result.jaccards)])
+
     def key(result: Result) -> tuple[str, int]:
         return KINDS[result.background].light, result.seed
 
-    titles = ["background", "Jaccard", "relative", "recall", "precision", "RMSE (nm)"]
-    rows = [[*titles, "radius"], ["---"] * (len(titles) + 1)]
-    bounds = {key(r): r.score["jaccard"] for r in results if KINDS[r.background].is_true}
-    for name in KINDS:
+    titles = (
+        "background, Jaccard at 0.5, relative, largest Jaccard, relative, RMSE (nm), radius"
+    )
+    rows = [titles.split(", "), ["---"] * 7]
+    bounds = {key(r): jaccards(r) for r in results if KINDS[r.background].is_true}
+    for name, kind in KINDS.items():
         mine = [result for result in results if result.background == name]
         if not mine:
             continue
-        scores = {field: [r.score[field] for r in mine] for field in Score._fields}
-        jaccard, recall, precision = (spread(scores[field]) for field in Score._fields[:3])
-        ratios = [r.score["jaccard"] / bounds[key(r)] for r in mine if key(r) in bounds]
+        cells = [name]
+        for which in range(2):
+            values = {key(r): jaccards(r)[which] for r in mine}
+            ratios = [values[k] / bounds[k][which] for k in values if k in bounds]
+            cells += [spread([*values.values()]), "" if kind.is_true else spread(ratios)]
+        cells.append(spread([r.score["rmse_nm"] for r in mine], 1))
         *frames, _, pix = np.mean([r.radii for r in mine], 0)
         radii = " and ".join([*(f"{r:.1f} frames" for r in frames), f"{pix:.1f} px"])
-        radii = "" if KINDS[name].is_true else radii
-        cells = [name, jaccard, spread(ratios), recall, precision]
-        rows.append([*cells, spread(scores["rmse_nm"], 1), radii])
+        rows.append([*cells, "" if kind.is_true else radii])
     return "".join(f"| {' | '.join(cells)} |\n" for cells in rows)
 
 
