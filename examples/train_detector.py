@@ -11,7 +11,7 @@ the same movies, from the same network.
 
 By default a `LocalMean` is calibrated and trained in pulsed light, which takes some minutes
 on two cores. What is measured is kept in FOLDER, and not measured again: with
-`--backgrounds all --seeds 0 1 2`, the table. A training that was interrupted goes on from
+`--backgrounds all --seeds 0 1`, the table. A training that was interrupted goes on from
 its last checkpoint. It writes train_detector.json and .md, and to the subfolder `figures`
 train_detector.png. It needs the extra `cli`.
 """
@@ -353,7 +353,8 @@ def write(results: Sequence[Result], state: State, name: str, folder: Path) -> N
 
 
 def draw(results: Sequence[Result], state: State, name: str, path: Path) -> None:
-    """A frame with what was found, and the Jaccard index over the threshold."""
+    """A frame with what was found, and the Jaccard index over the threshold, of the first
+    seed."""
     figure = Figure((11, 3.6), dpi=75, layout="constrained")
     frame_axes, *light_axes = figure.subplots(1, 1 + len(LIGHTS))
 
@@ -367,17 +368,17 @@ def draw(results: Sequence[Result], state: State, name: str, path: Path) -> None
     frame_axes.plot(*truth[::-1], "o", mfc="none", mec="C2", ms=9, label="true")
     frame_axes.plot(x_pix, y_pix, "x", color="C3", ms=6, label="found")
     frame_axes.set_axis_off()
-    frame_axes.set_title(f"one frame; {name}", fontsize=9)
+    frame_axes.set_title(name, fontsize=9)
     frame_axes.legend(loc="upper right", fontsize=7)
 
     for light, axes in zip(LIGHTS, light_axes, strict=True):
         for place, kind in enumerate(kinds_in(light)):
-            curves = [result.jaccards for result in results if result.background == kind]
-            if curves:
-                label = kind.removesuffix(f", {light} light")
-                style = {"color": f"C{place}", "ls": "--" if KINDS[kind].is_true else "-"}
-                axes.plot(SCORES, np.mean(curves, 0), **style, label=label)
-                axes.legend(frameon=False, fontsize=7, loc="lower left")
+            label = kind.removesuffix(f", {light} light")
+            style = {"color": f"C{place}", "ls": "--" if KINDS[kind].is_true else "-"}
+            for result in results:
+                if (result.background, result.seed) == (kind, results[0].seed):
+                    axes.plot(SCORES, result.jaccards, **style, label=label)
+                    axes.legend(frameon=False, fontsize=7, loc="lower left")
         axes.set(xlabel="threshold", ylabel="Jaccard index", ylim=(0, 1))
         axes.set_title(f"{light} light, held-out movies", fontsize=9)
     figure.savefig(path, pil_kwargs={"optimize": True})
