@@ -93,26 +93,31 @@ class Detector(eqx.Module):
         else:
             snr = background.matched_snr(movie, CAMERA, self.psf_sigma_pix)
         noise_electrons = jnp.sqrt(background.bkgds * GAIN_ELECTRONS_PER_ADU)
-        return jax.vmap(self._seen)(snr, noise_electrons)
-
-    def _seen(self, snr, noise_electrons) -> Prediction:
-        """By one frame."""
         *hidden, last = self.layers
-        image = snr[None]
+        images = snr[..., None]
         for layer in hidden:
-            image = jax.nn.silu(layer(image))
-        logit, y, x, log_snr, *log_stds = last(image)
-        rows, columns = (
-            jnp.arange(size, dtype=jnp.float32) for size in noise_electrons.shape
-        )
+            images = jax.nn.silu(_convolved(layer, images))
+        channels = jnp.moveaxis(_convolved(last, images), -1, 0)
+        logit, y, x, log_snr, *log_stds = channels
+        rows, columns = (jnp.arange(size, dtype=jnp.float32) for size in snr.shape[1:])
         mean = [
             rows[:, None] + _REACH_PIX * jnp.tanh(y),
             columns + _REACH_PIX * jnp.tanh(x),
             # Of a molecule's photons, some are in its brightest pixel.
             2 + log_snr + jnp.log(noise_electrons),
         ]
-        std = _LEAST_STD + jax.nn.softplus(jnp.stack(log_stds))
-        return Prediction(logit + _FIRST_LOGIT, jnp.stack(mean), std)
+        std = _LEAST_STD + jax.nn.softplus(jnp.stack(log_stds, 1))
+        return Prediction(logit + _FIRST_LOGIT, jnp.stack(mean, 1), std)
+
+
+def _convolved(layer: eqx.nn.Conv2d, images: Float[Array, "frames height width channels"]):
+    """With channels last, which takes a CPU less time."""
+    order = ("NHWC", "OIHW", "NHWC")
+    images = jax.lax.conv_general_dilated(
+        images, layer.weight, (1, 1), "SAME", dimension_numbers=order
+    )
+    assert layer.bias is not None
+    return images + layer.bias.ravel()
 
 
 def loss(prediction: Prediction, molecules: Molecules) -> Float[Array, ""]:

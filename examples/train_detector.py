@@ -1,27 +1,28 @@
-"""Train a detector through the background: are radii that it learns better ones?
+"""Train a detector through the background: how near does it come to the true one?
 
     python examples/train_detector.py [FOLDER] [--backgrounds NAME ...] [--seeds N ...]
         [--steps N] [--smoke]
 
 A network looks for molecules in the signal-to-noise map that an estimator of the background
 leaves (`detector.py`). Both are trained together, on movies that are simulated as they are
-needed, each with an uneven background of its own. Backgrounds that are fixed, calibrated,
-or true are trained with for comparison: the same number of steps, on the same movies, from
-the same network.
+needed, each with an uneven background of its own, in steady or pulsed light. Backgrounds
+that are calibrated, or true, are trained with for comparison: the same number of steps, on
+the same movies, from the same network.
 
-By default radii are trained from 7 px, which takes two minutes on two cores. What is
-measured is kept in FOLDER, and not measured again: with `--backgrounds all --seeds 0 1 2`,
-the table. A training that was interrupted goes on from its last checkpoint. It writes
-train_detector.json and .md, and to the subfolder `figures` train_detector.png. It needs the
-extra `cli`.
+By default a `LocalMean` is calibrated and trained in pulsed light, which takes some minutes
+on two cores. What is measured is kept in FOLDER, and not measured again: with
+`--backgrounds all --seeds 0 1`, the table. A training that was interrupted goes on from
+its last checkpoint. It writes train_detector.json and .md, and to the subfolder `figures`
+train_detector.png. It needs the extra `cli`.
 """
 
 import argparse
+import functools
 import json
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import equinox as eqx
 import jax
@@ -47,16 +48,18 @@ import jaxbkgd
 
 
 SIZE_PIX = 64
-# A step sees two movies, each with its own background.
-MOVIES, FRAMES = 2, 24
+# A step sees one movie, with a background of its own.
+FRAMES = 48
 # For calibration, and to be scored on.
-LONG_MOVIES, LONG_FRAMES = 8, 100
-MAX_RADIUS_PIX, MAX_RADIUS_FRAMES = 30.0, 20.0
+CALIBRATION_MOVIES, LONG_MOVIES, LONG_FRAMES = 2, 8, 100
 OFFSET_ADU = 100.0
+# The light of successive frames, over and over, and how much it flickers: an activation
+# pulse, or none.
+LIGHTS = {"steady": ((1.0,), 0.0), "pulsed": ((1.35, 1.0, 1.0, 1.0), 0.015)}
 
 # Radii are logarithms of a kind, and may be moved faster than weights.
-WEIGHT_RATE, RADIUS_RATE = 5e-3, 0.2
-STEPS_PER_CHECKPOINT = 100
+WEIGHT_RATE, RADIUS_RATE = 5e-3, 0.05
+STEPS, STEPS_PER_CHECKPOINT = 200, 100
 SCORES = np.linspace(0.05, 0.95, 10)
 
 
@@ -71,7 +74,9 @@ class Movie(NamedTuple):
     molecules: Molecules
 
 
-def simulated(*seed: int, frame_count: int) -> Movie:
+# Kept, since all backgrounds are trained with on the same ones.
+@functools.lru_cache(2 * STEPS)
+def simulated(*seed: int, frame_count: int, light: str) -> Movie:
     """A movie whose background no other seed has."""
     rng = np.random.default_rng(seed)
 
@@ -94,69 +99,62 @@ def simulated(*seed: int, frame_count: int) -> Movie:
         gain_electrons_per_adu=GAIN_ELECTRONS_PER_ADU,
         offset_adu=OFFSET_ADU,
     )
-    background = jaxbkgd.Background(truth.bkgds_adu, jnp.float32(1))
     events = (truth.y_pix, truth.x_pix, truth.photons, truth.is_on)
     molecules = Molecules(*(event.reshape(frame_count, -1) for event in events))
-    return Movie(movie - OFFSET_ADU, background, molecules)
+    cycle, flicker = LIGHTS[light]
+    levels = np.resize(cycle, frame_count) * (1 + flicker * rng.normal(size=frame_count))
+    # More light than in the darkest frame adds electrons: a sum of Poisson numbers is one.
+    added = (levels / levels.min() - 1)[:, None, None] * np.asarray(truth.bkgds_adu)
+    electrons = rng.poisson(added * GAIN_ELECTRONS_PER_ADU)
+    frames = jnp.asarray(movie - OFFSET_ADU + electrons / GAIN_ELECTRONS_PER_ADU)
+    background = jaxbkgd.Background(truth.bkgds_adu + added, jnp.float32(1))
+    return Movie(frames, background, molecules)
 
 
 # Seeds of one kind are no seeds of another.
-def training_movies(seed: int, step: int) -> Movie:
-    movies = [simulated(0, seed, step, i, frame_count=FRAMES) for i in range(MOVIES)]
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *movies)
+def training_movie(seed: int, step: int, light: str) -> Movie:
+    return simulated(0, seed, step, frame_count=FRAMES, light=light)
 
 
-def calibration_movies(seed: int) -> list[Movie]:
-    return [simulated(1, seed, i, frame_count=LONG_FRAMES) for i in range(LONG_MOVIES)]
-
-
-def held_out_movies(seed: int) -> list[Movie]:
-    return [simulated(2, seed, i, frame_count=LONG_FRAMES) for i in range(LONG_MOVIES)]
+def long_movies(*seed: int, count: int, light: str) -> list[Movie]:
+    return [simulated(*seed, i, frame_count=LONG_FRAMES, light=light) for i in range(count)]
 
 
 # The backgrounds that are compared.
 
 
-def calibrated(
-    estimator: jaxbkgd.AbstractEstimator, seed: int
-) -> jaxbkgd.AbstractEstimator:
+@functools.cache
+def calibrated(rank: Literal[0, 1], light: str) -> jaxbkgd.AbstractEstimator:
     """One set of radii for all backgrounds, from movies without their truth."""
-    movies = [movie.frames for movie in calibration_movies(seed)]
-    return jaxbkgd.calibrate(movies, estimator)[0]
-
-
-def spatial(radius_pix: float = 7.0, **settings: Any) -> jaxbkgd.SpatialMean:
-    return jaxbkgd.SpatialMean(radius_pix, max_radius_pix=MAX_RADIUS_PIX, **settings)
-
-
-def over_time() -> jaxbkgd.LocalMean:
-    return jaxbkgd.LocalMean(
-        7.0, 5.0, max_radius_pix=MAX_RADIUS_PIX, max_radius_frames=MAX_RADIUS_FRAMES
-    )
+    movies = long_movies(1, count=CALIBRATION_MOVIES, light=light)
+    estimator = jaxbkgd.LocalMean(illumination_rank=rank)
+    return jaxbkgd.calibrate([movie.frames for movie in movies], estimator)[0]
 
 
 @dataclass(frozen=True)
 class Kind:
-    """Where a background comes from: the estimator at first, by the seed; whether it is
-    trained; and whether the truth takes its place."""
+    """Where a background comes from: the estimator at first, and the light it is in;
+    whether it is trained; and whether the truth takes its place."""
 
-    first: Callable[[int], jaxbkgd.AbstractEstimator]
+    first: Callable[[], jaxbkgd.AbstractEstimator]
+    light: str
     is_trained: bool = False
     is_true: bool = False
 
 
-TRAINED = "r trained from 7 px"
-KINDS = {
-    "r = 7 px, separable noise": Kind(lambda seed: spatial(noise="separable")),
-    "r = 7 px": Kind(lambda seed: spatial()),
-    "r calibrated": Kind(lambda seed: calibrated(spatial(), seed)),
-    TRAINED: Kind(lambda seed: spatial(), is_trained=True),
-    "r trained from 2 px": Kind(lambda seed: spatial(2.0), is_trained=True),
-    "r trained from 25 px": Kind(lambda seed: spatial(25.0), is_trained=True),
-    "LocalMean calibrated": Kind(lambda seed: calibrated(over_time(), seed)),
-    "LocalMean trained": Kind(lambda seed: over_time(), is_trained=True),
-    "the true background": Kind(lambda seed: spatial(), is_true=True),
-}
+def kinds_in(light: str) -> dict[str, Kind]:
+    kinds = {}
+    for rank in (0, 1):
+        name = f"LocalMean of rank {rank}"
+        first = functools.partial(calibrated, rank, light)
+        kinds[f"{name}, calibrated"] = Kind(first, light)
+        kinds[f"{name}, trained"] = Kind(first, light, is_trained=True)
+    kinds["the true background"] = Kind(jaxbkgd.SpatialMean, light, is_true=True)
+    return {f"{name}, {light} light": kind for name, kind in kinds.items()}
+
+
+KINDS = kinds_in("steady") | kinds_in("pulsed")
+TRAINED = "LocalMean of rank 1, trained, pulsed light"
 
 
 # Training.
@@ -169,7 +167,6 @@ class State(eqx.Module):
     moments: optax.OptState
     step: Array
     losses: Float[Array, " steps"]
-    radii: Float[Array, "steps axes"]
 
 
 def optimizer(is_trained: bool, steps: int) -> optax.GradientTransformation:
@@ -192,36 +189,30 @@ def optimizer(is_trained: bool, steps: int) -> optax.GradientTransformation:
 
 
 def first_state(kind: Kind, seed: int, steps: int) -> State:
-    detector = Detector(kind.first(seed), jax.random.key(seed))
+    detector = Detector(kind.first(), jax.random.key(seed))
     learned = eqx.filter(detector, eqx.is_inexact_array)
-    radii = radii_of(detector.estimator)
     return State(
         detector,
         optimizer(kind.is_trained, steps).init(learned),
         jnp.array(0),
         jnp.full(steps, jnp.nan, jnp.float32),
-        jnp.full((steps, len(radii)), jnp.nan, jnp.float32),
     )
 
 
 def radii_of(estimator: Any) -> Float[Array, " axes"]:
     """(frames, y, x) or (y, x)."""
-    is_local = isinstance(estimator, jaxbkgd.LocalMean)
-    return (estimator.radii if is_local else estimator.radii_pix)[0]
+    return estimator.radii[0]
 
 
-@eqx.filter_jit(donate="all-except-first")
-def stepped(movies: Movie, state: State, is_trained: bool, is_true: bool) -> State:
+@eqx.filter_jit
+def stepped(movie: Movie, state: State, is_trained: bool, is_true: bool) -> State:
     """One step later. Whether the background is trained, or true, is compiled in."""
 
-    def mean_loss(detector: Detector):
-        def of_movie(movie: Movie):
-            given = movie.background if is_true else None
-            return loss(detector(movie.frames, given), movie.molecules)
+    def movie_loss(detector: Detector):
+        given = movie.background if is_true else None
+        return loss(detector(movie.frames, given), movie.molecules)
 
-        return jnp.mean(jax.vmap(of_movie)(movies))
-
-    value, gradient = eqx.filter_value_and_grad(mean_loss)(state.detector)
+    value, gradient = eqx.filter_value_and_grad(movie_loss)(state.detector)
     updates, moments = optimizer(is_trained, len(state.losses)).update(
         gradient, state.moments
     )
@@ -230,7 +221,6 @@ def stepped(movies: Movie, state: State, is_trained: bool, is_true: bool) -> Sta
         moments,
         state.step + 1,
         state.losses.at[state.step].set(value),
-        state.radii.at[state.step].set(radii_of(state.detector.estimator)),
     )
 
 
@@ -241,8 +231,8 @@ def trained(name: str, seed: int, steps: int, folder: Path) -> State:
     if path.exists():
         state = eqx.tree_deserialise_leaves(path, state)
     for step in track(range(int(state.step), steps), f"{name}, seed {seed}"):
-        movies = training_movies(seed, step)
-        state = stepped(movies, state, kind.is_trained, kind.is_true)
+        movie = training_movie(seed, step, kind.light)
+        state = stepped(movie, state, kind.is_trained, kind.is_true)
         if (step + 1) % STEPS_PER_CHECKPOINT == 0 or step + 1 == steps:
             partial_path = path.with_suffix(".part")
             eqx.tree_serialise_leaves(partial_path, state)
@@ -257,16 +247,15 @@ def trained(name: str, seed: int, steps: int, folder: Path) -> State:
 class Result:
     """How right a trained detector is about movies that it has not seen.
 
-    `precisions` and `recalls` are those at `SCORES`, and `radii` those at each step.
+    `jaccards` are those at `SCORES`, and `radii` those after the training.
     """
 
     background: str
     seed: int
     steps: int
     score: Mapping[str, float]
-    precisions: Sequence[float]
-    recalls: Sequence[float]
-    radii: Sequence[Sequence[float]]
+    jaccards: Sequence[float]
+    radii: Sequence[float]
 
 
 @eqx.filter_jit
@@ -274,14 +263,10 @@ def predicted(detector: Detector, movie: Movie, is_true: bool):
     return detector(movie.frames, movie.background if is_true else None)
 
 
-def rows_of(detector: Detector, movie: Movie, is_true: bool, least: float = 0.5) -> Found:
-    return found(predicted(detector, movie, is_true), least)
-
-
 def result_of(name: str, seed: int, state: State) -> Result:
     """Of all held-out movies together."""
     shape_pix, is_true = (SIZE_PIX, SIZE_PIX), KINDS[name].is_true
-    movies = held_out_movies(seed)
+    movies = long_movies(2, seed, count=LONG_MOVIES, light=KINDS[name].light)
     molecules = Molecules(
         *map(jnp.concatenate, zip(*(movie.molecules for movie in movies), strict=True))
     )
@@ -293,15 +278,13 @@ def result_of(name: str, seed: int, state: State) -> Result:
         is_kept = everything.score >= least
         return scored(Found(*(row[is_kept] for row in everything)), molecules, shape_pix)
 
-    curve = [at(least) for least in SCORES]
     return Result(
         name,
         seed,
         len(state.losses),
         at(0.5)._asdict(),
-        [score.precision for score in curve],
-        [score.recall for score in curve],
-        np.round(np.asarray(state.radii), 3).tolist(),
+        [at(least).jaccard for least in SCORES],
+        radii_of(state.detector.estimator).tolist(),
     )
 
 
@@ -314,23 +297,41 @@ def read(path: Path) -> list[Result]:
 
 
 def table(results: Sequence[Result]) -> str:
-    """The mean over seeds, and the standard deviation."""
-    lines = ["| background | Jaccard | recall | precision | RMSE (nm) | radius |"]
-    lines.append("| --- | --- | --- | --- | --- | --- |")
-    for name in KINDS:
+    """The mean over seeds, and the standard deviation; also of Jaccard indices relative to
+    those with the true background, seed by seed."""
+
+    def spread(values: Sequence[float], digits: int = 3) -> str:
+        if not values:
+            return ""
+        deviation = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
+        return f"{np.mean(values):.{digits}f}{deviation}"
+
+    def jaccards(result: Result) -> np.ndarray:
+        """At a threshold of 0.5, and at that of `SCORES` where it is largest."""
+        return np.array([result.score["jaccard"], max(result.jaccards)])
+
+    def key(result: Result) -> tuple[str, int]:
+        return KINDS[result.background].light, result.seed
+
+    titles = (
+        "background, Jaccard at 0.5, relative, largest Jaccard, relative, RMSE (nm), radius"
+    )
+    rows = [titles.split(", "), ["---"] * 7]
+    bounds = {key(r): jaccards(r) for r in results if KINDS[r.background].is_true}
+    for name, kind in KINDS.items():
         mine = [result for result in results if result.background == name]
         if not mine:
             continue
-        cells = []
-        for score, digits in zip(Score._fields, (3, 3, 3, 1), strict=True):
-            values = np.array([result.score[score] for result in mine])
-            spread = f" ± {values.std(ddof=1):.{digits}f}" if len(values) > 1 else ""
-            cells.append(f"{values.mean():.{digits}f}{spread}")
-        radii = np.mean([result.radii[-1] for result in mine], 0)
-        *frames, _, pix = radii
-        cells.append(" and ".join([*(f"{r:.1f} frames" for r in frames), f"{pix:.1f} px"]))
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+        cells = [name]
+        for which in range(2):
+            values = {key(r): jaccards(r)[which] for r in mine}
+            ratios = [values[k] / bounds[k][which] for k in values if k in bounds]
+            cells += [spread([*values.values()]), "" if kind.is_true else spread(ratios)]
+        cells.append(spread([r.score["rmse_nm"] for r in mine], 1))
+        *frames, _, pix = np.mean([r.radii for r in mine], 0)
+        radii = " and ".join([*(f"{r:.1f} frames" for r in frames), f"{pix:.1f} px"])
+        rows.append([*cells, "" if kind.is_true else radii])
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in rows)
 
 
 def write(results: Sequence[Result], state: State, name: str, folder: Path) -> None:
@@ -340,7 +341,7 @@ def write(results: Sequence[Result], state: State, name: str, folder: Path) -> N
     seeds = sorted({result.seed for result in results})
     path.with_suffix(".md").write_text(
         "# Training through the background\n\n"
-        f"By `examples/train_detector.py`: {results[0].steps} steps of {MOVIES} movies of "
+        f"By `examples/train_detector.py`: {results[0].steps} steps of a movie of "
         f"{FRAMES} frames of {SIZE_PIX} px, scored on {LONG_MOVIES} of {LONG_FRAMES} "
         "frames that are held out, within 250 nm. Mean ± standard deviation of "
         f"{len(seeds)} seeds."
@@ -352,12 +353,14 @@ def write(results: Sequence[Result], state: State, name: str, folder: Path) -> N
 
 
 def draw(results: Sequence[Result], state: State, name: str, path: Path) -> None:
-    """A frame with what was found, radii over training, and precision over recall."""
+    """A frame with what was found, and the Jaccard index over the threshold, of the first
+    seed."""
     figure = Figure((11, 3.6), dpi=75, layout="constrained")
-    frame_axes, radius_axes, curve_axes = figure.subplots(1, 3, width_ratios=[1, 1, 1.1])
+    frame_axes, *light_axes = figure.subplots(1, 1 + len(LIGHTS))
 
-    movie = simulated(2, 0, 0, frame_count=LONG_FRAMES)
-    rows, index = rows_of(state.detector, movie, KINDS[name].is_true), LONG_FRAMES // 2
+    (movie,) = long_movies(2, 0, count=1, light=KINDS[name].light)
+    rows = found(predicted(state.detector, movie, KINDS[name].is_true))
+    index = LONG_FRAMES // 2
     frame_axes.imshow(movie.frames[index], cmap="gray")
     there = np.asarray(asked(movie.molecules, SIZE_PIX, SIZE_PIX)[index])
     truth = [np.asarray(axis[index])[there] for axis in movie.molecules[:2]]
@@ -365,29 +368,19 @@ def draw(results: Sequence[Result], state: State, name: str, path: Path) -> None
     frame_axes.plot(*truth[::-1], "o", mfc="none", mec="C2", ms=9, label="true")
     frame_axes.plot(x_pix, y_pix, "x", color="C3", ms=6, label="found")
     frame_axes.set_axis_off()
-    frame_axes.set_title(f"one frame; {name}", fontsize=9)
+    frame_axes.set_title(name, fontsize=9)
     frame_axes.legend(loc="upper right", fontsize=7)
 
-    for place, kind in enumerate(KINDS):
-        mine = [result for result in results if result.background == kind]
-        if not mine:
-            continue
-        colour, label = f"C{place}", kind
-        for result in mine:
-            radii = [radii[-1] for radii in result.radii]
-            if KINDS[kind].is_trained:
-                radius_axes.plot(radii, color=colour, lw=1, label=label)
-            curve_axes.plot(
-                result.recalls, result.precisions, color=colour, lw=1, label=label
-            )
-            label = None
-    radius_axes.set(xlabel="step", ylabel="radius (px)", yscale="log")
-    radius_axes.set_yticks([2, 5, 10, 20], labels=["2", "5", "10", "20"])
-    radius_axes.set_yticks([], minor=True)
-    radius_axes.set_title("radii that are trained", fontsize=9)
-    curve_axes.set(xlabel="recall", ylabel="precision")
-    curve_axes.set_title("held-out movies, within 250 nm", fontsize=9)
-    curve_axes.legend(frameon=False, fontsize=7, loc="lower left")
+    for light, axes in zip(LIGHTS, light_axes, strict=True):
+        for place, kind in enumerate(kinds_in(light)):
+            label = kind.removesuffix(f", {light} light")
+            style = {"color": f"C{place}", "ls": "--" if KINDS[kind].is_true else "-"}
+            for result in results:
+                if (result.background, result.seed) == (kind, results[0].seed):
+                    axes.plot(SCORES, result.jaccards, **style, label=label)
+                    axes.legend(frameon=False, fontsize=7, loc="lower left")
+        axes.set(xlabel="threshold", ylabel="Jaccard index", ylim=(0, 1))
+        axes.set_title(f"{light} light, held-out movies", fontsize=9)
     figure.savefig(path, pil_kwargs={"optimize": True})
 
 
@@ -395,7 +388,7 @@ def main(
     folder: Path,
     names: Sequence[str] = (TRAINED,),
     seeds: Sequence[int] = (0,),
-    steps: int = 400,
+    steps: int = STEPS,
 ) -> list[Result]:
     """Trains and scores what has not been yet, and writes after each."""
     (folder / "figures").mkdir(parents=True, exist_ok=True)
@@ -431,7 +424,7 @@ def parse_options() -> argparse.Namespace:
         help=f"all, or some of: {'; '.join(KINDS)}",
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="N")
-    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument(
         "--smoke", action="store_true", help="only three steps, which find nothing"
     )

@@ -1,5 +1,6 @@
 """The example of training: its loss, what it finds, its scores, and that it trains."""
 
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 
@@ -21,15 +22,23 @@ pytestmark = pytest.mark.slow
 
 NOWHERE = -30.0  # a logit
 STEPS = 30  # of all trainings here, so that they share one program
-NAMES = ["r = 7 px", train_detector.TRAINED]
+LIGHT = "steady"
+# Estimators of one frame, which take less time to compile.
+TRAINED, FROZEN = NAMES = ["from 7 px", "7 px"]
+STARTS = {"from 2 px": 2.0, "from 25 px": 25.0, TRAINED: 7.0, FROZEN: 7.0}
 
 
 @pytest.fixture(autouse=True, scope="module")
 def small_movies():
-    small = {"MOVIES": 1, "FRAMES": 8, "LONG_MOVIES": 1, "LONG_FRAMES": 8}
+    # And radii that are moved faster, in so few steps.
+    small = {"FRAMES": 8, "LONG_MOVIES": 1, "LONG_FRAMES": 8, "RADIUS_RATE": 0.2}
     with pytest.MonkeyPatch.context() as patch:
         for name, value in small.items():
             patch.setattr(train_detector, name, value)
+        for name, start_pix in STARTS.items():
+            first = partial(jaxbkgd.SpatialMean, start_pix, max_radius_pix=30.0)
+            kind = train_detector.Kind(first, LIGHT, is_trained=name != FROZEN)
+            patch.setitem(train_detector.KINDS, name, kind)
         yield
 
 
@@ -67,11 +76,33 @@ def molecules_of(*places, photons=400.0):
 def test_backgrounds_bleach_as_fast_in_short_movies_as_in_long_ones():
     levels = []
     for frame_count in (2, train_detector.LONG_FRAMES):
-        movie = train_detector.simulated(7, frame_count=frame_count)
+        movie = train_detector.simulated(7, frame_count=frame_count, light=LIGHT)
         bkgds = np.asarray(movie.background.bkgds)
         levels.append(bkgds[1] / bkgds[0])
     # float32.
     np.testing.assert_allclose(*levels, rtol=1e-5)
+
+
+def test_pulsed_light_is_light_on_the_background_and_its_noise_is_photon_noise():
+    movies = [
+        train_detector.simulated(8, frame_count=train_detector.LONG_FRAMES, light=light)
+        for light in train_detector.LIGHTS
+    ]
+    steady, pulsed = (np.asarray(movie.background.bkgds) for movie in movies)
+    light = np.mean(pulsed / steady, (1, 2))
+    # float32.
+    np.testing.assert_allclose(pulsed, light[:, None, None] * steady, rtol=1e-5)
+    # Four standard deviations of the flicker of two frames.
+    np.testing.assert_allclose(light[::4] / light[1::4], 1.35, rtol=4 * 0.015 * 2**0.5)
+    frames, lit_frames = (np.asarray(movie.frames, float) for movie in movies)
+    expected = 0.46 * (pulsed - steady).astype(float)
+    errors = 0.46 * (lit_frames - frames) - expected
+    # Of Poisson numbers, the variance is the mean, m, and the fourth central moment is
+    # m + 3 m^2. Five standard errors.
+    variance, moment = expected.mean(), np.mean(expected + 2 * expected**2)
+    mean_error, square_error = 5 * np.sqrt(np.array([variance, moment]) / errors.size)
+    assert abs(errors.mean()) < mean_error
+    assert abs(np.mean(errors**2) - variance) < square_error
 
 
 class TestLoss:
@@ -146,21 +177,18 @@ class TestScores:
 
 def radii_after(name, folder):
     state = train_detector.trained(name, 0, STEPS, folder)
-    return np.asarray(state.radii), state
+    return np.asarray(train_detector.radii_of(state.detector.estimator)), state
 
 
 def test_radii_move_towards_each_other_from_far_starts(tmp_path):
-    # After 400 steps they are at 5 px; see the page on training.
-    small, large = (
-        radii_after(f"r trained from {start} px", tmp_path)[0][-1, 0] for start in (2, 25)
-    )
+    small, large = (radii_after(f"from {r} px", tmp_path)[0][0] for r in (2, 25))
     assert 2.5 < small < large < 22
 
 
 def test_frozen_radii_stay_and_the_weights_are_learned(whole):
-    radii, state = radii_after("r = 7 px", whole)
+    radii, state = radii_after(FROZEN, whole)
     np.testing.assert_allclose(radii, 7.0, rtol=1e-6)
-    first = train_detector.first_state(train_detector.KINDS["r = 7 px"], 0, STEPS)
+    first = train_detector.first_state(train_detector.KINDS[FROZEN], 0, STEPS)
     weights = [one.detector.layers[0].weight for one in (state, first)]
     assert not np.allclose(*weights)
     assert np.all(np.isfinite(state.losses))
@@ -170,20 +198,18 @@ def test_a_training_that_was_interrupted_ends_as_if_it_had_not_been(
     whole, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(train_detector, "STEPS_PER_CHECKPOINT", 2)
-    simulated = train_detector.training_movies
+    simulated = train_detector.training_movie
 
-    def until_the_third(seed, step):
+    def until_the_third(seed, step, light):
         if step == 3:
             raise KeyboardInterrupt
-        return simulated(seed, step)
+        return simulated(seed, step, light)
 
     with monkeypatch.context() as patch:
-        patch.setattr(train_detector, "training_movies", until_the_third)
+        patch.setattr(train_detector, "training_movie", until_the_third)
         with pytest.raises(KeyboardInterrupt):
-            radii_after(train_detector.TRAINED, tmp_path)
-    states = [
-        radii_after(train_detector.TRAINED, folder)[1] for folder in (whole, tmp_path)
-    ]
+            radii_after(TRAINED, tmp_path)
+    states = [radii_after(TRAINED, folder)[1] for folder in (whole, tmp_path)]
     leaves = (jax.tree.leaves(eqx.filter(state, eqx.is_array)) for state in states)
     for left, right in zip(*leaves, strict=True):
         np.testing.assert_array_equal(left, right)
@@ -202,7 +228,7 @@ def test_it_writes_its_table_and_figure_and_measures_nothing_twice(whole, monkey
 
 
 def test_the_true_background_takes_the_estimators_place():
-    movie = train_detector.simulated(9, frame_count=train_detector.FRAMES)
+    movie = train_detector.simulated(9, frame_count=train_detector.FRAMES, light=LIGHT)
     model = detector.Detector(jaxbkgd.SpatialMean(3.0), jax.random.key(0))
     given = model(movie.frames, movie.background)
     other = eqx.tree_at(lambda m: m.estimator, model, jaxbkgd.SpatialMean(9.0))
