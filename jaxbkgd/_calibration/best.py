@@ -45,6 +45,8 @@ _SEVERAL = (
 # The squared error of a mean under 7 px that is due to the noise of its own frame alone,
 # as a share of the variance of a pixel: 1 / (4 pi sigma^2).
 _LEAST_OF_MEAN = 0.0065
+# The share of pixels that may have the largest value by chance.
+_MOST_SATURATED = 0.01
 
 
 def find_best(
@@ -89,6 +91,7 @@ def find_best(
     doubts = [*([] if is_found else [_LONG_LIVED]), *doubts_of(findings)]
     if is_at_bound[:, -2:].any():
         doubts.append(_EVEN)
+    doubts += _saturated(sample)
     if structure.rank != 1:
         estimator = with_movie_patterns(estimator, channels, masks, cameras)
         doubts.append(_SEVERAL)
@@ -97,17 +100,33 @@ def find_best(
             f"the radius in frames is kept to {structure.longest:.0f}, since memory is "
             "short for chunks of more frames: give boxes, or free memory"
         )
+    left_out = f" without {dark} dark frames" if (dark := sample.dark_frames) else ""
     return estimator, CalibrationHistory(
         losses=np.array([np.mean([t.loss for t in step]) for step in steps]),
         radii=np.array([[t.radii for t in step] for step in steps])[..., -axes:],
         radii_std=radii_std[:, -axes:],
         is_at_bound=is_at_bound,
         is_converged=True,
-        stop_reason=f"{sum(map(len, trials))} radii were tried",
+        stop_reason=f"{sum(map(len, trials))} radii were tried{left_out}",
         objective=FramePairLoss(sample.lag),
         findings=tuple(findings),
         doubts=tuple(doubts),
     )
+
+
+def _saturated(sample: Sample) -> list[str]:
+    """Doubts of channels in which many pixels have the largest value."""
+    doubts = []
+    for frames in sample.runs[0]:
+        largest = float(jnp.nanmax(frames))
+        share = float(jnp.mean(frames == largest))
+        if share > _MOST_SATURATED:
+            doubts.append(
+                f"{share:.0%} of the pixels have the largest value, {largest:.4g} "
+                f"{sample.unit}: the camera is saturated there, and the background is "
+                "higher than the estimate; give less light, or mask that part"
+            )
+    return doubts
 
 
 def _usual(flaw: str) -> tuple[RadiiEstimator, CalibrationHistory]:

@@ -216,7 +216,7 @@ def _errors_of_prediction(
 
     def missed_beside(sign: int) -> list[Array]:
         parts = [missed(_mirror(times + sign * step, times, count)) for step in steps]
-        return [sum(images) for images in zip(*parts, strict=True)]
+        return [ft.reduce(jnp.add, images) for images in zip(*parts, strict=True)]
 
     own, later, earlier = missed(times), missed_beside(1), missed_beside(-1)
     squares = (_product(own, later) + _product(own, earlier)) / 2

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Shaped
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from .._estimators.camera import Camera
 from .._estimators.channels import Channels, checked_frames
@@ -27,8 +27,9 @@ _RUN_FRAMES, _MOST_RUNS, _SEARCH_PIXELS, _TILE_PIX = 300, 3, 4_500_000, 96
 _LAGS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 100, 150)
 # The least share of pixels that count, and the largest one of frames that are blank.
 _LEAST_SEEN, _MOST_BLANK = 0.1, 0.2
-# A frame with less than this share of the light that most photons come in is dark.
-_LEAST_LIGHT = 0.03
+# A frame is dark if it has less than this share of the light that so many of the frames
+# reach before it, and as many after it: one that bleaches is not, nor one beside a flash.
+_LEAST_LIGHT, _LIT_FRAMES = 0.03, 0.05
 # The mean of frames of light is more than this share of their standard deviation.
 _LEAST_LEVEL = 0.02
 # Fewer do not show what radii are good, nor how molecules fare.
@@ -113,6 +114,11 @@ class Sample(NamedTuple):
     unit: str
 
     @property
+    def dark_frames(self) -> int:
+        """How many frames were left out, of the channel with the most."""
+        return round((1 / min(self.lit_shares) - 1) * sum(len(f[0]) for f in self.runs))
+
+    @property
     def spikes(self) -> list[Spikes]:
         """Molecules to add to each channel, that are on for as long as its own."""
         return [
@@ -163,9 +169,7 @@ def draw_sample(
     for run in runs:
         for frames in run:
             _check_learnable(frames)
-    blinking = [
-        blinking_of(molecule_residuals(jnp.nan_to_num(frames), 1)) for frames in runs[0]
-    ]
+    blinking = [_blinking_of(frames) for frames in runs[0]]
     # One of few, for which programs may have been compiled. A frame is compared with others
     # as far away on both sides.
     lag = next(n for n in _LAGS if n >= max(of.lag for of in blinking))
@@ -174,17 +178,40 @@ def draw_sample(
     return Sample(runs, frame_indices, shares, places, regions, blinking, lag, unit)
 
 
+def _blinking_of(frames: Float[Array, "frames height width"]) -> Blinking:
+    """That in an even light, since frames in different light differ by more."""
+    levels = _levels(frames)
+    is_lit = levels > _LEAST_LIGHT * levels.mean()
+    gains = is_lit * levels.mean() / np.where(is_lit, levels, 1)
+    even = jnp.nan_to_num(frames) * jnp.asarray(gains, frames.dtype)[:, None, None]
+    return blinking_of(molecule_residuals(even, 1))
+
+
 def _lit_frames(
     runs: Sequence[Float[Array, "frames height width"]],
 ) -> list[Int[np.ndarray, " lit"]]:
     """The frames of each run of a channel that are not dark, as many in all."""
-    found = []
-    for frames in runs:
-        levels = np.maximum(np.asarray(jnp.nanmean(frames, axis=(1, 2))), 0)
-        total = np.nansum(levels)
-        usual = np.nansum(levels**2) / total if total > 0 else 0.0
-        found.append(np.flatnonzero(~(levels < _LEAST_LIGHT * usual)))
+    found = [np.flatnonzero(~_is_dark(_levels(frames))) for frames in runs]
     return [of_run[: min(map(len, found))] for of_run in found]
+
+
+def _levels(frames: Float[Array, "frames height width"]) -> Float[np.ndarray, " frames"]:
+    levels = np.nan_to_num(np.asarray(jnp.nanmean(frames, axis=(1, 2)), np.float64))
+    return np.maximum(levels, 0)
+
+
+def _is_dark(levels: Float[np.ndarray, " frames"]) -> Bool[np.ndarray, " frames"]:
+    count = max(1, round(_LIT_FRAMES * len(levels)))
+
+    def reached(levels: Float[np.ndarray, " frames"]) -> Float[np.ndarray, " frames"]:
+        """What `count` of the frames up to each one have, or 0 where there are fewer."""
+        found = np.zeros(len(levels))
+        for n in range(count, len(levels) + 1):
+            found[n - 1] = np.partition(levels[:n], n - count)[n - count]
+        return found
+
+    usual = np.minimum(reached(levels), reached(levels[::-1])[::-1])
+    return levels < _LEAST_LIGHT * usual
 
 
 def _check_learnable(frames: Float[Array, "frames height width"]) -> None:

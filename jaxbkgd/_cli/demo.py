@@ -21,7 +21,7 @@ from .report import print_table, printable, refusing
 _CHANNELS = ((60.0, 20.0, 7.0), (25.0, 12.0, 5.0))
 _GAIN, _OFFSET_ADU = 0.46, 100.0  # electrons per ADU, ADU
 _OUT = Option(help="The folder for the figures.")
-_SEED = Option(min=0, help="The seed of the simulation.")
+_SEED = Option(min=0, max=2**31, help="The seed of the simulation.")
 
 
 def demo(

@@ -1,8 +1,10 @@
 """The calibration that `jaxbkgd estimate` makes of a movie and keeps with the result."""
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +16,7 @@ from .._calibration.calibrate import calibrate
 from .._estimators.camera import Camera
 from .._estimators.radii_estimator import RadiiEstimator
 from .._movies.movie import Channel
-from .._movies.sinks import draft_of, JOURNAL_SUFFIX
+from .._movies.sinks import draft_of, hold_lock, JOURNAL_SUFFIX
 from .._version import __version__
 from . import report
 
@@ -25,6 +27,18 @@ class Kept(NamedTuple):
 
     estimator: RadiiEstimator
     about: dict[str, Any]
+
+
+@contextlib.contextmanager
+def alone_with(path: Path) -> Iterator[None]:
+    """Refuses a second run that would write this file."""
+    lock = hold_lock(path)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(lock.lock_file)
+        lock.release()
 
 
 def kept_calibration(
@@ -44,6 +58,10 @@ def kept_calibration(
     kept = _read(path, settings)
     report.check_output(path, ".json", overwrite=overwrite or kept is not None)
     report.check_output(png, ".png", overwrite=overwrite)
+    if kept is None and resume and path.exists() and any(map(_journal_exists, sinks)):
+        raise report.UsageError(
+            f"{path}: was begun with other settings; give those, or --fresh to start over"
+        )
     if kept is None or not resume or not any(map(_is_unfinished, sinks)):
         with report.refusing(", ".join(settings["content"])):
             estimator, history = calibrate(source, **options)
@@ -62,7 +80,11 @@ def kept_calibration(
 
 def _is_unfinished(sink: Path) -> bool:
     """Whether a run that is to write this movie has not come to its end."""
-    return not sink.exists() or draft_of(sink, JOURNAL_SUFFIX).exists()
+    return not sink.exists() or _journal_exists(sink)
+
+
+def _journal_exists(sink: Path) -> bool:
+    return draft_of(sink, JOURNAL_SUFFIX).exists()
 
 
 def _settings(channels: Sequence[Channel], options: dict[str, Any]) -> dict[str, Any]:

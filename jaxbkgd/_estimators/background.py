@@ -69,7 +69,7 @@ class Background(eqx.Module):
                 read_noise_electrons=camera.read_noise_electrons,
             )
 
-        signals, cameras = self.residuals(channels), camera_of_each(camera, channels)
+        signals, cameras = self.residuals(channels), self._cameras(camera, channels)
         return map_channels(ratio, signals, self.bkgds, self.noise_corrections, cameras)
 
     def matched_snr(
@@ -98,9 +98,17 @@ class Background(eqx.Module):
                 psf_sigma_pix=psf_sigma_pix,
             )
 
-        signals, cameras = self.residuals(channels), camera_of_each(camera, channels)
+        signals, cameras = self.residuals(channels), self._cameras(camera, channels)
         noises = self.matched_noise(psf_sigma_pix)
         return map_channels(ratio, signals, self.bkgds, noises, cameras)
+
+    def _cameras(self, camera: Any, channels: Channels) -> Any:
+        """A camera for each channel, whose maps fit it."""
+        cameras = camera_of_each(camera, channels)
+        map_channels(
+            lambda bkgds, of_one: of_one.check_shape(*bkgds.shape[-2:]), self.bkgds, cameras
+        )
+        return cameras
 
     def matched_noise(self, psf_sigma_pix: float = 1.3) -> Any:
         """The noise under a point-spread function, after subtraction of the background, for

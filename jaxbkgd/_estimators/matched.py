@@ -14,6 +14,8 @@ from .checks import checked_number, is_traced
 from .residual_noise import psf_taps
 
 
+# The image of a molecule that is far out of focus; a wider one is a slip of the unit.
+_LARGEST_PSF_PIX = 50.0
 # Below this, the functions of `_normal_score` are computed by their series.
 _NEAR_ZERO = 0.1
 # The deviance, less its leading term, and the logarithm of the ratio of the Wald statistic
@@ -118,7 +120,9 @@ def checked_psf_sigma(psf_sigma_pix: Any) -> float:
             "psf_sigma_pix must be a number, since it sets the number of taps, but is "
             "traced; give it outside of jax.jit and jax.grad."
         )
-    return checked_number("psf_sigma_pix", psf_sigma_pix, unit="px")
+    return checked_number(
+        "psf_sigma_pix", psf_sigma_pix, maximum=_LARGEST_PSF_PIX, unit="px"
+    )
 
 
 def _under_psf(

@@ -29,6 +29,30 @@ DRAFT_SUFFIXES = (".part", JOURNAL_SUFFIX, JOURNAL_SUFFIX + _LOCK_SUFFIX, _ASIDE
 _COMMITTING = "committing"
 
 
+def hold_lock(path: Path) -> Any:
+    """A lock on a file beside this one, which the system gives back when the process ends.
+    `MovieError` where another run has it."""
+    import filelock
+
+    # A fallback takes the file itself for a lock, which a killed run leaves.
+    lock = filelock.FileLock(
+        path.with_name(path.name + _LOCK_SUFFIX),
+        timeout=0,
+        thread_local=False,
+        fallback_to_soft=False,
+    )
+    try:
+        lock.acquire()
+    except filelock.Timeout as error:
+        remedy = "wait for the other run to end, or write elsewhere"
+        raise MovieError(f"{path}: is in use; {remedy}") from error
+    except (OSError, NotImplementedError) as error:
+        what = f"cannot be locked there ({one_line(error)})"
+        rule = "start no other run that writes to the same name"
+        warnings.warn(f"{path}: {what}; {rule}", stacklevel=2)
+    return lock
+
+
 class Journal:
     """The settings of a draft, and the numbers of its finished chunks, one on a line.
 
@@ -99,26 +123,9 @@ class Journal:
             lock.release()
 
     def _open(self, path: Path) -> BinaryIO:
-        import filelock
-
-        # A fallback takes the file itself for a lock, which a killed run leaves.
-        lock = filelock.FileLock(
-            path.with_name(path.name + _LOCK_SUFFIX),
-            timeout=0,
-            thread_local=False,
-            fallback_to_soft=False,
-        )
-        try:
-            lock.acquire()
-        except filelock.Timeout as error:
-            remedy = "wait for the other run to end, or write elsewhere"
-            raise MovieError(f"{path}: is in use; {remedy}") from error
-        except (OSError, NotImplementedError) as error:
-            what = f"cannot be locked there ({one_line(error)})"
-            rule = "start no other run that writes to the same name"
-            warnings.warn(f"{path}: {what}; {rule}", stacklevel=2)
+        self._lock = hold_lock(path)
         # Unbuffered, so that a line is one write; all writes go to the end.
-        self._lock, self._file = lock, path.open("a+b", buffering=0)
+        self._file = path.open("a+b", buffering=0)
         self._file.seek(0)
         return self._file
 
