@@ -23,7 +23,7 @@ from jaxbkgd import (
     SpikeInLoss,
 )
 from jaxbkgd._calibration.molecules import find_molecules
-from jaxbkgd._calibration.sample import draw_sample
+from jaxbkgd._calibration.sample import draw_sample, lit_frames
 from jaxbkgd._calibration.search import ChannelSearch, structures, Trial
 from jaxbkgd._calibration.spikes import add_spikes, fitted_light, spread_spikes
 
@@ -114,6 +114,35 @@ def test_dark_frames_are_not_looked_at():
     search = ChannelSearch(sample.of_channel(1), False, lambda: None)
     (slow, *_) = structures(math.inf)
     np.testing.assert_allclose(search.estimator(slow, slow.usual).radii, [[15, 7, 7]])
+
+
+def test_frames_that_bleach_or_lie_beside_a_flash_are_not_dark():
+    times = np.arange(100)
+    bleaching = 1 + 1000 * np.exp(-times / 5)
+    flashes = np.where(times % 50 == 20, 100.0, 1.0)
+    for levels in (bleaching, flashes):
+        frames = levels[:, None, None] * np.ones((1, 4, 4))
+        (lit,) = lit_frames([jnp.asarray(frames, jnp.float32)])
+        assert len(lit) == 100
+
+
+@pytest.mark.slow
+def test_light_that_alternates_does_not_pass_for_blinking():
+    light = np.resize([1.0, 0.3], FRAME_COUNT)[:, None, None]
+    rng = np.random.default_rng(0)
+    frames = rng.poisson(light * (LEVEL + blinking(rng, on_frames=2.0)))
+    with open_movie(frames.astype(np.uint16)) as movie:
+        sample = draw_sample(movie.channels, [None], [Camera()])
+    assert sample.lag > 2
+    assert 1.3 < sample.blinking[0].on_frames < 3
+
+
+@pytest.mark.slow
+def test_saturation_is_named():
+    frames = np.random.default_rng(0).poisson(60, (40, 24, 24)).astype(np.uint16)
+    frames[:, :4, :4] = 4095
+    _, history = calibrate(frames, progress=False)
+    assert any("3% of the pixels have the largest value, 4095" in d for d in history.doubts)
 
 
 @pytest.mark.slow

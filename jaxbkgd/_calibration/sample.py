@@ -149,7 +149,7 @@ def draw_sample(
             f"give {FEWEST_FRAMES} or more"
         )
     runs, starts, places = _draw_runs(channels, masks, cameras)
-    by_channel = [_lit_frames(list(of)) for of in zip(*runs, strict=True)]
+    by_channel = [lit_frames(list(of)) for of in zip(*runs, strict=True)]
     shares = [len(of[0]) / len(runs[0][0]) for of in by_channel]
     if (count := min(len(of[0]) for of in by_channel)) < FEWEST_FRAMES:
         raise UnlearnableError(
@@ -187,7 +187,7 @@ def _blinking_of(frames: Float[Array, "frames height width"]) -> Blinking:
     return blinking_of(molecule_residuals(even, 1))
 
 
-def _lit_frames(
+def lit_frames(
     runs: Sequence[Float[Array, "frames height width"]],
 ) -> list[Int[np.ndarray, " lit"]]:
     """The frames of each run of a channel that are not dark, as many in all."""
@@ -211,7 +211,9 @@ def _is_dark(levels: Float[np.ndarray, " frames"]) -> Bool[np.ndarray, " frames"
         return found
 
     usual = np.minimum(reached(levels), reached(levels[::-1])[::-1])
-    return levels < _LEAST_LIGHT * usual
+    is_dark = levels < _LEAST_LIGHT * usual
+    # At the ends of the movie, what is as dark as these.
+    return levels <= np.max(levels[is_dark], initial=-1)
 
 
 def _check_learnable(frames: Float[Array, "frames height width"]) -> None:
