@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tifffile
+from scipy.ndimage import gaussian_filter
 
 from jaxbkgd import (
     calibrate,
@@ -422,8 +423,25 @@ def test_a_movie_alone_tells_gain_and_offset():
     # Of such movies, the variance rises by chance in two of three.
     even = np.random.default_rng(3).poisson(60, (60, 64, 64)) / 0.46 + 100
     assert any("are about as bright" in doubt for doubt in measure_gain(even).doubts)
-    with pytest.raises(ValueError, match="does not rise with the mean"):
+    with pytest.raises(ValueError, match="All frames are blank"):
         measure_gain(np.zeros((20, 64, 64)))
+    with pytest.raises(ValueError, match="or its read noise is not 50 electrons"):
+        measure_gain(frames, read_noise_electrons=50.0)
+    lost = np.where((np.arange(60) % 5 == 0)[:, None, None], 0, frames)
+    without = measure_gain(lost, read_noise_electrons=1.6)
+    assert abs(without.offset_adu - 100) < 4 * without.offset_std_adu
+    smoothed = measure_gain(gaussian_filter(frames.astype(float), (0, 1, 1)))
+    assert any("neighbouring pixels is alike" in doubt for doubt in smoothed.doubts)
+
+
+def test_dark_frames_that_are_cut_at_zero_are_named():
+    rng = np.random.default_rng(0)
+    dark, bright = (
+        np.maximum(rng.poisson(level, (50, 32, 32)) / 0.5 + rng.normal(0, 3, (32, 32)), 0)
+        for level in (0, 60)
+    )
+    (doubt,) = measure_camera(np.round(dark), [np.round(bright)]).doubts
+    assert "of the dark pixels are 0, at which the camera cuts" in doubt
 
 
 def test_pixels_that_are_not_finite_leave_the_gain_of_the_others():

@@ -23,6 +23,8 @@ _LEAST_LIGHT = 0.5
 _DEAD_ELECTRONS = 1e4
 # Shares beyond which the user is told: of the variance beside the line, and of the gain.
 _MOST_BESIDE_LINE, _MOST_GAIN_STD = 0.05, 0.1
+# The share of dark pixels that may be 0, and of the noise that smooth changes may have.
+_MOST_CUT, _MOST_SHARED = 0.05, 0.5
 # Times that quarters of the field scatter by more than their errors, as a mean square. In
 # 29 simulated movies it was at most 3.5, and 30 in a real one with lasers in turns.
 _MOST_EXCESS = 8.0
@@ -133,6 +135,11 @@ def measure_camera(
     read_noise_std = read_noise * np.hypot(slope_std / slope, 1 / math.sqrt(2 * counts[0]))
     read_noise = np.where(is_dead, _DEAD_ELECTRONS, read_noise)
     doubts = _line_doubts(levels, variances * np.median(gain_map))
+    if (cut := np.mean(np.asarray(dark[:_FEWEST_FRAMES]) == 0)) > _MOST_CUT:
+        doubts.append(
+            f"{cut:.0%} of the dark pixels are 0, at which the camera cuts its noise: the "
+            "offset is too high and the read noise too low; raise the camera's offset"
+        )
     if is_dead.any():
         doubts.append(
             f"{is_dead.sum()} pixels do not respond to light; their read noise is set to "
@@ -185,7 +192,7 @@ def measure_gain(
         offset_adu = checked_number("offset_adu", offset_adu, minimum=-math.inf, unit="ADU")
     if min(np.shape(frames)[1:]) < 2 * _TILE_PIX:
         raise ValueError(f"The movie has frames of {np.shape(frames)[1:]} px; give larger.")
-    means, variances, quarters = _tile_moments(frames)
+    means, variances, quarters, excess_share = _tile_moments(frames)
     slope, zero, covariance = _line_through(means, variances, offset_adu)
     # The variance is zero at the offset less the read noise.
     fixed = offset_adu
@@ -203,7 +210,18 @@ def measure_gain(
     gain, gain_std = 1 / slope, math.sqrt(covariance[0, 0]) / slope**2
     offset = zero + read_noise**2 * slope if offset_adu is None else offset_adu
     offset_std = math.sqrt(covariance[1, 1])
+    if offset > means.min() + 3 * offset_std:
+        raise ValueError(
+            f"The offset comes out as {offset:.4g} ADU, but the darkest part of the movie "
+            f"has {means.min():.4g}: the movie is not raw, or its read noise is not "
+            f"{read_noise:g} electrons; take dark and bright frames."
+        )
     doubts = []
+    if excess_share > _MOST_SHARED:
+        doubts.append(
+            f"the noise of neighbouring pixels is alike, and {1 + excess_share:.1f} times "
+            "that of their differences: the movie is not raw; take dark and bright frames"
+        )
     if excess > _MOST_EXCESS:
         gains = sorted(1 / slopes)
         doubts.append(
@@ -350,20 +368,25 @@ def _slopes_of_quarters(
     return slopes, float(np.sum((slopes - slope) ** 2 / squares) / 3)
 
 
-def _tile_moments(frames: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The mean and the variance in ADU of tiles at several times, and which quarter of the
-    field each is in."""
+def _tile_moments(frames: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
+    """The mean and the variance in ADU of tiles at several times, which quarter of the
+    field each is in, and the share by which smooth changes add to the variance."""
     count = len(frames)
     starts = np.unique(np.linspace(0, count - 2, _PAIRS).astype(int))
     height, width = (n // _TILE_PIX * _TILE_PIX for n in np.shape(frames)[1:])
     lines, columns = height // _TILE_PIX, width // _TILE_PIX
     of_line, of_column = np.arange(lines) >= lines // 2, np.arange(columns) >= columns // 2
     quarter = np.ravel(2 * of_line[:, None] + of_column)
-    means, variances, quarters = [], [], []
+    means, variances, quarters, shares = [], [], [], []
     for group in np.array_split(starts, min(_TIMES, len(starts))):
         pairs = np.stack([np.asarray(frames[s : s + 2], float) for s in group.tolist()])
         pairs = pairs[:, :, :height, :width]
+        # Lost frames are blank.
+        pairs = pairs[(np.ptp(pairs, (2, 3)) != 0).all(axis=1)]
+        if not len(pairs):
+            continue
         change = pairs[:, 1] - pairs[:, 0]
+        plain = _tiles(change / math.sqrt(2))
         # Blind to what is smooth, and 36 times the variance of a pixel.
         for axis in (1, 2):
             widths = [(0, 0)] * 3
@@ -374,8 +397,14 @@ def _tile_moments(frames: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         is_known = np.isfinite(levels).all(axis=1) & np.isfinite(changes).all(axis=1)
         means.append(levels[is_known].mean(axis=1))
         variances.append(_trimmed_variance(changes[is_known]))
+        plain = plain[is_known]
+        whole = _trimmed_variance(plain - np.median(plain, axis=1, keepdims=True))
+        shares.append(np.median(whole / np.maximum(variances[-1], 1e-30)) - 1)
         quarters.append(quarter[is_known])
-    return np.concatenate(means), np.concatenate(variances), np.concatenate(quarters)
+    if not means:
+        raise ValueError("All frames are blank; give a movie of light.")
+    means, variances, quarters = map(np.concatenate, (means, variances, quarters))
+    return means, variances, quarters, float(np.median(shares))
 
 
 def _tiles(images: np.ndarray) -> np.ndarray:
