@@ -23,7 +23,7 @@ _LEAST_LIGHT = 0.5
 _DEAD_ELECTRONS = 1e4
 # Shares beyond which the user is told: of the variance beside the line, and of the gain.
 _MOST_BESIDE_LINE, _MOST_GAIN_STD = 0.05, 0.1
-# The share of dark pixels that may be 0, and of the noise that smooth changes may have.
+# The share of dark pixels that may be 0, and of the noise that may be smooth.
 _MOST_CUT, _MOST_SHARED = 0.05, 0.5
 # Times that quarters of the field scatter by more than their errors, as a mean square. In
 # 29 simulated movies it was at most 3.5, and 30 in a real one with lasers in turns.
@@ -219,8 +219,8 @@ def measure_gain(
     doubts = []
     if excess_share > _MOST_SHARED:
         doubts.append(
-            f"the noise of neighbouring pixels is alike, and {1 + excess_share:.1f} times "
-            "that of their differences: the movie is not raw; take dark and bright frames"
+            "the noise of neighbouring pixels is alike, so that the movie is not raw: take "
+            "dark and bright frames"
         )
     if excess > _MOST_EXCESS:
         gains = sorted(1 / slopes)
@@ -370,7 +370,7 @@ def _slopes_of_quarters(
 
 def _tile_moments(frames: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
     """The mean and the variance in ADU of tiles at several times, which quarter of the
-    field each is in, and the share by which smooth changes add to the variance."""
+    field each is in, and the share by which the variance of steps along x is larger."""
     count = len(frames)
     starts = np.unique(np.linspace(0, count - 2, _PAIRS).astype(int))
     height, width = (n // _TILE_PIX * _TILE_PIX for n in np.shape(frames)[1:])
@@ -386,7 +386,7 @@ def _tile_moments(frames: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, floa
         if not len(pairs):
             continue
         change = pairs[:, 1] - pairs[:, 0]
-        plain = _tiles(change / math.sqrt(2))
+        steps = np.pad(np.diff(change), [(0, 0), (0, 0), (0, 1)], "edge")
         # Blind to what is smooth, and 36 times the variance of a pixel.
         for axis in (1, 2):
             widths = [(0, 0)] * 3
@@ -397,9 +397,8 @@ def _tile_moments(frames: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, floa
         is_known = np.isfinite(levels).all(axis=1) & np.isfinite(changes).all(axis=1)
         means.append(levels[is_known].mean(axis=1))
         variances.append(_trimmed_variance(changes[is_known]))
-        plain = plain[is_known]
-        whole = _trimmed_variance(plain - np.median(plain, axis=1, keepdims=True))
-        shares.append(np.median(whole / np.maximum(variances[-1], 1e-30)) - 1)
+        of_steps = _trimmed_variance(_tiles(steps / 2)[is_known])
+        shares.append(np.median(of_steps / np.maximum(variances[-1], 1e-30)) - 1)
         quarters.append(quarter[is_known])
     if not means:
         raise ValueError("All frames are blank; give a movie of light.")
