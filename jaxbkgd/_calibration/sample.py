@@ -30,6 +30,8 @@ _LEAST_SEEN, _MOST_BLANK = 0.1, 0.2
 # A frame is dark if it has less than this share of the light that so many of the frames
 # reach before it, and as many after it: one that bleaches is not, nor one beside a flash.
 _LEAST_LIGHT, _LIT_FRAMES = 0.03, 0.05
+# Changes of the light within so many frames are no bleaching, in which molecules stay.
+_FLICKER_FRAMES = 17
 # The mean of frames of light is more than this share of their standard deviation.
 _LEAST_LEVEL = 0.02
 # Fewer do not show what radii are good, nor how molecules fare.
@@ -179,10 +181,12 @@ def draw_sample(
 
 
 def _blinking_of(frames: Float[Array, "frames height width"]) -> Blinking:
-    """That in an even light, since frames in different light differ by more."""
-    levels = _levels(frames)
-    is_lit = levels > _LEAST_LIGHT * levels.mean()
-    gains = is_lit * levels.mean() / np.where(is_lit, levels, 1)
+    """That in a light which does not flicker or alternate, by which frames differ more."""
+    levels, window = _levels(frames), np.ones(_FLICKER_FRAMES)
+    count = np.convolve(np.ones(len(levels)), window, "same")
+    slow = np.convolve(levels, window, "same") / count
+    is_lit = levels > _LEAST_LIGHT * slow
+    gains = is_lit * slow / np.where(is_lit, levels, 1)
     even = jnp.nan_to_num(frames) * jnp.asarray(gains, frames.dtype)[:, None, None]
     return blinking_of(molecule_residuals(even, 1))
 

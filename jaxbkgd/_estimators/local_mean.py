@@ -367,7 +367,9 @@ class LocalMean(RadiiEstimator):
         }
         length = next(n for n, gap in gaps.items() if 2 * (gap + 1) * n <= count)
         gap = gaps[length]
-        compared_blocks = min(_COMPARED_BLOCKS, count // (2 * length) - gap)
+        # Of several patterns, blocks are different mixtures.
+        most = _COMPARED_BLOCKS if self.illumination_rank in (0, 1) else 1
+        compared_blocks = min(most, count // (2 * length) - gap)
         # A movie does not tell how faint its molecules may be.
         module = with_fields(
             self,
