@@ -1,5 +1,6 @@
 """`calibrate` without an estimator, what it says of itself, and spikes."""
 
+import itertools
 import math
 import re
 from typing import Any
@@ -23,6 +24,7 @@ from jaxbkgd import (
     SpikeInLoss,
 )
 from jaxbkgd._calibration.molecules import find_molecules
+from jaxbkgd._calibration.prediction_error import second_of_four
 from jaxbkgd._calibration.sample import draw_sample, lit_frames
 from jaxbkgd._calibration.search import ChannelSearch, structures, Trial
 from jaxbkgd._calibration.spikes import add_spikes, fitted_light, spread_spikes
@@ -108,6 +110,7 @@ def test_dark_frames_are_not_looked_at():
     with open_movie(np.stack([steady, alternating], 1)) as movie:
         sample = draw_sample(movie.channels, [None] * 2, [Camera()] * 2)
     assert sample.lit_shares == [1, 0.5]
+    assert sample.dark_frames == 80
     np.testing.assert_array_equal(sample.frame_indices[0][1], np.flatnonzero(is_lit))
     np.testing.assert_array_equal(sample.runs[0][1], alternating[is_lit])
     # Where every other frame is dark, frames follow each other twice as fast.
@@ -124,6 +127,26 @@ def test_frames_that_bleach_or_lie_beside_a_flash_are_not_dark():
         frames = levels[:, None, None] * np.ones((1, 4, 4))
         (lit,) = lit_frames([jnp.asarray(frames, jnp.float32)])
         assert len(lit) == 100
+
+
+def test_a_run_that_is_mostly_dark_is_not_looked_at():
+    level = np.full((1000, 1, 1), 60.0)
+    # Most of the last of two runs of 300 frames.
+    level[720:980] = 0.5
+    frames = np.random.default_rng(0).poisson(level, (1000, 16, 16)).astype(np.uint16)
+    with open_movie(frames) as movie:
+        sample = draw_sample(movie.channels, [None], [Camera()])
+    assert [len(of_channel) for (of_channel,) in sample.runs] == [300]
+    assert sample.dark_frames == 260
+    with open_movie(frames) as movie:
+        given = draw_sample(movie.channels, [None], [Camera()], keeps_dark=True)
+    assert [len(of_channel) for (of_channel,) in given.runs] == [300, 300]
+
+
+def test_the_second_of_four_is_that_of_a_sort():
+    numbers = jnp.array(list(itertools.permutations([1.0, 2.0, 2.5, 4.0])))
+    numbers = numbers.T[:, :, None, None]
+    np.testing.assert_array_equal(second_of_four(*numbers), jnp.sort(numbers, axis=0)[1])
 
 
 @pytest.mark.slow

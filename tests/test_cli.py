@@ -44,7 +44,7 @@ from jaxbkgd._cli import (
     programs as _programs,
 )
 from jaxbkgd._cli.app import app
-from jaxbkgd._cli.kept import alone_with
+from jaxbkgd._cli.kept import lock_output
 from jaxbkgd._cli.report import UsageError, write_whole
 from jaxbkgd._movies.movie import Channel
 
@@ -348,8 +348,8 @@ class TestTheOneCommand:
         again = _run(f"{command} --mask mask.npy")
         _assert_one_line(again, "background.json: exists already")
         again = _run(f"{command} --offset 3 --overwrite")
-        _assert_one_line(again, "background.json: was begun with other settings; .*--fresh")
-        with alone_with(Path("movie-background.json")):
+        _assert_one_line(again, "background.json: was begun with other settings, .*--fresh")
+        with lock_output(Path("movie-background.json")):
             _assert_one_line(
                 _run(command), "background.json: is in use; wait for the other"
             )

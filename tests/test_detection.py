@@ -345,6 +345,8 @@ def test_an_snr_that_cannot_be_is_refused():
         snr(gain=-1.0)
     with pytest.raises(ValueError, match="psf_sigma_pix must be positive"):
         snr(psf_sigma_pix=-1.0)
+    with pytest.raises(ValueError, match=r"psf_sigma_pix must be .* 50"):
+        snr(psf_sigma_pix=51.0)
     with pytest.raises(TypeError, match="psf_sigma_pix must be a number, since"):
         jax.jit(lambda sigma: snr(psf_sigma_pix=sigma))(1.3)
     background = SpatialMean(3.0)(frame)

@@ -91,7 +91,7 @@ def find_best(
     doubts = [*([] if is_found else [_LONG_LIVED]), *doubts_of(findings)]
     if is_at_bound[:, -2:].any():
         doubts.append(_EVEN)
-    doubts += _saturated(sample)
+    doubts += _saturation_doubts(sample)
     if structure.rank != 1:
         estimator = with_movie_patterns(estimator, channels, masks, cameras)
         doubts.append(_SEVERAL)
@@ -100,7 +100,8 @@ def find_best(
             f"the radius in frames is kept to {structure.longest:.0f}, since memory is "
             "short for chunks of more frames: give boxes, or free memory"
         )
-    left_out = f" without {dark} dark frames" if (dark := sample.dark_frames) else ""
+    dark = sample.dark_frames
+    left_out = f" without {dark} dark frames" if dark else ""
     return estimator, CalibrationHistory(
         losses=np.array([np.mean([t.loss for t in step]) for step in steps]),
         radii=np.array([[t.radii for t in step] for step in steps])[..., -axes:],
@@ -114,17 +115,19 @@ def find_best(
     )
 
 
-def _saturated(sample: Sample) -> list[str]:
-    """Doubts of channels in which many pixels have the largest value."""
+def _saturation_doubts(sample: Sample) -> list[str]:
+    """Those of channels in which many pixels have the largest value."""
     doubts = []
-    for frames in sample.runs[0]:
+    for number, runs in enumerate(zip(*sample.runs, strict=True), 1):
+        frames = jnp.concatenate([run.reshape(-1) for run in runs])
         largest = float(jnp.nanmax(frames))
-        share = float(jnp.mean(frames == largest))
+        share = float(jnp.sum(frames == largest) / jnp.sum(jnp.isfinite(frames)))
         if share > _MOST_SATURATED:
+            name = f"channel {number}: " if len(sample.blinking) > 1 else ""
             doubts.append(
-                f"{share:.0%} of the pixels have the largest value, {largest:.4g} "
-                f"{sample.unit}: the camera is saturated there, and the background is "
-                "higher than the estimate; give less light, or mask that part"
+                f"{name}{share:.0%} of the pixels have the largest value, {largest:.4g} "
+                f"{sample.unit}: the camera is saturated there, and the light is more than "
+                "that; give less light, or mask that part"
             )
     return doubts
 

@@ -268,7 +268,7 @@ def _guard(
     enough."""
     ranked = sorted(visits, key=lambda visit: visit.loss)
     try:
-        sample = draw_sample(channels, [None] * len(channels), cameras)
+        sample = draw_sample(channels, [None] * len(channels), cameras, keeps_dark=True)
     except UnlearnableError:
         return ranked[0], []
     molecules = blinking_molecules(sample, psf_sigma_pix)

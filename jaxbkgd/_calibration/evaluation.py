@@ -74,6 +74,8 @@ def evaluate(
         height, width = frames.shape[1:]
         weights = jnp.where(is_changed[:, :height, :width], is_number, error.weights)
         counts = region_sums(weights)
+        # Dark frames, in which nothing counts, are not covered by molecules.
+        is_lit = is_number & (error.weights > 0).any((1, 2), keepdims=True)
         evaluation = Evaluation(
             error.squares,
             error.variance,
@@ -82,7 +84,7 @@ def evaluate(
             light,
             ratio(region_sums(weights * residuals), counts),
             counts,
-            1 - jnp.sum(error.weights) / jnp.sum(is_number),
+            1 - jnp.sum(error.weights) / jnp.sum(is_lit),
             noise,
         )
         evaluations.append(evaluation)

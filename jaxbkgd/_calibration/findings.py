@@ -262,7 +262,8 @@ def _channel_findings(
         least_error=math.sqrt(noise_square + bias**2),
         noise=math.sqrt(variance),
         molecules=molecules,
-        on_frames=sample.blinking[0].on_frames,
+        # Dark frames lie between those of the sample.
+        on_frames=sample.blinking[0].on_frames / sample.lit_shares[0],
         kept=float(kept_share),
         kept_std=float(kept_std / math.sqrt(max(1, whole.sum()))),
         spots_kept=float(spots_kept),
@@ -284,7 +285,8 @@ def doubts_of(findings: Sequence[Findings]) -> list[str]:
 
 
 def standard_error(squares: Float[np.ndarray, " blocks"]) -> float:
-    """That of the mean of errors, each of which is a product of two blocks."""
+    """That of the mean of errors, each of which is a mean of products of two blocks: each
+    product is in the errors of both."""
     return float(squares.std() * math.sqrt(2 / len(squares)))
 
 

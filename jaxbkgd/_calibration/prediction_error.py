@@ -132,9 +132,8 @@ def _prediction_error(
         squares = _errors_beside(frames, weights, bkgds, light, lag)
     else:
         far = lax.stop_gradient(far)
-        lengths = block_frames, compared_blocks
-        target = _Blocks(frames, weights, is_number, light, *lengths)
-        squares = _errors_of_prediction(target, far, variance, lag)
+        target = _Blocks(frames, weights, is_number, light, block_frames)
+        squares = _errors_of_prediction(target, far, variance, lag, compared_blocks)
         nearer, change = near - far, bkgds - near
         added = nearer * (nearer - 2 * (frames - far))
         squares = squares + target.means(added, weights)
@@ -172,10 +171,8 @@ class _Blocks:
         is_number: Bool[Array, "frames height width"],
         light: Float[Array, " frames"],
         length: int,
-        compared_blocks: int,
     ):
-        self.length, self.compared_blocks = length, compared_blocks
-        self.light = light[:, None, None]
+        self.length, self.light = length, light[:, None, None]
         self.lit = jnp.where(self.light > 0, self.light, 1)
         self.counts = self.sums(is_number.astype(frames.dtype))
         self.received = self.sums(weights * frames)
@@ -196,7 +193,11 @@ class _Blocks:
 
 
 def _errors_of_prediction(
-    target: _Blocks, predictions: _Frames, variance: Float[Array, ""], lag: int
+    target: _Blocks,
+    predictions: _Frames,
+    variance: Float[Array, ""],
+    lag: int,
+    compared_blocks: int,
 ) -> Float[Array, " blocks"]:
     """The squared error of predictions q: the mean of `(f - q)(g - q)`, in which f is the
     mean of a block in the light of one, and g that of some others, so far away that they
@@ -212,13 +213,13 @@ def _errors_of_prediction(
     # Blocks that are so far apart have no two frames that are nearer than the lag.
     gap = (lag + length - 2) // length + 1
     times = np.arange(count)
-    steps = range(gap, gap + target.compared_blocks)
+    steps = range(gap, gap + compared_blocks)
 
-    def missed_beside(sign: int) -> list[Array]:
+    def missed_by_others(sign: int) -> list[Array]:
         parts = [missed(_mirror(times + sign * step, times, count)) for step in steps]
         return [ft.reduce(jnp.add, images) for images in zip(*parts, strict=True)]
 
-    own, later, earlier = missed(times), missed_beside(1), missed_beside(-1)
+    own, later, earlier = missed(times), missed_by_others(1), missed_by_others(-1)
     squares = (_product(own, later) + _product(own, earlier)) / 2
     # Between regions, the noise of a block is small enough to be subtracted. So steps
     # count, which blocks before and after them see with opposite signs.
@@ -265,7 +266,7 @@ def _gains(
     return jnp.where(is_lit, light / jnp.where(is_lit, others, 1), 1)[:, None, None]
 
 
-def _second_of_four(a: _Frames, b: _Frames, c: _Frames, d: _Frames) -> _Frames:
+def second_of_four(a: _Frames, b: _Frames, c: _Frames, d: _Frames) -> _Frames:
     """The second smallest, which a sort finds more slowly."""
     highest_low = jnp.maximum(jnp.minimum(a, b), jnp.minimum(c, d))
     lowest_high = jnp.minimum(jnp.maximum(a, b), jnp.maximum(c, d))
@@ -289,7 +290,7 @@ def _target_weights(
     for step in (-2 * lag, -lag, lag, 2 * lag):
         places = _mirror(times + step, times, len(frames))
         others.append(_gains(light, light[places]) * average[places])
-    second = _second_of_four(*others)
+    second = second_of_four(*others)
     variance = spatial_mean(squared_noise(frames), _NOISE_RADIUS_PIX)
     variance = jnp.maximum(variance, jnp.finfo(frames.dtype).tiny)
     surplus = 1 + _SECOND_OF_FOUR_VARIANCE

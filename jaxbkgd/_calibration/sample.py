@@ -27,10 +27,10 @@ _RUN_FRAMES, _MOST_RUNS, _SEARCH_PIXELS, _TILE_PIX = 300, 3, 4_500_000, 96
 _LAGS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 100, 150)
 # The least share of pixels that count, and the largest one of frames that are blank.
 _LEAST_SEEN, _MOST_BLANK = 0.1, 0.2
-# A frame is dark if it has less than this share of the light that so many of the frames
-# reach before it, and as many after it: one that bleaches is not, nor one beside a flash.
+# A frame is dark below this share of the light that so many of all frames exceed both
+# before and after it: one that has bleached is not, nor one beside a flash.
 _LEAST_LIGHT, _LIT_FRAMES = 0.03, 0.05
-# Changes of the light within so many frames are no bleaching, in which molecules stay.
+# Frames in which the light changes little by bleaching.
 _FLICKER_FRAMES = 17
 # The mean of frames of light is more than this share of their standard deviation.
 _LEAST_LEVEL = 0.02
@@ -99,6 +99,7 @@ class Sample(NamedTuple):
     - `runs`: the frames of all channels in each run.
     - `frame_indices`: their places in the movie.
     - `lit_shares`: the share of frames that are not dark, for each channel.
+    - `dark_frames`: how many are, in the channel with the most.
     - `places`: where in regions of 16 x 16 px the tile of each channel begins in each run,
         and `regions` how many the field of each channel has.
     - `blinking`: how long the molecules of each channel stay on.
@@ -109,16 +110,12 @@ class Sample(NamedTuple):
     runs: Sequence[list[Float[Array, "frames height width"]]]
     frame_indices: Sequence[list[Int[np.ndarray, " frames"]]]
     lit_shares: Sequence[float]
+    dark_frames: int
     places: Sequence[list[tuple[int, int]]]
     regions: Sequence[tuple[int, int]]
     blinking: Sequence[Blinking]
     lag: int
     unit: str
-
-    @property
-    def dark_frames(self) -> int:
-        """How many frames were left out, of the channel with the most."""
-        return round((1 / min(self.lit_shares) - 1) * sum(len(f[0]) for f in self.runs))
 
     @property
     def spikes(self) -> list[Spikes]:
@@ -140,30 +137,40 @@ class Sample(NamedTuple):
 
 
 def draw_sample(
-    channels: Sequence[Channel], masks: Sequence[Channel | None], cameras: Sequence[Camera]
+    channels: Sequence[Channel],
+    masks: Sequence[Channel | None],
+    cameras: Sequence[Camera],
+    *,
+    keeps_dark: bool = False,
 ) -> Sample:
     """Frames as light, in electrons where the gain is known, as it is of all cameras or of
-    none, else in ADU; pixels that a mask leaves out are NaN. `UnlearnableError` for a movie
-    of which nothing can be learned."""
+    none, else in ADU; pixels that a mask leaves out are NaN. For an estimator that is
+    given, dark frames stay. `UnlearnableError` for a movie of which nothing can be
+    learned."""
     if len(channels[0]) < FEWEST_FRAMES:
         raise UnlearnableError(
             f"the movie has {len(channels[0])} frames, of which radii cannot be learned: "
             f"give {FEWEST_FRAMES} or more"
         )
     runs, starts, places = _draw_runs(channels, masks, cameras)
-    by_channel = [lit_frames(list(of)) for of in zip(*runs, strict=True)]
-    shares = [len(of[0]) / len(runs[0][0]) for of in by_channel]
-    if (count := min(len(of[0]) for of in by_channel)) < FEWEST_FRAMES:
+    lit = [lit_frames(of, keeps_dark=keeps_dark) for of in zip(*runs, strict=True)]
+    drawn = len(runs) * len(runs[0][0])
+    shares = [sum(map(len, of)) / drawn for of in lit]
+    counts = [min(len(of[run]) for of in lit) for run in range(len(runs))]
+    # Runs that are mostly dark are left out, and the others have one length.
+    kept = [run for run, count in enumerate(counts) if 2 * count >= max(counts)]
+    if max(counts) < FEWEST_FRAMES:
         raise UnlearnableError(
-            f"only {count} of {len(runs[0][0])} frames are not dark: give a movie with "
-            f"{FEWEST_FRAMES} of these or more"
+            f"only {max(counts)} of {len(runs[0][0])} frames are not dark: give a movie "
+            f"with {FEWEST_FRAMES} of these or more"
         )
-    frame_indices = []
-    for run, start in enumerate(starts):
-        lit = [of[run] for of in by_channel]
-        frame_indices.append([start + of_channel for of_channel in lit])
-        if min(shares) < 1:
-            runs[run] = [frames[of] for frames, of in zip(runs[run], lit, strict=True)]
+    lengths = [min(len(of[run]) for run in kept) for of in lit]
+    frame_indices, lit_runs = [], []
+    for run in kept:
+        of_run = [of[run][:length] for of, length in zip(lit, lengths, strict=True)]
+        frame_indices.append([starts[run] + frames for frames in of_run])
+        lit_runs.append([f[of] for f, of in zip(runs[run], of_run, strict=True)])
+    runs, places = lit_runs, [places[run] for run in kept]
     regions = [
         (-(-height // REGION_PIX), -(-width // REGION_PIX))
         for _, height, width in (channel.shape for channel in channels)
@@ -177,11 +184,13 @@ def draw_sample(
     lag = next(n for n in _LAGS if n >= max(of.lag for of in blinking))
     lag = min(lag, min(map(len, runs[0])) // 3)
     unit = "e-" if cameras[0].is_gain_known else "ADU"
-    return Sample(runs, frame_indices, shares, places, regions, blinking, lag, unit)
+    dark = round(drawn * (1 - min(shares)))
+    return Sample(runs, frame_indices, shares, dark, places, regions, blinking, lag, unit)
 
 
 def _blinking_of(frames: Float[Array, "frames height width"]) -> Blinking:
-    """That in a light which does not flicker or alternate, by which frames differ more."""
+    """How long molecules stay on, after each frame is scaled to the slow course of the
+    light: frames differ by more where it flickers."""
     levels, window = _levels(frames), np.ones(_FLICKER_FRAMES)
     count = np.convolve(np.ones(len(levels)), window, "same")
     slow = np.convolve(levels, window, "same") / count
@@ -192,11 +201,12 @@ def _blinking_of(frames: Float[Array, "frames height width"]) -> Blinking:
 
 
 def lit_frames(
-    runs: Sequence[Float[Array, "frames height width"]],
+    runs: Sequence[Float[Array, "frames height width"]], *, keeps_dark: bool = False
 ) -> list[Int[np.ndarray, " lit"]]:
-    """The frames of each run of a channel that are not dark, as many in all."""
-    found = [np.flatnonzero(~_is_dark(_levels(frames))) for frames in runs]
-    return [of_run[: min(map(len, found))] for of_run in found]
+    """The frames of each run of a channel that are not dark, or all."""
+    if keeps_dark:
+        return [np.arange(len(frames)) for frames in runs]
+    return [np.flatnonzero(~_is_dark(_levels(frames))) for frames in runs]
 
 
 def _levels(frames: Float[Array, "frames height width"]) -> Float[np.ndarray, " frames"]:
@@ -207,16 +217,16 @@ def _levels(frames: Float[Array, "frames height width"]) -> Float[np.ndarray, " 
 def _is_dark(levels: Float[np.ndarray, " frames"]) -> Bool[np.ndarray, " frames"]:
     count = max(1, round(_LIT_FRAMES * len(levels)))
 
-    def reached(levels: Float[np.ndarray, " frames"]) -> Float[np.ndarray, " frames"]:
-        """What `count` of the frames up to each one have, or 0 where there are fewer."""
+    def exceeded(levels: Float[np.ndarray, " frames"]) -> Float[np.ndarray, " frames"]:
+        """By `count` of the frames up to each one; 0 where there are fewer."""
         found = np.zeros(len(levels))
         for n in range(count, len(levels) + 1):
             found[n - 1] = np.partition(levels[:n], n - count)[n - count]
         return found
 
-    usual = np.minimum(reached(levels), reached(levels[::-1])[::-1])
+    usual = np.minimum(exceeded(levels), exceeded(levels[::-1])[::-1])
     is_dark = levels < _LEAST_LIGHT * usual
-    # At the ends of the movie, what is as dark as these.
+    # Also at the ends, where there are no brighter ones on one side.
     return levels <= np.max(levels[is_dark], initial=-1)
 
 

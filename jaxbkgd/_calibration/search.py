@@ -128,8 +128,8 @@ class ChannelSearch:
     trials: dict[Structure, dict[Radii, Trial]] = field(default_factory=dict)
 
     def estimator(self, structure: Structure, radii: Radii) -> RadiiEstimator:
-        """For the sample, in which frames follow each other that have dark ones between
-        them in the movie."""
+        """For the sample: radii and blocks are shortened by the share of frames that are
+        lit, since it lacks the dark ones."""
         (share,), (frames, y, x) = self.sample.lit_shares, radii
         bound_pix = next(b for b in _BOUNDS_PIX if max(y, x) < 0.98 * b)
         lit = structure._replace(

@@ -18,7 +18,7 @@ from .._movies.open import is_split, open_channels, open_sources
 from .._workers import one_thread_a_call, progress_lines, run_interruptibly
 from . import arguments, outcome, report
 from .figures import save_movie_figure
-from .kept import alone_with, kept_calibration
+from .kept import kept_calibration, lock_output
 from .programs import keep_programs
 from .report import refusing, UsageError
 
@@ -154,7 +154,7 @@ def estimate(
         else:
             targets = group_targets(sink, count, is_list, [c.movie for c in opened])
             check_targets(targets, opened, dtype, overwrite=overwrite)
-            files.enter_context(alone_with(json_path))
+            files.enter_context(lock_output(json_path))
             kept = kept_calibration(
                 json_path,
                 sinks,

@@ -30,8 +30,8 @@ class Kept(NamedTuple):
 
 
 @contextlib.contextmanager
-def alone_with(path: Path) -> Iterator[None]:
-    """Refuses a second run that would write this file."""
+def lock_output(path: Path) -> Iterator[None]:
+    """`MovieError` where another run is about to write this file."""
     lock = hold_lock(path)
     try:
         yield
@@ -60,7 +60,8 @@ def kept_calibration(
     report.check_output(png, ".png", overwrite=overwrite)
     if kept is None and resume and path.exists() and any(map(_journal_exists, sinks)):
         raise report.UsageError(
-            f"{path}: was begun with other settings; give those, or --fresh to start over"
+            f"{path}: was begun with other settings, another movie or another version; "
+            "give those, or --fresh to start over"
         )
     if kept is None or not resume or not any(map(_is_unfinished, sinks)):
         with report.refusing(", ".join(settings["content"])):

@@ -18,7 +18,8 @@ _Estimator = TypeVar("_Estimator", bound="AbstractEstimator")
 
 class Prediction(NamedTuple):
     """What `AbstractEstimator.predict` gives; predictions are steady, but for the light,
-    over blocks of so many frames, and `far` has not seen so many blocks that `near` has."""
+    over blocks of so many frames, and `far` leaves out so many blocks more than `near` on
+    each side."""
 
     background: Background
     near: Any

@@ -268,7 +268,7 @@ def clipped_sums(
         clipped = lax.optimization_barrier(clip.weights(z))
         if not is_last:
             is_below = z < 0 if weights is None else (z < 0) & (weights > 0)
-            # By their light: dark frames do not show how its noise grows.
+            # By their light, since dark frames have the noise of reading alone.
             below = jnp.where(is_below, jnp.maximum(light, 0)[..., None, None], 0)
             squares = sum_frames(below * z * z)
             square_totals = sum_frames(below)

@@ -21,6 +21,7 @@ from .block_sums import (
     first_sums,
     frame_means,
     over_blocks,
+    ROUNDING,
     step_blocks,
 )
 from .channels import working_dtype
@@ -394,11 +395,18 @@ def _rates(
         wide_in_space = wide.sums_in_space(jnp.stack(both))
         wide_near = wide.sums_in_time(wide_in_space)
 
+    def means(
+        smoothing: Smoothing, near: _Images, in_space: _Images, gap: int
+    ) -> Float[Array, "blocks height width"]:
+        sums, totals = smoothing.with_gap(near, in_space, gap)
+        # Less is rounding of what the gap has taken away.
+        return jnp.where(totals > ROUNDING * near[1], ratio(sums, totals), 1)
+
     def of_difference(gap: int) -> Float[Array, "blocks height width"]:
-        means = ratio(*smoothing.with_gap(near, in_space, gap))
+        narrow = means(smoothing, near, in_space, gap)
         if smoothing.order == 2:
-            return means
-        return 2 * means - ratio(*wide.with_gap(wide_near, wide_in_space, gap))
+            return narrow
+        return 2 * narrow - means(wide, wide_near, wide_in_space, gap)
 
     seeing_all = of_difference(0)
     return [rates, *(rates + of_difference(gap) - seeing_all for gap in gaps)]

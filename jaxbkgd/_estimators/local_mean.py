@@ -341,7 +341,8 @@ class LocalMean(RadiiEstimator):
 
         In `near`, blocks of frames with any frame nearer than `gap_frames` are replaced by
         the nearest other blocks on either side. `far` has not seen the next blocks either,
-        four where the movie is long enough, so that frames can be compared with these.
+        so that frames can be compared with these: four where the movie is long enough, and
+        one with several patterns.
         At the ends of the movie there is only one side. The light is that of the frame
         itself. With a clip, the frame counts a little in the weights of others. With a
         kernel of fourth order, it keeps about 1 % of its share of the background, and 5 %

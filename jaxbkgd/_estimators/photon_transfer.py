@@ -23,7 +23,7 @@ _LEAST_LIGHT = 0.5
 _DEAD_ELECTRONS = 1e4
 # Shares beyond which the user is told: of the variance beside the line, and of the gain.
 _MOST_BESIDE_LINE, _MOST_GAIN_STD = 0.05, 0.1
-# The share of dark pixels that may be 0, and of the noise that may be smooth.
+# The share of dark pixels that may be 0, and by which two measures of the noise differ.
 _MOST_CUT, _MOST_SHARED = 0.05, 0.5
 # Times that quarters of the field scatter by more than their errors, as a mean square. In
 # 29 simulated movies it was at most 3.5, and 30 in a real one with lasers in turns.
@@ -103,7 +103,8 @@ def measure_camera(
     offset, dark_variance = _moments("dark", dark)
     offset_std = np.sqrt(dark_variance / len(dark))
     if not bright:
-        return _dark_report(offset, dark_variance, offset_std, len(dark), gain)
+        doubts = _cut_doubts(dark)
+        return _dark_report(offset, dark_variance, offset_std, len(dark), gain, doubts)
     if gain is not None:
         raise ValueError("The gain is measured by bright frames; give those, or the gain.")
     moments = [
@@ -135,11 +136,7 @@ def measure_camera(
     read_noise_std = read_noise * np.hypot(slope_std / slope, 1 / math.sqrt(2 * counts[0]))
     read_noise = np.where(is_dead, _DEAD_ELECTRONS, read_noise)
     doubts = _line_doubts(levels, variances * np.median(gain_map))
-    if (cut := np.mean(np.asarray(dark[:_FEWEST_FRAMES]) == 0)) > _MOST_CUT:
-        doubts.append(
-            f"{cut:.0%} of the dark pixels are 0, at which the camera cuts its noise: the "
-            "offset is too high and the read noise too low; raise the camera's offset"
-        )
+    doubts += _cut_doubts(dark)
     if is_dead.any():
         doubts.append(
             f"{is_dead.sum()} pixels do not respond to light; their read noise is set to "
@@ -181,8 +178,9 @@ def measure_gain(
         light.
     - `read_noise_electrons`: the read noise.
 
-    **Raises:** `ValueError` for fewer than 10 frames, frames under 32 x 32 px, and where
-    the variance does not rise with the mean.
+    **Raises:** `ValueError` for fewer than 10 frames, frames under 32 x 32 px, where no two
+    successive frames are there, where the variance does not rise with the mean, and where
+    the offset comes out above the darkest parts.
     """
     _check_stack("The movie", frames, np.shape(frames)[1:])
     read_noise = checked_number(
@@ -210,10 +208,11 @@ def measure_gain(
     gain, gain_std = 1 / slope, math.sqrt(covariance[0, 0]) / slope**2
     offset = zero + read_noise**2 * slope if offset_adu is None else offset_adu
     offset_std = math.sqrt(covariance[1, 1])
-    if offset > means.min() + 3 * offset_std:
+    darkest = np.percentile(means, 5)
+    if offset_adu is None and offset > darkest + 3 * offset_std:
         raise ValueError(
-            f"The offset comes out as {offset:.4g} ADU, but the darkest part of the movie "
-            f"has {means.min():.4g}: the movie is not raw, or its read noise is not "
+            f"The offset comes out as {offset:.4g} ADU, but the darkest parts of the movie "
+            f"have {darkest:.4g}: the movie is not raw, or its read noise is not "
             f"{read_noise:g} electrons; take dark and bright frames."
         )
     doubts = []
@@ -297,14 +296,20 @@ def _check_finite(name: str, values: np.ndarray) -> None:
 
 
 def _dark_report(
-    offset: _Map, variance: _Map, offset_std: _Map, count: int, gain: float | None
+    offset: _Map,
+    variance: _Map,
+    offset_std: _Map,
+    count: int,
+    gain: float | None,
+    doubts: list[str],
 ) -> CameraReport:
     if gain is None:
         raise ValueError("Dark frames do not tell the gain; give it, or bright frames.")
     gain = checked_number("gain", gain, unit="electrons per ADU")
     noise = gain * np.sqrt(variance)
     noise_std, none = noise / math.sqrt(2 * (count - 1)), np.zeros(0)
-    return CameraReport(offset, gain, noise, offset_std, 0.0, noise_std, none, none, ())
+    errors = offset_std, 0.0, noise_std
+    return CameraReport(offset, gain, noise, *errors, none, none, tuple(doubts))
 
 
 def _slopes(
@@ -336,6 +341,16 @@ def _slopes(
     of_all = square_std[near].mean() / near.sum()
     std = np.sqrt(share * square_std + np.square(1 - share) * of_all)
     return np.clip(slope, 0.2 * mean, 5 * mean), std
+
+
+def _cut_doubts(dark: Any) -> list[str]:
+    share = np.mean(np.asarray(dark[:_FEWEST_FRAMES]) == 0)
+    if share <= _MOST_CUT:
+        return []
+    return [
+        f"{share:.0%} of the dark pixels are 0, at which the camera cuts its noise: the "
+        "offset is too high and the read noise too low; raise the camera's offset"
+    ]
 
 
 def _line_doubts(levels: np.ndarray, electrons: np.ndarray) -> list[str]:
@@ -370,7 +385,8 @@ def _slopes_of_quarters(
 
 def _tile_moments(frames: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
     """The mean and the variance in ADU of tiles at several times, which quarter of the
-    field each is in, and the share by which the variance of steps along x is larger."""
+    field each is in, and the share by which the variance by steps along x is larger than
+    that by second differences along y and x, as which it is alike in raw frames."""
     count = len(frames)
     starts = np.unique(np.linspace(0, count - 2, _PAIRS).astype(int))
     height, width = (n // _TILE_PIX * _TILE_PIX for n in np.shape(frames)[1:])
@@ -381,8 +397,9 @@ def _tile_moments(frames: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, floa
     for group in np.array_split(starts, min(_TIMES, len(starts))):
         pairs = np.stack([np.asarray(frames[s : s + 2], float) for s in group.tolist()])
         pairs = pairs[:, :, :height, :width]
-        # Lost frames are blank.
-        pairs = pairs[(np.ptp(pairs, (2, 3)) != 0).all(axis=1)]
+        # Lost frames are blank, or NaN.
+        is_there = np.isfinite(pairs).any((2, 3)) & (np.ptp(pairs, (2, 3)) != 0)
+        pairs = pairs[is_there.all(axis=1)]
         if not len(pairs):
             continue
         change = pairs[:, 1] - pairs[:, 0]
@@ -401,7 +418,10 @@ def _tile_moments(frames: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, floa
         shares.append(np.median(of_steps / np.maximum(variances[-1], 1e-30)) - 1)
         quarters.append(quarter[is_known])
     if not means:
-        raise ValueError("All frames are blank; give a movie of light.")
+        raise ValueError(
+            "No two successive frames are there, since others are blank or not finite; "
+            "give a movie without these."
+        )
     means, variances, quarters = map(np.concatenate, (means, variances, quarters))
     return means, variances, quarters, float(np.median(shares))
 

@@ -98,14 +98,14 @@ class Smoothing(eqx.Module):
     def sums_in_space(
         self, images: Float[Array, "*batch blocks height width"]
     ) -> Float[Array, "*batch blocks height width"]:
-        """Those along y and x alone."""
+        """The sums along y and x alone."""
         kernels = self.kernels.y, self.kernels.x
         return separable_filter(images, list(self.radii[1:]), kernels, is_finite=True)
 
     def sums_in_time(
         self, images: Float[Array, "*batch blocks height width"]
     ) -> Float[Array, "*batch blocks height width"]:
-        """Those over time alone."""
+        """The sums over time alone."""
         time = self.kernels.time
         if time is None:
             return images
@@ -117,8 +117,8 @@ class Smoothing(eqx.Module):
         images: Float[Array, "*batch blocks height width"],
         gap: int,
     ) -> Float[Array, "*batch blocks height width"]:
-        """Sums over time of images in which, for each block, those nearer than `gap` are
-        replaced by the two at that distance."""
+        """`sums`, which `sums_in_time` gives of `images`, where for each block those that
+        are nearer than `gap` are replaced by the two at that distance."""
         time = self.kernels.time
         if time is None or not gap:
             return sums
@@ -134,10 +134,9 @@ class Smoothing(eqx.Module):
             return before + after
 
         taps = time.taps(self.radii[0])
-        taps = jnp.pad(taps, (0, max(0, gap - taps.size)))
         weight = taps[0] / 2 + jnp.sum(taps[1:gap])
         sums = sums + weight * beside(gap) - taps[0] * images
-        return sums - sum(taps[n] * beside(n) for n in range(1, gap))
+        return sums - sum(taps[n] * beside(n) for n in range(1, min(gap, taps.size)))
 
     def completed(
         self,
