@@ -37,6 +37,7 @@ from .soft_clip import SoftClip
 _MOST_CLIPPED, _CLIPPED_RANGE = 0.35, 0.25
 
 _Images = Float[Array, "blocks _height _width"]
+_Both = Float[Array, "2 blocks _height _width"]
 
 
 class FrameBlocks(NamedTuple):
@@ -396,7 +397,7 @@ def _rates(
         wide_near = wide.sums_in_time(wide_in_space)
 
     def means(
-        smoothing: Smoothing, near: _Images, in_space: _Images, gap: int
+        smoothing: Smoothing, near: _Both, in_space: _Both, gap: int
     ) -> Float[Array, "blocks height width"]:
         sums, totals = smoothing.with_gap(near, in_space, gap)
         # Less is rounding of what the gap has taken away.
