@@ -178,9 +178,9 @@ def measure_gain(
         light.
     - `read_noise_electrons`: the read noise.
 
-    **Raises:** `ValueError` for fewer than 10 frames, frames under 32 x 32 px, where no two
-    successive frames are there, where the variance does not rise with the mean, and where
-    the offset comes out above the darkest parts.
+    **Raises:** `ValueError` for fewer than 10 frames, and frames under 32 x 32 px. It is
+    also raised where no two successive frames hold light, the variance does not rise with
+    the mean, or the offset comes out above the darkest parts.
     """
     _check_stack("The movie", frames, np.shape(frames)[1:])
     read_noise = checked_number(
