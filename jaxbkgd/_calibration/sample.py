@@ -158,7 +158,8 @@ def draw_sample(
     shares = [sum(map(len, of)) / drawn for of in lit]
     counts = [min(len(of[run]) for of in lit) for run in range(len(runs))]
     # Runs that are mostly dark are left out, and the others have one length.
-    kept = [run for run, count in enumerate(counts) if 2 * count >= max(counts)]
+    fewest = max(FEWEST_FRAMES, max(counts) / 2)
+    kept = [run for run, count in enumerate(counts) if count >= fewest]
     if max(counts) < FEWEST_FRAMES:
         raise UnlearnableError(
             f"only {max(counts)} of {len(runs[0][0])} frames are not dark: give a movie "
