@@ -28,11 +28,10 @@ could.
 ![The error of each estimator in each scene, and the limit](figures/background_accuracy.png)
 
 Simulated movies of {frames} frames of {height} x {width} px, of {count} scenes: kinds of
-background, molecules and light, which `examples/scenes.py` describes. `LocalMean` learns
-its radii from the movie by itself. The others get the setting that is best for the scene by
-the truth, which nobody has in an experiment. "(paper)" and "(source)" mark methods without
-a package that installs beside the others: a few lines in `examples/rivals.py` follow their
-paper or source.
+background, molecules and light (`examples/scenes.py`). `LocalMean` learns its radii from
+the movie by itself. The others get the setting that is best for the scene by the truth,
+which nobody has in an experiment. Those marked "(paper)" or "(source)" have no package that
+installs beside the others; `examples/rivals.py` follows their paper or source.
 
 ## Root-mean-square error (e-)
 
@@ -41,20 +40,16 @@ The smallest error of a scene is bold. Means are geometric, over the scenes that
 
 ## The limit
 
-The limit is the Bayesian Cramér-Rao bound (van Trees, 1968). It takes as known: the law
-that the scene draws its background from, with all its numbers; the light of each frame,
-unless the scene draws it; the camera; and all molecules, whose light adds nothing but its
-photon noise. It takes as unknown: the field that was drawn, its brightness, and the light
-that was drawn. No estimator has a smaller mean squared error over draws, and one that has
-to find the law and the molecules in the movie has a larger one. *Efficiency* is the limit
-divided by the error of `LocalMean, learned`. In simulated movies without molecules, a
-Wiener filter that knows the law reaches the limit, as a test shows.
+The limit is the Bayesian Cramér-Rao bound (van Trees, 1968). It knows the law that the
+scene draws its background from, the camera and all molecules
+(`examples/accuracy_bound.py`). No estimator has a smaller mean squared error over draws,
+and one that has to find the law and the molecules in the movie has a larger one.
+*Efficiency* is the limit divided by the error of `LocalMean, learned`.
 
 † Scenes with one fixed background have no law to draw it from. Here the limit is the error
-of the best linear filter of the mean frame, Wiener's with the spectrum of that very
-background: a bound for filters, not for all estimators. No limit is given where the shape
-of the background changes (blob, drift, second pattern), since it would depend on how much
-of that change is taken as known.
+of the best linear filter (Wiener's) for that very background: a bound for filters, not for
+all estimators. No limit is given where the shape of the background changes (blob, drift,
+second pattern).
 
 {losses}
 ## Mean error (% of the local background)
@@ -62,8 +57,7 @@ of that change is taken as known.
 {biases}
 ## How it is made
 
-One command makes the page and its figures, and goes on where it was interrupted; with
-`--smoke` it takes one small movie.
+One command makes the page and its figures, and goes on where it was interrupted:
 
 ```sh
 pip install -e ".[bench]" smlmlp arrlp picassosr sep photutils scikit-image
@@ -73,12 +67,11 @@ python examples/background_accuracy.py docs/pages
 
 LOSSES = """### What the rest is lost to
 
-Root-mean-square errors (e-) of experiments with the radii that were learned from each
-movie. From *molecules left out* on, each column takes away one more cause.
+Root-mean-square errors (e-) with the radii that were learned from each movie. From
+*molecules left out* on, each column takes away one more cause.
 
 {table}
-- *600 frames*: as learned, but with this radius in time. `calibrate` tries no more than
-  120 frames.
+- *600 frames*: as learned, but with this radius in time; `calibrate` tries 120 at most.
 - *molecules left out*: weight 0 where they add more than 1 e-.
 - *no molecules*: a movie of the same background without them.
 - *no clip*, *steady light*: that movie with `clip=None`, then also with
@@ -87,10 +80,9 @@ movie. From *molecules left out* on, each column takes away one more cause.
 
 The light of faint molecules and of outskirts costs the most where molecules are dense or
 the background is smooth. Next are borders, where the edge pixel is repeated, and radii in
-time that end at 120 frames. Where structure is as fine as a few pixels, the kernel costs
-the most: a Gaussian of the fourth order, the same in the whole frame, where the limit has
-the best one; and the clip, which takes fine structure for molecules. That the light of each
-frame is free costs almost nothing.
+time that end at 120 frames. Where structure is as fine as a few pixels, the kernel and the
+clip cost the most: one Gaussian serves the whole frame, and the clip takes fine structure
+for molecules. That the light of each frame is free costs almost nothing.
 
 ### Single frames
 
