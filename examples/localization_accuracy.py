@@ -338,8 +338,7 @@ def page(results: Sequence[Result], made_on: str) -> str:
 
 After this page you know what an error of the background costs in a localization. Molecules
 of simulated movies are fitted by maximum likelihood, with each background taken as known.
-Their errors are compared with the Cramér-Rao bound where the true background is known: no
-fit without bias scatters less. Errors over bound are 1 at best.
+Their errors are divided by the Cramér-Rao bound, below which no fit without bias scatters.
 
 ![Errors in x and y, photons and z over their bound, less 1, of each background in each
 scene](figures/localization_accuracy.png)
@@ -349,37 +348,34 @@ Beyond the grey line, at 1.02, a background costs more than 2 %. {_headline(resu
 {table(results)}
 In each cell, the mean error comes first and the scatter about it second; ± is the standard
 error of a ratio. "Over that of the truth" compares the same molecules with the fit whose
-background is true, and so is known better. There are {made_on} for each scene,
+background is true. There are {made_on} for each scene,
 with {min(counts)} to {max(counts)} molecules that are fitted.
 
 ## What is seen
 
-- A calibrated `LocalMean` is as good as the truth. `LocalMean()` as it is has radii of
-  7 px, which are too large for the edge of the cell: calibrate.
-- `SpatialMean` has each molecule's own light in it, and takes a quarter of its photons.
+- A calibrated `LocalMean` is as good as the truth. The radii of `LocalMean()`, 7 px, are
+  too large for the edge of the cell: calibrate.
+- `SpatialMean` takes a quarter of each molecule's photons.
 - smlmlp's median has the noise of 51 frames in each pixel, takes some of the molecule's
   light, and does not follow a pulse.
-- A constant that is fitted in each box needs no other frames, but where the background has
-  a slope, it moves molecules: by 12 nm where it rises by 0.9 photons in a pixel.
-- In the dim scene, no fit attains the bound, whatever its background: the bound is that of
-  many photons.
+- A constant that is fitted in each box moves molecules where the background has a slope: by
+  12 nm where it rises by 0.9 photons in a pixel.
+- In the dim scene, no fit attains the bound, which is that of many photons.
 
 ## How it is made
 
 `python examples/localization_accuracy.py docs/pages` makes all of this from the scenes of
-[Accuracy](background_accuracy.md), with frames of 256 px: `ordinary` is `scale-20` there,
-`dim` the same with molecules of {DIM_PHOTONS:.0f} photons in place of 700.
+[Accuracy](background_accuracy.md): `ordinary` is `scale-20` there, `dim` the same with
+molecules of {DIM_PHOTONS:.0f} photons in place of 700.
 
-- The fit (`examples/gaussian_fit.py`) is of boxes of {BOX_PIX} x {BOX_PIX} px, by Fisher
-  scoring with the damping of Levenberg and Marquardt, under Poisson noise with read noise
-  (Huang et al., *Nat. Methods* 10, 653, 2013). The image is a Gaussian of 1.3 px,
-  integrated over pixels of {PIXEL_NM:.0f} nm.
+- The fit (`examples/gaussian_fit.py`) is of boxes of {BOX_PIX} x {BOX_PIX} px, under
+  Poisson noise with read noise (Huang et al., *Nat. Methods* 10, 653, 2013). The image is a
+  Gaussian of 1.3 px, integrated over pixels of {PIXEL_NM:.0f} nm.
 - In the scenes named 3D, molecules of {PHOTONS_IN_DEPTH:.0f} photons lie up to
   {DEPTH_NM:.0f} nm from the focus, and their images are astigmatic (Huang et al., *Science*
   319, 810, 2008). With 700 photons, no fit attains the bound in z.
-- It begins at the truth, and only molecules count that are on for {LEAST_SHARE:.0%} of a
-  frame or more, with no other one and no border within {ALONE_PIX:.0f} px: this is about
-  backgrounds, not about detection, nor about molecules that overlap.
+- The fit begins at the truth. Only molecules count that are on for {LEAST_SHARE:.0%} of a
+  frame or more, with no other one and no border within {ALONE_PIX:.0f} px.
 """
 
 
