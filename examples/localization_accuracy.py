@@ -338,7 +338,8 @@ def page(results: Sequence[Result], made_on: str) -> str:
 
 After this page you know what an error of the background costs in a localization. Molecules
 of simulated movies are fitted by maximum likelihood, with each background taken as known.
-Their errors are divided by the Cramér-Rao bound, below which no fit without bias scatters.
+Their errors are divided by the Cramér-Rao bound for a known background, below which no fit
+without bias scatters.
 
 ![Errors in x and y, photons and z over their bound, less 1, of each background in each
 scene](figures/localization_accuracy.png)
