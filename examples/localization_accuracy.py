@@ -356,12 +356,12 @@ with {min(counts)} to {max(counts)} molecules that are fitted.
 
 - A calibrated `LocalMean` is as good as the truth. The radii of `LocalMean()`, 7 px, are
   too large for the edge of the cell: calibrate.
-- `SpatialMean` takes a quarter of each molecule's photons.
+- `SpatialMean` takes a quarter of each molecule's photons in 2D, and a third in 3D.
 - smlmlp's median has the noise of 51 frames in each pixel, takes some of the molecule's
   light, and does not follow a pulse.
 - A constant that is fitted in each box moves molecules where the background has a slope: by
   12 nm where it rises by 0.9 photons in a pixel.
-- In the dim scene, no fit attains the bound, which is that of many photons.
+- In the dim scene, no fit attains the bound of x and y, which is that of many photons.
 
 ## How it is made
 

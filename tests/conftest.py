@@ -40,10 +40,12 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """`-m fast` selects the tests that are not marked as slow, and no docstrings."""
+    """`-m fast` selects tests that are not marked as slow or long, and no docstrings."""
     for item in items:
-        is_slow = item.get_closest_marker("slow") or isinstance(item, pytest.DoctestItem)
-        item.add_marker("slow" if is_slow else "fast")
+        if isinstance(item, pytest.DoctestItem):
+            item.add_marker("slow")
+        elif not any(map(item.get_closest_marker, ("slow", "long"))):
+            item.add_marker("fast")
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -60,6 +60,7 @@ def test_wiener_s_filter_attains_it(limit: ModuleType):
     assert np.mean(squares) == pytest.approx(least, rel=0.06)
 
 
+@pytest.mark.long
 def test_an_even_background_is_one_number(limit: ModuleType, scenes: ModuleType):
     uniform = replace(scenes.SCENES[0], molecules_per_frame=0.0)
     (movie,) = scenes.simulated(uniform, size_pix=32, frame_count=20)
@@ -69,6 +70,7 @@ def test_an_even_background_is_one_number(limit: ModuleType, scenes: ModuleType)
     assert found.kind == "estimators"
 
 
+@pytest.mark.slow
 def test_the_light_of_frames_costs_as_much_as_it_is_unknown(
     limit: ModuleType, scenes: ModuleType
 ):
@@ -91,6 +93,7 @@ def test_multiplied_electrons_tell_half_of_what_photons_do(limit: ModuleType):
     assert 0.5 / 0.5 < few < 1 / 0.5
 
 
+@pytest.mark.long
 def test_there_is_none_where_the_shape_of_the_background_changes(
     limit: ModuleType, scenes: ModuleType
 ):

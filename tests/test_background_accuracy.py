@@ -155,7 +155,7 @@ def test_an_estimator_counts_with_its_best_setting_in_electrons(example: ModuleT
     np.testing.assert_array_equal(bkgds, 5.5)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_all_that_are_here_are_beyond_the_limit(example: ModuleType, tmp_path: Path):
     example.show_smoke(tmp_path)
     kept = json.loads((tmp_path / "background_accuracy.json").read_text())

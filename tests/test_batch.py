@@ -74,7 +74,7 @@ def _written(source: Any, estimator: AbstractEstimator = ESTIMATOR, **options: A
     return out
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.usefixtures("both_devices")
 @pytest.mark.parametrize(("chunk_frames", "workers"), [(None, None), (4, 3), (22, 1)])
 def test_a_movie_is_estimated_as_a_whole_to_the_bit(chunk_frames, workers):
@@ -114,7 +114,7 @@ def test_only_halos_are_read_twice():
     assert (movie.counts == 1).all()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_mean_over_time_is_that_of_the_whole_movie_and_reads_the_halo_of_its_radii():
     movie = CountingMovie(np.maximum(FRAMES, 1000))
     weights = np.zeros((20, 31), bool)
@@ -277,6 +277,7 @@ def test_uint16_is_rounded_to_the_nearest_number_and_clipped():
     assert summary.clipped_frames == is_clipped.sum() > 0
 
 
+@pytest.mark.slow
 def test_residuals_with_a_pedestal_are_written_as_uint16():
     above = FRAMES - np.float32(100)
     residuals = np.asarray(ESTIMATOR(above).residuals(above))
@@ -347,7 +348,7 @@ def test_a_path_is_enough_to_estimate_a_movie(movie_path, tmp_path, monkeypatch)
     assert len(seen) == 1
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_light_is_that_of_the_whole_movie():
     frames = np.maximum(FRAMES, 1000)
     estimator = LocalMean(1.0, 1.0, clip=None, max_radius_frames=4)
@@ -545,6 +546,7 @@ def test_ctrl_c_waits_for_no_thread_and_nothing_is_written_after_it(
         np.testing.assert_array_equal(written.channels[0][:], BKGDS)
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_does_not_calibrate_again(movie_path, tmp_path, monkeypatch):
     calibrations = []
 
@@ -866,7 +868,7 @@ print(killed, "killed,", ended, "ended")
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_run_that_is_killed_again_and_again_ends_in_the_same_files(tmp_path):
     frames = np.random.default_rng(0).integers(0, 4000, (150, 32, 40)).astype(np.uint16)
@@ -996,7 +998,7 @@ WITH_NAN = LARGE.copy()
 WITH_NAN[1, [10, 549, 551, 1090], 20] = np.nan, np.nan, np.inf, np.nan
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("radius_pix", "source", "boxes"),
     [

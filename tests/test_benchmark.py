@@ -62,6 +62,7 @@ def results(folder: Path) -> dict:
     return json.loads((folder / "performance.json").read_text())
 
 
+@pytest.mark.long
 def test_every_setting_of_every_cell_has_jaxbkgd_in_it(results: dict):
     assert [cell["dtype"] for cell in results["cells"]] == ["float32", "uint16"]
     filtering = {

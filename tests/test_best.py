@@ -67,7 +67,7 @@ def rms(bkgds, truth):
 STEADY = np.ones(FRAME_COUNT)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     "light", [STEADY, np.resize([1.35, 1, 1, 1], FRAME_COUNT)], ids=["steady", "pulses"]
 )
@@ -101,6 +101,7 @@ def test_the_best_is_found_and_its_error_is_known(light):
     assert set(rows) == {"error", "molecules", "they keep", "not explained", "believe it"}
 
 
+@pytest.mark.long
 def test_dark_frames_are_not_looked_at():
     rng = np.random.default_rng(0)
     is_lit = np.arange(FRAME_COUNT) // 8 % 2 == 0
@@ -129,6 +130,7 @@ def test_frames_that_bleach_or_lie_beside_a_flash_are_not_dark():
         assert len(lit) == 100
 
 
+@pytest.mark.slow
 def test_a_run_that_is_mostly_dark_is_not_looked_at():
     level = np.full((1000, 1, 1), 60.0)
     # Most of the last of two runs of 300 frames.
@@ -160,7 +162,7 @@ def test_light_that_alternates_does_not_pass_for_blinking():
     assert 1.3 < sample.blinking[0].on_frames < 3
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_saturation_is_named():
     frames = np.random.default_rng(0).poisson(60, (40, 24, 24)).astype(np.uint16)
     frames[:, :4, :4] = 4095
@@ -168,7 +170,7 @@ def test_saturation_is_named():
     assert any("3% of the pixels have the largest value, 4095" in d for d in history.doubts)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_filaments_as_thin_as_molecules_have_radii_of_a_pixel():
     level = np.full((SIZE_PIX, SIZE_PIX), 30.0)
     for angle, place in np.random.default_rng(0).uniform((0, -40), (np.pi, 40), (4, 2)):
@@ -184,7 +186,7 @@ def test_filaments_as_thin_as_molecules_have_radii_of_a_pixel():
     assert findings.kept > 0.98
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_what_the_light_does_not_explain_is_named():
     rng = np.random.default_rng(3)
     y, x = SIZE_PIX * rng.random((2, FRAME_COUNT, 1, 1))
@@ -199,7 +201,7 @@ def test_what_the_light_does_not_explain_is_named():
     assert history.rows()["believe it"] != "yes"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_second_pattern_of_light_is_found():
     rng = np.random.default_rng(3)
     pulses = np.resize([40.0, 0, 0, 0], FRAME_COUNT)[:, None, None]
@@ -227,7 +229,7 @@ def test_no_error_is_below_that_of_noise_by_chance():
     assert Trial((30.0, 7.0, 7.0), np.array([-3.1, -2.9]), 60.0, least=0.1).loss == -3.0
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_mask_leaves_pixels_out():
     rng = np.random.default_rng(5)
     frames = rng.poisson(LEVEL + blinking(rng)).astype(np.float32)
@@ -241,7 +243,7 @@ def test_a_mask_leaves_pixels_out():
     np.testing.assert_allclose(findings.noise, math.sqrt(60), rtol=0.05)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_part_that_is_looked_at_lies_within_a_mask():
     frames = np.random.default_rng(0).poisson(60, (40, 300, 500))
     mask = np.zeros(frames.shape[1:], bool)
@@ -273,7 +275,7 @@ def test_boxes_frames_and_offsets_are_those_of_the_movie_itself():
     assert estimator.share != start.share
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_each_channel_has_its_radii():
     rng = np.random.default_rng(6)
     rough = 60 + 20 * np.sin(2 * np.pi * X / 16)
@@ -320,7 +322,7 @@ def test_what_goes_with_an_estimator_alone_is_refused():
         calibrate(frames, camera=[Camera()] * 2)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_radii_that_take_molecules_are_not_kept():
     rng = np.random.default_rng(2)
     # Fiducials never go off, and look like background.
@@ -394,7 +396,7 @@ class TestSpikes:
             np.testing.assert_allclose(found, 50 * spikes.shares, rtol=1e-3)
             np.testing.assert_allclose(added.sum(), 50 * spikes.shares.sum(), rtol=1e-3)
 
-    @pytest.mark.slow
+    @pytest.mark.long
     def test_light_and_width_of_molecules_are_measured(self):
         rng = np.random.default_rng(1)
         residuals = rng.normal(0, 5, (48, 64, 64)).astype(np.float32)
@@ -412,6 +414,7 @@ class TestSpikes:
         assert given.psf_sigma_pix == 2.0
         assert not find_molecules(jnp.asarray(residuals[:5]), 25.0).is_measured
 
+    @pytest.mark.slow
     def test_numbers_that_are_none_are_refused(self):
         cases: list[Any] = [
             {"light": -1.0},

@@ -92,7 +92,7 @@ def oracle():
 
 
 class TestRadii:
-    @pytest.mark.slow
+    @pytest.mark.long
     def test_the_oracle_is_found_from_any_start_without_the_truth(self, oracle):
         found, movie = [], FRAMES[:38]
         for start in (2.0, 25.0):
@@ -135,7 +135,7 @@ class TestRadii:
         assert isinstance(history.objective, TruthLoss)
         assert history.lag is None
 
-    @pytest.mark.slow
+    @pytest.mark.long
     def test_tied_radii_stay_tied_and_channels_are_learned_apart(self, oracle, rng):
         # Rougher than the other, and with one radius for both axes, as the other.
         rough = 100 * (1 + 0.5 * np.sin(2 * np.pi * Y / 12) * np.sin(2 * np.pi * X / 12))
@@ -151,7 +151,7 @@ class TestRadii:
         assert np.all(history.radii_std[:, 0] > 0)
         assert np.all(np.ptp(history.radii_std, axis=1) == 0)
 
-    @pytest.mark.slow
+    @pytest.mark.long
     def test_over_an_even_background_a_radius_goes_to_the_bound_and_a_frozen_one_stays(
         self, rng
     ):
@@ -196,7 +196,7 @@ def moving_mean(radius_pix, radius_frames, clip=None):
 class TestOverTime:
     """`LocalMean`, which sees the frames before and after the one that it is judged by."""
 
-    @pytest.mark.slow
+    @pytest.mark.long
     def test_radii_are_nearly_the_best(self):
         frames = RNG.poisson(DRIFTING).astype(np.float32)
 
@@ -216,7 +216,7 @@ class TestOverTime:
         # A twentieth in the root mean square, as the frames' noise moves the minimum.
         assert error(estimator) < 1.05**2 * best
 
-    @pytest.mark.slow
+    @pytest.mark.long
     def test_the_loss_differs_as_the_error_does(self):
         @eqx.filter_jit
         def loss_and_error(estimator, frames):
@@ -308,6 +308,7 @@ def towards_ten(estimator, channels, frame_indices):
 
 
 class TestEstimators:
+    @pytest.mark.slow
     def test_parameters_that_are_no_radii_are_learned(self):
         estimator, history = quietly(blend(), FEW[:38], objective=FramePairLoss(1))
         assert type(estimator) is Blend
@@ -423,6 +424,7 @@ class TestObjectives:
 
 
 class TestSteps:
+    @pytest.mark.slow
     def test_an_optimizer_that_searches_along_a_line_works(self):
         options: Any = {"objective": towards_ten, "optimizer": optax.lbfgs(), "steps": 2}
         estimator, _ = quietly(level(9.0), FEW, **options)
@@ -581,7 +583,7 @@ class Recorded:
 
 
 class TestMovies:
-    @pytest.mark.slow
+    @pytest.mark.long
     def test_a_long_movie_is_sampled(self):
         movie = Recorded(20_000, 64)
         estimator, history = quietly(blend(), movie, steps=3)
@@ -640,7 +642,7 @@ class TestMovies:
         quietly(Haloed(jnp.array(1.0)), movie, objective=towards_ten, steps=1)
         assert [stop - start for start, stop in movie.runs] == [256, 256]
 
-    @pytest.mark.slow
+    @pytest.mark.long
     def test_paths_movies_and_arrays_of_any_dtype_give_the_same(self, tmp_path):
         path = tmp_path / "movie.npy"
         np.save(path, FEW)
@@ -720,6 +722,7 @@ class TestMovies:
         with pytest.raises(ValueError, match=message):
             quietly(blend(), movie, objective=FramePairLoss(1))
 
+    @pytest.mark.slow
     def test_a_movie_that_does_not_fit_is_refused(self):
         with pytest.raises(ValueError, match=r"40 frames, but at least 81 .* lag of 40"):
             quietly(blend(), FEW, objective=FramePairLoss(40))

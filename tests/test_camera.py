@@ -80,7 +80,7 @@ def test_a_camera_is_a_part_of_a_differentiable_program():
     )
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("estimator", [SpatialMean(5.0), OVER_TIME])
 def test_pixels_that_differ_are_estimated_in_electrons(estimator):
     """Without maps, the mean over time is off by the gain, which scatters by a tenth."""
@@ -105,7 +105,7 @@ def test_residuals_are_in_adu_above_the_map_of_the_offset():
     np.testing.assert_allclose(residuals, frames - OFFSET - bkgds / GAIN, atol=0.02)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_snr_map_has_unit_noise_in_pixels_of_any_gain_and_read_noise():
     frames = exposed(np.full(SHAPE, 20.0), 300)
     ratios = written(frames, LocalMean(10.0, 60.0, clip=None), camera=MAPS, quantity="snr")
@@ -117,6 +117,7 @@ def test_an_snr_map_has_unit_noise_in_pixels_of_any_gain_and_read_noise():
             assert abs(np.mean(squares[quarters == quarter]) - 1) < 0.02
 
 
+@pytest.mark.slow
 def test_noisy_pixels_count_less():
     """As the inverse of their variance in a light of 20 e-, beside a quiet pixel."""
     noise = np.where(np.arange(48) == 7, 20.0, 1.0) * np.ones(SHAPE)
@@ -133,7 +134,7 @@ def test_noisy_pixels_count_less():
     assert np.isfinite(camera.weights(dark)).all()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_chunks_boxes_and_dask_have_the_same_bits():
     frames, estimator = exposed(LIGHT, 24), OVER_TIME
     whole = written(frames, estimator, camera=MAPS)
@@ -150,7 +151,7 @@ def test_chunks_boxes_and_dask_have_the_same_bits():
     np.testing.assert_array_equal(part, expected)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_calibration_sees_even_light_and_says_electrons():
     frames = exposed(LIGHT, 40)
     _, history = calibrate(frames, camera=MAPS, progress=False)
@@ -307,6 +308,7 @@ def test_frames_that_maps_do_not_fit_are_refused():
             ratio(frames, MAPS)
 
 
+@pytest.mark.slow
 def test_the_noise_of_a_pixel_is_that_of_its_light_and_its_reading():
     background = SpatialMean(5.0)(jnp.full((1, 16, 16), 200.0))
     ratio = background.snr(jnp.full((1, 16, 16), 210.0), Camera(0.0, 0.5, 3.0))
@@ -408,7 +410,7 @@ def test_frames_that_tell_no_camera_are_refused(make, message):
         measure_camera(*make(dark))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_movie_alone_tells_gain_and_offset():
     frames, _ = simulate_movie(
         jax.random.key(0), frame_count=60, gain_electrons_per_adu=0.46, offset_adu=100.0
@@ -470,7 +472,7 @@ def test_a_gain_that_differs_within_the_field_is_not_believed():
     assert report.gain_std > 2 * plain.gain_std
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_example_measures_cameras_and_hot_pixels(monkeypatch):
     folder = Path(__file__).parents[1] / "examples"
     monkeypatch.syspath_prepend(str(folder))

@@ -21,7 +21,7 @@ FRAMES = RNG.poisson(60, (17, 12, 15)).astype(np.uint16)
 MEDIAN, MEAN = TemporalMedian(2), SpatialMean(3.0)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_each_sees_what_those_before_it_have_left():
     # Its second frame is far below its background: differences of counts must not wrap.
     dim = FRAMES.copy()
@@ -59,7 +59,7 @@ def test_the_noise_factors_of_median_and_mean_multiply():
     assert background.noise_corrections == pytest.approx(np.std(residual), rel=0.01)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_what_is_learned_is_what_each_one_learns():
     @eqx.filter_grad
     def gradient(estimator):

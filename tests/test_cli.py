@@ -143,7 +143,7 @@ def test_a_movie_gets_its_background(folder):
     assert not {"resumed", "not finite"} & rows.keys()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_movie_gets_its_mean_over_time(folder):
     frames = _frames()
     np.save("movie.npy", frames)
@@ -205,6 +205,7 @@ def test_what_a_file_says_of_itself_is_told(folder):
 class TestSeveralChannels:
     """Of different sizes, with radii of their own."""
 
+    @pytest.mark.slow
     def test_a_file_for_each_gives_a_file_for_each(self, folder):
         movies = _frames(), _frames()[:, :15]
         for name, frames in zip("ab", movies, strict=True):
@@ -219,6 +220,7 @@ class TestSeveralChannels:
         assert rows["radius"] == "7 px; 5 px in y, 8 px in x"
         assert len(rows["noise factor"].split("; ")) == 2
 
+    @pytest.mark.slow
     def test_one_file_gives_one_file(self, folder):
         frames = _frames().reshape(5, 2, 21, 34)
         np.save("movie.npy", frames)
@@ -227,6 +229,7 @@ class TestSeveralChannels:
         for channel, radii in enumerate([(7, 7), (5, 8)]):
             _assert_is_background_of(_read("bkgd.tif", channel), frames[:, channel], radii)
 
+    @pytest.mark.slow
     def test_boxes_of_a_camera_give_a_file_for_each(self, folder):
         frames = _frames()
         np.save("movie.npy", frames)
@@ -298,7 +301,7 @@ class TestTheOneCommand:
         np.save("movie.npy", _frames())
         return noted
 
-    @pytest.mark.slow
+    @pytest.mark.long
     def test_a_movie_is_all_that_it_needs(self, folder, made):
         result = _done("estimate movie.npy --chunk-frames 4")
         kinds = [".json", ".png", ".tif"]
@@ -358,7 +361,7 @@ class TestTheOneCommand:
         _done(f"{command} --overwrite")
         assert len(made) == 2
 
-    @pytest.mark.slow
+    @pytest.mark.long
     def test_channels_of_files_and_of_boxes_share_one_calibration(
         self, folder, made, monkeypatch
     ):
@@ -443,6 +446,7 @@ def test_what_is_written_is_told(options, dtype, written, folder):
     assert _read("bkgd.tif").dtype == dtype
 
 
+@pytest.mark.slow
 def test_an_snr_needs_the_camera(folder):
     frames = _frames()
     np.save("movie.npy", frames)
@@ -725,7 +729,7 @@ def test_calls_have_a_thread_each_where_they_run_side_by_side(folder, pools):
     assert pools == ["one", "one"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_ctrl_c_ends_the_real_command(tmp_path):
     movie, out = tmp_path / "movie.npy", tmp_path / "bkgd.tif"
     # 130 Mpx in 1000 chunks.
@@ -766,7 +770,7 @@ INTERRUPTED_FIGURE = """if True:
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "before", "kept", "left"),
     [
@@ -812,7 +816,7 @@ def _table(text: str) -> dict[str, list[str]]:
     return {row[0].strip(): row[1:] for row in rows if len(row) == 3}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_demo_shows_what_it_measured(folder, pools):
     result = _done("demo --out figures")
     assert result.stderr == ""
@@ -852,7 +856,7 @@ def calibrated(tmp_path_factory):
     return folder, result, (first, second)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_calibration_is_written_as_it_is_printed(calibrated):
     folder, result, _ = calibrated
     names = {"first.tif", "second.tif", "radii.json", "radii.png"}
@@ -1097,6 +1101,7 @@ class TestAnInterruptedCalibration:
         result = _done(f"{CALIBRATED.replace('npy', 'tif')} --calibration calibration.json")
         assert "the search for these radii had not ended" in result.stderr
 
+    @pytest.mark.slow
     def test_after_the_search_keeps_its_radii(self, kept, quick_calibration, monkeypatch):
         monkeypatch.setattr(Figure, "savefig", _press_ctrl_c)
         fields = kept(NO_FIGURE, "--radius 7")

@@ -335,7 +335,7 @@ def test_the_example_writes_what_an_estimate_in_memory_is(
     np.testing.assert_array_equal(bkgds, background(frames[:, 0], SpatialMean(1.0)))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_worker_that_is_killed_is_replaced_and_the_result_is_the_same(tmp_path, example):
     frames = np.random.default_rng(0).integers(0, 65535, (60, 1, 8, 9)).astype(np.uint16)
     frames[40] = 65535

@@ -57,7 +57,7 @@ def peak_count(snr: Any, threshold: Any) -> int:
     return int(((snr == maximum_filter(snr, (1, 3, 3))) & (snr > threshold)).sum())
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", LINEAR)
 @pytest.mark.parametrize("place", [(0, 0, 0), (13, 9, 10), (4, 1, 12), (23, 19, 2)])
 def test_the_closed_form_is_that_of_the_weights_of_the_residual(name, place):
@@ -94,7 +94,7 @@ def test_the_closed_form_is_that_of_the_weights_of_the_residual(name, place):
     np.testing.assert_allclose(matched.skewness[at], expected, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", LINEAR)
 def test_the_closed_form_is_within_a_percent_of_monte_carlo(name, rng):
     # So bright that the noise of the variance does not matter.
@@ -111,7 +111,7 @@ def test_the_closed_form_is_within_a_percent_of_monte_carlo(name, rng):
     assert np.std(borders) == pytest.approx(1, abs=0.025)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     "estimator",
     [SpatialMean(7.0), LocalMean(7.0, 15.0)],
@@ -176,6 +176,7 @@ def test_the_noise_of_each_pixel_of_a_camera_counts(rng):
     np.testing.assert_allclose(snr[7, 3], expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_each_pixel_of_an_scmos_camera_has_noise_of_one(rng):
     read_noise = rng.uniform(1, 9, (40, 40)).astype(np.float32)
     noise = rng.normal(0, 1, (300, 40, 40)) * np.sqrt(50 + read_noise**2)
@@ -188,7 +189,7 @@ def test_each_pixel_of_an_scmos_camera_has_noise_of_one(rng):
     assert np.std(snr, 0).std() < 0.06
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_gradient_is_that_of_finite_differences(rng, x64):
     shape = (9, 9)
     # A skewed sum on either side of where the series take over.
@@ -217,7 +218,7 @@ def test_the_gradient_is_that_of_finite_differences(rng, x64):
         assert slope == pytest.approx(float(central_difference(along, 0, 1e-5)), rel=1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     "estimator",
     [SpatialMean(4.0), LocalMean(4.0, 6.0, **STEADY)],
@@ -234,7 +235,7 @@ def test_radii_learn_from_the_matched_snr(estimator, rng):
     assert bool((slope != 0).all())
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_what_is_not_finite_reaches_the_pixels_that_see_it_and_no_gradient():
     signal = jnp.ones((SIZE, SIZE)).at[4, 5].set(jnp.nan)
 
@@ -250,7 +251,7 @@ def test_what_is_not_finite_reaches_the_pixels_that_see_it_and_no_gradient():
     assert bool(jnp.isnan(matched_snr(signal, 0.0, noise_correction=1.0, gain=1.0)).all())
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_list_of_channels_has_a_map_and_a_threshold_each(rng):
     channels = [rng.poisson(60.0, (6, 12, size)).astype(np.float32) for size in (12, 16)]
     estimator, camera = SpatialMean(5.0), Camera(0.0, 1.0)
@@ -263,6 +264,7 @@ def test_a_list_of_channels_has_a_map_and_a_threshold_each(rng):
     np.testing.assert_allclose(maps[0], alone, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.long
 def test_a_median_leaves_noise_that_is_white_in_space(rng):
     frames = rng.normal(1e4, 100, (60, 24, 24)).astype(np.float32)
     median, mean = TemporalMedian(10), SpatialMean(6.0)
@@ -354,7 +356,7 @@ def test_an_snr_that_cannot_be_is_refused():
         background.matched_snr(frame, Camera())
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_example_writes_its_tables_between_its_markers(tmp_path, monkeypatch):
     begin, end = (
         f"<!-- {text} false_positives.py -->" for text in ("begin: written by", "end:")

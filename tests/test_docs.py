@@ -59,7 +59,7 @@ def fenced_blocks(page: Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(), re.M | re.S)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.usefixtures("small_movies")
 @pytest.mark.parametrize(
     "page",
@@ -83,7 +83,7 @@ def cells_of(notebook: Path, kind: str) -> list[str]:
     return ["".join(cell["source"]) for cell in cells if cell["cell_type"] == kind]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.usefixtures("small_movies")
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda notebook: notebook.name)
 def test_code_in_a_notebook_runs_from_top_to_bottom(
@@ -125,7 +125,7 @@ def test_the_quick_start_writes_its_picture(
     assert (tmp_path / "quick_start.png").read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.usefixtures("small_movies")
 def test_the_example_of_calibration_comes_to_the_same_radii_from_all_starts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -139,7 +139,7 @@ def test_the_example_of_calibration_comes_to_the_same_radii_from_all_starts(
     assert (tmp_path / "calibrate.png").read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.usefixtures("small_movies")
 def test_the_example_of_a_whole_movie_writes_what_the_estimator_gives(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -168,7 +168,7 @@ def test_the_example_of_a_whole_movie_writes_what_the_estimator_gives(
     np.testing.assert_allclose(snr, expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.usefixtures("small_movies")
 def test_the_example_from_smlmlp_has_less_error_and_fewer_false_maxima(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -287,6 +287,7 @@ def test_no_file_names_a_registry_or_a_path_of_one_machine():
     assert found == []
 
 
+@pytest.mark.slow
 def test_pictures_are_small():
     # They are a part of every clone.
     sizes = {path.name: path.stat().st_size for path in FILES if path.suffix == ".png"}

@@ -105,7 +105,7 @@ def with_slopes(y, x):
 close = ft.partial(np.testing.assert_allclose, rtol=0, atol=1e-10)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("is_small", [False, True])
 def test_values_slopes_and_adjoints_are_those_of_a_dense_matrix(
     way, is_small, request, rng, x64
@@ -148,7 +148,7 @@ def test_what_is_not_finite_reaches_the_pixels_that_a_dense_matrix_reads(
     close(way(frames, images)[0], images_by_matrices(frames, images)[0])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("edges", "products"), [("repeated", False), ("empty", False), ("repeated", True)]
 )
@@ -185,7 +185,7 @@ def test_sums_of_slopes_and_of_products_are_those_of_dense_matrices(
     np.testing.assert_allclose(np.vdot(back, frames), np.vdot(cotangent, image), 1e-12)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("place", ["frames", "cotangent"])
 def test_no_gradient_in_the_radii_comes_of_what_is_not_finite(place, rng):
     arrays = {"frames": rng.normal(size=(1, 70, 9)), "cotangent": np.ones((1, 70, 9))}
@@ -315,7 +315,7 @@ def test_a_frame_has_the_same_bits_in_every_chunk(way_in_time, edges, rng):
         )
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_programs_for_gpu_and_tpu_have_no_loop_over_pieces():
     """There, a loop would take the frames in turn. On CPU there is one, and is seen."""
     # So wide that on CPU the products of an axis go through a loop, too.
@@ -328,7 +328,7 @@ def test_programs_for_gpu_and_tpu_have_no_loop_over_pieces():
             assert ("stablehlo.while" in program.mlir_module()) == has_loop
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_blocks_of_columns_are_sharded(rng, monkeypatch, x64):
     """Values and gradients are the same where each device has frames of its own."""
     force_blocks(monkeypatch)

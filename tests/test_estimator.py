@@ -97,6 +97,7 @@ class TestSnr:
         expected = (ratio / 30, -ratio / 200, -ratio / 0.5, ratio / 8)
         np.testing.assert_allclose(gradient, expected, rtol=1e-6)
 
+    @pytest.mark.slow
     def test_pixels_that_a_loss_leaves_out_leave_its_gradient_finite(self):
         """No light, a dead pixel, light below the offset, an unknown pixel."""
         signal = jnp.array([1.0, 1.0, 1.0, jnp.nan, 30.0])
@@ -114,7 +115,7 @@ class TestSnr:
         ratios = ratio_of(signal, bkgd, 0.5, gain)
         np.testing.assert_array_equal(ratios, [np.inf, np.nan, np.nan, np.nan, 12])
 
-    @pytest.mark.slow
+    @pytest.mark.long
     @pytest.mark.parametrize(
         "estimator",
         [SpatialMean(2.0, max_radius_pix=3.0), over_time()],
@@ -133,6 +134,7 @@ class TestSnr:
         assert np.all(np.isfinite(slopes))
         assert np.all(slopes != 0)
 
+    @pytest.mark.slow
     def test_a_movie_without_molecules_has_unit_noise(self):
         rng = np.random.default_rng(20241122)
         electrons, gain = 400.0, 2.2
@@ -281,7 +283,7 @@ EACH_ONCE = ["local", "opening", "chained"]
 
 
 class TestTransformations:
-    @pytest.mark.slow
+    @pytest.mark.long
     @pytest.mark.parametrize("name", ["local", "opening", "of a user"])
     def test_it_may_be_given_to_jit_and_vmap(self, name):
         estimator = ALL[name]
@@ -298,7 +300,7 @@ class TestTransformations:
             assert same == estimator
             assert hash(same) == hash(estimator)
 
-    @pytest.mark.slow
+    @pytest.mark.long
     @pytest.mark.parametrize("name", ["spatial", "local"])
     def test_its_form_for_inference_is_of_its_class_and_gives_the_same(self, name):
         estimator = ALL[name]
@@ -341,7 +343,7 @@ MODES: dict[str, Callable[[], list[Any]]] = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("mode", list(MODES))
 @pytest.mark.parametrize("name", EACH_ONCE)
 def test_it_works_in_the_strict_modes_of_jax(name, mode):
@@ -356,7 +358,7 @@ def test_it_works_in_the_strict_modes_of_jax(name, mode):
     np.testing.assert_allclose(ratios, expected, rtol=0, atol=1e-4)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "dtype"),
     [("local", "bfloat16"), ("opening", "bool"), ("chained", "bfloat16")],
@@ -371,7 +373,7 @@ def test_frames_of_any_real_dtype_are_float32_ones(name, dtype):
     np.testing.assert_allclose(background.bkgds, expected, rtol=1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", EACH_ONCE)
 def test_sharded_frames_come_back_as_they_were_sharded(name):
     estimator, expected = ALL[name], ALL[name](STACK)
@@ -393,7 +395,7 @@ def test_sharded_frames_come_back_as_they_were_sharded(name):
             np.testing.assert_allclose(background.snr(frames, CAMERA), ratios, atol=1e-4)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", EACH_ONCE)
 def test_programs_are_exported_with_symbolic_numbers_and_sizes_of_frames(name):
     estimator = ALL[name]

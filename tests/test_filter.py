@@ -133,7 +133,7 @@ def test_a_gradient_keeps_no_image_but_the_frames():
     np.testing.assert_array_equal(kept[0], frames)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_gradients_in_the_radii_of_integer_frames_are_those_of_floats(rng):
     frames = rng.integers(100, 200, (2, 9, 8)).astype(np.uint16)
     # Differences to the first pixel are negative.
@@ -167,7 +167,7 @@ class TestTransformations:
 
     RADII = np.array([(2.0, 2.0), (1.0, 3.5), (3.9, 0.3), (3.0, 4.0)])
 
-    @pytest.mark.slow
+    @pytest.mark.long
     def test_vmap_over_frames_radii_and_both(self, x64):
         stacks = FRAMES[:, None] + np.arange(2)[:, None, None]
         each = [
@@ -185,7 +185,7 @@ class TestTransformations:
         nested = jax.vmap(jax.vmap(mean(), (None, 0)), (0, None))(stacks, self.RADII)
         close()(nested, each)
 
-    @pytest.mark.slow
+    @pytest.mark.long
     def test_reverse_mode_equals_forward_mode(self, rng, x64):
         d_frames, d_radii = rng.normal(size=FRAMES.shape), rng.normal(size=2)
 
@@ -203,7 +203,7 @@ class TestTransformations:
                 np.vdot(gradients[0], d_frames) + np.vdot(gradients[1], d_radii),
             )
 
-    @pytest.mark.slow
+    @pytest.mark.long
     def test_jacobians_agree(self, x64):
         frames = FRAMES[:, :3, :2]
         forward = jax.jit(jax.jacfwd(mean(), (0, 1)))(frames, PAIR)
@@ -214,7 +214,7 @@ class TestTransformations:
         images = dense_mean(basis, tuple(PAIR), "smooth")
         close()(np.moveaxis(images, 0, -1).reshape(forward[0].shape), forward[0])
 
-    @pytest.mark.slow
+    @pytest.mark.long
     def test_checkpoint_scan_and_filter_jit_change_nothing(self, x64):
         def of_frames(frames, radii):
             def add(total, frame):
@@ -230,7 +230,7 @@ class TestTransformations:
             jax.tree.map(close(), got, expected)
         close()(eqx.filter_jit(loss)(FRAMES, PAIR), expected[0])
 
-    @pytest.mark.slow
+    @pytest.mark.long
     def test_hessians_agree_in_all_orders_of_modes(self, x64):
         modes = jax.jacfwd, jax.jacrev
         functions = [outer(inner(loss, 1), 1) for outer in modes for inner in modes]
@@ -239,7 +239,7 @@ class TestTransformations:
         for hessian in others:
             close()(hessian, first)
 
-    @pytest.mark.slow
+    @pytest.mark.long
     def test_mixed_derivatives_agree_in_both_orders(self, x64):
         blocks = jax.jit(jax.jacfwd(jax.grad(loss, (0, 1)), (0, 1)))(FRAMES[:1], PAIR)
         (by_frames, rows), (columns, by_radii) = blocks
@@ -247,7 +247,7 @@ class TestTransformations:
         close()(by_radii, by_radii.T)
         close()(by_frames, np.transpose(by_frames, (3, 4, 5, 0, 1, 2)))
 
-    @pytest.mark.slow
+    @pytest.mark.long
     @pytest.mark.parametrize("in_axes", [(0, None), (0, 0)])
     def test_gradients_under_vmap_equal_a_loop(self, in_axes, x64):
         stacks, pairs = np.stack([FRAMES, 2 * FRAMES]), np.stack([PAIR, PAIR[::-1]])
@@ -348,7 +348,7 @@ class TestManyDevices:
         assert got.sharding.is_equivalent_to(sharding, 3)
         close()(got, dense_mean(FRAMES[:, :8, :8], 2.0))
 
-    @pytest.mark.slow
+    @pytest.mark.long
     @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
     def test_gradients_of_frames_on_a_mesh_are_the_same(self, kind, x64):
         frames = FRAMES.reshape(2, 2, 8, 9)
@@ -385,7 +385,7 @@ class TestManyDevices:
     def total_loss(frames, radii):
         return jax.lax.psum(loss(frames, radii), "frames")
 
-    @pytest.mark.slow
+    @pytest.mark.long
     def test_shards_give_the_same_value_and_gradients(self, x64):
         in_specs = (self.EACH, self.ALL)
         expected = value_and_gradients(FRAMES, PAIR)
@@ -395,7 +395,7 @@ class TestManyDevices:
         inside = self.shard(inside, in_specs, (self.ALL, in_specs))
         jax.tree.map(close(), inside(FRAMES, PAIR), expected)
 
-    @pytest.mark.slow
+    @pytest.mark.long
     def test_sharded_radii_filter_shared_frames(self, x64):
         pairs = np.stack([PAIR, PAIR[::-1]])
 
@@ -418,7 +418,7 @@ def revived(function, *arguments, platforms=("cpu", "cuda", "tpu")):
     return exported.call
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_one_exported_program_serves_cpu_cuda_and_tpu(x64):
     call = revived(value_and_gradients, FRAMES, PAIR)
     jax.tree.map(close(), call(FRAMES, PAIR), value_and_gradients(FRAMES, PAIR))
@@ -441,7 +441,7 @@ def test_exported_sizes_may_be_symbolic(dimensions, radius_pix, rng, x64):
         np.testing.assert_allclose(call(stack), expected, rtol=1e-10)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_gradients_are_exported_with_symbolic_sizes(x64):
     frames = jax.ShapeDtypeStruct(export.symbolic_shape("t, h, w"), jnp.float64)
     radii = jax.ShapeDtypeStruct((2,), jnp.float64)
@@ -469,7 +469,7 @@ def all_checks():
         yield
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("mode", [all_checks, jax.disable_jit])
 def test_strict_modes_of_jax_change_nothing(mode):
     def squares(frames, radii):
@@ -613,6 +613,7 @@ def test_a_mean_is_a_mean(frame, radii, scale, shift):
     np.testing.assert_allclose(mirrored[::-1, ::-1], image, rtol=0, atol=1e-6 * largest)
 
 
+@pytest.mark.slow
 def test_another_radius_under_the_same_bound_is_not_compiled_again():
     traced = []
 

@@ -419,6 +419,7 @@ def test_blocks_of_frames_weights_and_boxes_are_followed(start, run_with, tmp_pa
     np.testing.assert_array_equal(read(sinks[1]), whole[..., 8:])
 
 
+@pytest.mark.slow
 def test_a_calibration_sees_the_first_frames(run_with, tmp_path, monkeypatch):
     path, lengths = tmp_path / "movie.dax", []
     estimator = jaxbkgd.SpatialMean(1.5)
@@ -455,6 +456,7 @@ def test_what_cannot_be_followed_is_refused(run_with, tmp_path):
         run_with(path, iter(()), None, follow=False, look_ahead_frames=1)
 
 
+@pytest.mark.slow
 def test_the_command_follows(tmp_path):
     path = tmp_path / "movie.dax"
     for _ in write_dax(path):

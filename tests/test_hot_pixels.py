@@ -51,7 +51,7 @@ def test_a_short_movie_shows_none():
     assert not find_hot_pixels(with_hot_pixels()[:20]).any()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("weights", ["none", "image", "frames"])
 def test_they_are_left_out_where_the_estimator_is_found(monkeypatch, weights):
     """As if they had been given as weights, to the bit."""
@@ -74,7 +74,7 @@ def test_they_are_left_out_where_the_estimator_is_found(monkeypatch, weights):
     assert np.nanmax(np.abs(found - LIGHT)[:, :, 8:]) < 12
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_given_estimator_sees_all_pixels_unless_told_otherwise():
     frames = with_hot_pixels()
     options: dict[str, Any] = {"progress": False, "chunk_frames": 11}

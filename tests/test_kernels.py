@@ -173,7 +173,7 @@ ONE_TAP_PAIRS = np.array([(0.3, 0.3), (0.1, 0.38), (1e-3, 0.2)])
 ALL_PAIRS = np.concatenate([PAIRS, ONE_TAP_PAIRS])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("truncation", TRUNCATIONS)
 def test_noise_factors_are_norms_of_two_dimensional_kernels(truncation):
     expected = [
@@ -213,7 +213,7 @@ def test_gradients_of_noise_factors_agree_with_differences(truncation, x64):
     np.testing.assert_allclose(slopes[: len(PAIRS)], expected, rtol=1e-6, atol=1e-10)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("radii", [(10.0, 7.0, 3.0), (1.0, 0.3, 0.3)])
 def test_the_noise_factor_of_three_axes_is_the_norm_of_the_residual(radii, x64):
     rows = [reference_kernel(radius, "smooth") for radius in radii]

@@ -70,7 +70,7 @@ def test_frames_are_those_of_estimate_movie_to_the_bit(estimator, chunk_frames):
     np.testing.assert_array_equal(lazy, expected)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     "options",
     [
@@ -94,7 +94,7 @@ def test_it_takes_what_estimate_movie_takes(options):
     np.testing.assert_array_equal(lazy, expected)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_boxes_and_channels_are_an_axis_behind_the_frames():
     cameras = [Camera(100.0), Camera(90.0)]
     expected = _estimated(TWO_CHANNELS, MEAN, TWO_CHANNELS.shape, camera=cameras)
@@ -155,6 +155,7 @@ def test_an_index_outside_or_of_another_kind_is_an_error(index, message):
         _lazy()[index]
 
 
+@pytest.mark.slow
 def test_each_frame_is_estimated_once_while_scrolling():
     movie = CountingMovie(np.repeat(FRAMES, 44, 0)[:1000])
     lazy = lazy_estimate(movie, MEAN, chunk_frames=8, cache_bytes=1)

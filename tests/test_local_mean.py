@@ -219,7 +219,7 @@ def close(actual, expected, atol=2e-3):
     np.testing.assert_allclose(actual, expected, rtol=0, atol=atol)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("options", "reference", "weights"),
     [
@@ -279,7 +279,7 @@ def test_the_noise_factor_is_that_of_what_is_left_of_a_single_bright_pixel(
     np.testing.assert_allclose(background.noise_corrections, residual, rtol=1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_signal_to_noise_ratio_has_unit_variance_in_a_pulsed_light(rng):
     light = np.where(np.arange(96) % 4 == 0, 1.35, 1.0)[:, None, None]
     frames = rng.poisson(60 * light, (96, 48, 48)).astype(np.float32)
@@ -307,7 +307,7 @@ def gradients():
         return jax.jit(jax.value_and_grad(loss, (0, 1))), flat, frames
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_derivatives_are_those_of_finite_differences(gradients, x64):
     value_and_gradient, parameters, frames = gradients
     _, (of_parameters, of_frames) = value_and_gradient(parameters, frames, WEIGHTS)
@@ -330,6 +330,7 @@ def test_derivatives_are_those_of_finite_differences(gradients, x64):
     np.testing.assert_allclose(jnp.vdot(of_frames, direction), difference, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gap", [1, 3, 12])
 def test_blocks_in_a_gap_are_replaced_by_those_at_its_edges(gap, rng, x64):
     sums = rng.normal(100, 10, (2, 30, 4, 5))
@@ -388,7 +389,7 @@ def test_lost_frames_saved_as_zeros_do_not_pull_their_neighbours(rng):
     assert with_lost < 1.1 * without
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("rank", [1, 2])
 def test_molecules_are_clipped_beside_dark_frames_that_have_noise(rank, rng):
     y, x = np.mgrid[:48, :48]
@@ -463,7 +464,7 @@ def test_molecules_keep_their_light(name, rng):
     assert abs(np.median(shares)) < 0.01
 
 
-@pytest.mark.slow
+@pytest.mark.long
 # The light adds to the halo, in which what the clip needs of it would not show.
 @pytest.mark.parametrize("options", [{"illumination_rank": 0}, {"clip": None}])
 def test_a_part_that_begins_at_whole_blocks_gives_the_same_bits(options):
@@ -482,7 +483,7 @@ def test_a_part_that_begins_at_whole_blocks_gives_the_same_bits(options):
         np.testing.assert_array_equal(part[start - low : stop - low], whole[start:stop])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_stacks_of_stacks_and_lists_of_channels_are_each_estimated_alone():
     module = local_mean(clip=None)
     alone = np.asarray(module(FRAMES).bkgds)
@@ -494,7 +495,7 @@ def test_stacks_of_stacks_and_lists_of_channels_are_each_estimated_alone():
     assert listed.illumination[1].shape == (8,)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_pixel_that_is_no_number_spoils_what_sees_it_or_is_left_out():
     spoiled = np.array(FRAMES)
     spoiled[3, 4, 4] = np.nan
@@ -534,7 +535,7 @@ def test_gradients_are_finite_beside_what_is_left_out_and_on_a_dark_movie(gradie
             assert np.isfinite(gradient).all()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_prediction_has_not_seen_its_frame():
     # Of second order, a rounding of what was seen and is taken back.
     for order, most in ((2, 1e-6), (4, 0.05)):
@@ -554,7 +555,7 @@ def test_a_prediction_has_not_seen_its_frame():
                 assert seen.max() > 0.05 * own
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_prediction_is_of_the_background_of_a_call_also_beside_a_mask(rng):
     frames = np.full((60, 20, 20), 50.0, np.float32)
     frames += 5 * np.sin(np.arange(20) / 2)

@@ -118,6 +118,7 @@ def scene_and_movie(example: ModuleType) -> tuple[Any, Any]:
     return scene, example.simulated(scene, size_pix=64, frame_count=60)[0]
 
 
+@pytest.mark.long
 def test_spots_are_bright_alone_and_far_from_the_border(
     example: ModuleType, scene_and_movie: tuple[Any, Any]
 ):
@@ -157,6 +158,7 @@ def stand_ins(example: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(example, "installed", lambda: estimators)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("stand_ins")
 def test_the_example_writes_its_page_and_goes_on(
     example: ModuleType, tmp_path: Path, scene_and_movie: tuple[Any, Any]

@@ -97,7 +97,7 @@ def test_contrast_limits_are_those_of_what_is_finite():
     assert contrast_limits(np.full(3, np.nan)) == (0.0, 1.0)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_images_follow_the_sliders_by_one_compiled_program(session, simulated, monkeypatch):
     traced = []
 
@@ -144,7 +144,7 @@ def test_every_frame_is_estimated_from_frames_of_the_movie(session):
             np.testing.assert_allclose(sums, light, atol=1e-3)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_without_time_and_clip_it_is_the_mean_over_the_frame(session, simulated):
     session.settings = Settings(5.0, 6.0, 0.0, 0.0)
     assert isinstance(session.estimator(), SpatialMean)
@@ -200,7 +200,7 @@ class _Impatient(Job):
         super().check()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_cancelled_calibration_leaves_what_was(session, monkeypatch):
     # The search itself would go on to compile in its thread.
     may_end = threading.Event()

@@ -109,7 +109,7 @@ class TestFramePairLoss:
         # float32.
         np.testing.assert_allclose(loss, expected, rtol=1e-4)
 
-    @pytest.mark.slow
+    @pytest.mark.long
     def test_dark_frames_do_not_count(self, rng):
         frames = rng.poisson(100, (48, 48, 48)).astype(np.float32)
         estimator = LocalMean(3.0, 6.0, clip=None, block_frames=2)
@@ -185,7 +185,7 @@ class TestFramePairLoss:
                 loss_at(4.0, other), loss_at(4.0, drifting), rtol=1e-5, atol=1e-4
             )
 
-    @pytest.mark.slow
+    @pytest.mark.long
     def test_frames_that_are_equal_say_nothing(self, frames):
         estimator = SpatialMean((4.0, 4.0), max_radius_pix=BOUND_PIX)
         value, gradient = loss_and_gradient(estimator, np.full_like(frames, 7), 1)

@@ -44,6 +44,7 @@ def movie() -> np.ndarray:
     return np.asarray(frames)
 
 
+@pytest.mark.long
 def test_the_page_has_what_is_found_and_what_each_background_costs(
     example: ModuleType, movie: np.ndarray, tmp_path: Path
 ):
@@ -68,6 +69,7 @@ def test_the_page_has_what_is_found_and_what_each_background_costs(
     assert picture.name in text
 
 
+@pytest.mark.long
 def test_hidden_pixels_measure_the_error_of_a_background(example: ModuleType):
     """Of photons alone, with backgrounds whose errors are known."""
     rng = np.random.default_rng(0)
@@ -105,6 +107,7 @@ def test_hidden_pixels_have_the_mean_of_their_neighbours(example: ModuleType):
     assert hidden[t, y, x] == pytest.approx(np.mean(around))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("shape", "says"),
     [((5, 20, 24), "the movie has 5 frames"), ((40, 8, 9), "frames of 8 x 9 px have no")],

@@ -45,6 +45,7 @@ def error(estimator: Any, frames=FRAMES, **options: Any) -> float:
     return float(np.sqrt(np.mean((estimator(frames, **options).bkgds - TRUTH) ** 2)))
 
 
+@pytest.mark.long
 def test_a_second_pattern_is_followed_from_frame_to_frame():
     assert error(local_mean(illumination_rank=1)) > 3.0
     # The noise of a mean under such small radii, of two patterns.
@@ -52,6 +53,7 @@ def test_a_second_pattern_is_followed_from_frame_to_frame():
     assert error(local_mean(clip=None)) > 1.2 * error(local_mean())
 
 
+@pytest.mark.long
 def test_auto_counts_the_patterns():
     learned = local_mean(illumination_rank="auto").with_patterns(FRAMES)
     assert learned.patterns is not None
@@ -68,6 +70,7 @@ def test_auto_counts_the_patterns():
     assert steady(flickering).illumination.shape == (16,)
 
 
+@pytest.mark.slow
 def test_what_is_learned_before_and_in_a_call_is_nearly_the_same():
     learned = local_mean().with_patterns(FRAMES)
     np.testing.assert_allclose(learned(FRAMES).bkgds, local_mean()(FRAMES).bkgds, atol=0.02)
@@ -83,6 +86,7 @@ def test_a_known_illumination_gives_the_patterns():
     assert found > 0.99
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("options", [{}, {"clip": None, "kernel_order": 2}])
 def test_chunks_give_the_bits_of_the_whole(options):
     module = local_mean(radius=1.5, radii_pix=2.0, block_frames=1, **options)
@@ -95,6 +99,7 @@ def test_chunks_give_the_bits_of_the_whole(options):
     np.testing.assert_array_equal(summary.lights[0], whole.illumination)
 
 
+@pytest.mark.long
 def test_a_movie_is_estimated_with_patterns_of_its_own():
     sink = np.zeros(SHAPE, np.float32)
     module = local_mean(illumination_rank="auto")
@@ -107,6 +112,7 @@ def test_a_movie_is_estimated_with_patterns_of_its_own():
         np.testing.assert_array_equal(lazy[3:5], sink[3:5])
 
 
+@pytest.mark.slow
 def test_the_patterns_are_saved():
     learned = local_mean().with_patterns([FRAMES, FRAMES[:, ::2]])
     restored = LocalMean.from_json(learned.to_json())
@@ -118,6 +124,7 @@ def test_the_patterns_are_saved():
     assert restored.illumination_rank == 2
 
 
+@pytest.mark.long
 def test_gradients_are_those_of_finite_differences():
     with jax.enable_x64(True):
         frames = jnp.asarray(FRAMES[:12, :34, :34], jnp.float64)
@@ -143,6 +150,7 @@ def test_gradients_are_those_of_finite_differences():
             np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.long
 def test_masked_pixels_and_frames_have_no_influence():
     mask = np.ones(SHAPE, bool)
     mask[:, 4:9, 7] = mask[:, 20:36, 16:32] = mask[7] = False
@@ -161,6 +169,7 @@ def test_masked_pixels_and_frames_have_no_influence():
     np.testing.assert_allclose(skipping(lost).bkgds, background.bkgds, rtol=1e-5)
 
 
+@pytest.mark.long
 def test_a_nan_reaches_the_frames_that_see_it():
     module = local_mean(radius=1.5, radii_pix=2.0, block_frames=1).with_patterns(FRAMES)
     spoilt = FRAMES.copy()
@@ -192,6 +201,7 @@ def test_dark_frames_are_no_pattern(rng):
     assert len(learned.patterns[0]) == 1
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("rank", [2, 3])
 def test_the_noise_correction_is_that_of_noise(rank):
     # Patterns that are there all the time, mixed anew in each frame.
@@ -210,6 +220,7 @@ def test_the_noise_correction_is_that_of_noise(rank):
     assert left.std() == pytest.approx(float(factor), rel=0.03)
 
 
+@pytest.mark.long
 def test_batches_single_frames_and_no_frames_have_their_shapes():
     learned = local_mean().with_patterns(FRAMES)
     both = learned(np.stack([FRAMES, FRAMES[::-1]]))
@@ -267,7 +278,7 @@ def test_what_does_not_fit_is_refused(make, message):
         make()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_example_compares_ranks(monkeypatch):
     folder = Path(__file__).parents[1] / "examples"
     monkeypatch.syspath_prepend(folder)

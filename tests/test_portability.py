@@ -78,6 +78,6 @@ PACKAGES = [
 ]  # fmt: skip
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_movies_are_estimated_and_resumed_without_what_only_posix_has(tmp_path):
     subprocess.run([sys.executable, "-c", CODE, str(tmp_path), *PACKAGES], check=True)

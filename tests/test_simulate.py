@@ -28,7 +28,7 @@ def events_of(truth):
     return tuple(np.asarray(field)[is_on] for field in fields)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("bkgd_photons", "gain", "offset", "read_noise"),
     [(3.0, 0.8, 50.0, 2.0), (4000.0, 2.0, 0.0, 0.0)],
@@ -128,7 +128,7 @@ def test_molecules_are_as_many_as_bright_and_on_as_long_as_asked():
         assert test.pvalue > 1e-4
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_first_frame_has_as_many_molecules_as_any_other():
     keys = jax.random.split(jax.random.key(5), 2000)
     options = {"frame_count": 6, "height_pix": 1, "width_pix": 1, "on_time_frames": 2.0}
@@ -306,7 +306,7 @@ def test_the_same_key_gives_the_same_movie_and_another_key_another():
     assert np.all(np.asarray(truth.photons)[~is_off] > 0)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_movies_can_be_made_under_jit_and_vmap_over_keys():
     keys = jax.random.split(jax.random.key(12), 3)
     frames, truth = jax.jit(jax.vmap(lambda key: simulate_movie(key, **SMALL)))(keys)
@@ -327,7 +327,7 @@ def test_other_kinds_of_keys_work():
     assert abs(np.mean(frames) - 100.0 - mean) < 4 * error
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_strict_modes_of_jax_change_neither_types_nor_movie():
     frames, truth = simulate_movie(jax.random.key(14), **SMALL)
     with (

@@ -95,7 +95,7 @@ def _bkgd_by_definition(frames: np.ndarray, radii_pix: tuple[float, float]) -> n
 # Golden values
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("first", range(len(RADII_PIX)))
 def test_channels_in_any_layout_have_the_golden_bkgds_kernels_and_factors(first: int):
     cases = CASES[first :: len(RADII_PIX)]
@@ -156,7 +156,7 @@ REAL_DTYPES += ["uint64", "float16", "float32", "float64"]
 
 
 # Each example is compiled.
-@pytest.mark.slow
+@pytest.mark.long
 @settings(max_examples=5, deadline=None)
 @given(data=st.data())
 def test_any_frames_have_the_bkgd_of_the_definition(data: st.DataObject):

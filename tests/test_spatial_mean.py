@@ -70,7 +70,7 @@ def radii_and_step():
 
 
 class TestDerivatives:
-    @pytest.mark.slow
+    @pytest.mark.long
     def test_gradients_agree_with_differences(self, radii_and_step, rng, x64):
         radii, step = radii_and_step
         losses, (d_frames, d_radii) = losses_and_gradients(radii)
@@ -104,7 +104,7 @@ class TestDerivatives:
         # The step over 40, squared.
         np.testing.assert_allclose(slopes, differences, rtol=1e-6)
 
-    @pytest.mark.slow
+    @pytest.mark.long
     def test_the_loss_is_continuous_where_a_tap_enters(self, x64):
         for truncation, enters in [
             ("smooth", entries_of_smooth_taps(0.5, 12)),
@@ -117,7 +117,7 @@ class TestDerivatives:
             assert np.all(jumps < 1e-8) == (truncation == "smooth")
             assert np.all(jumps > 1e-7) == (truncation == "hard")
 
-    @pytest.mark.slow
+    @pytest.mark.long
     def test_the_hessian_agrees_with_differences(self, x64):
         pairs = np.array([(0.9, 4.0), (2.0, 2.1), (7.0, 7.1), (11.3, 3.0), (9.0, 11.5)])
         step = 1e-5
@@ -235,7 +235,7 @@ class TestModule:
         assert SpatialMean([(1.0, 10.0), 3.0]).max_radius_pix == 40.0
         assert SpatialMean(7.0, max_radius_pix=9.5).max_radius_pix == 9.5
 
-    @pytest.mark.slow
+    @pytest.mark.long
     def test_with_known_radii_it_has_no_more_taps_than_they_need(self):
         module = SpatialMean([(2.0, 3.0), (4.0, 1.0)])
         channels = [FRAMES, FRAMES[:, 1:]]
@@ -251,11 +251,12 @@ class TestModule:
             np.testing.assert_allclose(bkgd, close, atol=2e-6 * FRAMES.max())
         np.testing.assert_array_equal(fixed.noise_corrections, known.noise_corrections)
 
+    @pytest.mark.slow
     def test_radii_that_training_has_lost_give_no_background(self):
         lost = set_parameters(SpatialMean(3.0), np.nan)
         assert np.isnan(lost(FRAMES).bkgds).all()
 
-    @pytest.mark.slow
+    @pytest.mark.long
     def test_no_step_leads_out_of_the_bound(self):
         module, target = SpatialMean(3.0), FRAMES.mean()
         for parameter in [-1e6, -1e3, -100.0, -90.0, -60.0, -45.0, -20.0]:
@@ -312,7 +313,7 @@ class TestModule:
             expected = reference_noise(radius, "smooth")
             np.testing.assert_allclose(factor, expected, rtol=2e-6)
 
-    @pytest.mark.slow
+    @pytest.mark.long
     def test_its_gradients_are_those_of_the_function(self, x64):
         module = SpatialMean([(2.0, 5.0), 3.0], max_radius_pix=BOUND)
         channels = [FRAMES.astype(float), FRAMES[:1].astype(float)]
@@ -466,6 +467,7 @@ class TestBadInput:
         with pytest.raises((TypeError, ValueError), match="mask"):
             spatial_mean(FRAMES, radii)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("function", [ft.partial(spatial_mean, FRAMES), SpatialMean])
     def test_a_radius_above_its_bound(self, function):
         for radius_pix in [9.5, (2.0, 9.5)]:

@@ -63,6 +63,7 @@ def test_a_nan_reaches_the_pixels_whose_ellipses_cover_it():
     assert not is_nan[1].any()
 
 
+@pytest.mark.slow
 def test_its_derivatives_are_those_of_finite_differences(x64):
     # All values differ, by more than the step, so that their order stays.
     frames = jnp.asarray(RNG.permutation(2 * 5 * 6).reshape(2, 5, 6) / 10)

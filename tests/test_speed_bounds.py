@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform == "win32", reason="page faults are counted by Unix alone")
 def test_it_writes_a_row_for_each_function_between_its_markers(tmp_path: Path):
     marks = re.findall(

@@ -30,7 +30,7 @@ ESTIMATOR = LocalMean((2.0, 1.5), 6.0)
 OPTIONS = {"chunk_frames": 7, "progress": False}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("frames", "estimator", "weights", "workers"),
     [
@@ -56,7 +56,7 @@ def test_a_movie_has_the_bits_of_a_plain_call(frames, estimator, weights, worker
         np.testing.assert_array_equal(summary.lights[0], expected.illumination)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_channels_and_cameras_have_the_bits_of_one_window():
     frames = np.stack([FRAMES, FRAMES[::-1]], axis=1)
     gain = _RNG.uniform(0.4, 0.6, SHAPE[1:])
@@ -71,7 +71,7 @@ def test_channels_and_cameras_have_the_bits_of_one_window():
     np.testing.assert_array_equal(out, whole)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_what_is_left_of_an_earlier_run_is_gone_on_with(tmp_path, monkeypatch):
     path, sink = tmp_path / "movie.npy", tmp_path / "bkgd.tif"
     np.save(path, FRAMES)

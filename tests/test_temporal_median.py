@@ -70,6 +70,7 @@ def test_channels_batches_and_single_frames_keep_their_shape():
         np.testing.assert_array_equal(bkgd, expected)
 
 
+@pytest.mark.slow
 def test_its_derivatives_are_those_of_finite_differences(x64):
     # All values differ, by more than the step, so that their order stays.
     frames = jnp.asarray(RNG.permutation(7 * 2 * 2).reshape(7, 2, 2) / 10)

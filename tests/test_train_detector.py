@@ -73,6 +73,7 @@ def molecules_of(*places, photons=400.0):
     )
 
 
+@pytest.mark.long
 def test_backgrounds_bleach_as_fast_in_short_movies_as_in_long_ones():
     levels = []
     for frame_count in (2, train_detector.LONG_FRAMES):
@@ -180,11 +181,13 @@ def radii_after(name, folder):
     return np.asarray(train_detector.radii_of(state.detector.estimator)), state
 
 
+@pytest.mark.long
 def test_radii_move_towards_each_other_from_far_starts(tmp_path):
     small, large = (radii_after(f"from {r} px", tmp_path)[0][0] for r in (2, 25))
     assert 2.5 < small < large < 22
 
 
+@pytest.mark.long
 def test_frozen_radii_stay_and_the_weights_are_learned(whole):
     radii, state = radii_after(FROZEN, whole)
     np.testing.assert_allclose(radii, 7.0, rtol=1e-6)
@@ -194,6 +197,7 @@ def test_frozen_radii_stay_and_the_weights_are_learned(whole):
     assert np.all(np.isfinite(state.losses))
 
 
+@pytest.mark.long
 def test_a_training_that_was_interrupted_ends_as_if_it_had_not_been(
     whole, tmp_path, monkeypatch
 ):
@@ -227,6 +231,7 @@ def test_it_writes_its_table_and_figure_and_measures_nothing_twice(whole, monkey
         train_detector.main(whole, NAMES, [0], steps=STEPS + 1)
 
 
+@pytest.mark.long
 def test_the_true_background_takes_the_estimators_place():
     movie = train_detector.simulated(9, frame_count=train_detector.FRAMES, light=LIGHT)
     model = detector.Detector(jaxbkgd.SpatialMean(3.0), jax.random.key(0))
@@ -237,6 +242,7 @@ def test_the_true_background_takes_the_estimators_place():
     assert not np.allclose(model(movie.frames).logit, other(movie.frames).logit)
 
 
+@pytest.mark.long
 def test_a_detector_sees_the_matched_snr_and_learns_from_it():
     movie = jnp.asarray(np.random.default_rng(0).poisson(60.0, (2, 16, 16)), jnp.float32)
     model = detector.Detector(jaxbkgd.SpatialMean(5.0), jax.random.key(0), 1.3)

@@ -711,6 +711,7 @@ def _real(name: str) -> Path:
     return DATA / name
 
 
+@pytest.mark.slow
 @real_files
 def test_real_files_are_read(name):
     shape, dtype, size, interval = REAL[name]
