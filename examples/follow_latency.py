@@ -20,6 +20,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tifffile
@@ -64,12 +65,16 @@ def write_zarr(path: Path, frames: np.ndarray) -> Iterator[None]:
 
 
 def write_dax(path: Path, frames: np.ndarray) -> Iterator[None]:
-    path.with_suffix(".inf").write_text(
-        f"frame dimensions = {SIZE_PIX} x {SIZE_PIX}\nnumber of frames = 1\n"
-        "data type = 16 bit integers (binary, little endian)\n"
+    """With the number of frames in the .inf at the end, as programs write it."""
+    header = (
+        f"frame dimensions = {SIZE_PIX} x {SIZE_PIX}\n"
+        "data type = 16 bit integers (binary, little endian)\nnumber of frames = "
     )
+    path.with_suffix(".inf").write_text(f"{header}1\n")
     with path.open("wb", buffering=0) as file:
-        for frame in frames:
+        for number, frame in enumerate(frames, 1):
+            if number == len(frames):
+                path.with_suffix(".inf").write_text(f"{header}{number}\n")
             file.write(frame.tobytes())
             yield
 
@@ -78,7 +83,7 @@ def write_dax(path: Path, frames: np.ndarray) -> Iterator[None]:
 
 
 def delays(
-    path: Path, estimator: jaxbkgd.AbstractEstimator, count: int
+    path: Path, estimator: jaxbkgd.AbstractEstimator, count: int, **options: Any
 ) -> tuple[np.ndarray, int]:
     """From each frame to its background, in seconds, and the frames in a chunk."""
     command = [sys.executable, __file__, "--write", str(path), str(count)]
@@ -102,7 +107,7 @@ def delays(
         watch.start()
         try:
             summary = jaxbkgd.estimate_movie(
-                path, estimator, result, follow=SILENCE, progress=False
+                path, estimator, result, follow=SILENCE, progress=False, **options
             )
         finally:
             is_over.set()
@@ -113,21 +118,29 @@ def delays(
 
 
 def main(folder: Path, seconds: float) -> None:
-    estimators = {
-        "SpatialMean()": jaxbkgd.SpatialMean(),
-        "LocalMean(radius_frames=0)": jaxbkgd.LocalMean(radius_frames=0.0),
-        "LocalMean()": jaxbkgd.LocalMean(),
-    }
+    local_mean = jaxbkgd.LocalMean()
+    halo = local_mean.halo_frames
+    ways: list[tuple[str, jaxbkgd.AbstractEstimator, dict[str, Any]]] = [
+        ("`SpatialMean()`", jaxbkgd.SpatialMean(), {}),
+        ("`LocalMean(radius_frames=0)`", jaxbkgd.LocalMean(radius_frames=0.0), {}),
+        ("`LocalMean()`", local_mean, {}),
+        (
+            f"`LocalMean()`, chunks of {halo} frames, 20 ahead",
+            local_mean,
+            {"chunk_frames": halo, "look_ahead_frames": 20},
+        ),
+    ]
     print("| format | estimator | waits for | median | longest |")
     print("| --- | --- | --: | --: | --: |")
-    for number, (name, estimator) in enumerate(estimators.items()):
+    for number, (name, estimator, options) in enumerate(ways):
         for suffix in SUFFIXES:
-            for run, share in enumerate((0.2, 1.0)):
-                path = folder / f"{suffix[1:]}-{number}-{run}{suffix}"
-                found, chunk = delays(path, estimator, int(share * seconds * RATE))
-            frames = chunk + estimator.halo_frames
+            count, path = int(seconds * RATE), folder / f"{suffix[1:]}-{number}{suffix}"
+            first = path.with_stem(f"{path.stem}-first")
+            delays(first, estimator, count // 5, **options)
+            found, chunk = delays(path, estimator, count, **options)
+            frames = chunk + options.get("look_ahead_frames", estimator.halo_frames)
             print(
-                f"| {suffix} | `{name}` | {frames / RATE:.2f} s "
+                f"| {suffix} | {name} | {frames / RATE:.2f} s "
                 f"| {np.median(found):.2f} s | {np.max(found):.2f} s |",
                 flush=True,
             )
@@ -136,7 +149,7 @@ def main(folder: Path, seconds: float) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("folder", type=Path, nargs="?")
-    parser.add_argument("--seconds", type=float, default=30.0)
+    parser.add_argument("--seconds", type=float, default=45.0)
     parser.add_argument("--write", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.write:
