@@ -303,7 +303,7 @@ def _capacities(
         molecule_capacity * frame_count,
     )
     place_count = capacity(per_frame, per_frame, 1)
-    if not max(event_capacity, place_count * frame_count) < 2**31:
+    if not max(molecule_capacity, event_capacity, place_count * frame_count) < 2**31:
         raise ValueError(
             f"A movie with {molecules_per_frame:.8g} molecules per frame, those outside "
             f"included, needs places for {place_count * frame_count:.3g} events, and there "

@@ -978,6 +978,7 @@ def test_a_calibration_that_does_not_fit_is_one_line(options, pattern, folder):
         ("still.tif --radius 7", "still.tif: .*nothing changes"),
         ("none.tif", "none.tif: no such file"),
         ("movie.tif --clip 3", "--clip 3: .*give --radius-frames"),
+        ("movie.tif --radius-frames 0 --clip 200", "--clip 200: is neither none nor"),
         (
             "movie.tif --radius 7,7 --max-radius 5",
             "--radius 7,7, --max-radius 5: .*raise max_radius_pix",

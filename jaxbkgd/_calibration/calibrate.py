@@ -238,7 +238,7 @@ def _describe_descent(
         radii_text = np.array2string(lowest.radii, precision=3, separator=", ")
         taken = f"at the lowest loss, radii {radii_text}, molecules are background"
         doubts.append(f"{taken}; are there some that never go off? cut them off")
-        warnings.warn("; ".join(doubts), stacklevel=3)
+        warnings.warn(doubts[-1], stacklevel=3)
     if not is_converged:
         doubts.append(f"the search had not ended: {stop_reason}; give more steps")
     elif best.loss > visits[0].loss:

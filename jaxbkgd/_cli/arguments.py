@@ -115,7 +115,7 @@ def chosen_estimator(
     given: str, rows: Any, radius_frames: Any, clip: str | None, **bounds: Any
 ) -> SpatialMean | LocalMean:
     """The mean of each frame under these radii, a row a channel, or over time too."""
-    if not radius_frames:
+    if radius_frames is None:
         if clip is not None:
             raise UsageError(f"--clip {clip}: {NEEDS_TIME}")
         with refusing(given):
