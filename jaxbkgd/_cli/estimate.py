@@ -221,7 +221,8 @@ def _given_estimator(
         texts = shared["radius"] or [arguments.USUAL_RADIUS]
         rows = [(radii[0], radii[-1]) for radii in map(arguments.parsed_radius, texts)]
         given = f"--radius {'; '.join(texts)}"
-        return arguments.chosen_estimator(given, rows, shared["radius-frames"] or None, clip)
+        frames = shared["radius-frames"] or None
+        return arguments.chosen_estimator(given, rows, frames, clip)
     for name, value in (shared | {"clip": clip}).items():
         if value:
             raise UsageError(f"--{name}: is in --calibration, too; leave one out")
