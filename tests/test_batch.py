@@ -19,6 +19,7 @@ import psutil
 import pytest
 import tifffile
 from conftest import MovingSum
+from jax.errors import JaxRuntimeError
 
 from jaxbkgd import (
     AbstractEstimator,
@@ -31,7 +32,7 @@ from jaxbkgd import (
     open_movie,
     SpatialMean,
 )
-from jaxbkgd._batch import run as _run
+from jaxbkgd._batch import compute, run as _run
 from jaxbkgd._batch.names import paths_beside
 from jaxbkgd._batch.plan import plan_chunks
 from jaxbkgd._movies.open import open_sink
@@ -206,6 +207,45 @@ def test_windows_fit_in_the_memory_of_a_gpu():
     # Of one that does not say, that of the machine holds.
     silent = SimpleNamespace(platform="gpu", memory_stats=lambda: None)
     assert plan_chunks(channels, 0, [silent])[1] <= 2
+
+
+@pytest.fixture
+def limit_frames(monkeypatch):
+    """Sets the most frames for which the device has memory."""
+
+    def limit(most):
+        def compile_estimate(*arguments):
+            estimate = compiled(*arguments)
+
+            def limited(frames, *others):
+                if len(frames[0]) > most:
+                    raise JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+                return estimate(frames, *others)
+
+            return limited
+
+        monkeypatch.setattr(compute, "compile_estimate", compile_estimate)
+
+    compiled = compute.compile_estimate
+    return limit
+
+
+def test_a_device_without_memory_gets_smaller_chunks(limit_frames, tmp_path):
+    # Chunks of 16 and 8 frames see two more on either side.
+    limit_frames(12)
+    path = tmp_path / "bkgd.tif"
+    with pytest.warns(UserWarning, match="EXHAUSTED.*; starting over, .* most 8 frames"):
+        estimate_movie(FRAMES, MovingSum(2), path, chunk_frames=16)
+    expected = np.asarray(MovingSum(2)(FRAMES).bkgds)
+    np.testing.assert_array_equal(tifffile.imread(path), expected)
+
+
+@pytest.mark.filterwarnings("ignore:.*starting over")
+def test_chunks_get_smaller_once(limit_frames, tmp_path):
+    limit_frames(6)
+    with pytest.raises(MovieError, match="EXHAUSTED: Out of memory"):
+        estimate_movie(FRAMES, MovingSum(2), tmp_path / "bkgd.tif", chunk_frames=16)
+    assert not list(tmp_path.iterdir())
 
 
 MASK = np.random.default_rng(3).integers(0, 3, FRAMES.shape).astype(np.uint8)

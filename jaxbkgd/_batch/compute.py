@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.errors import JaxRuntimeError
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from .._estimators.background import Background
@@ -268,6 +269,14 @@ def run_window(
     return as_estimated(name, window, arrays, lights, flags)
 
 
+class OutOfMemory(MovieError):
+    """A device has no memory for a chunk of so many `frames`."""
+
+    def __init__(self, message: str, frames: int) -> None:
+        super().__init__(message)
+        self.frames = frames
+
+
 @contextlib.contextmanager
 def naming_errors(name: str, window: Window) -> Iterator[None]:
     """Errors within this are of the window's frames, unless they say it themselves."""
@@ -277,7 +286,10 @@ def naming_errors(name: str, window: Window) -> Iterator[None]:
         raise
     except Exception as error:
         what = f"frames {window.start} to {window.stop - 1} cannot be estimated"
-        raise MovieError(f"{name}: {what} ({one_line(error)})") from error
+        text = f"{name}: {what} ({one_line(error)})"
+        if isinstance(error, JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error):
+            raise OutOfMemory(text, window.stop - window.start) from error
+        raise MovieError(text) from error
 
 
 def as_estimated(

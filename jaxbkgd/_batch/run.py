@@ -3,6 +3,7 @@
 import contextlib
 import functools as ft
 import time
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -134,7 +135,8 @@ def estimate_movie(
         `estimator` is given.
     - `chunk_frames`: the frames in a chunk, by default a megapixel or four halos, or fewer
         where memory is short. Those of a [`jaxbkgd.LocalMean`][] are a multiple of the
-        frames that one of its rounds sees.
+        frames that one of its rounds sees. If a device runs out of memory, the movie is
+        started over with half of them, once, with a warning.
     - `workers`: the number of threads, by default the cores, or fewer where memory is
         short.
     - `progress`: whether to show a progress bar, where there is a terminal.
@@ -202,29 +204,47 @@ def estimate_movie(
         shapes = inputs.seen_shapes(2 * fast.halo_frames + 1)
         corrections = run_interruptibly(_noise_corrections, whole, shapes, is_one_stack)
         is_to_arrays = not any(as_path(target) for target, _ in targets)
-        plan = _plan(
-            fast,
-            inputs,
-            output,
-            chunk_frames=chunk_frames,
-            begun_frames=begun.get("chunk_frames") if chunk_frames is None else None,
-            workers=workers,
-            is_to_arrays=is_to_arrays,
-        )
-        options = plan.chunk_frames, look_ahead_frames, calibration
-        job = Job(channels, inputs.masks, inputs.cameras, whole, output, *options)
-        results = files.enter_context(
-            open_results(job, targets, resume=resume, overwrite=overwrite)
-        )
-        batches, resumed_frames = _batches(inputs, job, fast, plan, results)
-        parts: list[Window | None] = [None]
-        if is_to_arrays and plan.chunk_frames == 1 and job.can_donate(fast):
-            parts = strips(channels, fast.halo_lines)
-        lights = Lights()
-        work = work_of(job, fast, plan, results, lights, parts)
-        worked_frames, counts = _work_on(job, work, batches, resumed_frames, progress)
-        job.check_sources()
-        results.commit()
+
+        def run(
+            chunk_frames: int | None, *, resume: bool
+        ) -> tuple[stream.Plan, Job, Lights, int, Counts]:
+            begun_frames = begun.get("chunk_frames") if resume else None
+            plan = _plan(
+                fast,
+                inputs,
+                output,
+                chunk_frames=chunk_frames,
+                begun_frames=begun_frames if chunk_frames is None else None,
+                workers=workers,
+                is_to_arrays=is_to_arrays,
+            )
+            options = plan.chunk_frames, look_ahead_frames, calibration
+            job = Job(channels, inputs.masks, inputs.cameras, whole, output, *options)
+            with open_results(job, targets, resume=resume, overwrite=overwrite) as results:
+                batches, resumed_frames = _batches(inputs, job, fast, plan, results)
+                parts: list[Window | None] = [None]
+                if is_to_arrays and plan.chunk_frames == 1 and job.can_donate(fast):
+                    parts = strips(channels, fast.halo_lines)
+                lights = Lights()
+                work = work_of(job, fast, plan, results, lights, parts)
+                worked = _work_on(job, work, batches, resumed_frames, progress)
+                job.check_sources()
+                results.commit()
+            return plan, job, lights, *worked
+
+        shorter = 0
+        try:
+            done = run(chunk_frames, resume=resume)
+        except compute.OutOfMemory as error:
+            shorter = error.frames // 2
+            if not shorter or inputs.follower:
+                raise
+            what = f"starting over, with chunks of at most {shorter} frames"
+            warnings.warn(f"{error}; {what}", stacklevel=2)
+        # Not while the error holds on to what fills the memory.
+        if shorter:
+            done = run(shorter, resume=False)
+        plan, job, lights, worked_frames, counts = done
 
     frame_count = len(job.channels[0])
     seconds = time.perf_counter() - clock
