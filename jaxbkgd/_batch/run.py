@@ -232,7 +232,7 @@ def estimate_movie(
                 results.commit()
             return plan, job, lights, *worked
 
-        shorter = 0
+        done, shorter = None, 0
         try:
             done = run(chunk_frames, resume=resume)
         except compute.OutOfMemory as error:
@@ -242,7 +242,7 @@ def estimate_movie(
             what = f"starting over, with chunks of at most {shorter} frames"
             warnings.warn(f"{error}; {what}", stacklevel=2)
         # Not while the error holds on to what fills the memory.
-        if shorter:
+        if done is None:
             done = run(shorter, resume=False)
         plan, job, lights, worked_frames, counts = done
 
