@@ -95,7 +95,10 @@ def _opening(
         eroded = _chosen_near(jnp.minimum, offsets, frame)
         return _chosen_near(jnp.maximum, offsets, eroded)
 
-    return lax.map(open_frame, frames.reshape(-1, *shape)).reshape(frames.shape)
+    stack = frames.reshape(-1, *shape)
+    in_turn = ft.partial(lax.map, open_frame)
+    opened = lax.platform_dependent(stack, cpu=in_turn, default=jax.vmap(open_frame))
+    return opened.reshape(frames.shape)
 
 
 def _chosen_near(
