@@ -34,7 +34,7 @@ class AbstractEstimator(SavedModule):
     Implement `halo_frames` and `estimate_stack`; lists of channels, checks of the frames
     and JSON texts come with this class. The floating-point arrays are the learnable
     parameters. With `takes_weights = True`, `estimate_stack` has `weights` as a second
-    argument; with `takes_donated = True`, `donated`; with `can_predict`, it has `predict`.
+    argument; with `takes_donated = True`, `donated`. One over time may have `predict`.
 
     ```python
     >>> import jax
@@ -58,7 +58,6 @@ class AbstractEstimator(SavedModule):
 
     takes_weights: ClassVar[bool] = False
     takes_donated: ClassVar[bool] = False
-    can_predict: ClassVar[bool] = False
 
     def __hash__(self) -> int:
         # That of equinox needs hashable arrays; `jax.jit(estimator)` needs a hash.

@@ -104,7 +104,6 @@ class LocalMean(RadiiEstimator):
 
     _optional_names = ("patterns",)
     takes_weights: ClassVar[bool] = True
-    can_predict: ClassVar[bool] = True
     radius_units: ClassVar[tuple[str, ...]] = ("frames", "px", "px")
     _saved_names = (
         "radius_frames",
