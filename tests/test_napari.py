@@ -85,7 +85,8 @@ def test_channels_are_layers_whose_frames_are_read_when_they_are_shown(tmp_path)
     assert reader_of([str(path), str(path)]) is None
     np.testing.assert_array_equal(channel_of(frames[:, 0])[2], frames[2, 0])
     # One movie in a list.
-    assert len(layers_of([str(path)])) == 2
+    (_, *_), (second, *_) = layers_of([str(path)])
+    assert Session(second).path_beside("snr") == tmp_path / "movie-snr-2.tif"
 
 
 def test_contrast_limits_are_those_of_what_is_finite():

@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Shaped
 
 from .._batch.compute import Quantity
 from .._batch.lazy import lazy_estimate, LazyEstimate
-from .._batch.names import paths_beside
+from .._batch.names import number_paths, paths_beside
 from .._batch.run import estimate_movie, MovieSummary
 from .._calibration.calibrate import calibrate
 from .._calibration.cameras import cameras_of
@@ -179,9 +179,14 @@ class Session:
         )
 
     def path_beside(self, quantity: Quantity) -> Path | None:
-        """The name of a result, where the movie has one."""
-        path = Path(self.channel.movie.name)
-        return paths_beside(path, quantity)[0] if path.exists() else None
+        """The name of a result, where the movie has one; of several channels, each has a
+        number."""
+        movie = self.channel.movie
+        path = Path(movie.name)
+        if not path.exists():
+            return None
+        (beside,) = paths_beside(path, quantity)
+        return number_paths(beside, len(movie.channels))[self.channel.index]
 
 
 @eqx.filter_jit
