@@ -96,8 +96,7 @@ def multiplied_information(means: np.ndarray) -> np.ndarray:
 
 def pixel_information(scene: Scene, movie: Movie) -> tuple[np.ndarray, np.ndarray]:
     """The background in electrons, and the Fisher information of each of its values."""
-    gain = movie.gain_electrons_per_adu
-    bkgds = gain * (movie.bkgds_adu - movie.offset_adu)
+    bkgds = movie.electrons(movie.bkgds_adu)
     electrons = bkgds + movie.molecules_electrons
     if scene.camera == "EMCCD":
         return bkgds, multiplied_information(electrons)

@@ -26,8 +26,7 @@ SINGLE_RADII_PIX = (2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0)
 
 def _electrons(movie: Movie) -> tuple[np.ndarray, np.ndarray]:
     """Frames, and their true background."""
-    gain, offset = movie.gain_electrons_per_adu, movie.offset_adu
-    frames, bkgds = (gain * (a - offset) for a in (movie.frames, movie.bkgds_adu))
+    frames, bkgds = map(movie.electrons, (movie.frames, movie.bkgds_adu))
     return frames.astype(np.float32), bkgds.astype(np.float32)
 
 

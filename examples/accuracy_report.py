@@ -30,8 +30,9 @@ could.
 Simulated movies of {frames} frames of {height} x {width} px, of {count} scenes: kinds of
 background, molecules and light (`examples/scenes.py`). `LocalMean` learns its radii from
 the movie by itself. The others get the setting that is best for the scene by the truth,
-which nobody has in an experiment. Those marked "(paper)" or "(source)" have no package that
-installs beside the others; `examples/rivals.py` follows their paper or source.
+which nobody has in an experiment; smlmlp's mean, opening and pipeline have their defaults,
+and the rolling ball sees one frame in ten. Those marked "(paper)" or "(source)" have no
+package that installs beside the others; `examples/rivals.py` follows their paper or source.
 
 ## Root-mean-square error (e-)
 

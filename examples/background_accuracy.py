@@ -133,7 +133,7 @@ def measured(
     if estimator.knows_cameras:
         given = [movie.frames[::every], movie.camera]
         level = movie.camera.offset_adu - movie.offset_adu
-    truth = gain * (movie.bkgds_adu[::every] - movie.offset_adu)
+    truth = movie.electrons(movie.bkgds_adu[::every])
     is_lit = truth > 0
     found = []
     for setting, bkgds_adu in estimator.estimate(*given):
@@ -162,10 +162,9 @@ def evaluated(
     (movie,) = simulated(scene, size_pix=size_pix, frame_count=frame_count)
     start = max(0, (size_pix - MAPPED_PIX) // 2)
     middle = (frame_count // 2, *2 * [slice(start, start + MAPPED_PIX)])
-    gain, offset = movie.gain_electrons_per_adu, movie.offset_adu
     images = {
-        "frame": gain * (movie.frames[middle] - offset),
-        "truth": gain * (movie.bkgds_adu[middle] - offset),
+        "frame": movie.electrons(movie.frames[middle]),
+        "truth": movie.electrons(movie.bkgds_adu[middle]),
     }
     results = []
     for estimator in estimators:

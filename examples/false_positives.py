@@ -75,9 +75,10 @@ def even_light(movie: Movie) -> tuple[Array, Array, jaxbkgd.Camera]:
 
 def with_half_gain(movie: Movie) -> Movie:
     """An EMCCD doubles the variance, which is half as many electrons with the usual one."""
-    offset, gain, read_noise = jax.tree.leaves(movie.camera)
-    camera = jaxbkgd.Camera(offset, gain / 2, read_noise / 2)
-    return replace(movie, camera=camera)
+    camera = movie.camera
+    gain, read_noise = camera.known_gain("A scene"), camera.read_noise_electrons
+    halved = jaxbkgd.Camera(camera.offset_adu, gain / 2, read_noise / 2)
+    return replace(movie, camera=halved)
 
 
 def movies_of(scene: Scene, size: Size) -> Iterator[tuple[int, list[Movie]]]:

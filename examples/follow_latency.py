@@ -12,7 +12,6 @@ of the time and does not count.
 """
 
 import argparse
-import os
 import subprocess
 import sys
 import tempfile
@@ -155,9 +154,6 @@ if __name__ == "__main__":
     if arguments.write:
         write(Path(arguments.write[0]), int(arguments.write[1]))
     else:
-        # Set on some machines, where they slow NumPy and SciPy down.
-        for name in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"):
-            os.environ.pop(name, None)
         jaxbkgd.one_thread_a_call()
         with tempfile.TemporaryDirectory() as scratch:
             main(arguments.folder or Path(scratch), arguments.seconds)

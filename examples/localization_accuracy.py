@@ -84,13 +84,12 @@ class Error:
 @dataclass(frozen=True)
 class Result:
     """Of the fits with one background in one scene; the background's error is its root mean
-    square over all pixels, and in boxes, in electrons."""
+    square over all pixels, in electrons."""
 
     scene: str
     bkgd: str
     molecules: int
     bkgd_electrons: float
-    box_electrons: float
     position: Error
     photons: Error
     height: Error | None
@@ -151,14 +150,13 @@ def fit_errors(
     """With each background, and with a free constant, over all movies of a scene."""
     fit = Fit(is_astigmatic=scene.depth_nm > 0)
     errors: dict[str, list[np.ndarray]] = {}
-    bkgd_errors: dict[str, list[tuple[float, float]]] = {}
+    bkgd_errors: dict[str, list[float]] = {}
     truths, limits = [], []
     for movie in movies:
-        gain, offset = movie.gain_electrons_per_adu, movie.offset_adu
         assert movie.molecules is not None
         spots = spots_of(movie.molecules, scene, movie.frames.shape[1])
-        boxes = spots.boxes(gain * (movie.frames - offset))
-        truth = np.broadcast_to(gain * (movie.bkgds_adu - offset), movie.frames.shape)
+        boxes = spots.boxes(movie.electrons(movie.frames))
+        truth = np.broadcast_to(movie.electrons(movie.bkgds_adu), movie.frames.shape)
         true_boxes, start = spots.boxes(truth), spots.parameters
         truths.append(start)
         limits.append(np.asarray(fit.bounds(start, true_boxes)))
@@ -166,17 +164,15 @@ def fit_errors(
         for estimator in estimators:
             bkgds[estimator.name] = measured(scene.name, movie, estimator)[1]
         for name, bkgd in bkgds.items():
-            given = spots.boxes(bkgd)
-            found = np.asarray(fit.fitted(start, given, boxes))
+            found = np.asarray(fit.fitted(start, spots.boxes(bkgd), boxes))
             errors.setdefault(name, []).append(found - start)
-            of_pixels = float(np.mean((bkgd - truth) ** 2))
-            of_boxes = float(np.mean((given - true_boxes) ** 2))
-            bkgd_errors.setdefault(name, []).append((of_pixels, of_boxes))
+            squares = float(np.mean((bkgd - truth) ** 2))
+            bkgd_errors.setdefault(name, []).append(squares)
         free = replace(fit, has_free_bkgd=True)
         level = true_boxes.mean((1, 2))[:, None]
         found = free.fitted(jnp.concatenate([start, level], 1), true_boxes, boxes)
         errors.setdefault(FREE, []).append(np.asarray(found)[:, :-1] - start)
-        bkgd_errors.setdefault(FREE, []).append((np.nan, np.nan))
+        bkgd_errors.setdefault(FREE, []).append(np.nan)
     truth, limit = np.concatenate(truths), np.concatenate(limits)
     of_each = {name: np.concatenate(found) for name, found in errors.items()}
     return [
@@ -184,7 +180,7 @@ def fit_errors(
             scene.name,
             name,
             len(truth),
-            *np.sqrt(np.mean(bkgd_errors[name], axis=0)).tolist(),
+            float(np.sqrt(np.mean(bkgd_errors[name]))),
             position=_error(found, of_each[TRUE], limit, [0, 1], PIXEL_NM),
             photons=_error(found, of_each[TRUE], limit, [2], 100 / truth[:, [2]]),
             height=_error(found, of_each[TRUE], limit, [3], 1.0)

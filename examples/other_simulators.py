@@ -42,10 +42,9 @@ def errors_in(path: Path) -> tuple[list[Result], dict[str, np.ndarray]]:
     """Of each background of a movie, and images of the frame in the middle."""
     movie = read_movie(path)
     middle = len(movie.frames) // 2
-    gain, offset = movie.gain_electrons_per_adu, movie.offset_adu
     images = {
-        "frame": gain * (movie.frames[middle] - offset),
-        "true background": gain * (movie.bkgds_adu[middle] - offset),
+        "frame": movie.electrons(movie.frames[middle]),
+        "true background": movie.electrons(movie.bkgds_adu[middle]),
     }
     found = []
     for estimator in installed():

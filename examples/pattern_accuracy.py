@@ -33,10 +33,9 @@ def movies(frame_count: int, size_pix: int) -> dict[str, tuple[np.ndarray, np.nd
     found = {}
     for name, scene in named.items():
         (movie,) = simulated(scene, size_pix=size_pix, frame_count=frame_count)
-        gain, offset = movie.gain_electrons_per_adu, movie.offset_adu
         found[name] = (
-            np.float32(gain * (movie.frames - offset)),
-            np.float32(gain * (movie.bkgds_adu - offset)),
+            np.float32(movie.electrons(movie.frames)),
+            np.float32(movie.electrons(movie.bkgds_adu)),
         )
     frames, truth = found["steady"]
     # A beam that is centred on an edge of the frame.

@@ -151,9 +151,10 @@ def with_ever(
     electrons = gain * (frames - np.asarray(camera.offset_adu, np.float64))
     blocks = []
     for block in np.split(electrons, range(EVER_FRAMES, len(frames), EVER_FRAMES)):
-        # With few molecules, the deviation is less than twice that of photons.
+        # With few molecules, the deviation is less than twice that of photons. Light that
+        # changes adds to that of all pixels.
         excess = block.var(0) / (np.median(block, axis=0) + read_noise**2)
-        light = block[:, excess <= max(4.0, excess.min())].mean(1)
+        light = block[:, excess <= max(4.0, 2 * np.median(excess))].mean(1)
         light = np.maximum(light / light.mean(), 0)
         levels = np.geomspace(0.1, 2 * block.mean(0).max(), 100)
         minima = expected_minimum(levels, light, read_noise)

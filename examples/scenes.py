@@ -164,6 +164,10 @@ class Movie:
         """The mean of the camera's."""
         return float(np.mean(self.camera.offset_adu))
 
+    def electrons(self, adu: np.ndarray) -> np.ndarray:
+        """Photoelectrons, by the mean gain and the mean offset."""
+        return self.gain_electrons_per_adu * (adu - self.offset_adu)
+
 
 def simulated(
     scene: Scene, *, size_pix: int, frame_count: int, seed: int | None = None

@@ -61,8 +61,11 @@ def test_the_lowest_of_two_fair_coins_is_known(rivals: ModuleType):
     np.testing.assert_allclose(minimum, counts.mean(), atol=6 * counts.std() / 1e3)
 
 
-def test_ever_finds_the_level_and_the_light_of_each_frame(rivals: ModuleType):
-    light = np.resize([1.35, 1.0, 1.0, 1.0], 100)
+@pytest.mark.parametrize("cycle", [(1.35, 1.0, 1.0, 1.0), (1.0, 0.3)])
+def test_ever_finds_the_level_and_the_light_of_each_frame(
+    rivals: ModuleType, cycle: tuple[float, ...]
+):
+    light = np.resize(cycle, 100)
     bkgds = np.broadcast_to(60 * light[:, None, None], (100, 24, 24))
     electrons = RNG.poisson(bkgds) + 1.5 * RNG.standard_normal(bkgds.shape)
     camera = jaxbkgd.Camera(100.0, 0.5, 1.5)

@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Shaped
 
 from .._batch.compute import Quantity
 from .._batch.lazy import lazy_estimate, LazyEstimate
-from .._batch.names import paths_beside
+from .._batch.names import number_paths, paths_beside
 from .._batch.run import estimate_movie, MovieSummary
 from .._calibration.calibrate import calibrate
 from .._calibration.cameras import cameras_of
@@ -121,12 +121,6 @@ class Session:
             return np.ones(self.channel.shape[1:], bool)
         return ~self.calibrated.is_hot
 
-    @property
-    def quantities(self) -> list[Quantity]:
-        """Those that the camera allows."""
-        known: list[Quantity] = ["background", "residual"]
-        return [*known, "snr"] if self.camera.is_gain_known else known
-
     def estimator(self) -> RadiiEstimator:
         """That of the sliders: that of the calibration, where they say the same."""
         found = self.calibrated
@@ -137,9 +131,10 @@ class Session:
     def live_images(
         self, frame: int
     ) -> Mapping[Quantity, Shaped[np.ndarray, "height width"]]:
-        """The images of a frame, from few frames around it, for one value of the sliders as
-        for another by the same compiled program."""
-        radius, length = self.settings.radius_frames, len(self.channel)
+        """The images of a frame, of which the SNR needs the gain, from few frames around
+        it, for one value of the sliders as for another by the same compiled program."""
+        settings, length = self.settings, len(self.channel)
+        radius = settings.radius_frames
         count = min(_LIVE_FRAMES if radius else 1, length)
         step = max(1, round(2 * radius / _LIVE_FRAMES))
         step = min(step, max(1, (length - 1) // count))
@@ -148,9 +143,7 @@ class Session:
         place = max(min(count // 2, frame // step), count - 1 - after)
         first = frame - place * step
         frames = self.channel[first : first + (count - 1) * step + 1 : step]
-        settings = self.settings._replace(
-            radius_frames=min(radius / step, 0.99 * _BOUND_FRAMES)
-        )
+        settings = settings._replace(radius_frames=min(radius / step, 0.99 * _BOUND_FRAMES))
         largest = max(settings.radius_y_pix, settings.radius_x_pix)
         bounds: dict[str, Any] = {
             "max_radius_pix": next(bound for bound in _BOUNDS_PIX if largest < bound),
@@ -161,7 +154,7 @@ class Session:
         estimator = settings.estimator(self._skips_nan, **bounds)
         (camera,) = cameras_of(self.camera, [self.channel])
         images = _images(estimator, frames, self._good_pixels, camera, jnp.asarray(place))
-        return dict(zip(self.quantities, map(np.asarray, images), strict=True))
+        return {quantity: np.asarray(image) for quantity, image in images.items()}
 
     def lazy(self, quantity: Quantity) -> LazyEstimate:
         """The frames that `save` would write, estimated as they are read."""
@@ -186,9 +179,14 @@ class Session:
         )
 
     def path_beside(self, quantity: Quantity) -> Path | None:
-        """The name of a result, where the movie has one."""
-        path = Path(self.channel.movie.name)
-        return paths_beside(path, quantity)[0] if path.exists() else None
+        """The name of a result, where the movie has one; of several channels, each has a
+        number."""
+        movie = self.channel.movie
+        path = Path(movie.name)
+        if not path.exists():
+            return None
+        (beside,) = paths_beside(path, quantity)
+        return number_paths(beside, len(movie.channels))[self.channel.index]
 
 
 @eqx.filter_jit
@@ -198,16 +196,18 @@ def _images(
     good_pixels: Bool[Any, "height width"],
     camera: Camera,
     place: Any,
-) -> list[Float[Array, "height width"]]:
+) -> dict[Quantity, Float[Array, "height width"]]:
     """Background, residual and, where the gain is known, SNR of the frame at `place`."""
     light = camera.even_light(as_frames(frames))
     weights = None
     if estimator.takes_weights:
         weights = camera.weights(light, good_pixels)
     background = estimator(light, weights)
-    images = [background.bkgds, background.residuals(light)]
-    images = [camera.in_adu(image)[place] for image in images]
+    images: dict[Quantity, Float[Array, "height width"]] = {
+        "background": camera.in_adu(background.bkgds)[place],
+        "residual": camera.in_adu(background.residuals(light))[place],
+    }
     if camera.is_gain_known:
         snr = background.snr(light, camera if camera.is_even else camera.of_electrons)
-        images.append(snr[place])
+        images["snr"] = snr[place]
     return images

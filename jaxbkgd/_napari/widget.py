@@ -281,13 +281,14 @@ class BackgroundWidget(Container):
             self._shown = self._wanted
             self._finish(live, self._put_live)
         wanted = session, self._frame(), session.settings, session.camera
-        if self._live is None and (self._shown is None or wanted != self._shown):
+        if self._live is None and wanted != self._shown:
             self._wanted, frame = wanted, wanted[1]
             self._live = Job(lambda: session.live_images(frame))
 
     def _put_found(self, quantity: Quantity, data: Any, image: np.ndarray) -> None:
-        self._put_layer(quantity, quantity, data, image)
-        self._say(f"added {quantity}")
+        name = f"{quantity} of {self._movie.value.name}"
+        self._put_layer(quantity, name, data, image)
+        self._say(f"added {name}")
 
     def _put_live(self, images: dict[Quantity, np.ndarray]) -> None:
         for quantity, image in images.items():
