@@ -127,17 +127,18 @@ def measured(
     scene_name: str, movie: Movie, estimator: Estimator
 ) -> tuple[Result, np.ndarray]:
     """The result with the best setting, and its background in electrons."""
-    gain, every = movie.gain_electrons_per_adu, estimator.every
-    given = [np.subtract(movie.frames[::every], movie.offset_adu, dtype=np.float32)]
-    level = 0.0
+    camera, every = movie.camera, estimator.every
+    frames = movie.frames[::every]
+    # Where pixels differ, in electrons, in which even light is even.
+    given = [np.asarray(camera.even_light(frames), np.float32)]
     if estimator.knows_cameras:
-        given = [movie.frames[::every], movie.camera]
-        level = movie.camera.offset_adu - movie.offset_adu
+        given = [frames, camera]
     truth = movie.electrons(movie.bkgds_adu[::every])
     is_lit = truth > 0
     found = []
-    for setting, bkgds_adu in estimator.estimate(*given):
-        bkgds = gain * (bkgds_adu.astype(np.float64) + level)
+    for setting, bkgds in estimator.estimate(*given):
+        above = bkgds if estimator.knows_cameras else camera.in_adu(bkgds)
+        bkgds = movie.electrons(np.asarray(above, np.float64) + camera.offset_adu)
         errors = bkgds - truth
         result = Result(
             scene=scene_name,

@@ -18,13 +18,13 @@ from accuracy_report import LEARNED, Result, USUAL
 from background_accuracy import installed, MEAN, measured
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from rivals import MEDIAN
+from rivals import BASIC, MEDIAN
 from scenes import Movie
 
 import jaxbkgd
 
 
-GIVEN = (LEARNED, USUAL, MEAN, MEDIAN, "smlmlp median, best window")
+GIVEN = (LEARNED, USUAL, MEAN, MEDIAN, "smlmlp median, best window", BASIC)
 
 
 def read_movie(path: Path) -> Movie:

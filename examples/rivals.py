@@ -240,7 +240,7 @@ def with_basic(frames: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
         yield setting, baselines[:, None, None] * image
 
 
-MEDIAN = "smlmlp median"
+MEDIAN, BASIC = "smlmlp median", "BaSiC (paper)"
 
 RIVALS = (
     Estimator(MEDIAN, "smlmlp", partial(with_smlmlp, "bkgd_temporal_median"), "sC1"),
@@ -255,7 +255,7 @@ RIVALS = (
     Estimator("EVER (paper)", "scipy", with_ever, "hC0", knows_cameras=True),
     Estimator("SMAP wavelets (source)", "scipy", with_iterated_wavelets, "^C4"),
     Estimator("WBNS (paper)", "scipy", with_wbns, "vC6"),
-    Estimator("BaSiC (paper)", "scipy", with_basic, "Pk"),
+    Estimator(BASIC, "scipy", with_basic, "Pk"),
     Estimator("sep, best box", "sep", with_sep, "^C2"),
     Estimator("photutils, best box", "photutils", with_photutils, "<C8"),
     Estimator("rolling ball, best radius", "skimage", with_rolling_ball, ">C6", every=10),
