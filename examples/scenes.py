@@ -28,6 +28,14 @@ DENSITY_SIZE_PIX = 256  # a scene's molecules are counted in a frame of this siz
 # where its variance has doubled.
 FOCUS_NM, FOCUS_DEPTH_NM = 200.0, 400.0
 
+# Programs of one operation each would take longer to compile.
+_SIZES = "height_pix", "width_pix"
+field_of = jax.jit(uneven_field, static_argnames=_SIZES)
+molecules_of = jax.jit(
+    blinking_molecules,
+    static_argnames=(*_SIZES, "frame_count", "molecules_per_frame", "on_time_frames"),
+)
+
 Shape = Literal["uniform", "field", "gradient", "cell", "waves", "texture"]
 Camera = Literal["sCMOS", "sCMOS maps", "EMCCD"]
 Image = Float[Array, "height width"]
@@ -269,7 +277,7 @@ def _level(
     if scene.shape == "uniform":
         level = np.ones((size_pix, size_pix))
     elif scene.shape == "field":
-        level = uneven_field(
+        level = field_of(
             key,
             height_pix=size_pix,
             width_pix=size_pix,
@@ -279,7 +287,7 @@ def _level(
     elif scene.shape == "texture":
         level = np.ones((size_pix, size_pix))
         for octave, octave_key in enumerate(jax.random.split(key, OCTAVES)):
-            level *= uneven_field(
+            level *= field_of(
                 octave_key,
                 height_pix=size_pix,
                 width_pix=size_pix,
@@ -309,7 +317,7 @@ def _molecules(
 ) -> Molecules:
     """All that are on, in a light of 1."""
     wide_pix = size_pix + 2 * scene.beyond_pix
-    _, y_pix, x_pix, photons = blinking_molecules(
+    _, y_pix, x_pix, photons = molecules_of(
         key,
         frame_count=frame_count,
         height_pix=wide_pix,

@@ -40,7 +40,7 @@ def movies(example: ModuleType) -> dict[str, SimpleNamespace]:
 
     movies = {}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("scenes.blinking_molecules", one_molecule)
+        patch.setattr("scenes.molecules_of", one_molecule)
         for scene in (*example.MOVING_SCENES, *example.OTHER_SCENES):
             plain = replace(scene, shape="gradient" if scene.name == "drift" else "uniform")
             (movie,) = example.simulated(plain, size_pix=SIZE_PIX, frame_count=FRAME_COUNT)
