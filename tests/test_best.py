@@ -69,7 +69,7 @@ def _bkgds_of(estimator, frames):
     return estimator(frames).bkgds
 
 
-def rms_over_time(frames, truth, radii_pix=7.0, radius_frames=30.0):
+def rms_over_time(frames, truth, radii_pix: Any = 7.0, radius_frames: Any = 30.0):
     """That of `LocalMean`, in one program for all of its radii."""
     bounds: Any = {"max_radius_pix": 29.0, "max_radius_frames": 121.0}
     radii_pix = np.broadcast_to(radii_pix, (1, 2))

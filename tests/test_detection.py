@@ -369,7 +369,7 @@ def test_the_example_writes_its_tables_between_its_markers(tmp_path, monkeypatch
     monkeypatch.syspath_prepend(str(ROOT / "examples"))
     simulate = jaxbkgd.simulate_movie
     # Of the size and density of movies of the docs, whose programs are compiled already.
-    small = {"molecules_per_frame": 5.0, "on_time_frames": 2.0}
+    small: Any = {"molecules_per_frame": 5.0, "on_time_frames": 2.0}
 
     def simulate_small(key, **options):
         return simulate(key, **options | small)

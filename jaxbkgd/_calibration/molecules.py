@@ -107,8 +107,9 @@ def _fits(
     residuals: _Frames, frame: _Places, y: _Places, x: _Places, psf_sigma_pix: float
 ) -> Float[np.ndarray, " spots"]:
     # Filled up, since each number of spots would be compiled for.
-    filled = [np.pad(places, (0, -len(frame) % _FILLED)) for places in (frame, y, x)]
-    spots = Spikes(*filled, np.ones(len(filled[0])))
+    more = 0, -len(frame) % _FILLED
+    frames, rows, columns = (np.pad(places, more) for places in (frame, y, x))
+    spots = Spikes(frames, rows, columns, np.ones(len(frames)))
     return np.asarray(fitted_light(residuals, spots, psf_sigma_pix))[: len(frame)]
 
 
