@@ -55,7 +55,7 @@ class Size:
     radii_frames: tuple[float, ...] = (30.0, 10.0)
 
 
-SMOKE = Size(32, 20, 1, (SCENES[14],), (150.0,), (7.0,), (30.0,))
+SMOKE = Size(64, 40, 1, (SCENES[14],), (150.0,), (7.0,), (30.0,))
 
 
 def peaks(

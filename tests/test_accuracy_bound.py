@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -60,11 +61,16 @@ def test_wiener_s_filter_attains_it(limit: ModuleType):
     assert np.mean(squares) == pytest.approx(least, rel=0.06)
 
 
-@pytest.mark.long
-def test_an_even_background_is_one_number(limit: ModuleType, scenes: ModuleType):
-    uniform = replace(scenes.SCENES[0], molecules_per_frame=0.0)
-    (movie,) = scenes.simulated(uniform, size_pix=32, frame_count=20)
-    found = limit.bound(uniform, movie)
+@pytest.fixture(scope="module")
+def uniform(scenes: ModuleType) -> Any:
+    """A scene and its movie."""
+    scene = replace(scenes.SCENES[0], molecules_per_frame=0.0)
+    return scene, *scenes.simulated(scene, size_pix=32, frame_count=20)
+
+
+@pytest.mark.slow
+def test_an_even_background_is_one_number(limit: ModuleType, uniform: Any):
+    found = limit.bound(*uniform)
     # The noise of 60 photons and 1.5 e-, in all pixels of all frames.
     assert found.rms_electrons == pytest.approx(np.sqrt(62.25 / (20 * 32**2)), rel=1e-3)
     assert found.kind == "estimators"
@@ -93,13 +99,13 @@ def test_multiplied_electrons_tell_half_of_what_photons_do(limit: ModuleType):
     assert 0.5 / 0.5 < few < 1 / 0.5
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_there_is_none_where_the_shape_of_the_background_changes(
-    limit: ModuleType, scenes: ModuleType
+    limit: ModuleType, scenes: ModuleType, uniform: Any
 ):
+    _, movie = uniform
     for scene in (*scenes.MOVING_SCENES, *scenes.OTHER_SCENES):
         if scene.name in ("blob", "drift", "second-pattern"):
-            (movie,) = scenes.simulated(scene, size_pix=16, frame_count=4)
             assert limit.bound(scene, movie) is None
 
 

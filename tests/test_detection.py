@@ -15,6 +15,7 @@ from conftest import central_difference
 from scipy.ndimage import convolve1d, maximum_filter
 from scipy.stats import norm
 
+import jaxbkgd
 from jaxbkgd import (
     Camera,
     Chained,
@@ -206,12 +207,14 @@ def test_the_gradient_is_that_of_finite_differences(rng, x64):
     def total(arguments):
         return jnp.sum(cotangent * matched_snr(**arguments))
 
-    gradient = jax.grad(total)(point)
+    # One program, also for the differences.
+    value_and_gradient = jax.jit(jax.value_and_grad(total))
+    gradient = value_and_gradient(point)[1]
     for name, value in point.items():
         direction = rng.normal(size=np.shape(value))
 
         def along(step, name=name, value=value, direction=direction):
-            return total(point | {name: value + step * direction})
+            return value_and_gradient(point | {name: value + step * direction})[0]
 
         slope = np.sum(gradient[name] * direction)
         # The error is of second order in a step of 1e-5, and rounding of 1e-11.
@@ -364,6 +367,14 @@ def test_the_example_writes_its_tables_between_its_markers(tmp_path, monkeypatch
     assert begin in (ROOT / "docs/pages/detection.md").read_text("utf-8")
     (tmp_path / "detection.md").write_text(f"before\n{begin}\nold\n{end}\nafter")
     monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    simulate = jaxbkgd.simulate_movie
+    # Of the size and density of movies of the docs, whose programs are compiled already.
+    small: Any = {"molecules_per_frame": 5.0, "on_time_frames": 2.0}
+
+    def simulate_small(key, **options):
+        return simulate(key, **options | small)
+
+    monkeypatch.setattr(jaxbkgd, "simulate_movie", simulate_small)
     script = str(ROOT / "examples" / "false_positives.py")
     monkeypatch.setattr(sys, "argv", [script, "--smoke", "--out", str(tmp_path)])
     runpy.run_path(script, run_name="__main__")

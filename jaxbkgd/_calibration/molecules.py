@@ -25,6 +25,8 @@ _WIDEST, _LEAST_EXPLAINED = 1.4, 0.8
 _LARGEST_BORDER = 0.3
 # Molecules that must be seen for their mean image to be known, and the most that are used.
 _FEWEST, _MOST = 20, 2000
+# They are fitted in arrays of a multiple of this number.
+_FILLED = 1000
 # Without any, those that could just be localized well: so many deviations of the noise.
 _FAINT = 10.0
 _USUAL_SIGMA_PIX, _SIGMAS_PIX = 1.3, np.linspace(0.6, 4.0, 171)
@@ -104,8 +106,11 @@ def static_light(residuals: _Frames, molecules: Molecules) -> Float[np.ndarray, 
 def _fits(
     residuals: _Frames, frame: _Places, y: _Places, x: _Places, psf_sigma_pix: float
 ) -> Float[np.ndarray, " spots"]:
-    spots = Spikes(frame, y, x, np.ones(len(frame)))
-    return np.asarray(fitted_light(residuals, spots, psf_sigma_pix))
+    # Filled up, since each number of spots would be compiled for.
+    more = 0, -len(frame) % _FILLED
+    frames, rows, columns = (np.pad(places, more) for places in (frame, y, x))
+    spots = Spikes(frames, rows, columns, np.ones(len(frames)))
+    return np.asarray(fitted_light(residuals, spots, psf_sigma_pix))[: len(frame)]
 
 
 def _boxes(residuals: _Frames, frame: _Places, y: _Places, x: _Places) -> _Boxes:

@@ -238,24 +238,34 @@ def _check_learnable(frames: Float[Array, "frames height width"]) -> None:
             f"frames of {height} x {width} px have no room for molecules: give "
             f"{FEWEST_PIXELS} x {FEWEST_PIXELS} or more"
         )
-    share = float(jnp.mean(jnp.isfinite(frames)))
+    share = float(np.isfinite(frames).mean())
     if share < _LEAST_SEEN:
         raise UnlearnableError(
             f"only {share:.0%} of the pixels count, and the others are masked or not "
             f"finite: give a movie and a mask that leave {_LEAST_SEEN:.0%} or more"
         )
-    if not jnp.any(jnp.nanmax(frames, axis=0) > jnp.nanmin(frames, axis=0)):
+    is_changing, blank, mean, std = map(float, _statistics(frames))
+    if not is_changing:
         raise UnlearnableError("nothing changes from frame to frame: give a movie of light")
-    lows, highs = (f(frames, axis=(1, 2)) for f in (jnp.nanmin, jnp.nanmax))
-    if (blank := float(jnp.mean(lows == highs))) > _MOST_BLANK:
+    if blank > _MOST_BLANK:
         raise UnlearnableError(
             f"{blank:.0%} of the frames are blank: choose the others, as with frames="
         )
-    if not jnp.nanmean(frames) > _LEAST_LEVEL * jnp.nanstd(frames):
+    if not mean > _LEAST_LEVEL * std:
         raise UnlearnableError(
             "without the camera's offset, frames are zero on average or below: give "
             "the offset as it is, and frames of which no background was subtracted"
         )
+
+
+@jax.jit
+def _statistics(
+    frames: Float[Array, "frames height width"],
+) -> tuple[Bool[Array, ""], Float[Array, ""], Float[Array, ""], Float[Array, ""]]:
+    """Whether any pixel changes, the share of blank frames, mean and standard deviation."""
+    lows, highs = (f(frames, axis=(1, 2)) for f in (jnp.nanmin, jnp.nanmax))
+    is_changing = jnp.any(jnp.nanmax(frames, axis=0) > jnp.nanmin(frames, axis=0))
+    return is_changing, jnp.mean(lows == highs), jnp.nanmean(frames), jnp.nanstd(frames)
 
 
 def _draw_runs(
