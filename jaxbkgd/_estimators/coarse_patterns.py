@@ -112,19 +112,24 @@ def patterns_of(
     # has its own.
     growth = root(jnp.maximum(light, jnp.mean(light) / 10))
     left = ratio(left, growth).reshape(-1, profile.size)
-    found, multiples = [profile], []
-    for number in range(rank - 1):
+
+    def next_pattern(left: Array, number: Array) -> tuple[Array, tuple[Array, Array]]:
         noise = jnp.median(jnp.abs(left), 0)
         white = ratio(left, noise)
         squared, vectors = jnp.linalg.eigh(white.T @ white)
         vector = vectors[:, -1]
-        found.append((vector * noise).reshape(profile.shape))
         # The values ascend. Squares without light, and patterns found before, have none.
         count = jnp.minimum(len(white), jnp.sum(noise > 0)) - number
         median = squared[-1 - jnp.maximum(count, 1) // 2]
-        multiples.append(root(ratio(squared[-1], median)))
+        multiple = root(ratio(squared[-1], median))
         left = (white - jnp.outer(white @ vector, vector)) * noise
-    return _whole(jnp.stack(found)), jnp.asarray(multiples, squares.dtype)
+        return left, ((vector * noise).reshape(profile.shape), multiple)
+
+    if rank == 1:
+        return _whole(profile[None]), jnp.zeros(0, squares.dtype)
+    # In a loop, since an `eigh` takes a second to compile.
+    _, (others, multiples) = lax.scan(next_pattern, left, jnp.arange(rank - 1))
+    return _whole(jnp.concatenate([profile[None], others])), multiples
 
 
 def learned_patterns(
