@@ -138,11 +138,10 @@ def main(folder: Path, seconds: float) -> None:
             delays(first, estimator, count // 5, **options)
             found, chunk = delays(path, estimator, count, **options)
             frames = chunk + options.get("look_ahead_frames", estimator.halo_frames)
-            print(
-                f"| {suffix} | {name} | {frames / RATE:.2f} s "
-                f"| {np.median(found):.2f} s | {np.max(found):.2f} s |",
-                flush=True,
-            )
+            cells = "none in this time | give more --seconds"
+            if found.size:
+                cells = f"{np.median(found):.2f} s | {np.max(found):.2f} s"
+            print(f"| {suffix} | {name} | {frames / RATE:.2f} s | {cells} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -76,7 +76,11 @@ def make_output(
     pedestal = checked_number("pedestal", pedestal, minimum=-math.inf, unit="ADU")
     is_signed = quantity == "snr" or (quantity == "residual" and pedestal <= 0)
     if is_signed and dtype == "uint16":
-        remedy = "give a pedestal as 100, or " if quantity == "residual" else ""
+        remedy = (
+            "give a pedestal, the offset plus the mean background, or "
+            if quantity == "residual"
+            else ""
+        )
         rule = f"is negative in places, and uint16 is not; {remedy}write float32."
         raise ValueError(f"A {quantity} {rule}")
     return Output(quantity, dtype, is_one_stack, pedestal)

@@ -51,12 +51,12 @@ class CalibrationHistory(eqx.Module):
         return self.objective.lag if isinstance(self.objective, FramePairLoss) else None
 
     def rows(self) -> dict[str, str]:
-        """The findings in words, channel after channel."""
+        """The findings in words, with a bar between channels."""
         texts: dict[str, list[str]] = {}
         for findings in self.findings:
             for name, text in findings.rows().items():
                 texts.setdefault(name, []).append(text)
-        rows = {name: "; ".join(of_channels) for name, of_channels in texts.items()}
+        rows = {name: " | ".join(of_channels) for name, of_channels in texts.items()}
         verdict = "yes" if self.findings else "not known"
         return rows | {"believe it": "not all, see above" if self.doubts else verdict}
 

@@ -149,7 +149,7 @@ def draw_sample(
     learned."""
     if len(channels[0]) < FEWEST_FRAMES:
         raise UnlearnableError(
-            f"the movie has {len(channels[0])} frames, of which radii cannot be learned: "
+            f"the movie has {len(channels[0])} frames, too few to learn radii from: "
             f"give {FEWEST_FRAMES} or more"
         )
     runs, starts, places = _draw_runs(channels, masks, cameras)

@@ -50,7 +50,8 @@ _EVERY = Option(help="STEP or STEP:FIRST, such as 4:1 for every 4th frame from f
 _QUANTITY = Option(help="residual is frames minus background; snr needs --gain, --offset.")
 _DTYPE = Option(help="uint16 rounds, and needs --pedestal for residuals.")
 _PEDESTAL = Option(
-    help="A number to add to the result, such as 100 for residuals in uint16."
+    help="A number to add to the result; for residuals in uint16, the offset plus the mean "
+    "background."
 )
 _WORKERS = Option(min=1, help="The number of threads, by default one for each core.")
 _CHUNK = Option(min=1, help="The number of frames in a chunk, by default a megapixel.")

@@ -41,8 +41,8 @@ def found_rows(
     if "error" in findings:
         rows["error"] = findings["error"]
         rows["molecules"] = f"{findings['molecules']}; they keep {findings['they keep']}"
-    lights = (_light_text(light) for light in summary.lights if light is not None)
-    texts = [*dict.fromkeys(lights)]
+    lights = [_light_text(light) for light in summary.lights if light is not None]
+    texts = [" | ".join(lights if len(set(lights)) > 1 else lights[:1])] if lights else []
     if "not explained" in findings:
         texts.append(f"not explained: {findings['not explained']}")
     rows["light"] = "; ".join(texts) or "not measured"

@@ -177,7 +177,10 @@ class AbstractEstimator(SavedModule):
         `near` and `far`, in the structure of `channels`, estimate each frame from those at
         least `gap_frames` away, and at least one frame farther. `ValueError` for fewer than
         `2 * gap_frames + 2` frames, and for an estimator that cannot predict."""
-        raise ValueError(f"{type(self).__name__} has no predict; LocalMean has.")
+        raise ValueError(
+            f"{type(self).__name__} has no predict, which learning without a truth "
+            "needs; write one, as LocalMean has, or give an objective, such as TruthLoss."
+        )
 
     def for_inference(self: _Estimator) -> _Estimator:
         """An estimator of the same class with the same results, which may cost less if the
