@@ -87,7 +87,25 @@ def print_hot_pixels(
     return errors[0], errors[1]
 
 
+def print_calibrated(scene: Scene) -> None:
+    """The error of what `calibrate` finds with the camera's mean offset, and its maps."""
+    (movie,) = simulated(scene, size_pix=128, frame_count=300)
+    truth = movie.electrons(movie.bkgds_adu)
+    for name, camera in {
+        "mean offset": jaxbkgd.Camera(movie.offset_adu),
+        "maps": movie.camera,
+    }.items():
+        estimator, _ = jaxbkgd.calibrate(movie.frames, camera=camera, progress=False)
+        bkgds = np.empty(movie.frames.shape, np.float32)
+        jaxbkgd.estimate_movie(
+            movie.frames, estimator, bkgds, camera=camera, progress=False
+        )
+        errors = movie.electrons(bkgds + camera.offset_adu) - truth
+        print(f"{name}: error {np.sqrt(np.mean(errors**2)):.2f} e-")
+
+
 if __name__ == "__main__":
     print_maps()
     print_gains([*SCENES, *MOVING_SCENES])
     print_hot_pixels(next(scene for scene in SCENES if scene.name == "scale-20"))
+    print_calibrated(next(scene for scene in SCENES if scene.name == "sCMOS-maps"))

@@ -967,6 +967,14 @@ def test_a_calibration_that_does_not_fit_is_one_line(options, pattern, folder):
     assert sorted(folder.iterdir()) == before
 
 
+def test_files_that_were_a_pattern_are_named(folder):
+    names = [f"part{number}.tif" for number in range(9)]
+    for name in names:
+        _write(name, _frames(dtype="float32")[:1])
+    result = _done(f"estimate {' '.join(names)} --radius 2 --out bkgd.tif")
+    assert "9 files are as many channels; " in result.stderr
+
+
 @pytest.mark.parametrize(
     ("options", "pattern"),
     [

@@ -246,6 +246,13 @@ class TestAbstractEstimator:
         with pytest.raises(ValueError, match=r"Wrong\.estimate_stack must .*\(6, 8, 10\)"):
             Wrong()(STACK)
 
+        class Bare(WeightedLevel):
+            def estimate_stack(self, frames, weights=1.0):
+                return frames
+
+        with pytest.raises(TypeError, match=r"estimate_stack must give a Background"):
+            Bare()(STACK)
+
     def test_frames_less_a_number_have_the_dtype_of_others(self):
         class Recording(WeightedLevel):
             def estimate_stack(self, frames, weights=1.0):

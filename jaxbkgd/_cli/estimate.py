@@ -61,6 +61,8 @@ _SILENCE = Option(
     show_default="10",
 )
 _AHEAD = Option(min=0, help="With --follow: frames to wait for after each chunk.")
+# More files than this are hardly channels, but a pattern that the shell has expanded.
+_MANY_CHANNELS = 8
 _RESUME = Option("--resume/--fresh", help="Resume an interrupted run, or start over.")
 
 
@@ -100,6 +102,9 @@ def estimate(
     one_thread_a_call()
     keep_programs()
     paths = movies if len(movies) > 1 else movies[0]
+    if len(movies) > _MANY_CHANNELS:
+        what = f"{len(movies)} files are as many channels; for one movie of all of them"
+        report.say(f"{what}, give their folder, or a pattern in quotes")
     boxes = None if channels is None else arguments.parsed_boxes(channels)
     chosen = arguments.parsed_frames(frames, every)
     is_list = is_split(paths, boxes)

@@ -152,9 +152,11 @@ class AbstractEstimator(SavedModule):
             def function(frames, *values):
                 given = dict(zip(options, values, strict=True))
                 background: Any = estimate_stack(frames, **given)
-                shape = np.shape(getattr(background, "bkgds", ()))
-                if shape != frames.shape:
-                    name = f"{type(self).__name__}.estimate_stack"
+                name = f"{type(self).__name__}.estimate_stack"
+                if not isinstance(background, Background):
+                    kind = type(background).__name__
+                    raise TypeError(f"{name} must give a Background, but gave {kind}.")
+                if (shape := np.shape(background.bkgds)) != frames.shape:
                     rule = f"must give a Background with bkgds of shape {frames.shape}"
                     raise ValueError(f"{name} {rule}, but their shape is {shape}.")
                 return background
