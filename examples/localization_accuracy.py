@@ -10,7 +10,7 @@ border: it is about backgrounds, not about detection. What it finds is compared 
 truth, and its errors with the bound of Cramer and Rao where the background is known. It
 writes localization_accuracy.json, .md and, to `figures`, .png to FOLDER (by default the
 current one); a run that was interrupted goes on. `--smoke` does it with one small movie. It
-needs the extra `bench`, and for the median smlmlp.
+needs the extra `plots`, and for the median smlmlp.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from background_accuracy import installed, MEAN, measured
 from gaussian_fit import BOX_PIX, Fit
 from jaxtyping import Bool, Float, Int
 from matplotlib.figure import Figure
-from rivals import BASIC, Estimator, MEDIAN
+from rivals import Estimator, MEDIAN
 from scenes import Molecules, Movie, MOVING_SCENES, Scene, SCENES, simulated
 
 
@@ -56,14 +56,13 @@ SCENES_3D = tuple(
 )
 
 TRUE, FREE = "the truth", "a free constant"
-GIVEN = (LEARNED, USUAL, MEAN, MEDIAN, BASIC)
+GIVEN = (LEARNED, USUAL, MEAN, MEDIAN)
 STYLES = {
     TRUE: "ok",
     LEARNED: "*C3",
     USUAL: "xC3",
     MEAN: "xk",
     MEDIAN: "sC1",
-    BASIC: "PC4",
     FREE: "^C2",
 }
 
