@@ -85,6 +85,7 @@ def test_every_setting_of_every_cell_has_jaxbkgd_in_it(results: dict):
     assert "gradient" not in of_integers["speed"]
 
 
+@pytest.mark.long
 def test_no_way_that_was_timed_gives_other_numbers_than_the_reference(results: dict):
     ways = {
         name: way

@@ -321,7 +321,7 @@ class TestTheOneCommand:
         assert _done(command).stderr == ""
         np.testing.assert_array_equal(_read("bkgd.tif"), expected)
 
-    @pytest.mark.slow
+    @pytest.mark.long
     @pytest.mark.parametrize("kind", ["tif", "json", "png"])
     def test_nothing_is_replaced_that_was_there(self, kind, made):
         path = Path(f"movie-background.{kind}")
@@ -885,7 +885,7 @@ def test_a_calibration_is_written_as_it_is_printed(calibrated):
     assert "jaxbkgd: 2 of 4 radii went to their bound: " in result.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("channel", [1, 2])
 def test_an_estimate_takes_the_radii_of_its_channel(channel, calibrated, folder):
     source, _, movies = calibrated

@@ -115,7 +115,7 @@ def test_the_map_of_the_house_is_that_of_its_imports():
     assert house.read_text("utf-8") == script["draw"](), "run docs/make_map.py"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.usefixtures("small_movies")
 def test_the_quick_start_writes_its_picture(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

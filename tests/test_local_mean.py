@@ -364,7 +364,7 @@ SCENES = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", SCENES)
 def test_it_follows_the_light_whatever_it_does(name, rng):
     y, x = np.mgrid[:48, :48]
@@ -407,7 +407,7 @@ def test_molecules_are_clipped_beside_dark_frames_that_have_noise(rank, rng):
     assert abs(bias) < 0.3 * without
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("photons", [0.03, 0.3])
 @pytest.mark.parametrize("gain", [1, 300], ids=["counts", "EMCCD"])
 def test_few_photons_are_not_mistaken_for_molecules(photons, gain, rng):
@@ -507,7 +507,7 @@ def test_a_pixel_that_is_no_number_spoils_what_sees_it_or_is_left_out():
     assert np.isfinite(skipped).all()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_pixel_that_never_counts_far_from_those_that_do_has_no_background():
     mask = np.zeros(SHAPE)
     mask[:, :5, :5] = 1
@@ -516,7 +516,7 @@ def test_a_pixel_that_never_counts_far_from_those_that_do_has_no_background():
     assert np.isnan(bkgds[:, -1, -1]).all()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_light_that_is_not_positive_leaves_the_mean_of_each_frame():
     frames = np.random.default_rng(1).normal(-7, 1, SHAPE).astype(np.float32)
     module = local_mean()
@@ -526,7 +526,7 @@ def test_light_that_is_not_positive_leaves_the_mean_of_each_frame():
     assert module(frames[:0]).bkgds.shape == (0, *SHAPE[1:])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_gradients_are_finite_beside_what_is_left_out_and_on_a_dark_movie(gradients, x64):
     value_and_gradient, parameters, frames = gradients
     mask = np.zeros(SHAPE)
@@ -644,7 +644,7 @@ def test_a_traced_radius_needs_a_bound():
             radii(2.0)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_frame_without_a_number_has_the_light_of_its_neighbours():
     frames = np.random.default_rng(0).poisson(60, SHAPE).astype(np.float32)
     frames[7] = np.nan

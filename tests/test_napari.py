@@ -134,7 +134,7 @@ def test_images_follow_the_sliders_by_one_compiled_program(session, simulated, m
     assert np.ptp(found[Settings()]) < np.ptp(found[Settings(3.0, 3.0, 2.0, 3.0)])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_every_frame_is_estimated_from_frames_of_the_movie(session):
     for radius_frames in (1.0, 8.0, 13.0, 60.0, 120.0):
         session.settings = Settings(radius_frames=radius_frames)

@@ -81,7 +81,7 @@ def test_auto_counts_the_patterns():
     assert steady(ONE_PATTERN).illumination.shape == SHAPE[:1]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_what_is_learned_before_and_in_a_call_is_nearly_the_same():
     learned = local_mean().with_patterns(FRAMES)
     np.testing.assert_allclose(learned(FRAMES).bkgds, local_mean()(FRAMES).bkgds, atol=0.02)
@@ -246,6 +246,7 @@ def test_batches_single_frames_and_no_frames_have_their_shapes():
     assert learned(FRAMES[:0]).illumination.shape == (2, 0)
 
 
+@pytest.mark.long
 def test_channels_have_patterns_of_their_own():
     flickering = FRAMES[1::3]
     module = local_mean(illumination_rank="auto").with_patterns([FRAMES, flickering])

@@ -58,7 +58,7 @@ def test_a_movie_without_molecules_has_the_mean_and_variance_of_its_camera(
     assert abs(values.var() - variance) < 4 * variance_error
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_camera_clips_to_its_sixteen_bits():
     key = jax.random.key(2)
     bright, _ = simulate_movie(key, bkgd_photons=1e6, **EMPTY)

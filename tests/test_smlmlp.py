@@ -119,7 +119,7 @@ def test_channels_in_any_layout_have_the_golden_bkgds_kernels_and_factors(first:
             np.testing.assert_allclose(kernel, GOLDEN[expected], rtol=KERNEL_TOLERANCE)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_jax_arrays_give_the_bkgds_of_the_same_numpy_arrays():
     # In 32-bit mode, JAX has no float64.
     cases = [c for c in CASES if c.shape[1:] == (5, 7) and c.dtype != "float64"]

@@ -95,7 +95,7 @@ def test_what_is_left_of_an_earlier_run_is_gone_on_with(tmp_path, monkeypatch):
         np.testing.assert_array_equal(written.channels[0][:], ESTIMATOR(frames).bkgds)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_short_memory_makes_short_chunks_and_few_workers(monkeypatch):
     def summary(bytes_of_a_pixel):
         available = 2 * bytes_of_a_pixel * FRAMES[0].size

@@ -219,6 +219,7 @@ def test_a_training_that_was_interrupted_ends_as_if_it_had_not_been(
         np.testing.assert_array_equal(left, right)
 
 
+@pytest.mark.long
 def test_it_writes_its_table_and_figure_and_measures_nothing_twice(whole, monkeypatch):
     figure = whole / "figures" / "train_detector.png"
     assert figure.read_bytes().startswith(b"\x89PNG")
