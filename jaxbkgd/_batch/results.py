@@ -21,7 +21,7 @@ import numpy as np
 from .._estimators.base import AbstractEstimator
 from .._estimators.camera import Camera
 from .._movies.growing import GrowingMovie
-from .._movies.movie import Channel, Movie, MovieError
+from .._movies.movie import ChangedSource, Channel, Movie, MovieError
 from .._movies.open import open_sink
 from .._movies.sinks import (
     ArraySink,
@@ -119,6 +119,10 @@ def open_results(
         try:
             yield results
         except BaseException as error:
+            if job.is_growing and isinstance(error, ChangedSource):
+                # A later run could not tell the movie from what it was.
+                for sink, _ in results.unnamed:
+                    sink.journal.clear()
             files = [sink for sink, _ in results.unnamed if isinstance(sink, Sink)]
             kept = [str(s.draft) for s in files if s.journal.done and s.draft.exists()]
             if kept and not isinstance(error, ChangedSource):
@@ -132,10 +136,6 @@ def open_results(
         while closing.is_alive():
             with contextlib.suppress(KeyboardInterrupt):
                 closing.join()
-
-
-class ChangedSource(MovieError):
-    """A movie has changed since it was opened."""
 
 
 @dataclass(eq=False)
