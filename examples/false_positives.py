@@ -248,6 +248,7 @@ def _markdown(lines: list[list[str]]) -> str:
 
 
 def main(size: Size, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
     page = folder / "detection.md"
     told = (
         f"{size.movies} movies of {size.frame_count} frames of {size.size_pix} px a scene; "

@@ -33,10 +33,13 @@ from jaxbkgd import (
     SpatialMean,
 )
 from jaxbkgd._batch import compute, run as _run
+from jaxbkgd._batch.compute import OutOfMemory
 from jaxbkgd._batch.names import paths_beside
 from jaxbkgd._batch.plan import plan_chunks
+from jaxbkgd._batch.stream import Plan
 from jaxbkgd._movies.open import open_sink
 from jaxbkgd._movies.sinks import Journal, Layout, Sink
+from jaxbkgd._movies.tiff_pages import TiffSink
 from jaxbkgd._workers import free_bytes
 
 
@@ -246,6 +249,50 @@ def test_chunks_get_smaller_once(limit_frames, tmp_path):
     with pytest.raises(MovieError, match="EXHAUSTED: Out of memory"):
         estimate_movie(FRAMES, MovingSum(2), tmp_path / "bkgd.tif", chunk_frames=16)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.filterwarnings("ignore:.*starting over")
+def test_smaller_chunks_are_resumed_by_the_same_call(limit_frames, monkeypatch, tmp_path):
+    path, options = tmp_path / "bkgd.tif", dict[str, Any](chunk_frames=16, workers=1)
+
+    def end(chunk: int) -> None:
+        if chunk == 1:
+            raise KeyboardInterrupt
+
+    limit_frames(12)
+    with monkeypatch.context() as patched:
+        note = TiffSink.note
+        patched.setattr(TiffSink, "note", lambda sink, n: (note(sink, n), end(n)))
+        with pytest.raises(KeyboardInterrupt):
+            estimate_movie(FRAMES, MovingSum(2), path, **options)
+    summary = estimate_movie(FRAMES, MovingSum(2), path, **options)
+    assert (summary.chunk_frames, summary.resumed_frames) == (8, 16)
+    expected = np.asarray(MovingSum(2)(FRAMES).bkgds)
+    np.testing.assert_array_equal(tifffile.imread(path), expected)
+
+
+@pytest.mark.filterwarnings("ignore:.*starting over")
+def test_a_short_last_chunk_without_memory_makes_all_smaller(monkeypatch):
+    sink, errors = np.empty(FRAMES.shape, np.float32), [OutOfMemory("no memory")]
+    run_window = compute.run_window
+
+    def limited(name, estimate, chunks, window, *others):
+        # The last one of 23 frames.
+        if window.start == 22 and errors:
+            raise errors.pop()
+        return run_window(name, estimate, chunks, window, *others)
+
+    monkeypatch.setattr(compute, "run_window", limited)
+    summary = estimate_movie(FRAMES, MovingSum(2), sink, chunk_frames=11)
+    assert summary.chunk_frames == 5
+    np.testing.assert_array_equal(sink, MovingSum(2)(FRAMES).bkgds)
+
+
+def test_half_of_a_chunk_is_a_multiple_of_the_shortest():
+    halves = {96: 64, 64: 32, 32: 0}
+    for frames, half in halves.items():
+        assert Plan([], frames, 1, unit_frames=32).shorter_frames == half
+    assert [Plan(None, frames, 1).shorter_frames for frames in (5, 2, 1)] == [2, 1, 0]
 
 
 MASK = np.random.default_rng(3).integers(0, 3, FRAMES.shape).astype(np.uint8)

@@ -384,3 +384,14 @@ def test_the_example_writes_its_tables_between_its_markers(tmp_path, monkeypatch
     rows = [line for line in text.splitlines() if line.startswith("| ")]
     # A scene, and three rates for molecules of one brightness, each under a header.
     assert len(rows) == (2 + 1) + (2 + 3)
+
+
+def test_the_example_makes_its_folder(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    example = runpy.run_path(str(ROOT / "examples" / "false_positives.py"))
+    names = example["main"].__globals__
+    monkeypatch.setitem(names, "scene_table", lambda _: "scenes\n")
+    monkeypatch.setitem(names, "recall_table", lambda _: "recall\n")
+    example["main"](example["SMOKE"], tmp_path / "some" / "folder")
+    text = (tmp_path / "some" / "folder" / "detection.md").read_text("utf-8")
+    assert "scenes\n\nrecall" in text

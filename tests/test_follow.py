@@ -349,6 +349,44 @@ def test_frames_that_were_written_again_are_refused(run_with, tmp_path):
         run_with(path, fill(), sink)
 
 
+@pytest.mark.filterwarnings("ignore:.*was not finished:UserWarning")
+def test_frames_that_were_written_again_are_not_resumed(run_with, tmp_path):
+    path, sink, other = tmp_path / "movie.dax", tmp_path / "out.tif", FRAMES.copy()
+    other[10:] += 1
+
+    def replace() -> Writer:
+        yield from itertools.takewhile(lambda complete: complete < 20, write_dax(path))
+        path.write_bytes(other.tobytes())
+
+    with pytest.raises(MovieError, match="was written again") as raised:
+        run_with(path, replace(), sink)
+    assert not hasattr(raised.value, "__notes__")
+    assert run_with(path, iter(()), sink).resumed_frames == 0
+    np.testing.assert_array_equal(read(sink), expected(other))
+
+
+def test_channels_that_only_the_end_of_a_movie_tells_are_refused(run_with, tmp_path):
+    """As those of an OME-TIFF, whose header is written last."""
+    path, sink = tmp_path / "movie.ome.tif", tmp_path / "out.tif"
+    with tifffile.TiffWriter(path, ome=True) as writer:
+        options = {"photometric": "minisblack", "contiguous": False}
+        writer.write(FRAMES.reshape(19, 2, 12, 16), metadata={"axes": "TCYX"}, **options)
+    whole = path.read_bytes()
+    start, end = whole.index(b"<?xml"), whole.index(b"</OME>") + len(b"</OME>")
+
+    def finish() -> Writer:
+        path.write_bytes(whole[:start] + bytes(end - start) + whole[end:])
+        yield 37
+        path.write_bytes(whole)
+
+    text = r"as \(2, 12, 16\) .* now, but as \(1, 12, 16\) before"
+    with pytest.raises(MovieError, match=text):
+        run_with(path, finish(), sink)
+    run_with(path, iter(()), sink)
+    with jaxbkgd.open_movie(sink) as movie:
+        np.testing.assert_array_equal(movie.channels[1][:], expected(FRAMES[1::2]))
+
+
 def test_a_writer_that_is_killed_within_a_frame_leaves_the_frames_before_it(
     run_with, tmp_path
 ):

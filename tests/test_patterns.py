@@ -81,6 +81,14 @@ def test_auto_counts_the_patterns():
     assert steady(ONE_PATTERN).illumination.shape == SHAPE[:1]
 
 
+@pytest.mark.parametrize("width", [16, 17])
+def test_auto_takes_no_more_patterns_than_squares_can_tell(width):
+    noise = np.random.default_rng(0).poisson(100, (40, 16, width))
+    learned = local_mean(illumination_rank="auto").with_patterns(noise)
+    assert learned.patterns is not None
+    assert learned.patterns[0].shape == (1, 1, width - 15)
+
+
 @pytest.mark.long
 def test_what_is_learned_before_and_in_a_call_is_nearly_the_same():
     learned = local_mean().with_patterns(FRAMES)

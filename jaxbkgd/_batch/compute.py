@@ -274,11 +274,7 @@ def run_window(
 
 
 class OutOfMemory(MovieError):
-    """A device has no memory for a chunk of so many `frames`."""
-
-    def __init__(self, message: str, frames: int) -> None:
-        super().__init__(message)
-        self.frames = frames
+    """A device has no memory for a chunk."""
 
 
 @contextlib.contextmanager
@@ -292,7 +288,7 @@ def naming_errors(name: str, window: Window) -> Iterator[None]:
         what = f"frames {window.start} to {window.stop - 1} cannot be estimated"
         text = f"{name}: {what} ({one_line(error)})"
         if isinstance(error, JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error):
-            raise OutOfMemory(text, window.stop - window.start) from error
+            raise OutOfMemory(text) from error
         raise MovieError(text) from error
 
 

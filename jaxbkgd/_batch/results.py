@@ -21,7 +21,7 @@ import numpy as np
 from .._estimators.base import AbstractEstimator
 from .._estimators.camera import Camera
 from .._movies.growing import GrowingMovie
-from .._movies.movie import Channel, Movie, MovieError
+from .._movies.movie import ChangedSource, Channel, Movie, MovieError
 from .._movies.open import open_sink
 from .._movies.sinks import (
     ArraySink,
@@ -115,10 +115,15 @@ def open_results(
             else:
                 begun.append(sink)
                 is_file = isinstance(sink, Sink)
-                sink.begin(job.settings | {"channels": indices} if is_file else None)
+                settings = {"channels": indices, "shorter_than": job.shorter_than}
+                sink.begin(job.settings | settings if is_file else None)
         try:
             yield results
         except BaseException as error:
+            if job.is_growing and isinstance(error, ChangedSource):
+                # A later run could not tell the movie from what it was.
+                for sink, _ in results.unnamed:
+                    sink.journal.clear()
             files = [sink for sink, _ in results.unnamed if isinstance(sink, Sink)]
             kept = [str(s.draft) for s in files if s.journal.done and s.draft.exists()]
             if kept and not isinstance(error, ChangedSource):
@@ -134,15 +139,12 @@ def open_results(
                 closing.join()
 
 
-class ChangedSource(MovieError):
-    """A movie has changed since it was opened."""
-
-
 @dataclass(eq=False)
 class Job:
     """All that a result depends on. The content of files is that of now: their sizes, and
     some frames, whatever their times of modification. `calibration` is the JSON text of an
-    estimator that was found, of which a later run makes the same one."""
+    estimator that was found, of which a later run makes the same one. `shorter_than` is the
+    `chunk_frames` that were given, but for which there was no memory."""
 
     channels: Sequence[Channel]
     weights: Sequence[Channel | None]
@@ -152,6 +154,7 @@ class Job:
     chunk_frames: int
     look_ahead_frames: int | None = None
     calibration: str | None = None
+    shorter_than: int | None = None
 
     def __post_init__(self) -> None:
         movies = dict.fromkeys(c.movie for c in (*self.channels, *self.weights) if c)

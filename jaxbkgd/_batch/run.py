@@ -205,20 +205,14 @@ def estimate_movie(
         corrections = run_interruptibly(_noise_corrections, whole, shapes, is_one_stack)
         is_to_arrays = not any(as_path(target) for target, _ in targets)
 
+        plan_of = ft.partial(
+            _plan, fast, inputs, output, workers=workers, is_to_arrays=is_to_arrays
+        )
+
         def run(
-            chunk_frames: int | None, *, resume: bool
-        ) -> tuple[stream.Plan, Job, Lights, int, Counts]:
-            begun_frames = begun.get("chunk_frames") if resume else None
-            plan = _plan(
-                fast,
-                inputs,
-                output,
-                chunk_frames=chunk_frames,
-                begun_frames=begun_frames if chunk_frames is None else None,
-                workers=workers,
-                is_to_arrays=is_to_arrays,
-            )
-            options = plan.chunk_frames, look_ahead_frames, calibration
+            plan: stream.Plan, *, resume: bool, shorter_than: int | None = None
+        ) -> tuple[Job, Lights, int, Counts]:
+            options = plan.chunk_frames, look_ahead_frames, calibration, shorter_than
             job = Job(channels, inputs.masks, inputs.cameras, whole, output, *options)
             with open_results(job, targets, resume=resume, overwrite=overwrite) as results:
                 batches, resumed_frames = _batches(inputs, job, fast, plan, results)
@@ -230,21 +224,28 @@ def estimate_movie(
                 worked = _work_on(job, work, batches, resumed_frames, progress)
                 job.check_sources()
                 results.commit()
-            return plan, job, lights, *worked
+            return job, lights, *worked
 
-        done, shorter = None, 0
+        # Also where it was given to a run that had no memory for it.
+        is_begun = chunk_frames is None or chunk_frames == begun.get("shorter_than")
+        plan = plan_of(
+            chunk_frames=None if is_begun else chunk_frames,
+            begun_frames=begun.get("chunk_frames") if is_begun else None,
+        )
+        done = None
         try:
-            done = run(chunk_frames, resume=resume)
+            done = run(plan, resume=resume, shorter_than=begun.get("shorter_than"))
         except compute.OutOfMemory as error:
-            shorter = error.frames // 2
+            shorter = plan.shorter_frames
             if not shorter or inputs.follower:
                 raise
             what = f"starting over, with chunks of at most {shorter} frames"
             warnings.warn(f"{error}; {what}", stacklevel=2)
         # Not while the error holds on to what fills the memory.
         if done is None:
-            done = run(shorter, resume=False)
-        plan, job, lights, worked_frames, counts = done
+            plan = plan_of(chunk_frames=plan.shorter_frames, begun_frames=None)
+            done = run(plan, resume=False, shorter_than=chunk_frames)
+        job, lights, worked_frames, counts = done
 
     frame_count = len(job.channels[0])
     seconds = time.perf_counter() - clock

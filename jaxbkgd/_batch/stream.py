@@ -41,11 +41,18 @@ _PLAIN = "background", 0.0
 
 class Plan(NamedTuple):
     """How a whole movie is estimated: with `models` of its channels, chunks follow each
-    other; otherwise each is estimated by itself."""
+    other; otherwise each is estimated by itself. Chunks are multiples of `unit_frames`."""
 
     models: Sequence[LightModel] | None
     chunk_frames: int
     workers: int
+    unit_frames: int = 1
+
+    @property
+    def shorter_frames(self) -> int:
+        """Those of a chunk of about half the length, or 0 if there is none."""
+        half = -(-(self.chunk_frames // 2) // self.unit_frames) * self.unit_frames
+        return half if half < self.chunk_frames else 0
 
 
 def plan(
@@ -111,7 +118,7 @@ def plan(
         fitting = [n for n in lengths if number * worker_bytes(n) <= usable]
         if fitting:
             best = min(fitting, key=lambda length: cost(length, number))
-            return Plan(models, best, number)
+            return Plan(models, best, number, unit)
     if begun_frames is not None and holds_windows:
         return None
     needed = options[-1] * worker_bytes(lengths[0])

@@ -159,7 +159,8 @@ def chosen_patterns(
 ) -> Int[Array, "rank rows columns"]:
     """So many, or those of which the singular value, in a matrix of frames and squares, is
     above the noise (Gavish and Donoho, IEEE Trans. Inf. Theory 60, 5040, 2014, eq. 11)."""
-    most = min(_MOST_PATTERNS, squares[0, 0].size)
+    # As many patterns as squares would explain all.
+    most = max(1, min(_MOST_PATTERNS, squares[0, 0].size - 1))
     patterns, multiples = patterns_of(squares, most if rank == "auto" else rank)
     if rank == "auto":
         sizes = squares[..., 0, 0].size, int(jnp.count_nonzero(patterns[0]))

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from .movie import Movie, MovieError, named_errors
+from .movie import ChangedSource, Movie, MovieError, named_errors
 from .open import open_movie
 from .raw import FileFrames, open_dax
 from .sinks import is_zarr
@@ -75,12 +75,19 @@ class GrowingMovie(Movie, abc.ABC):
 
     def end(self) -> None:
         """Shows the movie as it is read now or, if its writer has not finished it, what is
-        complete of it, and refuses frames that were written after they had been read."""
+        complete of it, and refuses frames that were written after they had been read, or
+        that have another shape in the end."""
         count = self.complete_frames()
         try:
             finished = self._open_finished()
-            if finished.shape[0] < count or finished.shape[1:] != self.shape[1:]:
+            if finished.shape[1:] != self.shape[1:]:
+                what = f"is read as {finished.shape[1:]} (channels, height, width) now, but"
+                rule = f"as {self.shape[1:]} before; start over with the whole movie"
+                raise ChangedSource(f"{self.name}: {what} {rule}")
+            if finished.shape[0] < count:
                 raise MovieError(f"{self.name}: is read with the shape {finished.shape}")
+        except ChangedSource:
+            raise
         except MovieError as error:
             if not count:
                 raise
@@ -100,7 +107,7 @@ class GrowingMovie(Movie, abc.ABC):
         for frame in [*self._seen][:: 1 + len(self._seen) // _MOST_COMPARED]:
             if self._hash_of_frame(frame) != self._seen[frame]:
                 what = f"frame {frame} was written again after it had been read"
-                raise MovieError(f"{self.name}: {what}; start over with the whole movie")
+                raise ChangedSource(f"{self.name}: {what}; start over with the whole movie")
 
     def state(self) -> Any:
         """What changes as long as something is written."""
@@ -172,7 +179,7 @@ class _GrowingZarr(GrowingMovie):
         if total != before:
             self._settled = before
         if self._settled >= 0:
-            return self._settled
+            return min(self._settled, total)
         while self._rows * self._step < total and pixels.has_chunks(self._rows):
             self._rows += 1
         return min(total, max(0, self._rows - 1) * self._step)

@@ -38,6 +38,10 @@ class MovieError(ValueError):
     remedy."""
 
 
+class ChangedSource(MovieError):
+    """A movie has changed since it was opened."""
+
+
 @runtime_checkable
 class Pixels(Protocol):
     """What `Movie` slices. It may have `chunk_frames`, the number of frames that are
