@@ -32,7 +32,7 @@ from jaxbkgd import (
     open_movie,
     SpatialMean,
 )
-from jaxbkgd._batch import compute, run as _run
+from jaxbkgd._batch import compute, plan, run as _run
 from jaxbkgd._batch.compute import OutOfMemory
 from jaxbkgd._batch.names import paths_beside
 from jaxbkgd._batch.plan import plan_chunks
@@ -234,39 +234,47 @@ def limit_frames(monkeypatch):
 
 
 def test_a_device_without_memory_gets_smaller_chunks(limit_frames, tmp_path):
-    # Chunks of 16 and 8 frames see two more on either side.
-    limit_frames(12)
+    # Chunks of 23 and 11 frames, of which the shorter ones see two more on either side.
+    limit_frames(15)
     path = tmp_path / "bkgd.tif"
-    with pytest.warns(UserWarning, match="EXHAUSTED.*; starting over, .* most 8 frames"):
-        estimate_movie(FRAMES, MovingSum(2), path, chunk_frames=16)
+    with pytest.warns(UserWarning, match="EXHAUSTED.*; starting over, .* most 11 frames"):
+        estimate_movie(FRAMES, MovingSum(2), path)
     expected = np.asarray(MovingSum(2)(FRAMES).bkgds)
     np.testing.assert_array_equal(tifffile.imread(path), expected)
 
 
 @pytest.mark.filterwarnings("ignore:.*starting over")
-def test_chunks_get_smaller_once(limit_frames, tmp_path):
+@pytest.mark.parametrize("chunk_frames", [None, 16])
+def test_chunks_get_smaller_once_unless_they_are_given(
+    chunk_frames, limit_frames, tmp_path
+):
     limit_frames(6)
+    options: Any = {"chunk_frames": chunk_frames}
     with pytest.raises(MovieError, match="EXHAUSTED: Out of memory"):
-        estimate_movie(FRAMES, MovingSum(2), tmp_path / "bkgd.tif", chunk_frames=16)
+        estimate_movie(FRAMES, MovingSum(2), tmp_path / "bkgd.tif", **options)
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.filterwarnings("ignore:.*starting over")
-def test_smaller_chunks_are_resumed_by_the_same_call(limit_frames, monkeypatch, tmp_path):
-    path, options = tmp_path / "bkgd.tif", dict[str, Any](chunk_frames=16, workers=1)
+def test_smaller_chunks_are_resumed_and_kept(limit_frames, monkeypatch, tmp_path):
+    path, options = tmp_path / "bkgd.tif", dict[str, Any](workers=1)
 
     def end(chunk: int) -> None:
         if chunk == 1:
             raise KeyboardInterrupt
 
-    limit_frames(12)
+    limit_frames(15)
     with monkeypatch.context() as patched:
         note = TiffSink.note
         patched.setattr(TiffSink, "note", lambda sink, n: (note(sink, n), end(n)))
         with pytest.raises(KeyboardInterrupt):
             estimate_movie(FRAMES, MovingSum(2), path, **options)
+    limit_frames(6)
+    with pytest.raises(MovieError, match="EXHAUSTED: Out of memory"):
+        estimate_movie(FRAMES, MovingSum(2), path, **options)
+    limit_frames(15)
     summary = estimate_movie(FRAMES, MovingSum(2), path, **options)
-    assert (summary.chunk_frames, summary.resumed_frames) == (8, 16)
+    assert (summary.chunk_frames, summary.resumed_frames) == (11, 22)
     expected = np.asarray(MovingSum(2)(FRAMES).bkgds)
     np.testing.assert_array_equal(tifffile.imread(path), expected)
 
@@ -278,13 +286,14 @@ def test_a_short_last_chunk_without_memory_makes_all_smaller(monkeypatch):
 
     def limited(name, estimate, chunks, window, *others):
         # The last one of 23 frames.
-        if window.start == 22 and errors:
+        if window.start == 16 and errors:
             raise errors.pop()
         return run_window(name, estimate, chunks, window, *others)
 
     monkeypatch.setattr(compute, "run_window", limited)
-    summary = estimate_movie(FRAMES, MovingSum(2), sink, chunk_frames=11)
-    assert summary.chunk_frames == 5
+    monkeypatch.setattr(plan, "_CACHED_PIXELS", 11 * FRAMES[0].size)
+    summary = estimate_movie(FRAMES, MovingSum(2), sink)
+    assert summary.chunk_frames == 4
     np.testing.assert_array_equal(sink, MovingSum(2)(FRAMES).bkgds)
 
 

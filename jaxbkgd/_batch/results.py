@@ -115,8 +115,7 @@ def open_results(
             else:
                 begun.append(sink)
                 is_file = isinstance(sink, Sink)
-                settings = {"channels": indices, "shorter_than": job.shorter_than}
-                sink.begin(job.settings | settings if is_file else None)
+                sink.begin(job.settings | {"channels": indices} if is_file else None)
         try:
             yield results
         except BaseException as error:
@@ -143,8 +142,7 @@ def open_results(
 class Job:
     """All that a result depends on. The content of files is that of now: their sizes, and
     some frames, whatever their times of modification. `calibration` is the JSON text of an
-    estimator that was found, of which a later run makes the same one. `shorter_than` is the
-    `chunk_frames` that were given, but for which there was no memory."""
+    estimator that was found, of which a later run makes the same one."""
 
     channels: Sequence[Channel]
     weights: Sequence[Channel | None]
@@ -154,7 +152,6 @@ class Job:
     chunk_frames: int
     look_ahead_frames: int | None = None
     calibration: str | None = None
-    shorter_than: int | None = None
 
     def __post_init__(self) -> None:
         movies = dict.fromkeys(c.movie for c in (*self.channels, *self.weights) if c)

@@ -135,8 +135,8 @@ def estimate_movie(
         `estimator` is given.
     - `chunk_frames`: the frames in a chunk, by default a megapixel or four halos, or fewer
         where memory is short. Those of a [`jaxbkgd.LocalMean`][] are a multiple of the
-        frames that one of its rounds sees. If a device runs out of memory, the movie is
-        started over with half of them, once, with a warning.
+        frames that one of its rounds sees. Where they are not given, and a device runs out
+        of memory, the movie is started over with half of them, once, with a warning.
     - `workers`: the number of threads, by default the cores, or fewer where memory is
         short.
     - `progress`: whether to show a progress bar, where there is a terminal.
@@ -209,10 +209,8 @@ def estimate_movie(
             _plan, fast, inputs, output, workers=workers, is_to_arrays=is_to_arrays
         )
 
-        def run(
-            plan: stream.Plan, *, resume: bool, shorter_than: int | None = None
-        ) -> tuple[Job, Lights, int, Counts]:
-            options = plan.chunk_frames, look_ahead_frames, calibration, shorter_than
+        def run(plan: stream.Plan, *, resume: bool) -> tuple[Job, Lights, int, Counts]:
+            options = plan.chunk_frames, look_ahead_frames, calibration
             job = Job(channels, inputs.masks, inputs.cameras, whole, output, *options)
             with open_results(job, targets, resume=resume, overwrite=overwrite) as results:
                 batches, resumed_frames = _batches(inputs, job, fast, plan, results)
@@ -226,25 +224,21 @@ def estimate_movie(
                 results.commit()
             return job, lights, *worked
 
-        # Also where it was given to a run that had no memory for it.
-        is_begun = chunk_frames is None or chunk_frames == begun.get("shorter_than")
-        plan = plan_of(
-            chunk_frames=None if is_begun else chunk_frames,
-            begun_frames=begun.get("chunk_frames") if is_begun else None,
-        )
-        done = None
+        begun_frames = begun.get("chunk_frames") if chunk_frames is None else None
+        plan, done = plan_of(chunk_frames=chunk_frames, begun_frames=begun_frames), None
         try:
-            done = run(plan, resume=resume, shorter_than=begun.get("shorter_than"))
+            done = run(plan, resume=resume)
         except compute.OutOfMemory as error:
-            shorter = plan.shorter_frames
-            if not shorter or inputs.follower:
+            shorter, is_chosen = plan.shorter_frames, chunk_frames is None and not begun
+            if not (shorter and is_chosen) or inputs.follower:
+                error.add_note("or start over with smaller chunk_frames")
                 raise
             what = f"starting over, with chunks of at most {shorter} frames"
             warnings.warn(f"{error}; {what}", stacklevel=2)
         # Not while the error holds on to what fills the memory.
         if done is None:
             plan = plan_of(chunk_frames=plan.shorter_frames, begun_frames=None)
-            done = run(plan, resume=False, shorter_than=chunk_frames)
+            done = run(plan, resume=False)
         job, lights, worked_frames, counts = done
 
     frame_count = len(job.channels[0])
