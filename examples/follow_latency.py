@@ -117,7 +117,8 @@ def delays(
 
 
 def main(folder: Path, seconds: float) -> None:
-    local_mean = jaxbkgd.LocalMean()
+    # Which reaches as far as its radii, and not as far as they might be learned.
+    local_mean = jaxbkgd.LocalMean().for_inference()
     halo = local_mean.halo_frames
     ways: list[tuple[str, jaxbkgd.AbstractEstimator, dict[str, Any]]] = [
         ("`SpatialMean()`", jaxbkgd.SpatialMean(), {}),
