@@ -99,7 +99,7 @@ first three have the radius that is best by the truth, and *local radii* one for
 | scale-40 | 0.109 | 0.076 | 0.070 | 0.068 | 0.099 | 0.097 |
 | cell-edge | 0.353 | 0.254 | 0.237 | 0.234 | 0.222 | 0.221 |
 
-A kernel of order 6 would gain 7 to 12 % for half as much time again, and local radii up to
+A kernel of order 6, which smooths once more, would gain 7 to 12 %, and local radii up to
 10 %, but nothing in fine structure. A Wiener filter with a spectrum learned
 from the movie is as good as with the true one, and better only at the edge of the cell: a
 spectrum is the same in the whole frame, and has no edges.

@@ -201,8 +201,8 @@ def _simulate(
 
 def _checked_key(key: Any) -> Key[Array, ""]:
     remedy = "make one with jax.random.key(0)"
-    if getattr(key, "dtype", None) == np.uint32:
-        key = jax.random.wrap_key_data(key)
+    if isinstance(key, jax.Array | np.ndarray) and key.dtype == np.uint32:
+        key = jax.random.wrap_key_data(jnp.asarray(key))
     if not (isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)):
         raise TypeError(f"key must be a JAX random key, but is {key!r}; {remedy}.")
     if key.shape != ():
@@ -303,7 +303,7 @@ def _capacities(
         molecule_capacity * frame_count,
     )
     place_count = capacity(per_frame, per_frame, 1)
-    if not max(molecule_capacity, event_capacity, place_count * frame_count) < 2**31:
+    if not max(event_capacity, place_count * frame_count) < 2**31:
         raise ValueError(
             f"A movie with {molecules_per_frame:.8g} molecules per frame, those outside "
             f"included, needs places for {place_count * frame_count:.3g} events, and there "

@@ -260,5 +260,6 @@ def test_other_kernels_average_noise(example, monkeypatch):
     errors = kernels.errors_of(scene, seed=0)
     # Of the mean of 20 frames of 60 photons, with a read noise of 1.5 electrons.
     unsmoothed = np.sqrt((60 + 1.5**2) / 20)
+    # Over 20 px that vary together, many more than 3 x 3 pixels are averaged.
     assert all(error < unsmoothed / 3 for error in errors.values())
     assert errors["order 6"] < errors["order 4"] < errors["G"]

@@ -237,7 +237,9 @@ def test_a_device_without_memory_gets_smaller_chunks(limit_frames, tmp_path):
     # Chunks of 23 and 11 frames, of which the shorter ones see two more on either side.
     limit_frames(15)
     path = tmp_path / "bkgd.tif"
-    with pytest.warns(UserWarning, match="EXHAUSTED.*; starting over, .* most 11 frames"):
+    with pytest.warns(
+        UserWarning, match="EXHAUSTED.*; starting over, with chunks of 11 frames"
+    ):
         estimate_movie(FRAMES, MovingSum(2), path)
     expected = np.asarray(MovingSum(2)(FRAMES).bkgds)
     np.testing.assert_array_equal(tifffile.imread(path), expected)

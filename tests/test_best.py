@@ -128,6 +128,11 @@ def test_dark_frames_are_not_looked_at():
     search = ChannelSearch(sample.of_channel(1), False, lambda: None)
     (slow, *_) = structures(math.inf)
     np.testing.assert_allclose(search.estimator(slow, slow.usual).radii, [[15, 7, 7]])
+    # Radii that the usual bound does not allow have a larger one.
+    for x_pix, bound in ((7.0, 29), (40.0, 81)):
+        estimator = search.estimator(slow, (30.0, 7.0, x_pix))
+        assert isinstance(estimator, LocalMean)
+        assert estimator.max_radius_pix == bound
 
 
 def test_frames_that_bleach_or_lie_beside_a_flash_are_not_dark():

@@ -494,6 +494,7 @@ def test_stacks_of_stacks_and_lists_of_channels_are_each_estimated_alone():
     listed = module([FRAMES, FRAMES[::-1]])
     np.testing.assert_array_equal(listed.bkgds[0], alone)
     close(listed.bkgds[1], background.bkgds[1], 1e-4)
+    assert module([FRAMES, FRAMES[:8]]).illumination[1].shape == (8,)
 
 
 @pytest.mark.long

@@ -108,15 +108,19 @@ def test_hidden_pixels_have_the_mean_of_their_neighbours(example: ModuleType):
 
 
 @pytest.mark.long
+@pytest.mark.parametrize(
+    ("shape", "says"),
+    [((5, 20, 24), "the movie has 5 frames"), ((40, 8, 9), "frames of 8 x 9 px have no")],
+)
 def test_a_movie_that_is_too_small_gets_one_line_and_a_picture(
-    example: ModuleType, tmp_path: Path
+    example: ModuleType, tmp_path: Path, shape: tuple[int, int, int], says: str
 ):
-    frames = np.random.default_rng(0).poisson(60, (40, 8, 9)).astype(np.uint16)
+    frames = np.random.default_rng(0).poisson(60, shape).astype(np.uint16)
     np.save(tmp_path / "small.npy", frames)
     text = example.main([str(tmp_path / "small.npy"), str(tmp_path)]).read_text()
     lines = [line for line in text.splitlines() if line]
     assert len(lines) == 4
-    assert lines[2].startswith("**frames of 8 x 9 px have no")
+    assert lines[2].startswith(f"**{says}")
     assert (tmp_path / "small.npy-on-your-movie-1.png").exists()
 
 

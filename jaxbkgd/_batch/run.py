@@ -231,13 +231,13 @@ def estimate_movie(
         except compute.OutOfMemory as error:
             shorter, is_chosen = plan.shorter_frames, chunk_frames is None and not begun
             if not (shorter and is_chosen) or inputs.follower:
-                error.add_note("or start over with smaller chunk_frames")
+                error.add_note("with smaller chunk_frames, start over (resume=False)")
                 raise
-            what = f"starting over, with chunks of at most {shorter} frames"
+            plan = plan_of(chunk_frames=shorter, begun_frames=None)
+            what = f"starting over, with chunks of {plan.chunk_frames} frames"
             warnings.warn(f"{error}; {what}", stacklevel=2)
         # Not while the error holds on to what fills the memory.
         if done is None:
-            plan = plan_of(chunk_frames=plan.shorter_frames, begun_frames=None)
             done = run(plan, resume=False)
         job, lights, worked_frames, counts = done
 
