@@ -193,11 +193,7 @@ def sum_around(
 def molecule_taps(radius_pix: float) -> list[float]:
     kernel = GaussianKernel(half_width(radius_pix, "smooth"), "smooth")
     with jax.ensure_compile_time_eval():
-        return np.asarray(_taps_of(kernel, jnp.asarray(radius_pix)), float).tolist()
-
-
-# Operation by operation, they would be some sixty programs.
-_taps_of = jax.jit(GaussianKernel.taps, static_argnums=0)
+        return np.asarray(kernel.taps(jnp.asarray(radius_pix)), float).tolist()
 
 
 def clipped_sums(

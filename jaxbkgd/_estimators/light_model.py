@@ -3,7 +3,7 @@
 import functools as ft
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import equinox as eqx
 import jax
@@ -38,6 +38,8 @@ _MOST_CLIPPED, _CLIPPED_RANGE = 0.35, 0.25
 
 _Images = Float[Array, "blocks _height _width"]
 _Both = Float[Array, "2 blocks _height _width"]
+_Rates = TypeVar("_Rates")
+_Sums = TypeVar("_Sums")
 
 
 class FrameBlocks(NamedTuple):
@@ -78,6 +80,12 @@ class Rates(NamedTuple):
     deviations: _Images
     unclipped: _Images
     totals: _Images
+
+    @classmethod
+    def before(cls, sums: BlockSums) -> "Rates":
+        """Those before the first round, which do not count."""
+        zeros = jnp.zeros_like(sums.sums)
+        return cls(jnp.zeros_like(sums.light), zeros, zeros, zeros, zeros)
 
 
 class LastSums(NamedTuple):
@@ -172,19 +180,6 @@ class LightModel(eqx.Module):
         first = ft.partial(first_sums, dtype=dtype, **self._options)
         return over_blocks(first, self.step_blocks(blocks.frames.shape), *blocks)
 
-    def first_rates(self, sums: BlockSums, step: int, margin: int = 0) -> Rates:
-        """The rates before anything is clipped, from the first sums."""
-        small = self.smoothing.halved()
-        near_sums, totals, deviations = _smooth_sums(small, sums, step, margin)
-        both = sums.sums, sums.totals, near_sums, totals
-        unclipped = small.completed(*both)
-        # Of order 2, the first rates are good enough for weights, and seen from fewer
-        # frames.
-        rates = small.with_order(2).completed(*both)
-        inner = _inner(margin)
-        images = rates[inner], deviations, unclipped[inner], totals[inner]
-        return Rates(sums.light[inner], *images)
-
     def clipped_sums(
         self, blocks: FrameBlocks, rates: Rates, *, is_last: bool = False
     ) -> BlockSums:
@@ -195,24 +190,33 @@ class LightModel(eqx.Module):
         step = self.step_blocks(blocks.frames.shape)
         return over_blocks(clipped, step, *blocks[:2], *rates[:3])
 
-    def next_rates(
-        self, rates: Rates, sums: BlockSums, step: int, margin: int = 0
+    def rates_of_round(
+        self,
+        before: Rates,
+        sums: BlockSums,
+        is_first: Any,
+        step: int,
+        margin: int = 0,
     ) -> Rates:
-        """Those of a round, from the rates before it and its sums."""
+        """The rates of a round, from those before it and its sums; of the first one, in
+        which nothing is clipped and nothing is before it, from its sums alone."""
         small, inner = self.smoothing.halved(), _inner(margin)
-        near_sums, near_totals, growth = _smooth_sums(small, sums, step, margin)
-        clipped = small.completed(sums.sums, sums.totals, near_sums, near_totals)[inner]
+        near_sums, near_totals, deviations = _smooth_sums(small, sums, step, margin)
+        both = sums.sums, sums.totals, near_sums, near_totals
+        light, totals = sums.light[inner], near_totals[inner]
+        means = small.completed(*both)[inner]
+        # Of order 2, the first rates are good enough for weights, and seen from fewer
+        # frames.
+        plain = small.with_order(2).completed(*both)[inner]
+        first = Rates(light, plain, deviations, means, totals)
         # Where most is clipped, it is no molecules, but a background that is finer or
         # brighter than the rates of the round before.
-        share = ratio(near_totals[inner], rates.totals)
-        is_structure = structure_share(share)
-        scale = ratio(*frame_means(step, clipped, rates.unclipped))
-        clipped = clipped + is_structure * (scale * rates.unclipped - clipped)
-        return rates._replace(
-            light=sums.light[inner],
-            rates=clipped,
-            deviations=rates.deviations * growth,
-        )
+        is_structure = structure_share(ratio(totals, before.totals))
+        scale = ratio(*frame_means(step, means, before.unclipped))
+        means = means + is_structure * (scale * before.unclipped - means)
+        deviations = before.deviations * deviations
+        later = Rates(light, means, deviations, before.unclipped, before.totals)
+        return jax.tree.map(ft.partial(jnp.where, is_first), first, later)
 
     def last_sums(self, blocks: FrameBlocks, rates: Rates) -> LastSums:
         """The sums of which the background is made, and the light."""
@@ -324,20 +328,41 @@ def _estimate_stack(
     length = step * model.block_frames
     blocks = in_blocks(model, frames, weights, -(-count // length) * step)
     sums, is_bad = model.first_sums(blocks)
-    rates = model.first_rates(sums, step)
-    if model.rounds > 1:
 
-        def next_round(rates: Rates, _: Any) -> tuple[Rates, None]:
-            return model.next_rates(rates, model.clipped_sums(blocks, rates), step), None
-
-        # A scan of no turn would not work under `jax.disable_jit`.
-        rates, _ = lax.scan(next_round, rates, length=model.rounds - 1)
+    rates = in_rounds(
+        model.rounds,
+        lambda *given: model.rates_of_round(*given, step=step),
+        Rates.before(sums),
+        sums,
+        ft.partial(model.clipped_sums, blocks),
+    )
     last = model.last_sums(blocks, rates)
     light = model.steady_light(last.light)
     is_bad = spread_bad_blocks(is_bad, model.halo_blocks)
     bkgds = model.backgrounds(last, light, is_bad, gaps)
     images = [bkgd.reshape(-1, height, width)[:count] for bkgd in bkgds]
     return jnp.stack(images), light.reshape(-1)[:count]
+
+
+def in_rounds(
+    rounds: int,
+    rates_of_round: Callable[[_Rates, _Sums, Any], _Rates],
+    before: _Rates,
+    first: _Sums,
+    clipped: Callable[[_Rates], _Sums],
+) -> _Rates:
+    """The rates after all rounds but the last, of which the first takes the first sums, and
+    each other one those that are clipped by the rates before it. It is one program for all
+    of them, since smoothing takes long to compile."""
+    if rounds == 1:
+        return rates_of_round(before, first, True)
+
+    def turn(rates: _Rates, is_first: Bool[Array, ""]) -> tuple[_Rates, None]:
+        sums = lax.cond(is_first, lambda: first, lambda: clipped(rates))
+        return rates_of_round(rates, sums, is_first), None
+
+    rates, _ = lax.scan(turn, before, jnp.arange(rounds) == 0)
+    return rates
 
 
 def in_blocks(

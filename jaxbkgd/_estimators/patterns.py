@@ -12,8 +12,8 @@ import functools as ft
 from typing import Any, NamedTuple
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from .._filter.kernels import GaussianKernel
@@ -28,6 +28,7 @@ from .light_model import (
     around_all_pixels,
     estimate_batch,
     in_blocks,
+    in_rounds,
     LightModel,
     spread_bad_blocks,
     structure_share,
@@ -48,6 +49,16 @@ class _Around(NamedTuple):
     sums: list[_Images]
     counts: _Images
     deviations: _Images
+
+
+class _Rates(NamedTuple):
+    """What a round knows of blocks, as that of one pattern."""
+
+    light: list[Float[Array, "blocks frames"]]
+    rates: list[_Images]
+    deviations: _Images
+    unclipped: list[_Images]
+    counts: _Images
 
 
 @eqx.filter_jit
@@ -86,35 +97,24 @@ def _estimate_stack(
     first = ft.partial(
         first_sums, patterns=list(basis), skips_nan=model.skips_nan, dtype=dtype
     )
-    sums, is_bad = over_blocks(first, step, *blocks)
-    small = smoothing.halved()
-    first_near = _smooth_sums(small, sums, step)
-    unclipped = _rates(small, sums, first_near, step)
-    rates = _rates(small.with_order(2), sums, first_near, step)
-    around = around_all_pixels(model.clip, rates[0])
+    first_of_all, is_bad = over_blocks(first, step, *blocks)
+    around = around_all_pixels(model.clip, first_of_all.sums[0])
     clipped = ft.partial(
         clipped_sums, clip=model.clip, around_all=around, skips_nan=model.skips_nan
     )
 
-    def next_round(carried: tuple, _: Any) -> tuple[tuple, None]:
-        *_, deviations = carried
-        sums = over_blocks(ft.partial(clipped, is_last=False), step, *stacks, *carried)
-        near = _smooth_sums(small, sums, step)
-        # Where most is clipped, it is no molecules, but a background that is finer or
-        # brighter than the rates of the round before.
-        share = ratio(near.counts, first_near.counts)
-        is_structure = structure_share(share)
-        rates = [
-            new + is_structure * (old - new)
-            for new, old in zip(_rates(small, sums, near, step), unclipped, strict=True)
-        ]
-        return (sums.light, rates, deviations * near.deviations), None
+    def next_rates(before: _Rates, sums: MixtureSums, is_first: Any) -> _Rates:
+        return _rates_of_round(smoothing.halved(), before, sums, is_first, step)
 
-    carried = sums.light, rates, first_near.deviations
-    if model.rounds > 1:
-        # A scan of no turn would not work under `jax.disable_jit`.
-        carried, _ = lax.scan(next_round, carried, length=model.rounds - 1)
-    sums = over_blocks(ft.partial(clipped, is_last=True), step, *stacks, *carried)
+    def sums_with(rates: _Rates) -> MixtureSums:
+        inner = ft.partial(clipped, is_last=False)
+        return over_blocks(inner, step, *stacks, *rates[:3])
+
+    zeros = jax.tree.map(jnp.zeros_like, first_of_all)
+    none = zeros.counts
+    before = _Rates(zeros.light, zeros.sums, none, zeros.sums, none)
+    rates = in_rounds(model.rounds, next_rates, before, first_of_all, sums_with)
+    sums = over_blocks(ft.partial(clipped, is_last=True), step, *stacks, *rates[:3])
     light = jnp.stack(sums.light)
     is_nan = spread_bad_blocks(is_bad, model.halo_blocks)[:, None, None]
     if blocks.mean_weights is not None:
@@ -143,6 +143,24 @@ def _smooth_sums(smoothing: Smoothing, sums: MixtureSums, step: int) -> _Around:
     mean = jnp.where(near_totals > 0, ratio(near_squares, near_totals), whole)
     pairs = len(sums.totals)
     return _Around(near[:pairs], near[pairs:], counts, root(mean))
+
+
+def _rates_of_round(
+    small: Smoothing, before: _Rates, sums: MixtureSums, is_first: Any, step: int
+) -> _Rates:
+    """As `LightModel.rates_of_round`."""
+    near = _smooth_sums(small, sums, step)
+    fit = _rates(small, sums, near, step)
+    plain = _rates(small.with_order(2), sums, near, step)
+    first = _Rates(sums.light, plain, near.deviations, fit, near.counts)
+    is_structure = structure_share(ratio(near.counts, before.counts))
+    rates = [
+        new + is_structure * (old - new)
+        for new, old in zip(fit, before.unclipped, strict=True)
+    ]
+    deviations = before.deviations * near.deviations
+    later = before._replace(light=sums.light, rates=rates, deviations=deviations)
+    return jax.tree.map(ft.partial(jnp.where, is_first), first, later)
 
 
 def _rates(

@@ -80,24 +80,22 @@ def pieces(
     def first_sums() -> Iterator[tuple[int, Any]]:
         for number in range(first, last):
             sums, bad[number] = _first_sums(model, read(number))
-            yield number, sums
+            yield number, (Rates.before(sums), sums)
 
-    def clipped(states: Iterable[tuple[int, Rates]]) -> Iterator[tuple[int, Any]]:
+    def with_clipped(states: Iterable[tuple[int, Rates]]) -> Iterator[tuple[int, Any]]:
         for number, rates in states:
             yield number, (rates, _clipped_sums(model, read(number), rates))
 
     def in_neighbourhood(chunks: Iterator[tuple[int, _Sums]]) -> Iterator[Any]:
         return with_neighbours(chunks, chunk_count)
 
-    states = (
-        (number, _first_rates(model, three, step))
-        for number, three in in_neighbourhood(first_sums())
-    )
+    def rates_of_round(chunks: Iterator[tuple[int, Any]], is_first: bool) -> Iterator[Any]:
+        for number, three in in_neighbourhood(chunks):
+            yield number, _rates_of_round(model, three, jnp.asarray(is_first), step)
+
+    states = rates_of_round(first_sums(), True)
     for _ in range(model.rounds - 1):
-        states = (
-            (number, _next_rates(model, three, step))
-            for number, three in in_neighbourhood(clipped(states))
-        )
+        states = rates_of_round(with_clipped(states), False)
     ends = ((number, _last_sums(model, read(number), rates)) for number, rates in states)
     for number, three in in_neighbourhood(ends):
         # At the ends of the movie no chunk is lost.
@@ -150,13 +148,9 @@ _last_sums = eqx.filter_jit(LightModel.last_sums)
 
 
 @eqx.filter_jit
-def _first_rates(model: LightModel, three: _Three[Any], step: int) -> Rates:
-    margin = model.reach_blocks
-    return model.first_rates(_join_neighbours(three, margin), step, margin)
-
-
-@eqx.filter_jit
-def _next_rates(model: LightModel, three: _Three[Any], step: int) -> Rates:
+def _rates_of_round(
+    model: LightModel, three: _Three[Any], is_first: Any, step: int
+) -> Rates:
     margin, (rates, _) = model.reach_blocks, three[1]
     sums = _join_neighbours([sums for _, sums in three], margin)
-    return model.next_rates(rates, sums, step, margin)
+    return model.rates_of_round(rates, sums, is_first, step, margin)

@@ -50,6 +50,8 @@ class GaussianKernel:
     is_bound: bool = False
     zero_taps: int = 0  # further zeros, under which a NaN spreads
 
+    # Traced once for each kernel, of which several images may be made.
+    @ft.partial(jax.jit, static_argnums=0)
     def taps(self, radius_pix: Float[Array, ""]) -> Float[Array, " taps"]:
         """The taps from the centre outwards. The kernel is symmetric."""
         taps: Callable = ft.partial(_taps, self)

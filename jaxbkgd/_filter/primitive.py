@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import export, lax
+from jax import export
 from jax.core import ShapedArray, Tracer
 from jax.extend.core import Primitive
 from jax.interpreters import mlir
@@ -163,42 +163,12 @@ def _define(
     primitive: Primitive, in_pieces: Callable, at_once: Callable, abstract_eval: Callable
 ) -> None:
     """Makes a primitive of a function for CPU and one for other platforms, which also
-    serves symbolic sizes, since loops over pieces need numbers, and empty stacks. Images
-    are sharded as the first argument is; explicit axes of a mesh are automatic within."""
-
-    def compute(*arguments, **parameters):
-        shape, is_in_space = arguments[0].shape, parameters["settings"].dimension == "space"
-        is_symbolic = any(map(export.is_symbolic_dim, shape[-2 if is_in_space else -3 :]))
-        if is_symbolic or 0 in shape:
-            results = at_once(*arguments, **parameters)
-        else:
-            results = lax.platform_dependent(
-                *arguments,
-                cpu=ft.partial(in_pieces, **parameters),
-                default=ft.partial(at_once, **parameters),
-            )
-        # On a mesh with automatic axes, XLA shards operands and result of an elementwise
-        # operation alike. This one changes nothing, and XLA removes it afterwards.
-        first, never = arguments[0], jnp.zeros_like(arguments[0], bool)
-        return jax.tree.map(
-            lambda r: jnp.where(never, first.astype(r.dtype), r) if r.ndim else r, results
-        )
-
-    def compute_on_any_mesh(*arguments, **parameters):
-        types = abstract_eval(*map(jax.typeof, arguments), **parameters)
-        mesh = jax.typeof(arguments[0]).sharding.mesh
-        kinds = zip(mesh.axis_names, mesh.axis_types, strict=True)
-        explicit = tuple(name for name, kind in kinds if kind == AxisType.Explicit)
-        if not explicit:
-            return compute(*arguments, **parameters)
-        shardings = jax.tree.map(lambda result: result.sharding, types)
-        automatic = auto_axes(compute, axes=explicit, out_sharding=shardings)
-        return automatic(*arguments, **parameters)
+    serves symbolic sizes, since loops over pieces need numbers, and empty stacks."""
 
     @ft.cache
     def compiled() -> Callable:
         names, options = _PARAMETERS, compiler_options()
-        return jax.jit(compute_on_any_mesh, static_argnames=names, compiler_options=options)
+        return jax.jit(primitive.bind, static_argnames=names, compiler_options=options)
 
     @primitive.def_impl
     def call(*arguments, **parameters):
@@ -207,9 +177,47 @@ def _define(
             return compiled()(*arguments, **parameters)
 
     primitive.def_abstract_eval(abstract_eval)
-    is_list = primitive.multiple_results
-    lowering = mlir.lower_fun(compute_on_any_mesh, multiple_results=is_list)
-    mlir.register_lowering(primitive, lowering)
+
+    def lower(function: Callable, platform: str | None) -> None:
+        on_any_mesh = ft.partial(_on_any_mesh, function, abstract_eval)
+        is_list = primitive.multiple_results
+        rule = mlir.lower_fun(on_any_mesh, multiple_results=is_list)
+        mlir.register_lowering(primitive, rule, platform)
+
+    def on_cpu(*arguments, **parameters):
+        shape, is_in_space = arguments[0].shape, parameters["settings"].dimension == "space"
+        is_symbolic = any(map(export.is_symbolic_dim, shape[-2 if is_in_space else -3 :]))
+        return (at_once if is_symbolic or 0 in shape else in_pieces)(
+            *arguments, **parameters
+        )
+
+    lower(on_cpu, "cpu")
+    lower(at_once, None)
+
+
+def _on_any_mesh(
+    function: Callable, abstract_eval: Callable, *arguments: Any, **parameters: Any
+) -> Any:
+    """Images sharded as the first argument is; explicit axes of a mesh are automatic
+    within."""
+
+    def compute(*arguments):
+        results = function(*arguments, **parameters)
+        # On a mesh with automatic axes, XLA shards operands and result of an elementwise
+        # operation alike. This one changes nothing, and XLA removes it afterwards.
+        first, never = arguments[0], jnp.zeros_like(arguments[0], bool)
+        return jax.tree.map(
+            lambda r: jnp.where(never, first.astype(r.dtype), r) if r.ndim else r, results
+        )
+
+    mesh = jax.typeof(arguments[0]).sharding.mesh
+    kinds = zip(mesh.axis_names, mesh.axis_types, strict=True)
+    explicit = tuple(name for name, kind in kinds if kind == AxisType.Explicit)
+    if not explicit:
+        return compute(*arguments)
+    types = abstract_eval(*map(jax.typeof, arguments), **parameters)
+    shardings = jax.tree.map(lambda result: result.sharding, types)
+    return auto_axes(compute, axes=explicit, out_sharding=shardings)(*arguments)
 
 
 _pushforward_in_pieces = ft.partial(pushforward, in_pieces=True)
