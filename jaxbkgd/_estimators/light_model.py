@@ -38,6 +38,7 @@ _MOST_CLIPPED, _CLIPPED_RANGE = 0.35, 0.25
 
 _Images = Float[Array, "blocks _height _width"]
 _Both = Float[Array, "2 blocks _height _width"]
+_Smooth = Float[Array, "_images blocks _height _width"]
 _Rates = TypeVar("_Rates")
 _Sums = TypeVar("_Sums")
 
@@ -404,38 +405,57 @@ def _smooth_sums(
 def _rates(
     smoothing: Smoothing, sums: LastSums, gaps: tuple[int, ...]
 ) -> list[Float[Array, "blocks height width"]]:
-    """The background in a light of one, and for each gap that without the nearer blocks.
+    """The background in a light of one, and for each gap that without the nearer blocks."""
+    both = sums.sums, sums.totals
+
+    def means(near: _Both, seeing_all: _Both) -> Float[Array, "blocks height width"]:
+        # Less is rounding of what the gap has taken away.
+        is_seen = near[1] > ROUNDING * seeing_all[1]
+        return jnp.where(is_seen, ratio(*near), 1)
+
+    def completed(near: _Both) -> Float[Array, "blocks height width"]:
+        return smoothing.completed(*both, *near)
+
+    return rates_with_gaps(smoothing, jnp.stack(both), completed, means, gaps)
+
+
+def rates_with_gaps(
+    smoothing: Smoothing,
+    images: _Smooth,
+    completed: Callable[[_Smooth], _Rates],
+    means: Callable[[_Smooth, _Smooth], _Rates],
+    gaps: tuple[int, ...],
+) -> list[_Rates]:
+    """What `completed` makes of the smooth images, and for each gap that without the nearer
+    blocks. `means` are those of order 2, of images with a gap and without one.
 
     A gap keeps a block's own noise out of G and of G∘G, but not out of what is smoothed
     twice. So what it changes is that of their difference, which beside clipped pixels is
     not the same as the background itself.
     """
-    both = sums.sums, sums.totals
-    in_space = smoothing.sums_in_space(jnp.stack(both))
+    in_space = smoothing.sums_in_space(images)
     near = smoothing.sums_in_time(in_space)
-    rates = smoothing.completed(*both, *near)
+    rates = completed(near)
     if not gaps:
         return [rates]
     wide, wide_in_space, wide_near = smoothing.widened(), in_space, near
     if smoothing.order == 4:
-        wide_in_space = wide.sums_in_space(jnp.stack(both))
+        wide_in_space = wide.sums_in_space(images)
         wide_near = wide.sums_in_time(wide_in_space)
 
-    def means(
-        smoothing: Smoothing, near: _Both, in_space: _Both, gap: int
-    ) -> Float[Array, "blocks height width"]:
-        sums, totals = smoothing.with_gap(near, in_space, gap)
-        # Less is rounding of what the gap has taken away.
-        return jnp.where(totals > ROUNDING * near[1], ratio(sums, totals), 1)
-
-    def of_difference(gap: int) -> Float[Array, "blocks height width"]:
-        narrow = means(smoothing, near, in_space, gap)
+    def of_difference(gap: int) -> _Rates:
+        narrow = means(smoothing.with_gap(near, in_space, gap), near)
         if smoothing.order == 2:
             return narrow
-        return 2 * narrow - means(wide, wide_near, wide_in_space, gap)
+        others = means(wide.with_gap(wide_near, wide_in_space, gap), wide_near)
+        return jax.tree.map(lambda a, b: 2 * a - b, narrow, others)
+
+    def changed(gap: int) -> _Rates:
+        parts = rates, of_difference(gap), seeing_all
+        return jax.tree.map(lambda rate, a, b: rate + a - b, *parts)
 
     seeing_all = of_difference(0)
-    return [rates, *(rates + of_difference(gap) - seeing_all for gap in gaps)]
+    return [rates, *map(changed, gaps)]
 
 
 def around_all_pixels(

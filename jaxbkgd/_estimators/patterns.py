@@ -30,6 +30,7 @@ from .light_model import (
     in_blocks,
     in_rounds,
     LightModel,
+    rates_with_gaps,
     spread_bad_blocks,
     structure_share,
 )
@@ -181,36 +182,16 @@ def _rates(
 def _rates_with_gaps(
     smoothing: Smoothing, sums: MixtureSums, step: int, gaps: tuple[int, ...]
 ) -> list[list[_Images]]:
-    """M, and for each gap M without the blocks that are nearer; see `light_model`."""
-
+    """M, and for each gap M without the blocks that are nearer."""
     stack, pairs = jnp.stack([*sums.totals, *sums.sums]), len(sums.totals)
 
-    def rates(smoothing: Smoothing, smooth: Any) -> list[_Images]:
+    def completed(smoothing: Smoothing, smooth: Any, *_: Any) -> list[_Images]:
         near = list(smooth)
         around = _Around(near[:pairs], near[pairs:], sums.counts, sums.counts)
         return _rates(smoothing, sums, around, step)
 
-    in_space = smoothing.sums_in_space(stack)
-    near = smoothing.sums_in_time(in_space)
-    found = rates(smoothing, near)
-    if not gaps:
-        return [found]
-    plain = smoothing.with_order(2)
-    wide, wide_in_space, wide_near = plain.widened(), in_space, near
-    if smoothing.order == 4:
-        wide_in_space = wide.sums_in_space(stack)
-        wide_near = wide.sums_in_time(wide_in_space)
-
-    def of_difference(gap: int) -> list[_Images]:
-        means = rates(plain, plain.with_gap(near, in_space, gap))
-        if smoothing.order == 2:
-            return means
-        others = rates(wide, wide.with_gap(wide_near, wide_in_space, gap))
-        return [2 * a - b for a, b in zip(means, others, strict=True)]
-
-    seeing_all = of_difference(0)
-    without = [zip(found, of_difference(gap), seeing_all, strict=True) for gap in gaps]
-    return [found, *([rate + a - b for rate, a, b in rows] for rows in without)]
+    means = ft.partial(completed, smoothing.with_order(2))
+    return rates_with_gaps(smoothing, stack, ft.partial(completed, smoothing), means, gaps)
 
 
 def _fill_unseen(
