@@ -178,6 +178,26 @@ def test_light_that_alternates_does_not_pass_for_blinking():
 
 
 @pytest.mark.long
+@pytest.mark.parametrize(
+    ("camera", "is_wrong"),
+    [(Camera(100.0, 1.0), False), (Camera(100.0, 4.0), True), (Camera(0.0, 1.0), True)],
+    ids=["right", "wrong gain", "no offset"],
+)
+def test_a_gain_or_offset_that_the_noise_contradicts_is_named(camera, is_wrong):
+    rng = np.random.default_rng(2)
+    light = np.broadcast_to(LEVEL, (FRAME_COUNT, SIZE_PIX, SIZE_PIX))
+    frames = rng.poisson(light).astype(np.float32) + 100
+    _, history = calibrate(frames, camera=camera, progress=False)
+    said = [doubt for doubt in history.doubts if "gain or the offset is wrong" in doubt]
+    assert bool(said) == is_wrong
+    (findings,) = history.findings
+    above = (60 + 100 - float(camera.offset_adu)) * float(camera.gain_electrons_per_adu)
+    assert findings.level == pytest.approx(above, rel=0.01)
+    # There are no molecules.
+    assert findings.clipped_share < 0.01
+
+
+@pytest.mark.long
 def test_saturation_is_named():
     rng = np.random.default_rng(0)
     frames = rng.poisson(LEVEL + blinking(rng)).astype(np.float32)

@@ -40,7 +40,8 @@ _EVEN = (
 )
 _SEVERAL = (
     "each frame is a mixture of several patterns of light, for which the error that is "
-    "stated may be far off: compare the result with that of illumination_rank=1"
+    "stated may be far off: in Python, compare the result with that of "
+    "LocalMean(illumination_rank=1)"
 )
 # The squared error of a mean under 7 px that is due to the noise of its own frame alone,
 # as a share of the variance of a pixel: 1 / (4 pi sigma^2).

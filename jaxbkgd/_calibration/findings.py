@@ -30,7 +30,12 @@ MOST_LOST, _LEAST_SPOTS_KEPT = 0.02, 0.9
 # by so many deviations, and by more than this share of the noise of a pixel.
 _DEVIATIONS, _LEAST_SHARE = 5.0, 0.1
 # Shares of frames, of regions and of pixels beyond which the user is told.
-_MANY_FRAMES, _MANY_REGIONS, _MANY_CLIPPED = 0.02, 0.05, 0.17
+_MANY_FRAMES, _MANY_REGIONS, _MANY_CLIPPED = 0.02, 0.05, 0.09
+# The share of pixels without molecules that count as if they had one, by their noise.
+_CLIPPED_NOISE = 0.09
+# Shares of the variance by photons and reading between which that of the frames is, if
+# gain and offset are right; and squared electrons of reading that may not be known.
+_LEAST_VARIANCE, _MOST_VARIANCE, _UNKNOWN_VARIANCE = 0.7, 1.5, 9.0
 
 
 class Findings(NamedTuple):
@@ -44,6 +49,8 @@ class Findings(NamedTuple):
         interval of 95 %, as measured. `least_error` is the part of it that the noise of the
         frames and the light of faint molecules make in any case, and `noise` the standard
         deviation of the noise of a pixel.
+    - `level`: the mean background, and `expected_noise` what the noise of a pixel is by
+        the camera's gain and read noise; NaN if the gain is not known.
     - `molecules`: those of the movie; `on_frames` is how long they stay on.
     - `kept`, `kept_std`: the share of its light that such a molecule keeps, and the
         standard error of that; `scatter` is the standard deviation of fitted light, as a
@@ -61,6 +68,8 @@ class Findings(NamedTuple):
     error_interval: tuple[float, float]
     least_error: float
     noise: float
+    level: float
+    expected_noise: float
     molecules: Molecules
     on_frames: float
     kept: float
@@ -91,7 +100,10 @@ class Findings(NamedTuple):
         left = len(self.unexplained_frames)
         many = self.unexplained_share
         return {
-            "error": f"{error}; the noise of a pixel is {self.noise:.3g}",
+            "error": (
+                f"{error} of {self.level:.3g} {unit}; the noise of a pixel is "
+                f"{self.noise:.3g}"
+            ),
             "molecules": (
                 f"{seen.per_frame:.1f} a frame of {light}, on for {self.on_frames:.1f} "
                 f"frames, sigma {seen.psf_sigma_pix:.2f} px; over {self.clipped_share:.0%} "
@@ -99,7 +111,8 @@ class Findings(NamedTuple):
             ),
             "they keep": f"{kept}; a fit scatters by {self.scatter:.0%}",
             "not explained": (
-                f"{left} of {self.frame_count} frames, {many:.0%} of the field"
+                f"{left} of {self.frame_count} frames that were looked at, {many:.0%} of "
+                "the field"
             ),
         }
 
@@ -112,6 +125,14 @@ class Findings(NamedTuple):
     def doubts(self) -> list[str]:
         """Reasons not to believe the findings, and what to do about them."""
         doubts = []
+        by_light = self.expected_noise**2
+        most = _MOST_VARIANCE * by_light + _UNKNOWN_VARIANCE
+        if self.noise**2 > most or self.noise**2 < _LEAST_VARIANCE * by_light:
+            doubts.append(
+                f"the noise of a pixel is {self.noise:.3g} e-, where light of "
+                f"{self.level:.3g} e- makes {self.expected_noise:.3g}: the gain or the "
+                "offset is wrong, or the frames were filtered"
+            )
         low, high = self.error_interval
         if high < 0:
             doubts.append(
@@ -220,6 +241,8 @@ def _channel_findings(
     shares, sigma_pix = spikes.shares, jnp.asarray(molecules.psf_sigma_pix, jnp.float32)
     squares = np.concatenate([np.asarray(e.squares, np.float64) for e in before])
     variance = float(np.mean([e.variance for e in before]))
+    level = float(np.mean([e.level for e in before]))
+    clipped = float(np.mean([e.clipped_share for e in before]))
     # What the molecules of the movie add to the background, by what the spikes add.
     bias = np.mean([float(b.level - a.level) for a, b in zip(before, after, strict=True)])
     added = np.sum(shares > 0.5) / len(before[0].bkgds)
@@ -261,6 +284,12 @@ def _channel_findings(
         error_interval=(interval[0], interval[1]),
         least_error=math.sqrt(noise_square + bias**2),
         noise=math.sqrt(variance),
+        level=level,
+        expected_noise=(
+            math.sqrt(max(level, 0.0) + sample.read_noises[0] ** 2)
+            if sample.unit == "e-"
+            else math.nan
+        ),
         molecules=molecules,
         # Dark frames lie between those of the sample.
         on_frames=sample.blinking[0].on_frames / sample.lit_shares[0],
@@ -268,7 +297,7 @@ def _channel_findings(
         kept_std=float(kept_std / math.sqrt(max(1, whole.sum()))),
         spots_kept=float(spots_kept),
         scatter=float(1.4826 * np.median(np.abs(scatter - np.median(scatter)))),
-        clipped_share=float(np.mean([e.clipped_share for e in before])),
+        clipped_share=max(0.0, (clipped - _CLIPPED_NOISE) / (1 - _CLIPPED_NOISE)),
         unexplained_frames=np.concatenate(frames),
         frame_count=sum(len(indices) for (indices,) in sample.frame_indices),
         unexplained=np.where(seen > 0, left / np.maximum(seen, 1), np.nan),

@@ -105,6 +105,7 @@ class Sample(NamedTuple):
     - `blinking`: how long the molecules of each channel stay on.
     - `lag`: frames that are so far apart share no molecules in any channel.
     - `unit`: of the frames, `"e-"` or `"ADU"`.
+    - `read_noises`: of each channel in electrons, as far as they are known.
     """
 
     runs: Sequence[list[Float[Array, "frames height width"]]]
@@ -116,6 +117,7 @@ class Sample(NamedTuple):
     blinking: Sequence[Blinking]
     lag: int
     unit: str
+    read_noises: Sequence[float]
 
     @property
     def spikes(self) -> list[Spikes]:
@@ -133,6 +135,7 @@ class Sample(NamedTuple):
             places=[[of_run[number]] for of_run in self.places],
             regions=[self.regions[number]],
             blinking=[self.blinking[number]],
+            read_noises=[self.read_noises[number]],
         )
 
 
@@ -186,7 +189,19 @@ def draw_sample(
     lag = min(lag, min(map(len, runs[0])) // 3)
     unit = "e-" if cameras[0].is_gain_known else "ADU"
     dark = round(drawn * (1 - min(shares)))
-    return Sample(runs, frame_indices, shares, dark, places, regions, blinking, lag, unit)
+    squares = [jnp.mean(jnp.square(c.read_noise_electrons)) for c in cameras]
+    return Sample(
+        runs,
+        frame_indices,
+        shares,
+        dark,
+        places,
+        regions,
+        blinking,
+        lag,
+        unit,
+        [float(square) ** 0.5 for square in squares],
+    )
 
 
 def _blinking_of(frames: Float[Array, "frames height width"]) -> Blinking:

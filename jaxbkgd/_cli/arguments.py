@@ -34,7 +34,10 @@ CAMERA = typer.Option(
 OFFSET = typer.Option(
     help=f"The camera's offset in ADU, which is subtracted first. {SHARED}"
 )
-GAIN = typer.Option(help=f"Electrons per ADU, for SNRs and errors in electrons. {SHARED}")
+GAIN = typer.Option(
+    help="Electrons per ADU (0.5 for 2 ADU per electron), for SNRs and errors in "
+    f"electrons. {SHARED}"
+)
 READ_NOISE = typer.Option(help=f"The camera's read noise in electrons. {SHARED}")
 OVERWRITE = typer.Option("--overwrite", help="Replace existing files.")
 

@@ -1,6 +1,7 @@
 """`jaxbkgd estimate`: the background of a movie, from a file to a file."""
 
 import contextlib
+import time
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -54,13 +55,19 @@ _PEDESTAL = Option(
     "background."
 )
 _WORKERS = Option(min=1, help="The number of threads, by default one for each core.")
-_CHUNK = Option(min=1, help="The number of frames in a chunk, by default a megapixel.")
+_CHUNK = Option(
+    min=1, help="The number of frames in a chunk, by default of about a megapixel."
+)
 _FOLLOW = Option("--follow", help="The movie is still being written: keep up with it.")
 _SILENCE = Option(
     help="With --follow: stop after this many seconds without new frames.",
-    show_default="10",
+    show_default="10 s",
 )
-_AHEAD = Option(min=0, help="With --follow: frames to wait for after each chunk.")
+_AHEAD = Option(
+    min=0,
+    help="With --follow: frames to wait for after each chunk, by default all that it "
+    "depends on.",
+)
 # More files than this are hardly channels, but a pattern that the shell has expanded.
 _MANY_CHANNELS = 8
 _RESUME = Option("--resume/--fresh", help="Resume an interrupted run, or start over.")
@@ -96,9 +103,11 @@ def estimate(
     """Estimate the background of a movie.
 
     The best estimator is found from the movie itself, unless --radius, --radius-frames or
-    --calibration gives one. It is written beside the result, MOVIE-background.tif, as a
-    .json, with a figure as a .png. After Ctrl-C or a crash, the same command resumes.
+    --calibration gives one. What is found is written beside the result,
+    MOVIE-background.tif, as a .json, with a figure as a .png. After Ctrl-C or a crash, the
+    same command resumes.
     """
+    start = time.monotonic()
     one_thread_a_call()
     keep_programs()
     paths = movies if len(movies) > 1 else movies[0]
@@ -211,7 +220,8 @@ def estimate(
     else:
         names = ", ".join(map(str, [*sinks, json_path, png]))
         findings = kept.about["rows"]
-        rows = outcome.found_rows(estimator, summary, findings, written, names)
+        seconds = time.monotonic() - start
+        rows = outcome.found_rows(estimator, summary, findings, written, names, seconds)
         report.print_rows(rows)
 
 

@@ -35,8 +35,10 @@ def found_rows(
     findings: Mapping[str, str],
     written: Sequence[str],
     names: str,
+    seconds: float,
 ) -> dict[str, str]:
-    """What was found and done, in six lines; more only of what is exceptional."""
+    """What was found and done in this time, in six lines; more only of what is
+    exceptional."""
     rows = {"radius": radii_text(estimator)}
     if "error" in findings:
         rows["error"] = findings["error"]
@@ -48,7 +50,7 @@ def found_rows(
     rows["light"] = "; ".join(texts) or "not measured"
     rows["believe it"] = findings["believe it"]
     rows |= _exceptional_rows(summary)
-    rows["wrote"] = f"{written[0]}, {written[1]}, in {summary.seconds:.1f} s: {names}"
+    rows["wrote"] = f"{written[0]}, {written[1]}, in {seconds:.0f} s: {names}"
     return rows
 
 
