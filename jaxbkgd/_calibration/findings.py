@@ -131,7 +131,8 @@ class Findings(NamedTuple):
             doubts.append(
                 f"the noise of a pixel is {self.noise:.3g} e-, where light of "
                 f"{self.level:.3g} e- makes {self.expected_noise:.3g}: the gain or the "
-                "offset is wrong, or the frames were filtered"
+                "offset is wrong (of an EMCCD, give half of the gain), or the frames were "
+                "filtered"
             )
         low, high = self.error_interval
         if high < 0:
