@@ -1,5 +1,6 @@
 """What all tests share: fixtures, a cache of compiled programs, and an estimator."""
 
+import contextlib
 import os
 import signal
 from collections.abc import Iterator
@@ -69,6 +70,27 @@ def one_device() -> Iterator[None]:
     compiled for each device."""
     with pytest.MonkeyPatch.context() as patches:
         patches.setattr(jax, "local_devices", lambda: jax.devices()[:1])
+        yield
+
+
+@contextlib.contextmanager
+def quick_compilation() -> Iterator[None]:
+    """Where `QUICK_COMPILATION` is set, as in `.ci/run`, what is compiled within is
+    optimised little, and takes half as long to compile: for derivatives, searches and
+    pages, which compile much and compute little."""
+    is_quick = bool(os.environ.get("QUICK_COMPILATION"))
+    jax.config.update("jax_disable_most_optimizations", is_quick)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture
+def quickly_compiled() -> Iterator[None]:
+    """Not for programs that are compared with others to the bit, nor for such as these
+    share with tests that do so."""
+    with quick_compilation():
         yield
 
 

@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
 ROOT = Path(__file__).parents[1]
 
 

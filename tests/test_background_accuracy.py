@@ -156,6 +156,7 @@ def test_an_estimator_counts_with_its_best_setting_in_electrons(example: ModuleT
 
 
 @pytest.mark.long
+@pytest.mark.usefixtures("quickly_compiled")
 def test_all_that_are_here_are_beyond_the_limit(example: ModuleType, tmp_path: Path):
     example.show_smoke(tmp_path)
     kept = json.loads((tmp_path / "background_accuracy.json").read_text())

@@ -124,7 +124,9 @@ def test_a_mean_over_time_is_that_of_the_whole_movie_and_reads_the_halo_of_its_r
     weights = np.zeros((20, 31), bool)
     weights[:, :5] = True
     weights[3, 4] = False
-    estimator = LocalMean(1.0, 1.0, illumination_rank=0, max_radius_frames=4)
+    # What a clip adds is compiled for long, and shown in test_stream.py.
+    bounds: Any = {"clip": None, "illumination_rank": 0, "max_radius_frames": 4}
+    estimator = LocalMean(1.0, 1.0, **bounds)
     expected = estimator(np.maximum(FRAMES, 1000), weights).bkgds
     out = np.empty_like(BKGDS)
     summary = estimate_movie(movie, estimator, out, weights=weights, chunk_frames=6)

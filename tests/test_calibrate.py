@@ -193,6 +193,7 @@ def moving_mean(radius_pix, radius_frames, clip=None):
     return LocalMean(radius_pix, radius_frames, clip=clip, illumination_rank=0, **fixed)
 
 
+@pytest.mark.usefixtures("quickly_compiled")
 class TestOverTime:
     """`LocalMean`, which sees the frames before and after the one that it is judged by."""
 

@@ -106,6 +106,7 @@ def test_residuals_are_in_adu_above_the_map_of_the_offset():
 
 
 @pytest.mark.long
+@pytest.mark.usefixtures("quickly_compiled")
 def test_an_snr_map_has_unit_noise_in_pixels_of_any_gain_and_read_noise():
     frames = exposed(np.full(SHAPE, 20.0), 300)
     ratios = written(frames, LocalMean(10.0, 60.0, clip=None), camera=MAPS, quantity="snr")
@@ -152,6 +153,7 @@ def test_chunks_boxes_and_dask_have_the_same_bits():
 
 
 @pytest.mark.long
+@pytest.mark.usefixtures("quickly_compiled")
 def test_a_calibration_sees_even_light_and_says_electrons():
     frames = exposed(LIGHT, 40)
     _, history = calibrate(frames, camera=MAPS, progress=False)
@@ -411,6 +413,7 @@ def test_frames_that_tell_no_camera_are_refused(make, message):
 
 
 @pytest.mark.long
+@pytest.mark.usefixtures("quickly_compiled")
 def test_a_movie_alone_tells_gain_and_offset():
     frames, _ = simulate_movie(
         jax.random.key(0), frame_count=60, gain_electrons_per_adu=0.46, offset_adu=100.0
@@ -473,6 +476,7 @@ def test_a_gain_that_differs_within_the_field_is_not_believed():
 
 
 @pytest.mark.long
+@pytest.mark.usefixtures("quickly_compiled")
 def test_the_example_measures_cameras_and_hot_pixels(monkeypatch):
     folder = Path(__file__).parents[1] / "examples"
     monkeypatch.syspath_prepend(str(folder))

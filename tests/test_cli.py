@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tifffile
-from conftest import reference_mean
+from conftest import quick_compilation, reference_mean
 from matplotlib.figure import Figure
 from PIL import Image
 from typer.testing import CliRunner, Result
@@ -852,7 +852,8 @@ def calibrated(tmp_path_factory):
     movies = [str(folder / name) for name in ("first.tif", "second.tif")]
     options = ["--out", str(folder / "radii.json"), "--radius", "7,7"]
     options += ["--max-radius", "12", "--lag", "2"]
-    result = _done("calibrate", *movies, *options)
+    with quick_compilation():
+        result = _done("calibrate", *movies, *options)
     return folder, result, (first, second)
 
 

@@ -29,6 +29,8 @@ from jaxbkgd._estimators.matched import _normal_score
 from jaxbkgd._estimators.residual_noise import psf_taps
 
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
 ROOT = Path(__file__).parents[1]
 PSF = psf_taps(1.3)
 FRAMES, SIZE = 24, 20
@@ -224,7 +226,10 @@ def test_the_gradient_is_that_of_finite_differences(rng, x64):
 @pytest.mark.long
 @pytest.mark.parametrize(
     "estimator",
-    [SpatialMean(4.0), LocalMean(4.0, 6.0, **STEADY)],
+    [
+        SpatialMean(4.0, max_radius_pix=4.5),
+        LocalMean(4.0, 6.0, max_radius_pix=4.5, max_radius_frames=7.0, **STEADY),
+    ],
 )
 def test_radii_learn_from_the_matched_snr(estimator, rng):
     frames = jnp.asarray(rng.poisson(60.0, (12, 16, 16)), jnp.float32)

@@ -106,6 +106,7 @@ close = ft.partial(np.testing.assert_allclose, rtol=0, atol=1e-10)
 
 
 @pytest.mark.long
+@pytest.mark.usefixtures("quickly_compiled")
 @pytest.mark.parametrize("is_small", [False, True])
 def test_values_slopes_and_adjoints_are_those_of_a_dense_matrix(
     way, is_small, request, rng, x64
@@ -149,6 +150,7 @@ def test_what_is_not_finite_reaches_the_pixels_that_a_dense_matrix_reads(
 
 
 @pytest.mark.long
+@pytest.mark.usefixtures("quickly_compiled")
 @pytest.mark.parametrize(
     ("edges", "products"), [("repeated", False), ("empty", False), ("repeated", True)]
 )
@@ -186,6 +188,7 @@ def test_sums_of_slopes_and_of_products_are_those_of_dense_matrices(
 
 
 @pytest.mark.long
+@pytest.mark.usefixtures("quickly_compiled")
 @pytest.mark.parametrize("place", ["frames", "cotangent"])
 def test_no_gradient_in_the_radii_comes_of_what_is_not_finite(place, rng):
     arrays = {"frames": rng.normal(size=(1, 70, 9)), "cotangent": np.ones((1, 70, 9))}
@@ -335,6 +338,7 @@ def test_programs_for_gpu_and_tpu_have_no_loop_over_pieces():
 
 
 @pytest.mark.long
+@pytest.mark.usefixtures("quickly_compiled")
 def test_blocks_of_columns_are_sharded(rng, monkeypatch, x64):
     """Values and gradients are the same where each device has frames of its own."""
     force_blocks(monkeypatch)

@@ -26,6 +26,8 @@ from jaxbkgd import (
 )
 
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
 RNG = np.random.default_rng(5)
 STACK = RNG.poisson(60, (6, 8, 10)).astype(np.float32)
 CAMERA = Camera(0.0, 2.0)
@@ -307,20 +309,13 @@ class TestTransformations:
             assert same == estimator
             assert hash(same) == hash(estimator)
 
-    @pytest.mark.long
     @pytest.mark.parametrize("name", ["spatial", "local"])
-    def test_its_form_for_inference_is_of_its_class_and_gives_the_same(self, name):
+    def test_its_form_for_inference_is_of_its_class_and_has_its_radii(self, name):
         estimator = ALL[name]
         fast = estimator.for_inference()
         assert type(fast) is type(estimator)
         assert fast.for_inference().radii.tolist() == fast.radii.tolist()
         np.testing.assert_array_equal(fast.radii, estimator.radii)
-        for got, expected in zip(
-            jax.tree.leaves(eqx.filter_jit(fast)(STACK)),
-            jax.tree.leaves(estimator(STACK)),
-            strict=True,
-        ):
-            np.testing.assert_array_equal(got, expected)
 
     @pytest.mark.slow
     def test_its_form_for_inference_has_fixed_radii(self):

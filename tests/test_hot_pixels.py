@@ -9,6 +9,8 @@ from jaxbkgd import calibrate, estimate_movie, find_hot_pixels, LocalMean, Spati
 from jaxbkgd._batch import run as _run
 
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
 RNG = np.random.default_rng(5)
 SHAPE = 60, 64
 LIGHT = 60 + 18 * np.sin(np.mgrid[: SHAPE[0], : SHAPE[1]][1] / 15)

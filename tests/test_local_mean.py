@@ -220,6 +220,7 @@ def close(actual, expected, atol=2e-3):
 
 
 @pytest.mark.long
+@pytest.mark.usefixtures("quickly_compiled")
 @pytest.mark.parametrize(
     ("options", "reference", "weights"),
     [
@@ -247,6 +248,7 @@ def test_it_is_what_it_is_defined_to_be(options, reference, weights):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("quickly_compiled")
 def test_without_a_radius_in_frames_each_frame_is_by_itself():
     module = LocalMean((1.8, 1.3), 0, clip=None, illumination_rank=0)
     assert (module.halo_frames, module.block_frames) == (0, 1)
@@ -257,6 +259,7 @@ def test_without_a_radius_in_frames_each_frame_is_by_itself():
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("quickly_compiled")
 @pytest.mark.parametrize("order", [2, 4])
 @pytest.mark.parametrize(("radius", "length"), [(5.0, 2), (0, 1), (6.0, 1)])
 def test_the_noise_factor_is_that_of_what_is_left_of_a_single_bright_pixel(
@@ -280,6 +283,7 @@ def test_the_noise_factor_is_that_of_what_is_left_of_a_single_bright_pixel(
 
 
 @pytest.mark.long
+@pytest.mark.usefixtures("quickly_compiled")
 def test_a_signal_to_noise_ratio_has_unit_variance_in_a_pulsed_light(rng):
     light = np.where(np.arange(96) % 4 == 0, 1.35, 1.0)[:, None, None]
     frames = rng.poisson(60 * light, (96, 48, 48)).astype(np.float32)
@@ -308,6 +312,7 @@ def gradients():
 
 
 @pytest.mark.long
+@pytest.mark.usefixtures("quickly_compiled")
 def test_derivatives_are_those_of_finite_differences(gradients, x64):
     value_and_gradient, parameters, frames = gradients
     _, (of_parameters, of_frames) = value_and_gradient(parameters, frames, WEIGHTS)
@@ -365,6 +370,7 @@ SCENES = {
 
 
 @pytest.mark.long
+@pytest.mark.usefixtures("quickly_compiled")
 @pytest.mark.parametrize("name", SCENES)
 def test_it_follows_the_light_whatever_it_does(name, rng):
     y, x = np.mgrid[:48, :48]
@@ -379,6 +385,7 @@ def test_it_follows_the_light_whatever_it_does(name, rng):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("quickly_compiled")
 def test_lost_frames_saved_as_zeros_do_not_pull_their_neighbours(rng):
     truth = np.full((96, 48, 48), 60.0)
     frames = rng.poisson(truth).astype(np.float32)
@@ -390,6 +397,7 @@ def test_lost_frames_saved_as_zeros_do_not_pull_their_neighbours(rng):
 
 
 @pytest.mark.long
+@pytest.mark.usefixtures("quickly_compiled")
 @pytest.mark.parametrize("rank", [1, 2])
 def test_molecules_are_clipped_beside_dark_frames_that_have_noise(rank, rng):
     y, x = np.mgrid[:48, :48]
@@ -408,6 +416,7 @@ def test_molecules_are_clipped_beside_dark_frames_that_have_noise(rank, rng):
 
 
 @pytest.mark.long
+@pytest.mark.usefixtures("quickly_compiled")
 @pytest.mark.parametrize("photons", [0.03, 0.3])
 @pytest.mark.parametrize("gain", [1, 300], ids=["counts", "EMCCD"])
 def test_few_photons_are_not_mistaken_for_molecules(photons, gain, rng):
@@ -424,6 +433,7 @@ def test_few_photons_are_not_mistaken_for_molecules(photons, gain, rng):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("quickly_compiled")
 def test_noise_that_is_correlated_does_not_shift_the_mean(rng):
     frames = rng.poisson(60, (96, 49, 49)).astype(np.float32)
     # Registered by half a pixel along both axes.
@@ -433,6 +443,7 @@ def test_noise_that_is_correlated_does_not_shift_the_mean(rng):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("quickly_compiled")
 def test_fine_structure_is_background(rng):
     x = np.arange(48)
     truth = np.broadcast_to(60 + 18 * np.sin(2 * np.pi * x / 20), (96, 48, 48))
@@ -442,6 +453,7 @@ def test_fine_structure_is_background(rng):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("quickly_compiled")
 @pytest.mark.parametrize("name", ["pulses", "a step", "bleaching"])
 def test_molecules_keep_their_light(name, rng):
     truth = np.broadcast_to(60 * SCENES[name][:, None, None], (96, 48, 48))
@@ -485,6 +497,7 @@ def test_a_part_that_begins_at_whole_blocks_gives_the_same_bits(options):
 
 
 @pytest.mark.long
+@pytest.mark.usefixtures("quickly_compiled")
 def test_stacks_of_stacks_and_lists_of_channels_are_each_estimated_alone():
     module = local_mean(clip=None)
     alone = np.asarray(module(FRAMES).bkgds)
@@ -498,6 +511,7 @@ def test_stacks_of_stacks_and_lists_of_channels_are_each_estimated_alone():
 
 
 @pytest.mark.long
+@pytest.mark.usefixtures("quickly_compiled")
 def test_a_pixel_that_is_no_number_spoils_what_sees_it_or_is_left_out():
     spoiled = np.array(FRAMES)
     spoiled[3, 4, 4] = np.nan
@@ -509,6 +523,7 @@ def test_a_pixel_that_is_no_number_spoils_what_sees_it_or_is_left_out():
 
 
 @pytest.mark.long
+@pytest.mark.usefixtures("quickly_compiled")
 def test_a_pixel_that_never_counts_far_from_those_that_do_has_no_background():
     mask = np.zeros(SHAPE)
     mask[:, :5, :5] = 1
@@ -518,6 +533,7 @@ def test_a_pixel_that_never_counts_far_from_those_that_do_has_no_background():
 
 
 @pytest.mark.long
+@pytest.mark.usefixtures("quickly_compiled")
 def test_light_that_is_not_positive_leaves_the_mean_of_each_frame():
     frames = np.random.default_rng(1).normal(-7, 1, SHAPE).astype(np.float32)
     module = local_mean()
@@ -528,6 +544,7 @@ def test_light_that_is_not_positive_leaves_the_mean_of_each_frame():
 
 
 @pytest.mark.long
+@pytest.mark.usefixtures("quickly_compiled")
 def test_gradients_are_finite_beside_what_is_left_out_and_on_a_dark_movie(gradients, x64):
     value_and_gradient, parameters, frames = gradients
     mask = np.zeros(SHAPE)
@@ -538,6 +555,7 @@ def test_gradients_are_finite_beside_what_is_left_out_and_on_a_dark_movie(gradie
 
 
 @pytest.mark.long
+@pytest.mark.usefixtures("quickly_compiled")
 def test_a_prediction_has_not_seen_its_frame():
     # Of second order, a rounding of what was seen and is taken back.
     for order, most in ((2, 1e-6), (4, 0.05)):
@@ -646,6 +664,7 @@ def test_a_traced_radius_needs_a_bound():
 
 
 @pytest.mark.long
+@pytest.mark.usefixtures("quickly_compiled")
 def test_a_frame_without_a_number_has_the_light_of_its_neighbours():
     frames = np.random.default_rng(0).poisson(60, SHAPE).astype(np.float32)
     frames[7] = np.nan

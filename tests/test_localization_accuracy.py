@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quickly_compiled")]
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 # y, x, photons, z, and the free background.

@@ -99,6 +99,7 @@ def test_contrast_limits_are_those_of_what_is_finite():
 
 
 @pytest.mark.long
+@pytest.mark.usefixtures("quickly_compiled")
 def test_images_follow_the_sliders_by_one_compiled_program(session, simulated, monkeypatch):
     traced = []
 
@@ -146,6 +147,7 @@ def test_every_frame_is_estimated_from_frames_of_the_movie(session):
 
 
 @pytest.mark.long
+@pytest.mark.usefixtures("quickly_compiled")
 def test_without_time_and_clip_it_is_the_mean_over_the_frame(session, simulated):
     session.settings = Settings(5.0, 6.0, 0.0, 0.0)
     assert isinstance(session.estimator(), SpatialMean)

@@ -21,6 +21,8 @@ from jaxbkgd import (
 from jaxbkgd._calibration.prediction_error import _SECOND_OF_FOUR_VARIANCE
 
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
 # One size and one bound for most tests, which so share what was compiled.
 FRAME_COUNT, SIZE_PIX, BOUND_PIX = 12, 64, 16.0
 Y, X = np.mgrid[:SIZE_PIX, :SIZE_PIX] + 0.5

@@ -13,7 +13,7 @@ import pytest
 import jaxbkgd
 
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quickly_compiled")]
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 

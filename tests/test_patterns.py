@@ -2,6 +2,7 @@
 
 import re
 import runpy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,13 @@ import numpy as np
 import pytest
 from conftest import central_difference
 
+import jaxbkgd
 from jaxbkgd import (
     Chained,
     estimate_movie,
     lazy_estimate,
     LocalMean,
+    SoftClip,
 )
 
 
@@ -41,7 +44,9 @@ LIGHT = np.stack([FLICKER, PULSE])
 
 
 def local_mean(**options: Any) -> LocalMean:
-    options = {"illumination_rank": 2, "block_frames": 2} | options
+    # Few rounds, so that less is compiled.
+    clip = SoftClip(rounds=2)
+    options = {"illumination_rank": 2, "block_frames": 2, "clip": clip} | options
     return LocalMean(options.pop("radii_pix", 6.0), options.pop("radius", 6.0), **options)
 
 
@@ -55,17 +60,19 @@ def error(estimator: Any, frames=FRAMES, **options: Any) -> float:
 
 
 @pytest.mark.long
+@pytest.mark.usefixtures("quickly_compiled")
 def test_a_second_pattern_is_followed_from_frame_to_frame():
     assert error(local_mean(illumination_rank=1)) > 3.0
     learned = local_mean().with_patterns(FRAMES)
     # The noise of a mean under such small radii, of two patterns.
     assert error(learned) < 0.9
     # Nothing is so bright. The program is that of any threshold.
-    unclipped = local_mean(clip=100.0, patterns=learned.patterns)
+    unclipped = local_mean(clip=SoftClip(100.0, rounds=2), patterns=learned.patterns)
     assert error(unclipped) > 1.2 * error(learned)
 
 
 @pytest.mark.long
+@pytest.mark.usefixtures("quickly_compiled")
 def test_auto_counts_the_patterns():
     learned = local_mean(illumination_rank="auto").with_patterns(FRAMES)
     assert learned.patterns is not None
@@ -90,11 +97,13 @@ def test_auto_takes_no_more_patterns_than_squares_can_tell(width):
 
 
 @pytest.mark.long
+@pytest.mark.usefixtures("quickly_compiled")
 def test_what_is_learned_before_and_in_a_call_is_nearly_the_same():
     learned = local_mean().with_patterns(FRAMES)
     np.testing.assert_allclose(learned(FRAMES).bkgds, local_mean()(FRAMES).bkgds, atol=0.02)
 
 
+@pytest.mark.usefixtures("quickly_compiled")
 def test_a_known_illumination_gives_the_patterns():
     known = local_mean().with_patterns(FRAMES, illumination=LIGHT)
     assert error(known) < 0.9
@@ -131,6 +140,7 @@ def test_a_movie_is_estimated_with_patterns_of_its_own():
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("quickly_compiled")
 def test_the_patterns_are_saved():
     learned = local_mean().with_patterns([FRAMES, FRAMES[:, ::2]])
     restored = LocalMean.from_json(learned.to_json())
@@ -143,12 +153,12 @@ def test_the_patterns_are_saved():
 
 
 @pytest.mark.long
+@pytest.mark.usefixtures("quickly_compiled")
 def test_gradients_are_those_of_finite_differences():
     with jax.enable_x64(True):
         frames = jnp.asarray(FRAMES[:12, :34, :34], jnp.float64)
-        module = LocalMean(
-            (2.0, 1.5), 2.0, illumination_rank=2, block_frames=2, max_radius_pix=3.0
-        ).with_patterns(frames)
+        module = local_mean(radii_pix=(2.0, 1.5), radius=2.0, max_radius_pix=3.0)
+        module = module.with_patterns(frames)
         learned, rest = eqx.partition(module, eqx.is_inexact_array)
         weights = jnp.asarray(np.random.default_rng(1).normal(size=frames.shape))
         point, as_module = jax.flatten_util.ravel_pytree((learned, 1.0))
@@ -172,6 +182,7 @@ def test_gradients_are_those_of_finite_differences():
 
 
 @pytest.mark.long
+@pytest.mark.usefixtures("quickly_compiled")
 def test_masked_pixels_and_frames_have_no_influence():
     mask = np.ones(SHAPE, bool)
     mask[:, 4:9, 7] = mask[:, 20:36, 16:32] = mask[7] = False
@@ -202,6 +213,7 @@ def test_a_nan_reaches_the_frames_that_see_it():
     )
 
 
+@pytest.mark.usefixtures("quickly_compiled")
 def test_dark_frames_are_dark():
     dark = FRAMES.copy()
     dark[10] = 0
@@ -212,6 +224,7 @@ def test_dark_frames_are_dark():
     assert np.sqrt(np.mean(others**2)) < 0.9
 
 
+@pytest.mark.usefixtures("quickly_compiled")
 def test_dark_frames_are_no_pattern(rng):
     frames = rng.poisson(60, SHAPE).astype(np.float32)
     # The noise of a camera, of which a little light is left by chance.
@@ -222,6 +235,7 @@ def test_dark_frames_are_no_pattern(rng):
 
 
 @pytest.mark.long
+@pytest.mark.usefixtures("quickly_compiled")
 @pytest.mark.parametrize("rank", [2, 3])
 def test_the_noise_correction_is_that_of_noise(rank):
     # Patterns that are there all the time, mixed anew in each frame.
@@ -242,6 +256,7 @@ def test_the_noise_correction_is_that_of_noise(rank):
 
 
 @pytest.mark.long
+@pytest.mark.usefixtures("quickly_compiled")
 def test_batches_single_frames_and_no_frames_have_their_shapes():
     learned = local_mean().with_patterns(FRAMES)
     both = learned(np.stack([FRAMES, FRAMES[::-1]]))
@@ -255,6 +270,7 @@ def test_batches_single_frames_and_no_frames_have_their_shapes():
 
 
 @pytest.mark.long
+@pytest.mark.usefixtures("quickly_compiled")
 def test_channels_have_patterns_of_their_own():
     flickering = FRAMES[1::3]
     module = local_mean(illumination_rank="auto").with_patterns([FRAMES, flickering])
@@ -303,11 +319,14 @@ def test_what_does_not_fit_is_refused(make, message):
 
 
 @pytest.mark.long
+@pytest.mark.usefixtures("quickly_compiled")
 def test_the_example_compares_ranks(monkeypatch):
     folder = Path(__file__).parents[1] / "examples"
     monkeypatch.syspath_prepend(folder)
     example = runpy.run_path(str(folder / "pattern_accuracy.py"))
-    # The radii of these tests.
+    # The radii and rounds of these tests.
+    few_rounds = partial(jaxbkgd.LocalMean, clip=SoftClip(rounds=2))
+    monkeypatch.setattr(jaxbkgd, "LocalMean", few_rounds)
     small = {"RANKS": (1, 2), "RADII": ((6.0, 6.0),)}
     example["main"].__globals__.update(small)
     errors = example["main"](frame_count=48, size_pix=40)

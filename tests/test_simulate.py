@@ -16,6 +16,8 @@ from jaxbkgd import simulate_movie
 from jaxbkgd._simulation import blinking_molecules, render_molecules, uneven_field
 
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
 # Every size is a program of its own to compile, so tests share one.
 SMALL: dict[str, Any] = {"frame_count": 100, "height_pix": 20, "width_pix": 30}
 EMPTY: dict[str, Any] = {**SMALL, "photons_per_frame": 0, "bkgd_contrast": 0}

@@ -69,6 +69,7 @@ def radii_and_step():
     return np.stack([radii, np.roll(radii, 31)], axis=1), step
 
 
+@pytest.mark.usefixtures("quickly_compiled")
 class TestDerivatives:
     @pytest.mark.long
     def test_gradients_agree_with_differences(self, radii_and_step, rng, x64):
@@ -257,6 +258,7 @@ class TestModule:
         assert np.isnan(lost(FRAMES).bkgds).all()
 
     @pytest.mark.long
+    @pytest.mark.usefixtures("quickly_compiled")
     def test_no_step_leads_out_of_the_bound(self):
         module, target = SpatialMean(3.0), FRAMES.mean()
         for parameter in [-1e6, -1e3, -100.0, -90.0, -60.0, -45.0, -20.0]:
@@ -314,6 +316,7 @@ class TestModule:
             np.testing.assert_allclose(factor, expected, rtol=2e-6)
 
     @pytest.mark.long
+    @pytest.mark.usefixtures("quickly_compiled")
     def test_its_gradients_are_those_of_the_function(self, x64):
         module = SpatialMean([(2.0, 5.0), 3.0], max_radius_pix=BOUND)
         channels = [FRAMES.astype(float), FRAMES[:1].astype(float)]

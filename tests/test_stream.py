@@ -6,7 +6,7 @@ import numpy as np
 import psutil
 import pytest
 
-from jaxbkgd import Camera, estimate_movie, LocalMean, MovieError, open_movie
+from jaxbkgd import Camera, estimate_movie, LocalMean, MovieError, open_movie, SoftClip
 from jaxbkgd._movies.movie import Movie
 
 
@@ -26,6 +26,8 @@ MASK = _RNG.random(SHAPE) > 0.1
 MASK[40:80] = False
 
 ESTIMATOR = LocalMean((2.0, 1.5), 6.0)
+# And another number of rounds.
+SECOND_ORDER = LocalMean(2.0, 9.0, clip=SoftClip(rounds=2), kernel_order=2, skips_nan=True)
 # Chunks are made longer, so that no round sees farther than the chunks next to one.
 OPTIONS = {"chunk_frames": 7, "progress": False}
 
@@ -36,7 +38,7 @@ OPTIONS = {"chunk_frames": 7, "progress": False}
     [
         (WITH_NAN, ESTIMATOR, None, 2),
         (FRAMES, ESTIMATOR, MASK, 1),
-        (WITH_NAN, LocalMean(2.0, 9.0, kernel_order=2, skips_nan=True), None, 2),
+        (WITH_NAN, SECOND_ORDER, None, 2),
         (FRAMES, LocalMean(2.0, 9.0, clip=None, illumination_rank=0), None, 3),
         (FRAMES, LocalMean(2.0, 0.0, clip=None), None, 2),
     ],

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import quick_compilation
 
 import jaxbkgd
 
@@ -32,7 +33,7 @@ STARTS = {"from 2 px": 2.0, "from 25 px": 25.0, TRAINED: 7.0, FROZEN: 7.0}
 def small_movies():
     # And radii that are moved faster, in so few steps.
     small = {"FRAMES": 8, "LONG_MOVIES": 1, "LONG_FRAMES": 8, "RADIUS_RATE": 0.2}
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, quick_compilation():
         for name, value in small.items():
             patch.setattr(train_detector, name, value)
         for name, start_pix in STARTS.items():
@@ -246,7 +247,9 @@ def test_the_true_background_takes_the_estimators_place():
 @pytest.mark.long
 def test_a_detector_sees_the_matched_snr_and_learns_from_it():
     movie = jnp.asarray(np.random.default_rng(0).poisson(60.0, (2, 16, 16)), jnp.float32)
-    model = detector.Detector(jaxbkgd.SpatialMean(5.0), jax.random.key(0), 1.3)
+    # Few taps, so that little is compiled.
+    estimator = jaxbkgd.SpatialMean(5.0, max_radius_pix=5.5)
+    model = detector.Detector(estimator, jax.random.key(0), 1.3)
     molecules = detector.Molecules(
         *(jnp.full((2, 1), 8.0) for _ in range(2)),
         *(jnp.full((2, 1), value) for value in (700.0, True)),
@@ -261,5 +264,5 @@ def test_a_detector_sees_the_matched_snr_and_learns_from_it():
     (value, logit), slopes = loss(model)
     assert bool(jnp.isfinite(value))
     assert bool((slopes.estimator.unbounded_radii != 0).all())
-    plain = detector.Detector(jaxbkgd.SpatialMean(5.0), jax.random.key(0))
+    plain = detector.Detector(estimator, jax.random.key(0))
     assert not np.allclose(eqx.filter_jit(plain)(movie).logit, logit)
