@@ -52,6 +52,7 @@ def movies(example: ModuleType) -> dict[str, SimpleNamespace]:
     return movies
 
 
+@pytest.mark.slow
 def test_frames_have_the_mean_of_their_background(movies: dict[str, SimpleNamespace]):
     for name, movie in movies.items():
         # Without the rows that the molecule reaches: 6 px are more than 5 sigmas.
@@ -198,6 +199,7 @@ def found_in(folder: Path) -> list[tuple[str, str, float]]:
     return [(r["scene"], r["estimator"], r["rms_electrons"]) for r in kept["results"]]
 
 
+@pytest.mark.slow
 def test_the_example_writes_results_table_and_figures(small: ModuleType, tmp_path: Path):
     small.show_accuracy(["dense", "step"], tmp_path, size_pix=8, frame_count=3)
     assert found_in(tmp_path) == [
@@ -223,6 +225,7 @@ def test_the_example_writes_results_table_and_figures(small: ModuleType, tmp_pat
         assert (tmp_path / "figures" / name).read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_what_is_missing(
     small: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

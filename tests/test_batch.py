@@ -99,6 +99,7 @@ def test_frames_of_any_real_dtype_are_converted():
     np.testing.assert_array_equal(_written(frames), ESTIMATOR(frames).bkgds)
 
 
+@pytest.mark.slow
 def test_chunks_of_any_alignment_give_the_same():
     memory = np.empty(FRAMES.nbytes + 64, np.uint8)
     for offset in (2, 16):
@@ -108,6 +109,7 @@ def test_chunks_of_any_alignment_give_the_same():
         np.testing.assert_array_equal(_written(frames, chunk_frames=4), BKGDS)
 
 
+@pytest.mark.slow
 def test_only_halos_are_read_twice():
     movie = CountingMovie(FRAMES)
     estimate_movie(movie, MovingSum(1), np.empty_like(BKGDS), chunk_frames=6)
@@ -235,6 +237,7 @@ def limit_frames(monkeypatch):
     return limit
 
 
+@pytest.mark.slow
 def test_a_device_without_memory_gets_smaller_chunks(limit_frames, tmp_path):
     # Chunks of 23 and 11 frames, of which the shorter ones see two more on either side.
     limit_frames(15)
@@ -283,6 +286,7 @@ def test_smaller_chunks_are_resumed_and_kept(limit_frames, monkeypatch, tmp_path
     np.testing.assert_array_equal(tifffile.imread(path), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*starting over")
 def test_a_short_last_chunk_without_memory_makes_all_smaller(monkeypatch):
     sink, errors = np.empty(FRAMES.shape, np.float32), [OutOfMemory("no memory")]
@@ -365,6 +369,7 @@ def test_residuals_and_snr_are_those_of_the_background_above_the_offset():
     np.testing.assert_array_equal(_written(FRAMES, camera=CAMERA), background.bkgds)
 
 
+@pytest.mark.slow
 def test_uint16_is_rounded_to_the_nearest_number_and_clipped():
     bkgds = np.asarray(ESTIMATOR(FRAMES - np.float32(30000)).bkgds)
     expected = np.clip(np.rint(bkgds), 0, 65535)
@@ -426,6 +431,7 @@ def test_a_result_has_a_name_beside_its_movie(name, beside, tmp_path):
     assert paths_beside([path, "y.tif"], "snr")[1].name == "y-snr.tif"
 
 
+@pytest.mark.slow
 def test_a_path_is_enough_to_estimate_a_movie(movie_path, tmp_path, monkeypatch):
     seen = []
 
@@ -481,6 +487,7 @@ def test_channels_have_their_own_radii_offsets_and_noise_factors():
         )
 
 
+@pytest.mark.slow
 def test_frames_that_are_not_finite_are_counted():
     frames = FRAMES.astype(np.float32)
     frames[5, 3, 3], frames[17, 0, 0] = np.nan, np.inf
@@ -581,6 +588,7 @@ def test_what_an_error_leaves_is_gone_on_with(name, movie_path, tmp_path, monkey
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([name, "movie.npy"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "name"),
     [
@@ -778,6 +786,7 @@ def test_two_runs_do_not_write_the_same_result(movie_path, tmp_path):
     journal.close()
 
 
+@pytest.mark.slow
 def test_each_result_is_gone_on_with_by_its_own_journal(movie_path, tmp_path, monkeypatch):
     """Another job may have begun one of the results anew since."""
     a, b = tmp_path / "a.tif", tmp_path / "b.tif"
@@ -1058,6 +1067,7 @@ def test_an_estimator_that_no_other_run_could_know_again_is_refused(tmp_path):
     np.testing.assert_array_equal(_written(FRAMES, Holding(0)), FRAMES)
 
 
+@pytest.mark.slow
 def test_two_threads_may_estimate_at_once():
     with ThreadPoolExecutor(2) as threads:
         for written in threads.map(_written, [FRAMES, FRAMES[::-1]] * 2):
@@ -1075,6 +1085,7 @@ class TwoColours(Movie):
         return (FRAMES[::-1] if channel else FRAMES)[start:stop]
 
 
+@pytest.mark.slow
 def test_a_reader_of_a_user_with_several_channels_is_a_source():
     out = np.empty((23, 2, 20, 31), np.float32)
     estimate_movie(TwoColours(), ESTIMATOR, out, chunk_frames=4, progress=False)

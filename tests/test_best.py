@@ -330,6 +330,7 @@ def test_each_channel_has_its_radii():
     assert history.rows()["they keep"].count("of their light") == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("frames", "doubt"),
     [
@@ -411,6 +412,7 @@ class TestSpikes:
         both = eqx.filter_jit(loss)(Taking(jnp.array(0.2)), channels)
         np.testing.assert_allclose(both, 0.04, rtol=1e-4)
 
+    @pytest.mark.slow
     def test_it_is_minimised_by_calibrate(self):
         estimator, _ = calibrate(
             self.frames,

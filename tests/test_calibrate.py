@@ -343,6 +343,7 @@ class TestEstimators:
         errors = np.square(np.asarray(estimator.levels) - 100) / expected**2
         assert abs(np.mean(errors) - 1) < 4 * np.sqrt(2 / 32)
 
+    @pytest.mark.slow
     def test_the_standard_deviation_is_unknown_where_it_cannot_be_known(self):
         # Two windows of one frame, and a loss without a minimum.
         _, history = quietly(level(), FEW[:2], objective=towards_ten)
@@ -356,6 +357,7 @@ class TestEstimators:
         assert not history.is_converged
         assert "3 steps" in history.stop_reason
 
+    @pytest.mark.slow
     @pytest.mark.usefixtures("as_installed")
     def test_what_is_no_estimator_or_has_nothing_to_learn_is_refused(self):
         with pytest.raises(ValueError, match=r"nothing to learn"):

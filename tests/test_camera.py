@@ -233,6 +233,7 @@ def test_settings_of_picasso_are_a_camera(tmp_path):
         Camera.load(path)
 
 
+@pytest.mark.slow
 def test_files_that_hold_no_camera_are_named(tmp_path):
     MAPS.save(tmp_path / "short.npz")
     (tmp_path / "short.npz").write_bytes((tmp_path / "short.npz").read_bytes()[:100])
@@ -299,6 +300,7 @@ def test_a_bad_map_is_named_in_one_line(bad, message):
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.slow
 def test_frames_that_maps_do_not_fit_are_refused():
     frames = jnp.ones((2, 8, 48))
     for make in (MAPS.electrons, MAPS.above_offset, MAPS.weights):
@@ -357,6 +359,7 @@ def test_pixels_that_are_alike_are_given_one_gain():
     assert abs(np.mean(report.gain_electrons_per_adu) - 0.5) < 0.005
 
 
+@pytest.mark.slow
 def test_a_dead_pixel_and_a_saturated_light_are_named():
     dark, *bright = camera_stacks([0, 400, 3000], 100)
     for stack in (dark, *bright):

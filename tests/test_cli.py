@@ -171,6 +171,7 @@ def test_a_channel_of_a_mean_over_time_has_its_radii(folder):
     assert chosen.frozen == ((False, False, False),)
 
 
+@pytest.mark.slow
 def test_the_suffix_is_the_format(folder):
     frames, movie, out = _frames(), "movie.ome.tif", "bkgd.zarr"
     tifffile.imwrite(movie, frames, ome=True, metadata={"axes": "TYX"})
@@ -379,6 +380,7 @@ class TestTheOneCommand:
         ]
 
 
+@pytest.mark.slow
 def test_residuals_of_some_frames_are_written_for_other_programs(folder):
     np.save("movie.npy", _frames())
     command = f"{ESTIMATE} --quantity residual --dtype uint16 --pedestal 300"
@@ -471,6 +473,7 @@ def test_an_snr_needs_the_camera(folder):
     np.testing.assert_allclose(_read("bkgd.tif"), expected, rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_camera_is_measured_and_taken_by_estimate(folder):
     rng = np.random.default_rng(0)
     for name, level in {"dark": 4, "bright": 400}.items():
@@ -492,6 +495,7 @@ def test_a_camera_is_measured_and_taken_by_estimate(folder):
     _assert_one_line(_run(f"{ESTIMATE} --camera short.npz"), "short.npz: is no .npz")
 
 
+@pytest.mark.slow
 def test_frames_that_are_not_finite_are_counted(folder):
     frames = _frames(dtype="float32")
     frames[[3, 7], 4, 5] = np.nan
@@ -597,6 +601,7 @@ def test_an_error_is_one_line_and_its_traceback_is_shown_when_asked(
         assert result.stderr.endswith(f"jaxbkgd: {line}\n")
 
 
+@pytest.mark.slow
 def test_what_is_done_before_a_fault_is_kept_and_said_to_be(folder):
     _a_corrupt_page(folder, 7)
     result = _run(
@@ -908,6 +913,7 @@ def test_an_estimate_takes_the_radii_of_its_channel(channel, calibrated, folder)
     assert re.fullmatch(said, result.stderr)
 
 
+@pytest.mark.slow
 def test_a_calibration_is_for_as_many_channels_as_it_has(folder):
     frames = _frames().reshape(5, 2, 21, 34)
     np.save("movie.npy", frames)
@@ -968,6 +974,7 @@ def test_a_calibration_that_does_not_fit_is_one_line(options, pattern, folder):
     assert sorted(folder.iterdir()) == before
 
 
+@pytest.mark.slow
 def test_files_that_were_a_pattern_are_named(folder):
     names = [f"part{number}.tif" for number in range(9)]
     for name in names:
@@ -976,6 +983,7 @@ def test_files_that_were_a_pattern_are_named(folder):
     assert "9 files are as many channels; " in result.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "pattern"),
     [
@@ -1032,6 +1040,7 @@ def quick_calibration(monkeypatch) -> list[Any]:
     return seen
 
 
+@pytest.mark.slow
 def test_a_search_that_has_not_ended_and_its_warnings_are_told(folder, quick_calibration):
     _write("movie.tif", _frames())
     Path("calibration.json").write_text("old")

@@ -123,6 +123,7 @@ def test_channels_are_estimated_each_with_its_radii():
     np.testing.assert_array_equal(result, expected)
 
 
+@pytest.mark.slow
 def test_residual_and_snr_are_of_frames_above_the_offset():
     array = in_chunks(np.maximum(FRAMES, 200))
     frames = np.maximum(FRAMES, 200) - 100.0
@@ -152,6 +153,7 @@ def test_an_estimator_with_a_halo_sees_the_true_ends_of_the_movie(
         assert result.chunks == array.chunks
 
 
+@pytest.mark.slow
 def test_weights_are_cut_as_the_frames_are():
     mask = np.random.default_rng(3).integers(0, 3, FRAMES.shape).astype(np.uint8)
     for weights in (mask[0], mask, da.from_array(mask).rechunk((9, 5, 5))):
@@ -235,6 +237,7 @@ def test_uint16_is_rounded_to_even_and_clipped():
     assert result.compute().ravel().tolist() == [0, 2, 2, 0, 65535]
 
 
+@pytest.mark.slow
 def test_what_is_not_finite_stays_in_its_frame_and_is_refused_as_uint16():
     frames = FRAMES.astype(np.float32)
     frames[13, 4, 4] = np.nan

@@ -229,6 +229,7 @@ def count_done(sink: Path) -> int:
 LATE = {"Zarr": 4, "full Zarr": 3, "NDTiff": 0, "DAX": 0}
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*was not finished:UserWarning")
 @pytest.mark.parametrize("kind", WRITERS)
 def test_windows_are_estimated_as_their_frames_come(kind, run_with, tmp_path):
@@ -365,6 +366,7 @@ def test_frames_that_were_written_again_are_not_resumed(run_with, tmp_path):
     np.testing.assert_array_equal(read(sink), expected(other))
 
 
+@pytest.mark.slow
 def test_channels_that_only_the_end_of_a_movie_tells_are_refused(run_with, tmp_path):
     """As those of an OME-TIFF, whose header is written last."""
     path, sink = tmp_path / "movie.ome.tif", tmp_path / "out.tif"
@@ -410,6 +412,7 @@ def test_a_tiff_that_has_its_directories_in_the_end_is_estimated_then(run_with, 
     np.testing.assert_array_equal(read(sink), expected())
 
 
+@pytest.mark.slow
 def test_look_ahead_frames_are_seen_behind_a_chunk(run_with, tmp_path):
     path, sink, done = tmp_path / "movie.dax", tmp_path / "out.tif", {}
 
@@ -442,6 +445,7 @@ class BlockSum(MovingSum):
         return Background(jnp.repeat(sums, 4, axis=0)[: len(frames)], jnp.ones(()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("start", range(4))
 def test_blocks_of_frames_weights_and_boxes_are_followed(start, run_with, tmp_path):
     path, sinks = tmp_path / "movie.dax", [tmp_path / "a.tif", tmp_path / "b.tif"]

@@ -76,6 +76,7 @@ def test_each_tap_is_within_rounding_of_its_float64_value(truncation):
         check_taps(truncation, np.float64, rtol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("truncation", TRUNCATIONS)
 def test_a_bound_changes_no_tap(truncation):
     radii = RADII.astype(np.float32)
@@ -106,6 +107,7 @@ def test_half_width_is_the_distance_of_the_last_tap(truncation, x64):
         assert np.flatnonzero(reference)[-1] == reference.size // 2 + index
 
 
+@pytest.mark.slow
 def test_smooth_taps_are_continuous_where_a_tap_enters(x64):
     enters = entries_of_smooth_taps(0.3, 99)
     taps = bounded_taps("smooth")

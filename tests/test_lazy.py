@@ -109,6 +109,7 @@ def test_boxes_and_channels_are_an_axis_behind_the_frames():
     np.testing.assert_array_equal(of_one, expected[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", [FRAMES, TWO_CHANNELS], ids=["one", "two channels"])
 def test_it_is_indexed_as_an_array(source):
     lazy = lazy_estimate(source, MEAN, chunk_frames=5)
@@ -193,6 +194,7 @@ def test_the_cache_is_as_large_as_asked_and_keeps_what_was_used_last():
     assert movie.counts[0] == 2
 
 
+@pytest.mark.slow
 def test_scrolling_takes_the_memory_of_the_cache_and_of_a_chunk():
     frames = np.zeros((400, 64, 64), np.uint16)
     chunk_bytes = 20 * 64 * 64 * 4
@@ -207,6 +209,7 @@ def test_scrolling_takes_the_memory_of_the_cache_and_of_a_chunk():
     assert peak < 6.5 * chunk_bytes
 
 
+@pytest.mark.slow
 def test_threads_that_need_one_chunk_estimate_it_once():
     movie = CountingMovie()
     lazy = lazy_estimate(movie, MEAN, chunk_frames=4, cache_bytes=2**20)
@@ -239,6 +242,7 @@ def test_every_thread_has_the_precision_of_the_call():
     assert set(is_64_bit) == {True}
 
 
+@pytest.mark.slow
 def test_a_frame_that_cannot_be_read_is_named_and_tried_again():
     class Failing(CountingMovie):
         is_broken = True
@@ -295,6 +299,7 @@ def test_what_does_not_fit_is_refused_before_a_frame_is_read(
         lazy_estimate(source, estimator, **options)
 
 
+@pytest.mark.slow
 def test_dask_takes_it_as_it_is():
     movie = CountingMovie()
     lazy = lazy_estimate(movie, MEAN, chunk_frames=6)

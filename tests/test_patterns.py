@@ -88,6 +88,7 @@ def test_auto_counts_the_patterns():
     assert steady(ONE_PATTERN).illumination.shape == SHAPE[:1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [16, 17])
 def test_auto_takes_no_more_patterns_than_squares_can_tell(width):
     noise = np.random.default_rng(0).poisson(100, (40, 16, width))
@@ -103,6 +104,7 @@ def test_what_is_learned_before_and_in_a_call_is_nearly_the_same():
     np.testing.assert_allclose(learned(FRAMES).bkgds, local_mean()(FRAMES).bkgds, atol=0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quickly_compiled")
 def test_a_known_illumination_gives_the_patterns():
     known = local_mean().with_patterns(FRAMES, illumination=LIGHT)
@@ -213,6 +215,7 @@ def test_a_nan_reaches_the_frames_that_see_it():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quickly_compiled")
 def test_dark_frames_are_dark():
     dark = FRAMES.copy()
@@ -224,6 +227,7 @@ def test_dark_frames_are_dark():
     assert np.sqrt(np.mean(others**2)) < 0.9
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quickly_compiled")
 def test_dark_frames_are_no_pattern(rng):
     frames = rng.poisson(60, SHAPE).astype(np.float32)

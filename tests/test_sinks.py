@@ -109,6 +109,7 @@ def _refuse_to_remove_journals(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Path, "unlink", refuse)
 
 
+@pytest.mark.slow
 def test_a_journal_that_cannot_be_removed_claims_nothing(tmp_path, monkeypatch):
     out = tmp_path / "out.tif"
     with monkeypatch.context() as refusing:
@@ -179,6 +180,7 @@ def _described(path: Path) -> dict[str, Any]:
     return dict(line.split(": ", 1) for line in unescape(text).splitlines())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "uint16"])
 @every_file
 def test_a_file_says_what_its_numbers_are(name, dtype, tmp_path):

@@ -228,6 +228,7 @@ def test_radii_are_one_for_all_a_pair_for_all_or_one_a_channel(radii, pairs):
         assert sizes == [_kernel_by_definition(radius).size for radius in radius_of]
 
 
+@pytest.mark.slow
 def test_the_answer_is_two_lists_and_a_dictionary_of_lists():
     first, second = _two_channels()
     # JAX and NumPy channels may be mixed, and the radius is 7 px by default.
@@ -251,6 +252,7 @@ def test_the_answer_is_two_lists_and_a_dictionary_of_lists():
     assert not np.shares_memory(bkgd, second)
 
 
+@pytest.mark.slow
 def test_a_stack_without_frames_has_a_bkgd_without_frames():
     shape = (0, 5, 7)
     for frames in (np.zeros(shape, np.uint16), jnp.zeros(shape)):
@@ -260,6 +262,7 @@ def test_a_stack_without_frames_has_a_bkgd_without_frames():
         assert factors[0] == pytest.approx(GOLDEN["factor 5.0"], rel=KERNEL_TOLERANCE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", [np.asfortranarray, _every_other])
 @pytest.mark.parametrize("as_channel", [np.asarray, jnp.asarray])
 def test_output_arrays_are_filled_and_cut_to_the_frames_of_their_channel(
@@ -281,6 +284,7 @@ def test_output_arrays_are_filled_and_cut_to_the_frames_of_their_channel(
         np.testing.assert_array_equal(output[len(frames) :], -1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("radius", [0.3, 3.0])
 def test_bkgds_are_right_where_outputs_lie_in_the_memory_of_the_channels(radius: float):
     memory = np.concatenate(2 * [Case((5, 5, 7), "float32", (1, 1)).frames()])
@@ -295,6 +299,7 @@ def test_bkgds_are_right_where_outputs_lie_in_the_memory_of_the_channels(radius:
     _assert_close_to(memory, _bkgd_by_definition(frames, (radius, radius)), frames)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "corrections",
     [

@@ -174,6 +174,7 @@ class TestNoise:
         factors = jax.jit(jax.vmap(bounded))(np.array(NOISE_RADII[:6], np.float32))
         np.testing.assert_allclose(factors, expected, atol=rounding)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("kind", ["exact", "separable"])
     def test_a_bound_changes_no_factor(self, kind):
         for bound in (None, 40.0):
@@ -283,6 +284,7 @@ class TestModule:
             module = set_parameters(SpatialMean(bound / 3, max_radius_pix=bound), 1e6)
             assert np.all(np.asarray(module.radii_pix, float) < bound)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("noise", "truncation"), [("exact", "smooth"), ("separable", "hard")]
     )

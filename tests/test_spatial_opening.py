@@ -53,6 +53,7 @@ def test_channels_have_their_own_radii_or_share_one():
     np.testing.assert_array_equal(alone.radii_pix, [(2, 2), (1, 3), (1.5, 1.5)])
 
 
+@pytest.mark.slow
 def test_a_nan_reaches_the_pixels_whose_ellipses_cover_it():
     frames = FRAMES[:2].astype(np.float32)
     frames[0, 5, 8] = np.nan
@@ -70,6 +71,7 @@ def test_its_derivatives_are_those_of_finite_differences(x64):
     check_grads(lambda f: SpatialOpening(1.0)(f).bkgds, (frames,), 1, modes=("fwd", "rev"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("radii", [(1.0, 1.0), (3.0, 3.0), (2.0, 9.0)], ids=str)
 def test_the_noise_factor_is_that_of_simulated_noise(radii):
     noise = RNG.standard_normal((4, 256, 256))

@@ -23,6 +23,7 @@ def _by_definition(frames: np.ndarray, radius: int) -> np.ndarray:
 
 # Of the movie's 14 frames: the frame itself, windows inside, windows that reach over both
 # ends at once, and windows that always do.
+@pytest.mark.slow
 @pytest.mark.parametrize("radius", [0, 4, 8, 10**9])
 def test_each_frame_has_the_median_of_the_frames_that_there_are(radius):
     background = TemporalMedian(radius)(FRAMES)
@@ -30,6 +31,7 @@ def test_each_frame_has_the_median_of_the_frames_that_there_are(radius):
     np.testing.assert_array_equal(background.bkgds, _by_definition(FRAMES, radius))
 
 
+@pytest.mark.slow
 def test_movies_of_few_frames_have_a_median():
     assert TemporalMedian(1)(FRAMES[:0]).bkgds.shape == (0, 5, 6)
     for length in (1, 2):
@@ -78,6 +80,7 @@ def test_its_derivatives_are_those_of_finite_differences(x64):
     check_grads(lambda f: TemporalMedian(2)(f).bkgds, (frames,), 1, modes=("fwd", "rev"))
 
 
+@pytest.mark.slow
 def test_equal_frames_share_the_gradient_and_no_others_have_any():
     frames = jnp.array([5.0, 1.0, 1.0, 9.0, 1.0])[:, None, None]
 

@@ -211,6 +211,7 @@ def test_one_thread_at_a_time_calls_a_library(monkeypatch, tmp_path):
     np.testing.assert_array_equal(reads, FRAMES[frames, 1])
 
 
+@pytest.mark.slow
 def test_an_estimate_asks_for_each_frame_once_and_keeps_a_chunk(monkeypatch, tmp_path):
     asked = []
 
@@ -731,6 +732,7 @@ def test_the_frames_of_a_real_nd2_are_those_that_nd2_gives():
     np.testing.assert_array_equal(_read(DATA / "nikon.nd2"), frames)
 
 
+@pytest.mark.slow
 @real_files
 @pytest.mark.parametrize("part", [0.0001, 0.002, 0.01, 0.25, 0.5, 0.99])
 def test_real_files_that_are_cut_short_are_refused_in_one_line(name, part, tmp_path):

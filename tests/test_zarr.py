@@ -415,6 +415,7 @@ class _Quiet(SimpleHTTPRequestHandler):
         pass
 
 
+@pytest.mark.slow
 def test_a_zarr_is_read_from_a_server(frames, tmp_path):
     _write(tmp_path / "movie.zarr", frames)
     handler = ft.partial(_Quiet, directory=str(tmp_path))
