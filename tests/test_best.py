@@ -189,7 +189,7 @@ def test_a_gain_or_offset_that_the_noise_contradicts_is_named(camera, is_wrong):
     light = np.broadcast_to(LEVEL, (FRAME_COUNT, SIZE_PIX, SIZE_PIX))
     frames = rng.poisson(light).astype(np.float32) + 100
     _, history = calibrate(frames, camera=camera, progress=False)
-    said = [doubt for doubt in history.doubts if "gain or the offset is wrong" in doubt]
+    said = [doubt for doubt in history.doubts if "or the read noise is wrong" in doubt]
     assert bool(said) == is_wrong
     (findings,) = history.findings
     above = (60 + 100 - float(camera.offset_adu)) * float(camera.gain_electrons_per_adu)

@@ -130,9 +130,9 @@ class Findings(NamedTuple):
         if self.noise**2 > most or self.noise**2 < _LEAST_VARIANCE * by_light:
             doubts.append(
                 f"the noise of a pixel is {self.noise:.3g} e-, where light of "
-                f"{self.level:.3g} e- makes {self.expected_noise:.3g}: the gain or the "
-                "offset is wrong (of an EMCCD, give half of the gain), or the frames were "
-                "filtered"
+                f"{self.level:.3g} e- makes {self.expected_noise:.3g}: the gain, the "
+                "offset or the read noise is wrong (of an EMCCD, give half of the gain), "
+                "or the frames were filtered"
             )
         low, high = self.error_interval
         if high < 0:
