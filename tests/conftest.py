@@ -78,8 +78,10 @@ def quick_compilation() -> Iterator[None]:
     """Where `QUICK_COMPILATION` is set, as in `.ci/run`, what is compiled within is
     optimised little, and takes half as long to compile: for derivatives, searches and
     pages, which compile much and compute little."""
-    is_quick = bool(os.environ.get("QUICK_COMPILATION"))
-    jax.config.update("jax_disable_most_optimizations", is_quick)
+    if not os.environ.get("QUICK_COMPILATION"):
+        yield
+        return
+    jax.config.update("jax_disable_most_optimizations", True)
     try:
         yield
     finally:

@@ -31,7 +31,8 @@ MOST_LOST, _LEAST_SPOTS_KEPT = 0.02, 0.9
 _DEVIATIONS, _LEAST_SHARE = 5.0, 0.1
 # Shares of frames, of regions and of pixels beyond which the user is told.
 _MANY_FRAMES, _MANY_REGIONS, _MANY_CLIPPED = 0.02, 0.05, 0.09
-# The share of pixels without molecules that count as if they had one, by their noise.
+# The share of pixels that count as if they had a molecule by their noise alone, as in
+# movies without molecules.
 _CLIPPED_NOISE = 0.09
 # Shares of the variance by photons and reading between which that of the frames is, if
 # gain and offset are right; and squared electrons of reading that may not be known.
@@ -101,8 +102,8 @@ class Findings(NamedTuple):
         many = self.unexplained_share
         return {
             "error": (
-                f"{error} of {self.level:.3g} {unit}; the noise of a pixel is "
-                f"{self.noise:.3g}"
+                f"{error}; the background is {self.level:.3g} {unit}, and the noise of a "
+                f"pixel {self.noise:.3g}"
             ),
             "molecules": (
                 f"{seen.per_frame:.1f} a frame of {light}, on for {self.on_frames:.1f} "
