@@ -436,6 +436,12 @@ def test_exported_sizes_may_be_symbolic(dimensions, radius_pix, rng, x64):
         np.testing.assert_allclose(call(stack), expected, rtol=1e-10)
 
 
+@pytest.mark.long
+def test_one_exported_program_serves_cpu_cuda_and_tpu(x64):
+    call = revived(value_and_gradients, FRAMES, PAIR)
+    jax.tree.map(close(), call(FRAMES, PAIR), value_and_gradients(FRAMES, PAIR))
+
+
 @pytest.mark.slow
 def test_gradients_are_exported_with_symbolic_sizes(x64):
     """In one program for CPU, CUDA and TPU."""
