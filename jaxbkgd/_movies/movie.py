@@ -44,8 +44,7 @@ class ChangedSource(MovieError):
 
 @runtime_checkable
 class Pixels(Protocol):
-    """What `Movie` slices. It may have `chunk_frames`, the number of frames that are
-    decoded together."""
+    """What `Movie` slices."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...
@@ -106,7 +105,6 @@ class Movie(contextlib.AbstractContextManager["Movie"]):
         self.frame_interval_s = frame_interval_s
         self.dtype = np.dtype(pixels.dtype).newbyteorder("=")
         self.shape = check_pixels(name, pixels.shape, self.dtype)
-        self.chunk_frames = getattr(pixels, "chunk_frames", 1)
         self.pixels: Any = pixels
         self._close = close
         self.opened_state = self.state()
