@@ -24,6 +24,7 @@ from typer.testing import CliRunner, Result
 from jaxbkgd import (
     _movies,
     _workers,
+    Channel,
     estimate_movie,
     FramePairLoss,
     LocalMean,
@@ -46,7 +47,6 @@ from jaxbkgd._cli import (
 from jaxbkgd._cli.app import app
 from jaxbkgd._cli.kept import lock_output
 from jaxbkgd._cli.report import UsageError, write_whole
-from jaxbkgd._movies.movie import Channel
 
 
 CALIBRATED = "estimate movie.npy --out bkgd.tif"

@@ -22,8 +22,14 @@ from dask.base import optimize
 from distributed import Client, LocalCluster
 
 import jaxbkgd
-from jaxbkgd import AbstractEstimator, Background, Camera, MovieError, SpatialMean
-from jaxbkgd._batch.dask import estimate_dask
+from jaxbkgd import (
+    AbstractEstimator,
+    Background,
+    Camera,
+    estimate_dask,
+    MovieError,
+    SpatialMean,
+)
 from jaxbkgd._movies.open import open_sink
 from jaxbkgd._movies.sinks import Layout
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import yaml
 
+from jaxbkgd import Movie, MovieError
 from jaxbkgd._movies import raw as _raw
-from jaxbkgd._movies.movie import Movie, MovieError
 from jaxbkgd._movies.sinks import Layout
 
 

@@ -6,8 +6,15 @@ import numpy as np
 import psutil
 import pytest
 
-from jaxbkgd import Camera, estimate_movie, LocalMean, MovieError, open_movie, SoftClip
-from jaxbkgd._movies.movie import Movie
+from jaxbkgd import (
+    Camera,
+    estimate_movie,
+    LocalMean,
+    Movie,
+    MovieError,
+    open_movie,
+    SoftClip,
+)
 
 
 SHAPE = (300, 20, 22)

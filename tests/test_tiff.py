@@ -15,9 +15,8 @@ import pytest
 import tifffile
 from PIL import Image
 
+from jaxbkgd import MovieError, open_movie
 from jaxbkgd._movies import tiff_pages as _tiff
-from jaxbkgd._movies.movie import MovieError
-from jaxbkgd._movies.open import open_movie
 from jaxbkgd._movies.sinks import Layout
 from jaxbkgd._movies.tiff_pages import TiffSink
 

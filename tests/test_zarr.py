@@ -29,8 +29,7 @@ from zarr.codecs import (
 )
 from zarr.core.metadata import ArrayV3Metadata
 
-from jaxbkgd._movies.movie import MovieError
-from jaxbkgd._movies.open import open_movie
+from jaxbkgd import MovieError, open_movie
 from jaxbkgd._movies.sinks import Layout
 from jaxbkgd._movies.zarr import ZarrSink
 
