@@ -229,6 +229,7 @@ def test_the_frames_of_a_damaged_chunk_are_named(frames, tmp_path):
 def test_chunks_that_are_read_in_parts_are_read_once(compressor, frames, tmp_path):
     path = _write(tmp_path / "m.zarr", frames, compressors=compressor)
     with open_movie(path) as movie, ThreadPoolExecutor(3) as threads:
+        assert movie.chunk_frames == CHUNKS[0]
         for chunk_is_there in (True, False):
             reads = threads.map(lambda start: movie.read(start, start + 3), range(8))
             for start, read in enumerate(reads):

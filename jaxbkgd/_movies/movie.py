@@ -68,6 +68,7 @@ class Movie(contextlib.AbstractContextManager["Movie"]):
     - `name`, `format`: for messages; the name is a path where there is one.
     - `paths`: the files and folders that the movie is read from.
     - `pixel_size_um`: (y, x), and `frame_interval_s`, where they are known.
+    - `chunk_frames`: how many frames the file decodes together.
     - `close`: called when the movie is closed.
 
     **Raises:**
@@ -96,6 +97,7 @@ class Movie(contextlib.AbstractContextManager["Movie"]):
         paths: Sequence[Path] = (),
         pixel_size_um: tuple[float, float] | None = None,
         frame_interval_s: float | None = None,
+        chunk_frames: int = 1,
         close: Callable[[], object] | None = None,
     ) -> None:
         self.name = name
@@ -103,6 +105,7 @@ class Movie(contextlib.AbstractContextManager["Movie"]):
         self.paths = tuple(paths)
         self.pixel_size_um = pixel_size_um
         self.frame_interval_s = frame_interval_s
+        self.chunk_frames = chunk_frames
         self.dtype = np.dtype(pixels.dtype).newbyteorder("=")
         self.shape = check_pixels(name, pixels.shape, self.dtype)
         self.pixels: Any = pixels

@@ -56,6 +56,7 @@ def open_zarr(source: Path | str, *, is_growing: bool = False) -> Movie:
             paths=[source] if isinstance(source, Path) and not is_growing else (),
             pixel_size_um=(scales["y"], scales["x"]) if {"x", "y"} <= {*scales} else None,
             frame_interval_s=scales.get("t") if pixels.depths == 1 else None,
+            chunk_frames=pixels.chunk_frames,
             close=array.store.close,
         )
 
