@@ -204,8 +204,8 @@ def _noise_correction(
     radii: Float[Array, "2"], kernels: KernelPair, noise: NoiseKind
 ) -> tuple[Float[Array, ""], tuple[Float[Array, " _"], ...]]:
     """The noise factor, and the taps that it is made of."""
-    taps = [kernel.taps(radius) for kernel, radius in zip(kernels, radii, strict=True)]
-    return noise_factor(taps, noise), tuple(taps)
+    taps_y, taps_x = (kernel.taps(r) for kernel, r in zip(kernels, radii, strict=True))
+    return noise_factor(taps_y, taps_x, noise), (taps_y, taps_x)
 
 
 def _radii_and_kernels(

@@ -46,8 +46,8 @@ class Settings:
     is_finite: bool
 
     def adjoint(self) -> "Settings":
-        adjoints: dict[Edges, Edges] = {"repeated": "folded", "folded": "repeated"}
-        return dataclasses.replace(self, edges=adjoints.get(self.edges, self.edges))
+        adjoints = {"repeated": "folded", "folded": "repeated", "empty": "empty"}
+        return dataclasses.replace(self, edges=adjoints[self.edges])
 
 
 class Row(NamedTuple):
