@@ -155,12 +155,8 @@ class Background(eqx.Module):
 
 def joined(backgrounds: Any) -> Background:
     """One background of all channels, in their structure."""
-    return Background(
-        map_channels(operator.attrgetter("bkgds"), backgrounds),
-        map_channels(operator.attrgetter("noise_corrections"), backgrounds),
-        map_channels(operator.attrgetter("illumination"), backgrounds),
-        map_channels(operator.attrgetter("noise"), backgrounds),
-    )
+    names = "bkgds", "noise_corrections", "illumination", "noise"
+    return Background(*(map_channels(operator.attrgetter(n), backgrounds) for n in names))
 
 
 def snr(
