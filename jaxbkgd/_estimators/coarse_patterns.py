@@ -43,12 +43,6 @@ def coarse(
     return images
 
 
-def coarse_shape(size: tuple[int, int]) -> tuple[int, int]:
-    """The rows and columns of squares in frames of this size."""
-    height, width = (-(-pixels // 2 ** _halvings(size)) for pixels in size)
-    return height, width
-
-
 def _halvings(size: tuple[int, int]) -> int:
     squares = max(size) / 2**_SQUARE_HALVINGS / _MOST_SQUARES
     return _SQUARE_HALVINGS + max(0, math.ceil(math.log2(squares)))
@@ -218,7 +212,8 @@ def checked_patterns(
 def check_squares(shape: tuple[int, ...], rank: Any, patterns: Any = None) -> None:
     """Raises `ValueError` unless frames of this shape have the squares of the patterns, and
     enough to tell them apart."""
-    squares = coarse_shape((shape[-2], shape[-1]))
+    size = shape[-2], shape[-1]
+    squares = tuple(-(-pixels // 2 ** _halvings(size)) for pixels in size)
     if rank != "auto" and rank >= math.prod(squares) and rank > 1:
         raise ValueError(
             f"Of frames of shape {shape}, {rank} patterns cannot be told from "

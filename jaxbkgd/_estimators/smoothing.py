@@ -13,6 +13,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
+from .._filter.correlation import pad
 from .._filter.kernels import GaussianKernel, half_width
 from .._filter.primitive import separable_filter, temporal_filter
 from .checks import is_known
@@ -20,6 +21,9 @@ from .checks import is_known
 
 # Below this total weight under a kernel, there is nothing to be the mean of.
 LEAST_TOTAL_WEIGHT = 1e-6
+
+_Images = Float[Array, "*batch blocks height width"]
+_Blocks = Float[Array, "blocks height width"]
 
 
 class SmoothingKernels(NamedTuple):
@@ -88,45 +92,33 @@ class Smoothing(eqx.Module):
         factors = np.array([1, 0.5, 0.5], self.radii.dtype)
         return Smoothing(self.radii * factors, kernels, self.order)
 
-    def sums(
-        self, images: Float[Array, "*batch blocks height width"]
-    ) -> Float[Array, "*batch blocks height width"]:
+    def sums(self, images: _Images) -> _Images:
         """The sums under G. Edge pixels are repeated, and beyond the first and last block
         is none."""
         return self.sums_in_time(self.sums_in_space(images))
 
-    def sums_in_space(
-        self, images: Float[Array, "*batch blocks height width"]
-    ) -> Float[Array, "*batch blocks height width"]:
+    def sums_in_space(self, images: _Images) -> _Images:
         """The sums along y and x alone."""
         kernels = self.kernels.y, self.kernels.x
         return separable_filter(images, list(self.radii[1:]), kernels, is_finite=True)
 
-    def sums_in_time(
-        self, images: Float[Array, "*batch blocks height width"]
-    ) -> Float[Array, "*batch blocks height width"]:
+    def sums_in_time(self, images: _Images) -> _Images:
         """The sums over time alone."""
         time = self.kernels.time
         if time is None:
             return images
         return temporal_filter(images, self.radii[0], time, "empty", is_finite=True)
 
-    def with_gap(
-        self,
-        sums: Float[Array, "*batch blocks height width"],
-        images: Float[Array, "*batch blocks height width"],
-        gap: int,
-    ) -> Float[Array, "*batch blocks height width"]:
+    def with_gap(self, sums: _Images, images: _Images, gap: int) -> _Images:
         """`sums`, which `sums_in_time` gives of `images`, where for each block those that
         are nearer than `gap` are replaced by the two at that distance."""
         time = self.kernels.time
         if time is None or not gap:
             return sums
         count = images.shape[-3]
-        batch = [(0, 0)] * (images.ndim - 3)
-        padded = jnp.pad(images, [*batch, (gap, gap), (0, 0), (0, 0)])
+        padded = pad(images, (gap, gap), -3)
 
-        def beside(distance: int) -> Float[Array, "*batch blocks height width"]:
+        def beside(distance: int) -> _Images:
             before, after = (
                 lax.slice_in_dim(padded, start, start + count, axis=-3)
                 for start in (gap - distance, gap + distance)
@@ -139,12 +131,8 @@ class Smoothing(eqx.Module):
         return sums - sum(taps[n] * beside(n) for n in range(1, min(gap, taps.size)))
 
     def completed(
-        self,
-        sums: Float[Array, "blocks height width"],
-        totals: Float[Array, "blocks height width"],
-        smooth_sums: Float[Array, "blocks height width"],
-        smooth_totals: Float[Array, "blocks height width"],
-    ) -> Float[Array, "blocks height width"]:
+        self, sums: _Blocks, totals: _Blocks, smooth_sums: _Blocks, smooth_totals: _Blocks
+    ) -> _Blocks:
         """The means, from sums and totals that are smoothed already; for order 4, with the
         mean of what they leave added ("twicing": Tukey, Exploratory Data Analysis, 1977,
         16); 1 where there is none, so that a frame without light around it has its own mean

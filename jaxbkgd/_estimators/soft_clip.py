@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from .._filter.correlation import pad
+from .._filter.kernels import Image
 from .checks import checked_count, checked_number, is_traced
 
 
@@ -108,9 +110,7 @@ class SoftClip(eqx.Module):
         return _LEAST_WEIGHT + (1 - _LEAST_WEIGHT) * share
 
 
-def squared_noise(
-    frames: Float[Array, "*batch height width"],
-) -> Float[Array, "*batch height width"]:
+def squared_noise(frames: Image) -> Image:
     """The squared noise in each pixel, whose mean is its variance.
 
     The second difference along y of that along x, which is blind to what is smooth, and to
@@ -118,8 +118,6 @@ def squared_noise(
     have 3 pixels or more in height and width.
     """
     for axis in (-2, -1):
-        widths = [(0, 0)] * frames.ndim
-        widths[axis] = (1, 1)
         # An edge pixel has that of the one next to it.
-        frames = jnp.pad(jnp.diff(frames, 2, axis), widths, "edge")
+        frames = pad(jnp.diff(frames, 2, axis), (1, 1), axis, "edge")
     return frames**2 / 36

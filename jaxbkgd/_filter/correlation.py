@@ -126,8 +126,12 @@ def correlate_axis(
 
 
 def pad(
-    image: Frames, widths: tuple[Size, Size], axis: int, mode: str = "constant"
-) -> Padded:
+    image: Shaped[Array, "..."],
+    widths: tuple[Size, Size],
+    axis: int,
+    mode: str = "constant",
+) -> Shaped[Array, "..."]:
+    """The image, padded along one axis."""
     all_widths = [(0, 0)] * image.ndim
     all_widths[axis] = widths
     return jnp.pad(image, all_widths, mode)
