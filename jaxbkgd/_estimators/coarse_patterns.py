@@ -62,18 +62,14 @@ def square_levels(
     def of_frame(arguments: tuple[Any, Any]) -> Float[Array, "rows columns"]:
         frames, weights = jax.tree.map(lambda image: image[None, None], arguments)
         small, counts = halved_frames(*zero_uncounted(frames, weights, skips_nan, dtype))
-        small = small if counts is None else jnp.where(counts > 0, small, jnp.inf)
+        small = small if counts is None else jnp.where(counts > 0, small, jnp.nan)
         small = small[0, 0]
         ends = [(0, -length % edge) for length in small.shape]
-        small = jnp.pad(small, ends, constant_values=jnp.inf)
+        small = jnp.pad(small, ends, constant_values=jnp.nan)
         rows, columns = (length // edge for length in small.shape)
-        parts = small.reshape(rows, edge, columns, edge).swapaxes(1, 2)
-        values = jnp.sort(parts.reshape(rows, columns, edge**2), -1)
-        seen = jnp.sum(values < jnp.inf, -1, keepdims=True)
-        middle = jnp.concatenate([(seen - 1) // 2, seen // 2], -1).clip(0, edge**2 - 1)
-        medians = jnp.mean(jnp.take_along_axis(values, middle, -1), -1)
-        is_seen = (seen[..., 0] > 0).astype(dtype)
-        medians = jnp.where(seen[..., 0] > 0, medians, 0)
+        medians = jnp.nanmedian(small.reshape(rows, edge, columns, edge), (1, 3))
+        is_seen = jnp.isfinite(medians).astype(dtype)
+        medians = jnp.where(is_seen > 0, medians, 0)
         for _ in range(_halvings(size) - _SQUARE_HALVINGS):
             medians, is_seen = halve_size(medians), halve_size(is_seen)
         return ratio(medians, is_seen)
