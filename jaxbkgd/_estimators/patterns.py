@@ -17,10 +17,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from .._filter.kernels import GaussianKernel
-from .._filter.primitive import temporal_filter
 from .background import Background
 from .block_sums import frame_means, over_blocks
 from .coarse_patterns import patterns_of, square_levels
+from .illumination import means_over_time
 from .light_model import (
     around_all_pixels,
     estimate_batch,
@@ -196,9 +196,6 @@ def _fill_unseen(
 ) -> _Light:
     """The light, of frames of which no pixel counts the mean of that around them."""
     seen = is_seen.reshape(-1).astype(light.dtype)
-    values = jnp.concatenate([light.reshape(len(light), -1) * seen, seen[None]])
-    values = temporal_filter(
-        values[..., None, None], radius_frames, kernel, "empty", is_finite=True
-    )[..., 0, 0]
-    means = ratio(values[:-1], values[-1]).reshape(light.shape)
-    return jnp.where(is_seen, light, means)
+    rows = light.reshape(len(light), -1)
+    means = jnp.stack(means_over_time(seen, radius_frames, kernel, *rows))
+    return jnp.where(is_seen, light, means.reshape(light.shape))
