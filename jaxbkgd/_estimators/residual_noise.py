@@ -4,7 +4,7 @@ function: that of the background is correlated from pixel to pixel."""
 import functools as ft
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -91,7 +91,7 @@ class ResidualNoise(eqx.Module):
         pairs, triples, squares, cubes = zip(*axes, strict=True)
         kernel = self._kernel
         smooth = range(1, len(kernel) + 1)
-        own = _total(kernel[k - 1] * _product(pairs, 0, k) for k in smooth)
+        own: Any = sum(kernel[k - 1] * _product(pairs, 0, k) for k in smooth)
         # Of a peak, what is clipped is not in its own background: if it is all, the
         # background has nothing along g.
         clipped = 1 - self._own_share(psf, own)
@@ -99,7 +99,7 @@ class ResidualNoise(eqx.Module):
         variance = _moment_of_sum(pairs, kept, power=2)
         along = _moment_of_sum(pairs, kept, 0)
         # The variance is estimated by the background, which follows the noise itself.
-        followed = _total(
+        followed = sum(
             kernel[k - 1]
             * (_moment_of_sum(squares, kept, k) - clipped * along * _product(squares, k, 0))
             for k in smooth
@@ -200,14 +200,12 @@ def _moment_of_sum(
 ) -> Float[Array, "..."]:
     """The moments of the first rows and so many factors, each the sum of all rows with the
     coefficients `kept`."""
-    return _total(
+    terms = (
         math.prod((kept[row] for row in rows), start=1.0) * _product(moments, *first, *rows)
         for rows in itertools.product(range(len(kept)), repeat=power)
     )
-
-
-def _total(terms: Iterable[Any]) -> Float[Array, "..."]:
-    return ft.reduce(jnp.add, terms)
+    total: Any = sum(terms)
+    return total
 
 
 def _along_pixels(

@@ -1,10 +1,8 @@
 """The kernel of LocalMean over blocks of frames, y and x, and half-size frames."""
 
 import dataclasses
-import functools as ft
 import math
-import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -14,7 +12,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from .._filter.correlation import pad
-from .._filter.kernels import GaussianKernel, half_width
+from .._filter.kernels import GaussianKernel, half_width, Image
 from .._filter.primitive import separable_filter, temporal_filter
 from .checks import is_known
 
@@ -156,17 +154,13 @@ class Smoothing(eqx.Module):
         if self.order == 4:
             terms = [(2.0, gaussians), (-1.0, [jnp.convolve(t, t) for t in gaussians])]
         # Each tap of a block is shared by its frames.
-        centre = sum(c * _product(t[t.size // 2] for t in rows) for c, rows in terms)
+        centre = sum(c * math.prod(t[t.size // 2] for t in rows) for c, rows in terms)
         energy = sum(
-            c * d * _product(map(_inner, rows, others))
+            c * d * math.prod(map(_inner, rows, others))
             for c, rows in terms
             for d, others in terms
         )
         return root(jnp.asarray(1 + (energy - 2 * centre) / block_frames))
-
-
-def _product(factors: Iterable[Any]) -> Any:
-    return ft.reduce(operator.mul, factors)
 
 
 def _inner(taps: Float[Array, " _"], others: Float[Array, " _"]) -> Float[Array, ""]:
@@ -188,9 +182,7 @@ def root(squares: Float[Array, "..."]) -> Float[Array, "..."]:
     return jnp.where(is_zero, 0, jnp.sqrt(jnp.where(is_zero, 1, squares)))
 
 
-def halve_size(
-    images: Float[Array, "*batch height width"],
-) -> Float[Array, "*batch half_height half_width"]:
+def halve_size(images: Image) -> Float[Array, "*batch half_height half_width"]:
     """The means of blocks of 2 x 2 pixels. An odd last line or column counts twice."""
     *batch, height, width = images.shape
     # Not a mean over axes, whose order XLA chooses by the number of frames.
@@ -208,7 +200,7 @@ def halve_size(
 
 def double_size(
     images: Float[Array, "*batch half_height half_width"], shape: tuple[Any, ...]
-) -> Float[Array, "*batch height width"]:
+) -> Image:
     """Images in which each pixel has become a block of 2 x 2, cut to `shape`."""
     images = jnp.repeat(jnp.repeat(images, 2, axis=-2), 2, axis=-1)
     return images[..., : shape[-2], : shape[-1]]
