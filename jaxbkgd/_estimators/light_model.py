@@ -155,8 +155,8 @@ class LightModel(eqx.Module):
         return (self.halo_blocks + 1) * self.block_frames - 1 + self.reach_light
 
     @property
-    def _options(self) -> dict[str, bool]:
-        return {"is_steady": self.illumination_rank == 0, "skips_nan": self.skips_nan}
+    def is_steady(self) -> bool:
+        return self.illumination_rank == 0
 
     def step_blocks(self, shape: tuple[Any, ...]) -> int:
         """The blocks of frames (..., height, width) in a step of the loop over blocks. A
@@ -184,17 +184,26 @@ class LightModel(eqx.Module):
 
     def first_sums(self, blocks: FrameBlocks) -> tuple[BlockSums, Bool[Array, " blocks"]]:
         """Sums in which all pixels count, and which blocks have a NaN that counts."""
-        dtype = self.smoothing.radii.dtype
-        first = ft.partial(first_sums, dtype=dtype, **self._options)
+        first = ft.partial(
+            first_sums,
+            is_steady=self.is_steady,
+            skips_nan=self.skips_nan,
+            dtype=self.smoothing.radii.dtype,
+        )
         return over_blocks(first, self.step_blocks(blocks.frames.shape), *blocks)
 
     def clipped_sums(
         self, blocks: FrameBlocks, rates: Rates, *, is_last: bool = False
     ) -> BlockSums:
         """Sums in which molecules are clipped; of full size in the last round."""
-        around = around_all_pixels(self.clip, rates.rates)
-        options = self._options | {"clip": self.clip, "around_all": around}
-        clipped = ft.partial(clipped_sums, is_last=is_last, **options)
+        clipped = ft.partial(
+            clipped_sums,
+            clip=self.clip,
+            around_all=around_all_pixels(self.clip, rates.rates),
+            is_last=is_last,
+            is_steady=self.is_steady,
+            skips_nan=self.skips_nan,
+        )
         step = self.step_blocks(blocks.frames.shape)
         return over_blocks(clipped, step, *blocks[:2], *rates[:3])
 
@@ -240,7 +249,7 @@ class LightModel(eqx.Module):
 
     def steady_light(self, light: Light) -> Float[Array, "blocks frames"]:
         """The light, averaged over time where it is seen to be steady."""
-        if not self.illumination_rank:
+        if self.is_steady:
             return light.light
         return average_steady_light(
             light.light.reshape(-1),
