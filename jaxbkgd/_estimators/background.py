@@ -193,12 +193,11 @@ def snr(
     given = signal, bkgd, noise_correction, gain, read_noise_electrons
     with jax.transfer_guard("allow"):
         arguments = [jnp.asarray(a) for a in given]
-    rank = max(a.ndim for a in arguments)
-    # Scalars stay scalars.
-    arguments = [
-        a.reshape(*[1] * (rank - a.ndim), *a.shape) if a.ndim else a for a in arguments
-    ]
-    with jax.transfer_guard("allow"):
+        rank = max(a.ndim for a in arguments)
+        # Scalars stay scalars.
+        arguments = [
+            a.reshape(*[1] * (rank - a.ndim), *a.shape) if a.ndim else a for a in arguments
+        ]
         signal, bkgd, factor, gain, read_noise = arguments
         is_light = bkgd > -(read_noise**2 / gain)
         are_usable = [

@@ -298,7 +298,6 @@ class LocalMean(RadiiEstimator):
 
         ```
         """
-
         if self.illumination_rank in (0, 1):
             return self
         rank, skips_nan = self.illumination_rank, self.skips_nan
@@ -449,10 +448,8 @@ class LocalMean(RadiiEstimator):
     def _saved_fields(self) -> dict[str, Any]:
         clip = None
         if self.clip is not None:
-            clip = {name: getattr(self.clip, name) for name in _SAVED_CLIP_NAMES}
-            clip |= {
-                name: shortest_numbers(clip[name]) for name in ("threshold", "softness")
-            }
+            values = {name: getattr(self.clip, name) for name in _SAVED_CLIP_NAMES}
+            clip = {name: shortest_numbers(value) for name, value in values.items()}
         return super()._saved_fields() | {"clip": clip}
 
     @classmethod
