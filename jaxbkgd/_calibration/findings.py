@@ -38,6 +38,8 @@ _CLIPPED_NOISE = 0.09
 # gain and offset are right; and squared electrons of reading that may not be known.
 _LEAST_VARIANCE, _MOST_VARIANCE, _UNKNOWN_VARIANCE = 0.7, 1.5, 9.0
 
+_Frames = Float[Array, "frames height width"]
+
 
 class Findings(NamedTuple):
     """The findings of a calibration about one channel, in photoelectrons if the gain of its
@@ -222,13 +224,11 @@ def findings_of(
     ]
 
 
-def _residuals(
-    frames: Float[Array, "frames height width"], evaluation: Evaluation
-) -> Float[Array, "frames height width"]:
+def _residuals(frames: _Frames, evaluation: Evaluation) -> _Frames:
     return jnp.nan_to_num(frames - evaluation.bkgds)
 
 
-def _step(frames: Float[Array, "frames height width"]) -> int:
+def _step(frames: _Frames) -> int:
     """Between the frames in which molecules are looked for."""
     return max(1, len(frames) // _FRAMES_WITH_MOLECULES)
 
@@ -237,7 +237,7 @@ def _channel_findings(
     sample: Sample,
     before: Sequence[Evaluation],
     after: Sequence[Evaluation],
-    spiked: Sequence[Float[Array, "frames height width"]],
+    spiked: Sequence[_Frames],
     molecules: Molecules,
 ) -> Findings:
     """From the evaluation of each run of a channel, without and with spikes."""

@@ -111,12 +111,9 @@ class SoftClip(eqx.Module):
 
 
 def squared_noise(frames: Image) -> Image:
-    """The squared noise in each pixel, whose mean is its variance.
-
-    The second difference along y of that along x, which is blind to what is smooth, and to
-    molecules nearly so (Immerkaer, Comput. Vis. Image Underst. 64, 300, 1996). Frames must
-    have 3 pixels or more in height and width.
-    """
+    """The squared noise in each pixel of frames of 3 x 3 pixels or more, whose mean is its
+    variance: the second difference along y of that along x, which is blind to what is
+    smooth, and nearly so to molecules (Immerkaer; see `SoftClip`)."""
     for axis in (-2, -1):
         # An edge pixel has that of the one next to it.
         frames = pad(jnp.diff(frames, 2, axis), (1, 1), axis, "edge")
