@@ -163,7 +163,7 @@ def _residual(
     radii: Float[Array, "2"], kernels: KernelPair
 ) -> tuple[Float[Array, " y"], Float[Array, " x"], Float[Array, ""]]:
     """The kernels (y, x) of the residual, `delta - g`, and the noise factor."""
-    taps = [kernel.taps(radius) for kernel, radius in zip(kernels, radii, strict=True)]
-    whole = [jnp.concatenate([row[:0:-1], row]) for row in taps]
+    taps_y, taps_x = (kernel.taps(r) for kernel, r in zip(kernels, radii, strict=True))
+    whole = [jnp.concatenate([row[:0:-1], row]) for row in (taps_y, taps_x)]
     y, x = ((-row).at[row.size // 2].add(1) for row in whole)
-    return y, x, noise_factor(taps, "separable")
+    return y, x, noise_factor(taps_y, taps_x, "separable")

@@ -142,7 +142,7 @@ def test_frames_that_bleach_or_lie_beside_a_flash_are_not_dark():
     flashes = np.where(times % 50 == 20, 100.0, 1.0)
     for levels in (bleaching, flashes):
         frames = levels[:, None, None] * np.ones((1, 4, 4))
-        (lit,) = lit_frames([jnp.asarray(frames, jnp.float32)])
+        lit = lit_frames(jnp.asarray(frames, jnp.float32))
         assert len(lit) == 100
 
 

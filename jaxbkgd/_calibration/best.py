@@ -218,17 +218,21 @@ def _guard(
     background, or the usual ones; and what is found with them."""
     usual = search.trial(structure, structure.usual)
     others = sorted(search.trials[structure].values(), key=lambda trial: trial.loss)
-    candidates = [radii, *[t.radii for t in others if t.loss <= usual.loss], usual.radii]
+    candidates = [radii, *[t.radii for t in others if t.loss <= usual.loss]]
     failed: list[Radii] = []
-    for candidate in dict.fromkeys(candidates):
-        # Radii below those that take molecules take them, too.
-        is_below = any(all(np.less_equal(candidate, other)) for other in failed)
-        is_last = candidate == usual.radii
-        if (is_below or len(failed) >= MOST_CHECKED) and not is_last:
-            continue
+
+    def found(candidate: Radii) -> Findings:
         estimator = search.estimator(structure, candidate)
-        (findings,) = findings_of(estimator, search.sample, molecules)
-        if is_last or not findings.takes_molecules:
+        return findings_of(estimator, search.sample, molecules)[0]
+
+    for candidate in dict.fromkeys(candidates):
+        if candidate == usual.radii or len(failed) == MOST_CHECKED:
+            break
+        # Radii below those that take molecules take them, too.
+        if any(all(np.less_equal(candidate, other)) for other in failed):
+            continue
+        findings = found(candidate)
+        if not findings.takes_molecules:
             return candidate, findings
         failed.append(candidate)
-    raise AssertionError("The usual radii are among the candidates.")
+    return usual.radii, found(usual.radii)

@@ -29,7 +29,7 @@ from .descent import descend, Problem, secant_descent, Visit
 from .findings import blinking_molecules, doubts_of, Findings, findings_of
 from .history import CalibrationHistory
 from .hot_pixels import hot_pixels_of, without_pixels
-from .movie_patterns import with_movie_patterns, without_patterns
+from .movie_patterns import with_movie_patterns
 from .objectives import FramePairLoss, Objective, TruthLoss
 from .sample import draw_sample, draw_windows
 
@@ -182,9 +182,12 @@ def calibrate(
         start, kept = estimator, {}
         if isinstance(estimator, LocalMean) and estimator.patterns:
             # Parts of the field have patterns of their own.
-            start = without_patterns(estimator)
-            rank = estimator.illumination_rank
-            kept = {"patterns": estimator.patterns, "illumination_rank": rank}
+            rank = max(map(len, estimator.patterns))
+            start = with_fields(estimator, patterns=None, illumination_rank=rank)
+            kept = {
+                "patterns": estimator.patterns,
+                "illumination_rank": estimator.illumination_rank,
+            }
         problem = _pose_problem(structured, cameras, start, objective or FramePairLoss())
         with progress_bar(steps, progress) as report:
             descent = descend(problem, optimizer or _SECANT, steps, report)

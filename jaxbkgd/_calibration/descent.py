@@ -43,11 +43,11 @@ class Problem:
     ):
         # Other threads may have another configuration of JAX, and would convert NumPy
         # arrays to other dtypes.
-        self._estimator, self.objective = estimator, objective = jax.tree.map(
+        estimator, objective = jax.tree.map(
             lambda leaf: jnp.asarray(leaf) if eqx.is_array(leaf) else leaf,
             (estimator, objective),
         )
-        self.windows = windows
+        self._estimator, self.objective, self.windows = estimator, objective, windows
         self.start, _ = ravel_pytree(eqx.filter(estimator, eqx.is_inexact_array))
         has_radii = isinstance(estimator, RadiiEstimator)
         self.units = estimator.radius_units if has_radii else ("",)

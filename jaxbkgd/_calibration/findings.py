@@ -38,6 +38,8 @@ _CLIPPED_NOISE = 0.09
 # gain and offset are right; and squared electrons of reading that may not be known.
 _LEAST_VARIANCE, _MOST_VARIANCE, _UNKNOWN_VARIANCE = 0.7, 1.5, 9.0
 
+_Frames = Float[Array, "frames height width"]
+
 
 class Findings(NamedTuple):
     """The findings of a calibration about one channel, in photoelectrons if the gain of its
@@ -99,7 +101,6 @@ class Findings(NamedTuple):
             f"{self.kept:.1%} +- {max(_INTERVAL * self.kept_std, 0.001):.1%} of their light"
         )
         left = len(self.unexplained_frames)
-        many = self.unexplained_share
         return {
             "error": (
                 f"{error}; the background is {self.level:.3g} {unit}, and the noise of a "
@@ -112,8 +113,8 @@ class Findings(NamedTuple):
             ),
             "they keep": f"{kept}; a fit scatters by {self.scatter:.0%}",
             "not explained": (
-                f"{left} of {self.frame_count} frames that were looked at, {many:.0%} of "
-                "the field"
+                f"{left} of {self.frame_count} frames that were looked at, "
+                f"{self.unexplained_share:.0%} of the field"
             ),
         }
 
@@ -209,24 +210,25 @@ def findings_of(
         ]
         for run in sample.runs
     ]
-    before, after = (
-        zip(*(evaluate(estimator, run, sample.lag) for run in runs), strict=True)
-        for runs in (sample.runs, spiked)
-    )
-    by_channel = zip(before, after, zip(*spiked, strict=True), molecules, strict=True)
+    before = [evaluate(estimator, run, sample.lag) for run in sample.runs]
+    after = [evaluate(estimator, run, sample.lag) for run in spiked]
     return [
-        _channel_findings(sample.of_channel(number), *of_channel)
-        for number, of_channel in enumerate(by_channel)
+        _channel_findings(
+            sample.of_channel(number),
+            [run[number] for run in before],
+            [run[number] for run in after],
+            [run[number] for run in spiked],
+            of_channel,
+        )
+        for number, of_channel in enumerate(molecules)
     ]
 
 
-def _residuals(
-    frames: Float[Array, "frames height width"], evaluation: Evaluation
-) -> Float[Array, "frames height width"]:
+def _residuals(frames: _Frames, evaluation: Evaluation) -> _Frames:
     return jnp.nan_to_num(frames - evaluation.bkgds)
 
 
-def _step(frames: Float[Array, "frames height width"]) -> int:
+def _step(frames: _Frames) -> int:
     """Between the frames in which molecules are looked for."""
     return max(1, len(frames) // _FRAMES_WITH_MOLECULES)
 
@@ -235,7 +237,7 @@ def _channel_findings(
     sample: Sample,
     before: Sequence[Evaluation],
     after: Sequence[Evaluation],
-    spiked: Sequence[Float[Array, "frames height width"]],
+    spiked: Sequence[_Frames],
     molecules: Molecules,
 ) -> Findings:
     """From the evaluation of each run of a channel, without and with spikes."""
@@ -259,10 +261,8 @@ def _channel_findings(
 
     # Spikes beside what is masked are not seen as a whole.
     is_seen = at_spikes(1.0 * ~jnp.isfinite(frames) for frames in runs) == 0
-    own, found = (
-        at_spikes(map(_residuals, *both))[is_seen]
-        for both in ((runs, before), (spiked, after))
-    )
+    own = at_spikes(map(_residuals, runs, before))[is_seen]
+    found = at_spikes(map(_residuals, spiked, after))[is_seen]
     shares = np.broadcast_to(shares, is_seen.shape)[is_seen]
     found, kept = found / molecules.light, (found - own) / molecules.light
     kept_share, whole = kept.sum() / shares.sum(), shares > 0.5
@@ -272,7 +272,8 @@ def _channel_findings(
     is_static = molecules.static_light.size >= _FEWEST_STATIC
     ratios = static_light(residuals, molecules) / molecules.static_light
     spots_kept = np.median(ratios) if is_static else 1.0
-    frames, seen, left = [], *np.zeros((2, *sample.regions[0]))
+    frames = []
+    seen, left = np.zeros((2, *sample.regions[0]))
     for run, evaluation in enumerate(before):
         is_left, of_region = _find_unexplained(evaluation, variance)
         frames.append(sample.frame_indices[run][0][is_left])

@@ -57,12 +57,6 @@ def sample_rank(sample: Sample, skips_nan: bool) -> Any:
     return max(ranks)
 
 
-def without_patterns(estimator: Any) -> Any:
-    """The estimator as it learns patterns from what it is given, as many as it has."""
-    rank = max(map(len, estimator.patterns))
-    return with_fields(estimator, patterns=None, illumination_rank=rank)
-
-
 def _squares_of(
     channel: Channel, mask: Channel | None, camera: Camera, skips_nan: bool
 ) -> Float[Array, "runs frames rows columns"]:

@@ -92,8 +92,8 @@ class FramePairLoss(eqx.Module):
         """The loss without unit; see [`jaxbkgd.Objective`][]. Without `frame_indices`, the
         frames are consecutive; with them, and an estimator that sees one frame, they are
         three runs as far apart as the lag if that is more than a third of them. Without a
-        lag, `fitted` finds it. `ValueError` for too few
-        frames, and an estimator that sees other frames and cannot predict."""
+        lag, `fitted` finds it. `ValueError` for too few frames, and an estimator that sees
+        other frames and cannot predict."""
         return jnp.mean(self._losses(estimator, channels, frame_indices))
 
     def independent_losses(

@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 from .._estimators.background import Background
 from .._estimators.base import AbstractEstimator, Prediction
 from .._estimators.block_sums import around_pixels, sum_around, sum_frames
-from .._estimators.channels import as_frames, Channels, map_channels
+from .._estimators.channels import as_frames, Channels, is_sequence, map_channels
 from .._estimators.smoothing import ratio
 from .._estimators.soft_clip import SoftClip, squared_noise
 from .._estimators.spatial_mean import spatial_mean
@@ -34,6 +34,7 @@ _TARGET_THRESHOLD = 1.5
 _LEAST_LIGHT = 0.03
 
 _Frames = Float[Array, "frames height width"]
+_Light = Float[Array, " frames"]
 
 
 class PredictionError(NamedTuple):
@@ -77,15 +78,11 @@ def prediction_errors(
         sees_one_frame=estimator.sees_one_frame,
         molecule_radius_pix=molecule_radius_pix,
     )
-    errors: list[PredictionError] = []
-    images = background.bkgds, near, far, light
-    map_channels(lambda *of_one: errors.append(error(*of_one)), channels, *images)
-    return errors, background
+    errors = map_channels(error, channels, background.bkgds, near, far, light)
+    return list(errors) if is_sequence(channels) else [errors], background
 
 
-def _known_light(
-    bkgds: _Frames, light: Float[Array, "*rank frames"] | None
-) -> Float[Array, " frames"]:
+def _known_light(bkgds: _Frames, light: Float[Array, "*rank frames"] | None) -> _Light:
     if light is None:
         return jnp.ones(bkgds.shape[:1], bkgds.dtype)
     # Several patterns are one light on average.
@@ -97,7 +94,7 @@ def _prediction_error(
     bkgds: _Frames,
     near: _Frames,
     far: _Frames,
-    light: Float[Array, " frames"],
+    light: _Light,
     *,
     lag: int,
     block_frames: int,
@@ -143,11 +140,7 @@ def _prediction_error(
 
 
 def _errors_beside(
-    frames: _Frames,
-    weights: _Frames,
-    bkgds: _Frames,
-    light: Float[Array, " frames"],
-    lag: int,
+    frames: _Frames, weights: _Frames, bkgds: _Frames, light: _Light, lag: int
 ) -> Float[Array, " inner"]:
     """The squared error of backgrounds b, each of its frame alone: the mean of
     `(f - b)(g - b)`, in which f and g are frames at the lag before and after."""
@@ -169,7 +162,7 @@ class _Blocks:
         frames: _Frames,
         weights: _Frames,
         is_number: Bool[Array, "frames height width"],
-        light: Float[Array, " frames"],
+        light: _Light,
         length: int,
     ):
         self.length, self.light = length, light[:, None, None]
@@ -238,9 +231,7 @@ def _product(one: list[Array], other: list[Array]) -> Float[Array, " images"]:
     return ratio(sums, totals)
 
 
-def region_sums(
-    images: Float[Array, "frames height width"],
-) -> Float[Array, "frames rows columns"]:
+def region_sums(images: _Frames) -> Float[Array, "frames rows columns"]:
     """Sums over squares of 16 x 16 pixels, of which the last ones may be cut."""
     size_pix = REGION_PIX
     sizes = [-(-size // size_pix) for size in images.shape[1:]]
@@ -258,9 +249,7 @@ def _mirror(
     return np.where(is_inside, places, 2 * centres - places).clip(0, length - 1)
 
 
-def _gains(
-    light: Float[Array, " frames"], others: Float[Array, " frames"]
-) -> Float[Array, "frames 1 1"]:
+def _gains(light: _Light, others: _Light) -> Float[Array, "frames 1 1"]:
     """The light of frames over that of others, 1 where either is dark."""
     is_lit = (light > 0) & (others > 0)
     return jnp.where(is_lit, light / jnp.where(is_lit, others, 1), 1)[:, None, None]
@@ -274,7 +263,7 @@ def second_of_four(a: _Frames, b: _Frames, c: _Frames, d: _Frames) -> _Frames:
 
 
 def _target_weights(
-    frames: _Frames, light: Float[Array, " frames"], lag: int, molecule_radius_pix: float
+    frames: _Frames, light: _Light, lag: int, molecule_radius_pix: float
 ) -> _Frames:
     """Weights that leave molecules out of the frames.
 

@@ -37,6 +37,9 @@ _LEAST_LEVEL = 0.02
 # Fewer do not show what radii are good, nor how molecules fare.
 FEWEST_FRAMES, FEWEST_PIXELS = 30, 16
 
+_Frames = Float[Array, "frames height width"]
+_Levels = Float[np.ndarray, " frames"]
+
 
 class Window(NamedTuple):
     """Frames of all channels, and their places in the movie."""
@@ -108,7 +111,7 @@ class Sample(NamedTuple):
     - `read_noises`: of each channel in electrons, as far as they are known.
     """
 
-    runs: Sequence[list[Float[Array, "frames height width"]]]
+    runs: Sequence[list[_Frames]]
     frame_indices: Sequence[list[Int[np.ndarray, " frames"]]]
     lit_shares: Sequence[float]
     dark_frames: int
@@ -156,7 +159,10 @@ def draw_sample(
             f"give {FEWEST_FRAMES} or more"
         )
     runs, starts, places = _draw_runs(channels, masks, cameras)
-    lit = [lit_frames(of, keeps_dark=keeps_dark) for of in zip(*runs, strict=True)]
+    lit = [
+        [np.arange(len(frames)) if keeps_dark else lit_frames(frames) for frames in of]
+        for of in zip(*runs, strict=True)
+    ]
     drawn = len(runs) * len(runs[0][0])
     shares = [sum(map(len, of)) / drawn for of in lit]
     counts = [min(len(of[run]) for of in lit) for run in range(len(runs))]
@@ -204,7 +210,7 @@ def draw_sample(
     )
 
 
-def _blinking_of(frames: Float[Array, "frames height width"]) -> Blinking:
+def _blinking_of(frames: _Frames) -> Blinking:
     """How long molecules stay on, after each frame is scaled to the slow course of the
     light: frames differ by more where it flickers."""
     levels, window = _levels(frames), np.ones(_FLICKER_FRAMES)
@@ -216,24 +222,17 @@ def _blinking_of(frames: Float[Array, "frames height width"]) -> Blinking:
     return blinking_of(molecule_residuals(even, 1))
 
 
-def lit_frames(
-    runs: Sequence[Float[Array, "frames height width"]], *, keeps_dark: bool = False
-) -> list[Int[np.ndarray, " lit"]]:
-    """The frames of each run of a channel that are not dark, or all."""
-    if keeps_dark:
-        return [np.arange(len(frames)) for frames in runs]
-    return [np.flatnonzero(~_is_dark(_levels(frames))) for frames in runs]
-
-
-def _levels(frames: Float[Array, "frames height width"]) -> Float[np.ndarray, " frames"]:
+def _levels(frames: _Frames) -> _Levels:
     levels = np.nan_to_num(np.asarray(jnp.nanmean(frames, axis=(1, 2)), np.float64))
     return np.maximum(levels, 0)
 
 
-def _is_dark(levels: Float[np.ndarray, " frames"]) -> Bool[np.ndarray, " frames"]:
+def lit_frames(frames: _Frames) -> Int[np.ndarray, " lit"]:
+    """The frames of a run that are not dark."""
+    levels = _levels(frames)
     count = max(1, round(_LIT_FRAMES * len(levels)))
 
-    def exceeded(levels: Float[np.ndarray, " frames"]) -> Float[np.ndarray, " frames"]:
+    def exceeded(levels: _Levels) -> _Levels:
         """By `count` of the frames up to each one; 0 where there are fewer."""
         found = np.zeros(len(levels))
         for n in range(count, len(levels) + 1):
@@ -243,10 +242,10 @@ def _is_dark(levels: Float[np.ndarray, " frames"]) -> Bool[np.ndarray, " frames"
     usual = np.minimum(exceeded(levels), exceeded(levels[::-1])[::-1])
     is_dark = levels < _LEAST_LIGHT * usual
     # Also at the ends, where there are no brighter ones on one side.
-    return levels <= np.max(levels[is_dark], initial=-1)
+    return np.flatnonzero(levels > np.max(levels[is_dark], initial=-1))
 
 
-def _check_learnable(frames: Float[Array, "frames height width"]) -> None:
+def _check_learnable(frames: _Frames) -> None:
     height, width = frames.shape[1:]
     if min(height, width) < FEWEST_PIXELS:
         raise UnlearnableError(
@@ -275,7 +274,7 @@ def _check_learnable(frames: Float[Array, "frames height width"]) -> None:
 
 @jax.jit
 def _statistics(
-    frames: Float[Array, "frames height width"],
+    frames: _Frames,
 ) -> tuple[Bool[Array, ""], Float[Array, ""], Float[Array, ""], Float[Array, ""]]:
     """Whether any pixel changes, the share of blank frames, mean and standard deviation."""
     lows, highs = (f(frames, axis=(1, 2)) for f in (jnp.nanmin, jnp.nanmax))
@@ -340,7 +339,7 @@ def _read_tile(
     tile: tuple[slice, slice],
     start: int,
     stop: int,
-) -> Float[Array, "frames height width"]:
+) -> _Frames:
     # Whole frames are read, of which few are held.
     step = max(1, _SEARCH_PIXELS // math.prod(channel.shape[1:]))
     chunks, camera = [], camera.cropped(*tile)

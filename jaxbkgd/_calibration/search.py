@@ -20,7 +20,10 @@ from .sample import Sample
 Radii = tuple[float, float, float]
 
 # The axes of a line along which radii are tried, and the step of that.
-_SCALE, _TIME, _Y, _X = ((1, 2), 2**0.5), ((0,), 2.0), ((1,), 2**0.5), ((2,), 2**0.5)
+_SCALE = (1, 2), 2**0.5
+_TIME = (0,), 2.0
+_Y = (1,), 2**0.5
+_X = (2,), 2**0.5
 # The shortest and the longest radius in frames, the frames in a block, and the bytes that a
 # pixel takes while a movie is estimated: some, and more for each frame of radius.
 _OVER_TIME = ((15.0, 120.0, 8, 0.0, 180.0), (1.875, 15.0, 1, 4500.0, 610.0))

@@ -16,6 +16,8 @@ _DARK_TIMES, _DARK_FRAMES = 4, 6
 # Half the width of the image of an added molecule, and of the box in which it is fitted.
 _IMAGE_HALF_WIDTH, _FIT_HALF_WIDTH = 5, 3
 
+_Frames = Float[Array, "frames height width"]
+
 
 class Spikes(NamedTuple):
     """Images of added molecules: frames, pixels, and the share of a frame that it is on."""
@@ -58,12 +60,7 @@ def image_of_molecule(psf_sigma_pix: Any, half_width: int) -> Float[Array, "pixe
 
 
 @jax.jit
-def add_spikes(
-    frames: Float[Array, "frames height width"],
-    spikes: Spikes,
-    light: Any,
-    psf_sigma_pix: Any,
-) -> Float[Array, "frames height width"]:
+def add_spikes(frames: _Frames, spikes: Spikes, light: Any, psf_sigma_pix: Any) -> _Frames:
     """Frames with molecules of this light. What lies outside of the frame is lost."""
     steps = np.arange(-_IMAGE_HALF_WIDTH, _IMAGE_HALF_WIDTH + 1)
     image = image_of_molecule(psf_sigma_pix, _IMAGE_HALF_WIDTH)
@@ -79,7 +76,7 @@ def add_spikes(
 
 @jax.jit
 def fitted_light(
-    residuals: Float[Array, "frames height width"], spikes: Spikes, psf_sigma_pix: Any
+    residuals: _Frames, spikes: Spikes, psf_sigma_pix: Any
 ) -> Float[Array, " images"]:
     """The light of each image, by least squares in 7 x 7 pixels of what is left of frames
     without their background."""

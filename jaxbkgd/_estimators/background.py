@@ -155,12 +155,8 @@ class Background(eqx.Module):
 
 def joined(backgrounds: Any) -> Background:
     """One background of all channels, in their structure."""
-    return Background(
-        map_channels(operator.attrgetter("bkgds"), backgrounds),
-        map_channels(operator.attrgetter("noise_corrections"), backgrounds),
-        map_channels(operator.attrgetter("illumination"), backgrounds),
-        map_channels(operator.attrgetter("noise"), backgrounds),
-    )
+    names = "bkgds", "noise_corrections", "illumination", "noise"
+    return Background(*(map_channels(operator.attrgetter(n), backgrounds) for n in names))
 
 
 def snr(
@@ -197,12 +193,11 @@ def snr(
     given = signal, bkgd, noise_correction, gain, read_noise_electrons
     with jax.transfer_guard("allow"):
         arguments = [jnp.asarray(a) for a in given]
-    rank = max(a.ndim for a in arguments)
-    # Scalars stay scalars.
-    arguments = [
-        a.reshape(*[1] * (rank - a.ndim), *a.shape) if a.ndim else a for a in arguments
-    ]
-    with jax.transfer_guard("allow"):
+        rank = max(a.ndim for a in arguments)
+        # Scalars stay scalars.
+        arguments = [
+            a.reshape(*[1] * (rank - a.ndim), *a.shape) if a.ndim else a for a in arguments
+        ]
         signal, bkgd, factor, gain, read_noise = arguments
         is_light = bkgd > -(read_noise**2 / gain)
         are_usable = [

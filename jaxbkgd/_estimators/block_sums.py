@@ -13,19 +13,16 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Shaped
 
+from .._filter.correlation import pad
 from .._filter.kernels import GaussianKernel, half_width
-from .checks import is_known
 from .smoothing import double_size, halve_size, ratio, root
 from .soft_clip import SoftClip, squared_noise
 
 
-# Pixels that one step of a CPU's loop over blocks handles, enough for two threads, and the
-# most blocks, since whole steps are done.
-_STEP_PIXELS, _STEP_BLOCKS = 2**18, 8
-
 # The share of the background below which a deviation is rounding, not noise.
 ROUNDING = 1e-5
 
+_Frames = Float[Array, "*batch height width"]
 _Blocks = Float[Array, "blocks frames height width"]
 _Small = Float[Array, "blocks frames half_height half_width"]
 _Images = Float[Array, "blocks _height _width"]
@@ -47,14 +44,6 @@ class BlockSums(NamedTuple):
     squares: _Images
     square_totals: _Images
     light: _Light
-
-
-def step_blocks(block_frames: int, height: Any, width: Any) -> int:
-    """The blocks in a step of the loop over blocks. A sum over a frame is rounded by their
-    number, which must be the same in all parts of a movie."""
-    if not (is_known(height) and is_known(width)):
-        return 1
-    return max(1, min(_STEP_BLOCKS, _STEP_PIXELS // (block_frames * height * width)))
 
 
 def over_blocks(function: Callable, step: int, *stacks: Any) -> Any:
@@ -173,9 +162,7 @@ class Around(NamedTuple):
     pixel_norms: Float[Array, "..."]
 
 
-def around_pixels(
-    radius_pix: float, weights: Float[Array, "*batch height width"]
-) -> Around:
+def around_pixels(radius_pix: float, weights: _Frames) -> Around:
     """For pixels that count by `weights`."""
     taps = molecule_taps(radius_pix)
     squares = _around(weights**2, [tap**2 for tap in taps])
@@ -183,9 +170,7 @@ def around_pixels(
     return Around(_around(weights, taps), root(squares), root(squares + own))
 
 
-def sum_around(
-    images: Float[Array, "*batch height width"], radius_pix: float
-) -> Float[Array, "*batch height width"]:
+def sum_around(images: _Frames, radius_pix: float) -> _Frames:
     """The weighted sum of the pixels around each one, without that one."""
     return _around(images, molecule_taps(radius_pix))
 
@@ -202,9 +187,9 @@ def clipped_sums(
     light: _Light,
     rates: _Images,
     deviations: _Images,
-    clip: SoftClip | None = None,
-    around_all: Around | None = None,
     *,
+    clip: SoftClip | None,
+    around_all: Around | None,
     is_last: bool,
     is_steady: bool,
     skips_nan: bool,
@@ -263,11 +248,7 @@ def clipped_sums(
             z = double_size(z, frames.shape) - per_growth * per_noise * part
         clipped = lax.optimization_barrier(clip.weights(z))
         if not is_last:
-            is_below = z < 0 if weights is None else (z < 0) & (weights > 0)
-            # By their light, since dark frames have the noise of reading alone.
-            below = jnp.where(is_below, jnp.maximum(light, 0)[..., None, None], 0)
-            squares = sum_frames(below * z * z)
-            square_totals = sum_frames(below)
+            squares, square_totals = squares_below(z, weights, light[..., None, None])
     elif is_last:
         rates = double_size(rates, frames.shape)
     if weights is not None:
@@ -280,6 +261,17 @@ def clipped_sums(
     return BlockSums(sums, sum_frames(clipped * counts), squares, square_totals, light)
 
 
+def squares_below(
+    z: _Blocks, weights: _Blocks | None, light: Float[Array, "blocks frames _ _"]
+) -> tuple[_Images, _Images]:
+    """The squared deviations of what is below the background, and what these are the
+    squares of. They count by their light, since dark frames have the noise of reading
+    alone."""
+    is_below = z < 0 if weights is None else (z < 0) & (weights > 0)
+    below = jnp.where(is_below, jnp.maximum(light, 0), 0)
+    return sum_frames(below * z * z), sum_frames(below)
+
+
 def sum_frames(images: _Blocks) -> _Images:
     """The sum over the frames of each block, one frame after the other: XLA's own sum over
     an axis in the middle is a hundred times slower."""
@@ -287,27 +279,20 @@ def sum_frames(images: _Blocks) -> _Images:
     return ft.reduce(jnp.add, map(of_frame, range(images.shape[1])))
 
 
-def _around(
-    images: Float[Array, "*batch height width"], taps: list[float]
-) -> Float[Array, "*batch height width"]:
+def _around(images: _Frames, taps: list[float]) -> _Frames:
     """The sum under taps along y and x without the centre; beyond the edges is nothing."""
     reach = len(taps) - 1
-    height, width = images.shape[-2:]
-    batch = [(0, 0)] * (images.ndim - 2)
-    tall = jnp.pad(images, [*batch, (reach, reach), (0, 0)])
-    lines = taps[0] * images
-    for i in range(1, reach + 1):
-        above, below = (
-            lax.slice_in_dim(tall, reach + shift, reach + shift + height, axis=-2)
-            for shift in (-i, i)
-        )
-        lines = lines + taps[i] * (above + below)
-    wide = lax.optimization_barrier(jnp.pad(lines, [*batch, (0, 0), (reach, reach)]))
-    total = taps[0] * lines - taps[0] ** 2 * images
-    for i in range(1, reach + 1):
-        left, right = (
-            lax.slice_in_dim(wide, reach + shift, reach + shift + width, axis=-1)
-            for shift in (-i, i)
-        )
-        total = total + taps[i] * (left + right)
-    return total
+
+    def add_neighbours(total: _Frames, padded: Any, axis: int) -> _Frames:
+        for i in range(1, reach + 1):
+            before, after = (
+                lax.slice_in_dim(padded, start, start + images.shape[axis], axis=axis)
+                for start in (reach - i, reach + i)
+            )
+            total = total + taps[i] * (before + after)
+        return total
+
+    tall = pad(images, (reach, reach), -2)
+    lines = add_neighbours(taps[0] * images, tall, -2)
+    wide = lax.optimization_barrier(pad(lines, (reach, reach), -1))
+    return add_neighbours(taps[0] * lines - taps[0] ** 2 * images, wide, -1)

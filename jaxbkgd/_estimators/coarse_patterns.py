@@ -43,12 +43,6 @@ def coarse(
     return images
 
 
-def coarse_shape(size: tuple[int, int]) -> tuple[int, int]:
-    """The rows and columns of squares in frames of this size."""
-    height, width = (-(-pixels // 2 ** _halvings(size)) for pixels in size)
-    return height, width
-
-
 def _halvings(size: tuple[int, int]) -> int:
     squares = max(size) / 2**_SQUARE_HALVINGS / _MOST_SQUARES
     return _SQUARE_HALVINGS + max(0, math.ceil(math.log2(squares)))
@@ -68,18 +62,14 @@ def square_levels(
     def of_frame(arguments: tuple[Any, Any]) -> Float[Array, "rows columns"]:
         frames, weights = jax.tree.map(lambda image: image[None, None], arguments)
         small, counts = halved_frames(*zero_uncounted(frames, weights, skips_nan, dtype))
-        small = small if counts is None else jnp.where(counts > 0, small, jnp.inf)
+        small = small if counts is None else jnp.where(counts > 0, small, jnp.nan)
         small = small[0, 0]
         ends = [(0, -length % edge) for length in small.shape]
-        small = jnp.pad(small, ends, constant_values=jnp.inf)
+        small = jnp.pad(small, ends, constant_values=jnp.nan)
         rows, columns = (length // edge for length in small.shape)
-        parts = small.reshape(rows, edge, columns, edge).swapaxes(1, 2)
-        values = jnp.sort(parts.reshape(rows, columns, edge**2), -1)
-        seen = jnp.sum(values < jnp.inf, -1, keepdims=True)
-        middle = jnp.concatenate([(seen - 1) // 2, seen // 2], -1).clip(0, edge**2 - 1)
-        medians = jnp.mean(jnp.take_along_axis(values, middle, -1), -1)
-        is_seen = (seen[..., 0] > 0).astype(dtype)
-        medians = jnp.where(seen[..., 0] > 0, medians, 0)
+        medians = jnp.nanmedian(small.reshape(rows, edge, columns, edge), (1, 3))
+        is_seen = jnp.isfinite(medians).astype(dtype)
+        medians = jnp.where(is_seen > 0, medians, 0)
         for _ in range(_halvings(size) - _SQUARE_HALVINGS):
             medians, is_seen = halve_size(medians), halve_size(is_seen)
         return ratio(medians, is_seen)
@@ -218,7 +208,8 @@ def checked_patterns(
 def check_squares(shape: tuple[int, ...], rank: Any, patterns: Any = None) -> None:
     """Raises `ValueError` unless frames of this shape have the squares of the patterns, and
     enough to tell them apart."""
-    squares = coarse_shape((shape[-2], shape[-1]))
+    size = shape[-2], shape[-1]
+    squares = tuple(-(-pixels // 2 ** _halvings(size)) for pixels in size)
     if rank != "auto" and rank >= math.prod(squares) and rank > 1:
         raise ValueError(
             f"Of frames of shape {shape}, {rank} patterns cannot be told from "

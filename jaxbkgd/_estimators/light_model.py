@@ -22,7 +22,6 @@ from .block_sums import (
     frame_means,
     over_blocks,
     ROUNDING,
-    step_blocks,
 )
 from .channels import working_dtype
 from .checks import is_known
@@ -35,6 +34,9 @@ from .soft_clip import SoftClip
 # The share of weights around a pixel below which it is not molecules that are clipped, and
 # above it the range in which that is in doubt. Molecules that are dense leave 0.7.
 _MOST_CLIPPED, _CLIPPED_RANGE = 0.35, 0.25
+# Pixels that one step of a CPU's loop over blocks handles, enough for two threads, and the
+# most blocks, since whole steps are done.
+_STEP_PIXELS, _STEP_BLOCKS = 2**18, 8
 
 _Images = Float[Array, "blocks _height _width"]
 _Both = Float[Array, "2 blocks _height _width"]
@@ -153,12 +155,17 @@ class LightModel(eqx.Module):
         return (self.halo_blocks + 1) * self.block_frames - 1 + self.reach_light
 
     @property
-    def _options(self) -> dict[str, bool]:
-        return {"is_steady": self.illumination_rank == 0, "skips_nan": self.skips_nan}
+    def is_steady(self) -> bool:
+        return self.illumination_rank == 0
 
     def step_blocks(self, shape: tuple[Any, ...]) -> int:
-        """Blocks of frames (..., height, width) that are handled together."""
-        return step_blocks(self.block_frames, *shape[-2:])
+        """The blocks of frames (..., height, width) in a step of the loop over blocks. A
+        sum over a frame is rounded by their number, which must be the same in all parts of
+        a movie."""
+        if not all(map(is_known, shape[-2:])):
+            return 1
+        block_pixels = self.block_frames * math.prod(shape[-2:])
+        return max(1, min(_STEP_BLOCKS, _STEP_PIXELS // block_pixels))
 
     def of_dtype(self, dtype: Any) -> "LightModel":
         """The same with parameters of this dtype, in which it computes."""
@@ -177,17 +184,26 @@ class LightModel(eqx.Module):
 
     def first_sums(self, blocks: FrameBlocks) -> tuple[BlockSums, Bool[Array, " blocks"]]:
         """Sums in which all pixels count, and which blocks have a NaN that counts."""
-        dtype = self.smoothing.radii.dtype
-        first = ft.partial(first_sums, dtype=dtype, **self._options)
+        first = ft.partial(
+            first_sums,
+            is_steady=self.is_steady,
+            skips_nan=self.skips_nan,
+            dtype=self.smoothing.radii.dtype,
+        )
         return over_blocks(first, self.step_blocks(blocks.frames.shape), *blocks)
 
     def clipped_sums(
         self, blocks: FrameBlocks, rates: Rates, *, is_last: bool = False
     ) -> BlockSums:
         """Sums in which molecules are clipped; of full size in the last round."""
-        around = around_all_pixels(self.clip, rates.rates)
-        options = self._options | {"clip": self.clip, "around_all": around}
-        clipped = ft.partial(clipped_sums, is_last=is_last, **options)
+        clipped = ft.partial(
+            clipped_sums,
+            clip=self.clip,
+            around_all=around_all_pixels(self.clip, rates.rates),
+            is_last=is_last,
+            is_steady=self.is_steady,
+            skips_nan=self.skips_nan,
+        )
         step = self.step_blocks(blocks.frames.shape)
         return over_blocks(clipped, step, *blocks[:2], *rates[:3])
 
@@ -233,7 +249,7 @@ class LightModel(eqx.Module):
 
     def steady_light(self, light: Light) -> Float[Array, "blocks frames"]:
         """The light, averaged over time where it is seen to be steady."""
-        if not self.illumination_rank:
+        if self.is_steady:
             return light.light
         return average_steady_light(
             light.light.reshape(-1),
@@ -296,12 +312,11 @@ def estimate_batch(
             f"the shape {shape}; SpatialMean takes smaller ones."
         )
     dtype = working_dtype(frames)
-    describe = model.background
     if 0 in shape:
         rank = model.illumination_rank
         of_frame = [rank] if rank > 1 else []
         light = jnp.zeros((*shape[:-3], *of_frame, *shape[-3:-2]), dtype)
-        return describe(jnp.zeros(shape, dtype), light)
+        return model.background(jnp.zeros(shape, dtype), light)
     model = model.of_dtype(dtype)
     if weights is not None:
         weights = jnp.broadcast_to(weights.astype(dtype), shape)
@@ -314,7 +329,7 @@ def estimate_batch(
     bkgds = bkgds.reshape(-1, *shape)
     # Of one frame, it has no axis of frames.
     light = light.reshape(*light.shape[:-1], *shape[-3:-2])
-    return describe(bkgds if gaps else bkgds[0], light)
+    return model.background(bkgds if gaps else bkgds[0], light)
 
 
 def _estimate_stack(

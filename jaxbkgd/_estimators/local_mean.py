@@ -1,5 +1,6 @@
 """The local mean over time, y and x, in which molecules count less."""
 
+import dataclasses
 import functools as ft
 import math
 import operator
@@ -297,7 +298,6 @@ class LocalMean(RadiiEstimator):
 
         ```
         """
-
         if self.illumination_rank in (0, 1):
             return self
         rank, skips_nan = self.illumination_rank, self.skips_nan
@@ -307,12 +307,12 @@ class LocalMean(RadiiEstimator):
             return learned_patterns(frames, mask, rank, skips_nan, light)
 
         frames = map_channels(as_frames, channels)
-        nothing = map_channels(lambda _: None, frames)
+        if weights is None:
+            weights = map_channels(lambda _: None, frames)
         light = illumination
         if not is_sequence(light) or not is_sequence(frames):
             light = map_channels(lambda _: illumination, frames)
-        masks = nothing if weights is None else weights
-        patterns = map_channels(learned, frames, masks, light)
+        patterns = map_channels(learned, frames, weights, light)
         patterns = patterns if is_sequence(patterns) else [patterns]
         return with_fields(self, patterns=tuple(patterns))
 
@@ -379,41 +379,29 @@ class LocalMean(RadiiEstimator):
             log_illumination_radius=lax.stop_gradient(self.log_illumination_radius),
         )
         functions = module._stack_functions(len(stacks))
-        backgrounds = joined(
-            map_channels(
-                lambda frames, function: function(
-                    frames, gaps=(gap, gap + compared_blocks)
-                ),
-                frames,
-                functions if is_sequence(frames) else functions[0],
-            )
-        )
+        functions = functions if is_sequence(frames) else functions[0]
+
+        def estimate(frames: Any, function: Callable[..., Background]) -> Background:
+            return function(frames, gaps=(gap, gap + compared_blocks))
+
+        background = joined(map_channels(estimate, frames, functions))
         bkgds, near, far = (
-            map_channels(operator.itemgetter(which), backgrounds.bkgds)
-            for which in range(3)
+            map_channels(operator.itemgetter(which), background.bkgds) for which in range(3)
         )
-        background = Background(
-            bkgds,
-            backgrounds.noise_corrections,
-            backgrounds.illumination,
-            backgrounds.noise,
-        )
+        background = dataclasses.replace(background, bkgds=bkgds)
         return Prediction(background, near, far, length, compared_blocks)
 
     def light_models(self, count: int) -> list[LightModel] | None:
         rank = self._largest_rank
         if rank > 1 or self.sees_one_frame:
             return None
-        rows = self._rows(count, self._kernels_in_use())
-        return [self._model(*row, rank) for row in rows]
+        return [self._model(*row, rank) for row in self._rows(count)]
 
     def _kernels_for(self, radii: Sequence[float], *, is_bound: bool) -> SmoothingKernels:
         return smoothing_kernels(radii, self.block_frames, is_bound=is_bound)
 
-    def _stack_functions(
-        self, count: int, kernels: tuple[Any, ...] | None = None
-    ) -> list[Callable[..., Background]]:
-        functions = super()._stack_functions(count, kernels)
+    def _stack_functions(self, count: int) -> list[Callable[..., Background]]:
+        functions = super()._stack_functions(count)
         if self.patterns is None:
             return functions
         patterns = rows_of_channels(self.patterns, count, "patterns")
@@ -460,10 +448,8 @@ class LocalMean(RadiiEstimator):
     def _saved_fields(self) -> dict[str, Any]:
         clip = None
         if self.clip is not None:
-            clip = {name: getattr(self.clip, name) for name in _SAVED_CLIP_NAMES}
-            clip |= {
-                name: shortest_numbers(clip[name]) for name in ("threshold", "softness")
-            }
+            values = {name: getattr(self.clip, name) for name in _SAVED_CLIP_NAMES}
+            clip = {name: shortest_numbers(value) for name, value in values.items()}
         return super()._saved_fields() | {"clip": clip}
 
     @classmethod

@@ -10,6 +10,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, ArrayLike, Float, Real
 
+from .._filter.correlation import pad
+from .._filter.kernels import Image
 from .checks import checked_number, is_traced
 from .residual_noise import psf_taps
 
@@ -88,9 +90,7 @@ def matched_snr(
 
 
 @ft.partial(jax.jit, static_argnames="psf_sigma_pix")
-def _matched_snr(
-    arrays: Sequence[Float[Array, "..."]], psf_sigma_pix: float
-) -> Float[Array, "*batch height width"]:
+def _matched_snr(arrays: Sequence[Float[Array, "..."]], psf_sigma_pix: float) -> Image:
     """Of the arguments in the order of `given` above."""
     shape = arrays[0].shape
     arrays = [jnp.broadcast_to(a, shape) for a in arrays]
@@ -125,17 +125,12 @@ def checked_psf_sigma(psf_sigma_pix: Any) -> float:
     )
 
 
-def _under_psf(
-    images: Float[Array, "*batch height width"], taps: Float[np.ndarray, " taps"]
-) -> Float[Array, "*batch height width"]:
+def _under_psf(images: Image, taps: Float[np.ndarray, " taps"]) -> Image:
     """The sums under the taps along y and x, beyond the borders of which is nothing."""
     reach = taps.size // 2
     for axis in (-2, -1):
         size = images.shape[axis]
-        widths = [(0, 0)] * images.ndim
-        widths[axis] = (reach, reach)
-        padded = jnp.pad(images, widths)
-        axis += images.ndim
+        padded = pad(images, (reach, reach), axis)
         shifted = (
             float(tap) * lax.slice_in_dim(padded, shift, shift + size, axis=axis)
             for shift, tap in enumerate(taps)

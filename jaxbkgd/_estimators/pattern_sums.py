@@ -17,6 +17,7 @@ from .block_sums import (
     molecule_taps,
     noise_squares,
     ROUNDING,
+    squares_below,
     sum_around,
     sum_frames,
     zero_uncounted,
@@ -135,11 +136,7 @@ def clipped_sums(
             z = lax.optimization_barrier(excess * per_noise)
         clipped = lax.optimization_barrier(clip.weights(z))
         if not is_last:
-            is_below = z < 0 if small_weights is None else (z < 0) & (small_weights > 0)
-            # By their light, since dark frames have the noise of reading alone.
-            below = jnp.where(is_below, jnp.maximum(bkgds, 0), 0)
-            squares = sum_frames(below * z * z)
-            square_totals = sum_frames(below)
+            squares, square_totals = squares_below(z, small_weights, bkgds)
     if image_weights is not None:
         clipped = clipped * image_weights
     if is_last:

@@ -17,13 +17,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from .._filter.kernels import GaussianKernel
-from .._filter.primitive import temporal_filter
 from .background import Background
-from .block_sums import (
-    frame_means,
-    over_blocks,
-)
+from .block_sums import frame_means, over_blocks
 from .coarse_patterns import patterns_of, square_levels
+from .illumination import means_over_time
 from .light_model import (
     around_all_pixels,
     estimate_batch,
@@ -40,16 +37,6 @@ from .smoothing import LEAST_TOTAL_WEIGHT, ratio, root, Smoothing
 
 _Images = Float[Array, "blocks _height _width"]
 _Light = Float[Array, "rank blocks frames"]
-
-
-class _Around(NamedTuple):
-    """The sums of `MixtureSums` around each pixel; `deviations` is the root of the mean
-    square."""
-
-    totals: list[_Images]
-    sums: list[_Images]
-    counts: _Images
-    deviations: _Images
 
 
 class _Rates(NamedTuple):
@@ -135,7 +122,11 @@ def _estimate_stack(
     return jnp.stack(images), light.reshape(len(light), -1)[:, :count]
 
 
-def _smooth_sums(smoothing: Smoothing, sums: MixtureSums, step: int) -> _Around:
+def _smooth_sums(
+    smoothing: Smoothing, sums: MixtureSums, step: int
+) -> tuple[list[_Images], list[_Images], _Images, _Images]:
+    """The totals, sums and counts of `MixtureSums` around each pixel, and the root of the
+    mean square."""
     squares = sums.squares, sums.square_totals
     # In one stack, so that less is compiled.
     stack = jnp.stack([*sums.totals, *sums.sums, sums.counts, *squares])
@@ -143,38 +134,42 @@ def _smooth_sums(smoothing: Smoothing, sums: MixtureSums, step: int) -> _Around:
     whole = ratio(*frame_means(step, *squares))
     mean = jnp.where(near_totals > 0, ratio(near_squares, near_totals), whole)
     pairs = len(sums.totals)
-    return _Around(near[:pairs], near[pairs:], counts, root(mean))
+    return near[:pairs], near[pairs:], counts, root(mean)
 
 
 def _rates_of_round(
     small: Smoothing, before: _Rates, sums: MixtureSums, is_first: Any, step: int
 ) -> _Rates:
     """As `LightModel.rates_of_round`."""
-    near = _smooth_sums(small, sums, step)
-    fit = _rates(small, sums, near, step)
-    plain = _rates(small.with_order(2), sums, near, step)
-    first = _Rates(sums.light, plain, near.deviations, fit, near.counts)
-    is_structure = structure_share(ratio(near.counts, before.counts))
+    near_totals, near_sums, counts, deviations = _smooth_sums(small, sums, step)
+    fit = _rates(small, sums, near_totals, near_sums, step)
+    plain = _rates(small.with_order(2), sums, near_totals, near_sums, step)
+    first = _Rates(sums.light, plain, deviations, fit, counts)
+    is_structure = structure_share(ratio(counts, before.counts))
     rates = [
         new + is_structure * (old - new)
         for new, old in zip(fit, before.unclipped, strict=True)
     ]
-    deviations = before.deviations * near.deviations
+    deviations = before.deviations * deviations
     later = before._replace(light=sums.light, rates=rates, deviations=deviations)
     return jax.tree.map(ft.partial(jnp.where, is_first), first, later)
 
 
 def _rates(
-    smoothing: Smoothing, sums: MixtureSums, near: _Around, step: int
+    smoothing: Smoothing,
+    sums: MixtureSums,
+    near_totals: list[_Images],
+    near_sums: list[_Images],
+    step: int,
 ) -> list[_Images]:
     """M, from sums that are smoothed already; for order 4, with the fit to what it leaves
     added ("twicing": Tukey, Exploratory Data Analysis, 1977, 16)."""
     # In loops of their own: joined with others, products are rounded as the program has it.
-    rates = over_blocks(solve, step, near.totals, near.sums)
+    rates = over_blocks(solve, step, near_totals, near_sums)
     if smoothing.order == 4:
         left = over_blocks(residual_sums, step, sums.sums, sums.totals, rates)
         near_left = list(smoothing.sums(jnp.stack(left)))
-        more = over_blocks(solve, step, near.totals, near_left)
+        more = over_blocks(solve, step, near_totals, near_left)
         rates = [rate + extra for rate, extra in zip(rates, more, strict=True)]
     return rates
 
@@ -187,8 +182,7 @@ def _rates_with_gaps(
 
     def completed(smoothing: Smoothing, smooth: Any, *_: Any) -> list[_Images]:
         near = list(smooth)
-        around = _Around(near[:pairs], near[pairs:], sums.counts, sums.counts)
-        return _rates(smoothing, sums, around, step)
+        return _rates(smoothing, sums, near[:pairs], near[pairs:], step)
 
     means = ft.partial(completed, smoothing.with_order(2))
     return rates_with_gaps(smoothing, stack, ft.partial(completed, smoothing), means, gaps)
@@ -202,9 +196,6 @@ def _fill_unseen(
 ) -> _Light:
     """The light, of frames of which no pixel counts the mean of that around them."""
     seen = is_seen.reshape(-1).astype(light.dtype)
-    values = jnp.concatenate([light.reshape(len(light), -1) * seen, seen[None]])
-    values = temporal_filter(
-        values[..., None, None], radius_frames, kernel, "empty", is_finite=True
-    )[..., 0, 0]
-    means = ratio(values[:-1], values[-1]).reshape(light.shape)
-    return jnp.where(is_seen, light, means)
+    rows = light.reshape(len(light), -1)
+    means = jnp.stack(means_over_time(seen, radius_frames, kernel, *rows))
+    return jnp.where(is_seen, light, means.reshape(light.shape))

@@ -69,21 +69,18 @@ class RadiiEstimator(AbstractEstimator):
         (estimate,) = self._stack_functions(1)
         return estimate(frames, **options)
 
-    def _stack_functions(
-        self, count: int, kernels: tuple[Any, ...] | None = None
-    ) -> list[Callable[..., Background]]:
+    def _stack_functions(self, count: int) -> list[Callable[..., Background]]:
         return [
             ft.partial(self._estimate_channel, radii=row, kernels=of_row)
-            for row, of_row in self._rows(count, kernels or self._kernels_in_use())
+            for row, of_row in self._rows(count)
         ]
 
-    def _rows(
-        self, count: int, kernels: tuple[Any, ...]
-    ) -> list[tuple[Float[Array, " axes"], Any]]:
+    def _rows(self, count: int) -> list[tuple[Float[Array, " axes"], Any]]:
         """The radii and kernels of each channel."""
         # Folded into constants as XLA compiles, the radii would be rounded differently.
         radii = rows_of_channels(lax.optimization_barrier(self.radii), count)
-        return list(zip(radii, rows_of_channels(kernels, count), strict=True))
+        kernels = rows_of_channels(self._kernels_in_use(), count)
+        return list(zip(radii, kernels, strict=True))
 
     def _kernels_in_use(self) -> tuple[Any, ...]:
         if self.kernels is not None:

@@ -4,7 +4,7 @@ function: that of the background is correlated from pixel to pixel."""
 import functools as ft
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -13,13 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from .._filter.kernels import CUT_SIGMAS
 from .smoothing import root
 from .soft_clip import SoftClip
 
 
-# Half of the central interval that holds 99 % of a normal density, in sigmas, as that of
-# the kernels is.
-_CUT_SIGMAS = 2.5758293035489004
 # Peaks of this SNR decide how much of a peak a clip leaves out of its own background.
 # Thresholds for 0.01 to 10 false positives a frame are around it.
 _PEAK_SNR = 4.0
@@ -29,7 +27,7 @@ _SEEN_SHARE = 0.8
 
 def psf_taps(psf_sigma_pix: float) -> Float[np.ndarray, " taps"]:
     """A Gaussian, integrated over pixels and cut off at 2.576 sigma, of unit norm."""
-    cut = _CUT_SIGMAS * psf_sigma_pix
+    cut = CUT_SIGMAS * psf_sigma_pix
     reach = max(math.ceil(cut - 0.5), 0)
     edges = np.clip(np.arange(-reach - 0.5, reach + 1), -cut, cut)
     taps = np.diff([math.erf(e / (math.sqrt(2) * psf_sigma_pix)) for e in edges])
@@ -90,13 +88,10 @@ class ResidualNoise(eqx.Module):
         what is beyond their borders."""
         psf = psf_taps(psf_sigma_pix)
         axes = self._moments(psf, shape)
-        pairs = [axis.pairs for axis in axes]
-        triples = [axis.triples for axis in axes]
-        squares = [axis.squares for axis in axes]
-        cubes = [axis.cubes for axis in axes]
+        pairs, triples, squares, cubes = zip(*axes, strict=True)
         kernel = self._kernel
         smooth = range(1, len(kernel) + 1)
-        own = _total(kernel[k - 1] * _product(pairs, 0, k) for k in smooth)
+        own: Any = sum(kernel[k - 1] * _product(pairs, 0, k) for k in smooth)
         # Of a peak, what is clipped is not in its own background: if it is all, the
         # background has nothing along g.
         clipped = 1 - self._own_share(psf, own)
@@ -104,7 +99,7 @@ class ResidualNoise(eqx.Module):
         variance = _moment_of_sum(pairs, kept, power=2)
         along = _moment_of_sum(pairs, kept, 0)
         # The variance is estimated by the background, which follows the noise itself.
-        followed = _total(
+        followed = sum(
             kernel[k - 1]
             * (_moment_of_sum(squares, kept, k) - clipped * along * _product(squares, k, 0))
             for k in smooth
@@ -205,14 +200,12 @@ def _moment_of_sum(
 ) -> Float[Array, "..."]:
     """The moments of the first rows and so many factors, each the sum of all rows with the
     coefficients `kept`."""
-    return _total(
+    terms = (
         math.prod((kept[row] for row in rows), start=1.0) * _product(moments, *first, *rows)
         for rows in itertools.product(range(len(kept)), repeat=power)
     )
-
-
-def _total(terms: Iterable[Any]) -> Float[Array, "..."]:
-    return ft.reduce(jnp.add, terms)
+    total: Any = sum(terms)
+    return total
 
 
 def _along_pixels(

@@ -45,9 +45,8 @@ class SavedModule(eqx.Module):
     def _saved_fields(self) -> dict[str, Any]:
         if self._saved_names is None:
             return dict(vars(self))
-        fields = {name: getattr(self, name) for name in self._saved_names}
-        optional = {name: getattr(self, name) for name in self._optional_names}
-        fields |= {name: value for name, value in optional.items() if value is not None}
+        optional = [n for n in self._optional_names if getattr(self, n) is not None]
+        fields = {name: getattr(self, name) for name in [*self._saved_names, *optional]}
         return {
             name: shortest_numbers(v) if _is_array(v) else v for name, v in fields.items()
         }

@@ -1,10 +1,8 @@
 """The kernel of LocalMean over blocks of frames, y and x, and half-size frames."""
 
 import dataclasses
-import functools as ft
 import math
-import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -13,13 +11,17 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-from .._filter.kernels import GaussianKernel, half_width
+from .._filter.correlation import pad
+from .._filter.kernels import GaussianKernel, half_width, Image
 from .._filter.primitive import separable_filter, temporal_filter
 from .checks import is_known
 
 
 # Below this total weight under a kernel, there is nothing to be the mean of.
 LEAST_TOTAL_WEIGHT = 1e-6
+
+_Images = Float[Array, "*batch blocks height width"]
+_Blocks = Float[Array, "blocks height width"]
 
 
 class SmoothingKernels(NamedTuple):
@@ -88,45 +90,33 @@ class Smoothing(eqx.Module):
         factors = np.array([1, 0.5, 0.5], self.radii.dtype)
         return Smoothing(self.radii * factors, kernels, self.order)
 
-    def sums(
-        self, images: Float[Array, "*batch blocks height width"]
-    ) -> Float[Array, "*batch blocks height width"]:
+    def sums(self, images: _Images) -> _Images:
         """The sums under G. Edge pixels are repeated, and beyond the first and last block
         is none."""
         return self.sums_in_time(self.sums_in_space(images))
 
-    def sums_in_space(
-        self, images: Float[Array, "*batch blocks height width"]
-    ) -> Float[Array, "*batch blocks height width"]:
+    def sums_in_space(self, images: _Images) -> _Images:
         """The sums along y and x alone."""
         kernels = self.kernels.y, self.kernels.x
         return separable_filter(images, list(self.radii[1:]), kernels, is_finite=True)
 
-    def sums_in_time(
-        self, images: Float[Array, "*batch blocks height width"]
-    ) -> Float[Array, "*batch blocks height width"]:
+    def sums_in_time(self, images: _Images) -> _Images:
         """The sums over time alone."""
         time = self.kernels.time
         if time is None:
             return images
         return temporal_filter(images, self.radii[0], time, "empty", is_finite=True)
 
-    def with_gap(
-        self,
-        sums: Float[Array, "*batch blocks height width"],
-        images: Float[Array, "*batch blocks height width"],
-        gap: int,
-    ) -> Float[Array, "*batch blocks height width"]:
+    def with_gap(self, sums: _Images, images: _Images, gap: int) -> _Images:
         """`sums`, which `sums_in_time` gives of `images`, where for each block those that
         are nearer than `gap` are replaced by the two at that distance."""
         time = self.kernels.time
         if time is None or not gap:
             return sums
         count = images.shape[-3]
-        batch = [(0, 0)] * (images.ndim - 3)
-        padded = jnp.pad(images, [*batch, (gap, gap), (0, 0), (0, 0)])
+        padded = pad(images, (gap, gap), -3)
 
-        def beside(distance: int) -> Float[Array, "*batch blocks height width"]:
+        def beside(distance: int) -> _Images:
             before, after = (
                 lax.slice_in_dim(padded, start, start + count, axis=-3)
                 for start in (gap - distance, gap + distance)
@@ -139,12 +129,8 @@ class Smoothing(eqx.Module):
         return sums - sum(taps[n] * beside(n) for n in range(1, min(gap, taps.size)))
 
     def completed(
-        self,
-        sums: Float[Array, "blocks height width"],
-        totals: Float[Array, "blocks height width"],
-        smooth_sums: Float[Array, "blocks height width"],
-        smooth_totals: Float[Array, "blocks height width"],
-    ) -> Float[Array, "blocks height width"]:
+        self, sums: _Blocks, totals: _Blocks, smooth_sums: _Blocks, smooth_totals: _Blocks
+    ) -> _Blocks:
         """The means, from sums and totals that are smoothed already; for order 4, with the
         mean of what they leave added ("twicing": Tukey, Exploratory Data Analysis, 1977,
         16); 1 where there is none, so that a frame without light around it has its own mean
@@ -168,17 +154,13 @@ class Smoothing(eqx.Module):
         if self.order == 4:
             terms = [(2.0, gaussians), (-1.0, [jnp.convolve(t, t) for t in gaussians])]
         # Each tap of a block is shared by its frames.
-        centre = sum(c * _product(t[t.size // 2] for t in rows) for c, rows in terms)
+        centre = sum(c * math.prod(t[t.size // 2] for t in rows) for c, rows in terms)
         energy = sum(
-            c * d * _product(map(_inner, rows, others))
+            c * d * math.prod(map(_inner, rows, others))
             for c, rows in terms
             for d, others in terms
         )
         return root(jnp.asarray(1 + (energy - 2 * centre) / block_frames))
-
-
-def _product(factors: Iterable[Any]) -> Any:
-    return ft.reduce(operator.mul, factors)
 
 
 def _inner(taps: Float[Array, " _"], others: Float[Array, " _"]) -> Float[Array, ""]:
@@ -200,9 +182,7 @@ def root(squares: Float[Array, "..."]) -> Float[Array, "..."]:
     return jnp.where(is_zero, 0, jnp.sqrt(jnp.where(is_zero, 1, squares)))
 
 
-def halve_size(
-    images: Float[Array, "*batch height width"],
-) -> Float[Array, "*batch half_height half_width"]:
+def halve_size(images: Image) -> Float[Array, "*batch half_height half_width"]:
     """The means of blocks of 2 x 2 pixels. An odd last line or column counts twice."""
     *batch, height, width = images.shape
     # Not a mean over axes, whose order XLA chooses by the number of frames.
@@ -220,7 +200,7 @@ def halve_size(
 
 def double_size(
     images: Float[Array, "*batch half_height half_width"], shape: tuple[Any, ...]
-) -> Float[Array, "*batch height width"]:
+) -> Image:
     """Images in which each pixel has become a block of 2 x 2, cut to `shape`."""
     images = jnp.repeat(jnp.repeat(images, 2, axis=-2), 2, axis=-1)
     return images[..., : shape[-2], : shape[-1]]

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from .._filter.correlation import pad
+from .._filter.kernels import Image
 from .checks import checked_count, checked_number, is_traced
 
 
@@ -108,18 +110,11 @@ class SoftClip(eqx.Module):
         return _LEAST_WEIGHT + (1 - _LEAST_WEIGHT) * share
 
 
-def squared_noise(
-    frames: Float[Array, "*batch height width"],
-) -> Float[Array, "*batch height width"]:
-    """The squared noise in each pixel, whose mean is its variance.
-
-    The second difference along y of that along x, which is blind to what is smooth, and to
-    molecules nearly so (Immerkaer, Comput. Vis. Image Underst. 64, 300, 1996). Frames must
-    have 3 pixels or more in height and width.
-    """
+def squared_noise(frames: Image) -> Image:
+    """The squared noise in each pixel of frames of 3 x 3 pixels or more, whose mean is its
+    variance: the second difference along y of that along x, which is blind to what is
+    smooth, and nearly so to molecules (Immerkaer; see `SoftClip`)."""
     for axis in (-2, -1):
-        widths = [(0, 0)] * frames.ndim
-        widths[axis] = (1, 1)
         # An edge pixel has that of the one next to it.
-        frames = jnp.pad(jnp.diff(frames, 2, axis), widths, "edge")
+        frames = pad(jnp.diff(frames, 2, axis), (1, 1), axis, "edge")
     return frames**2 / 36

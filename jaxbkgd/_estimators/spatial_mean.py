@@ -8,12 +8,14 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Array, Float
 
 from .._filter.correlation import halo_lines
 from .._filter.kernels import (
+    Frames,
     GaussianKernel,
     half_width,
+    Image,
     noise_factor,
     NoiseKind,
     Truncation,
@@ -178,11 +180,11 @@ class SpatialMean(RadiiEstimator):
 
 
 def filter_frames(
-    frames: Shaped[Array, "*batch height width"],
+    frames: Frames,
     radii: Float[Array, "2"],
     kernels: KernelPair,
-    donated: Float[Array, "*batch height width"] | None = None,
-) -> Float[Array, "*batch height width"]:
+    donated: Image | None = None,
+) -> Image:
     """The frames filtered with the kernels (y, x) at the radii (y, x)."""
     dtype = working_dtype(frames)
     if not jnp.issubdtype(frames.dtype, jnp.integer):
@@ -204,8 +206,8 @@ def _noise_correction(
     radii: Float[Array, "2"], kernels: KernelPair, noise: NoiseKind
 ) -> tuple[Float[Array, ""], tuple[Float[Array, " _"], ...]]:
     """The noise factor, and the taps that it is made of."""
-    taps = [kernel.taps(radius) for kernel, radius in zip(kernels, radii, strict=True)]
-    return noise_factor(taps, noise), tuple(taps)
+    taps_y, taps_x = (kernel.taps(r) for kernel, r in zip(kernels, radii, strict=True))
+    return noise_factor(taps_y, taps_x, noise), (taps_y, taps_x)
 
 
 def _radii_and_kernels(

@@ -11,6 +11,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int, Shaped
 
+from .._filter.kernels import Frames, Image
 from .background import Background
 from .base import AbstractEstimator
 from .channels import working_dtype
@@ -73,18 +74,14 @@ class SpatialOpening(AbstractEstimator):
         rows = rows_of_channels(self._radii, count)
         return [ft.partial(self._estimate_channel, row) for row in rows]
 
-    def _estimate_channel(
-        self, radii: Radii, frames: Shaped[Array, "*batch height width"]
-    ) -> Background:
+    def _estimate_channel(self, radii: Radii, frames: Frames) -> Background:
         noise = 1.0 if self.noise == "unit" else _simulated_noise(radii)
         bkgds = _opening(frames, radii)
         return Background(bkgds, jnp.asarray(noise, bkgds.dtype))
 
 
 @ft.partial(jax.jit, static_argnames="radii")
-def _opening(
-    frames: Shaped[Array, "*batch height width"], radii: Radii
-) -> Float[Array, "*batch height width"]:
+def _opening(frames: Frames, radii: Radii) -> Image:
     frames = frames.astype(working_dtype(frames))
     shape = frames.shape[-2:]
     offsets = _ellipse(radii, shape)

@@ -86,18 +86,15 @@ def pieces(
         for number, rates in states:
             yield number, (rates, _clipped_sums(model, read(number), rates))
 
-    def in_neighbourhood(chunks: Iterator[tuple[int, _Sums]]) -> Iterator[Any]:
-        return with_neighbours(chunks, chunk_count)
-
     def rates_of_round(chunks: Iterator[tuple[int, Any]], is_first: bool) -> Iterator[Any]:
-        for number, three in in_neighbourhood(chunks):
+        for number, three in with_neighbours(chunks, chunk_count):
             yield number, _rates_of_round(model, three, jnp.asarray(is_first), step)
 
     states = rates_of_round(first_sums(), True)
     for _ in range(model.rounds - 1):
         states = rates_of_round(with_clipped(states), False)
     ends = ((number, _last_sums(model, read(number), rates)) for number, rates in states)
-    for number, three in in_neighbourhood(ends):
+    for number, three in with_neighbours(ends, chunk_count):
         # At the ends of the movie no chunk is lost.
         if number in numbers:
             yield number, Piece(three, _around(bad, number, model.halo_blocks))

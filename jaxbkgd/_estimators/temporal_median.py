@@ -12,6 +12,7 @@ from jax import lax
 from jax.scipy.special import log_ndtr
 from jaxtyping import Array, Float, Shaped
 
+from .._filter.kernels import Image
 from .background import Background
 from .base import AbstractEstimator
 from .channels import working_dtype
@@ -19,6 +20,7 @@ from .checks import check_choice, checked_count, is_known
 
 
 MedianNoise = Literal["exact", "unit"]
+_Stack = Float[Array, "frames height width"]
 
 
 class TemporalMedian(AbstractEstimator):
@@ -69,17 +71,13 @@ class TemporalMedian(AbstractEstimator):
 
 
 @ft.partial(jax.jit, static_argnames="reach")
-def _medians(
-    frames: Float[Array, "*batch frames height width"], reach: int
-) -> Float[Array, "*batch frames height width"]:
+def _medians(frames: Image, reach: int) -> Image:
     median = jnp.vectorize(ft.partial(_median, reach), signature="(t,y,x)->(t,y,x)")
     return median(frames)
 
 
 @ft.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _median(
-    reach: int, frames: Float[Array, "frames height width"]
-) -> Float[Array, "frames height width"]:
+def _median(reach: int, frames: _Stack) -> _Stack:
     return _of_middles(lambda lower, upper: (lower + upper) / 2, reach, frames)
 
 
@@ -108,11 +106,7 @@ def _median_jvp(reach, primals, tangents):
     return middles.mean(0), (total / jnp.maximum(count, 1)).mean(0)
 
 
-def _of_middles(
-    function: Callable[[Array, Array], Any],
-    reach: int,
-    frames: Float[Array, "frames height width"],
-) -> Any:
+def _of_middles(function: Callable[[Array, Array], Any], reach: int, frames: _Stack) -> Any:
     """A function of the two middle values of each window, which are the same if it is odd.
 
     The window stays sorted as it slides: the frame that leaves closes a gap, and the one

@@ -46,8 +46,8 @@ class Settings:
     is_finite: bool
 
     def adjoint(self) -> "Settings":
-        adjoints: dict[Edges, Edges] = {"repeated": "folded", "folded": "repeated"}
-        return dataclasses.replace(self, edges=adjoints.get(self.edges, self.edges))
+        adjoints = {"repeated": "folded", "folded": "repeated", "empty": "empty"}
+        return dataclasses.replace(self, edges=adjoints[self.edges])
 
 
 class Row(NamedTuple):
@@ -126,8 +126,12 @@ def correlate_axis(
 
 
 def pad(
-    image: Frames, widths: tuple[Size, Size], axis: int, mode: str = "constant"
-) -> Padded:
+    image: Shaped[Array, "..."],
+    widths: tuple[Size, Size],
+    axis: int,
+    mode: str = "constant",
+) -> Shaped[Array, "..."]:
+    """The image, padded along one axis."""
     all_widths = [(0, 0)] * image.ndim
     all_widths[axis] = widths
     return jnp.pad(image, all_widths, mode)

@@ -20,7 +20,7 @@ NoiseKind = Literal["exact", "separable"]
 
 # Half of the central interval that holds 99 % of a normal density, in sigmas:
 # sqrt(2) erfinv(0.99), where arrlp's `kernel` cuts its taps.
-_CUT_SIGMAS = 2.5758293035489004
+CUT_SIGMAS = 2.5758293035489004
 
 # Gauss-Legendre quadrature integrates the density over each pixel, since a difference of
 # two erf cancels in float32. Over at most 2.6 sigma, 12 nodes err by less than 1e-15.
@@ -29,7 +29,7 @@ _NODES, _NODE_WEIGHTS = np.polynomial.legendre.leggauss(12)
 
 def half_width(radius_pix: float, truncation: Truncation) -> int:
     """The distance in pixels from the centre to the last tap that is not zero."""
-    cut = _CUT_SIGMAS * radius_pix / 2
+    cut = CUT_SIGMAS * radius_pix / 2
     return math.floor(cut) if truncation == "hard" else max(math.ceil(cut - 0.5), 0)
 
 
@@ -80,7 +80,7 @@ def _taps(kernel: GaussianKernel, radius_pix: Float[Array, ""]) -> Float[Array, 
     distance = jnp.arange(kernel.half_width + 1, dtype=radius_pix.dtype)
     # "hard" clips too, at 4 sigma: further out the density underflows, and where the
     # centre is the only tap its integral must not be 0.
-    clip = sigma * (_CUT_SIGMAS if kernel.truncation == "smooth" else 4.0)
+    clip = sigma * (CUT_SIGMAS if kernel.truncation == "smooth" else 4.0)
     inner = jnp.minimum(jnp.maximum(distance - 0.5, 0), clip)
     outer = jnp.minimum(distance + 0.5, clip)
     middle, half = (outer + inner)[:, None] / 2, (outer - inner)[:, None] / 2
@@ -90,7 +90,7 @@ def _taps(kernel: GaussianKernel, radius_pix: Float[Array, ""]) -> Float[Array, 
     # The centre's pixel was integrated over its outer half only.
     taps = integral.at[0].multiply(2)
     if kernel.truncation == "hard" and kernel.is_bound:
-        taps = jnp.where(distance <= _CUT_SIGMAS * sigma, taps, 0)
+        taps = jnp.where(distance <= CUT_SIGMAS * sigma, taps, 0)
     return taps / (taps[0] + 2 * jnp.sum(taps[1:]))
 
 
@@ -99,27 +99,23 @@ def _derivative(taps: Callable, radius: Float[Array, ""]) -> Float[Array, " taps
 
 
 def noise_factor(
-    taps_of_axes: Sequence[Float[Array, " _"]], kind: NoiseKind
+    taps_y: Float[Array, " y"], taps_x: Float[Array, " x"], kind: NoiseKind
 ) -> Float[Array, ""]:
     """The standard deviation of `frame - background` for white noise of unit deviation,
-    from the taps of each axis, from the centre outwards.
+    from the taps from the centre outwards.
 
-    "exact" is the norm of the residual's kernel, `||delta - g_y (x) g_x||`, with `(x) g_t`
-    where there is an axis of time; "separable" is the product of the axes' own norms,
-    `||delta - g_y|| * ||delta - g_x||`, which `smlmlp.bkgd_spatial_mean` uses.
+    "exact" is the norm of the residual's kernel, `||delta - g_y (x) g_x||`; "separable" is
+    the product of the axes' own norms, `||delta - g_y|| * ||delta - g_x||`, which
+    `smlmlp.bkgd_spatial_mean` uses.
     """
     # In terms of the mass and the energy off the centre, since 1 - 2 g(0) + |g|^2 cancels.
-    masses = [2 * jnp.sum(taps[1:]) for taps in taps_of_axes]
-    energies = [2 * jnp.sum(taps[1:] ** 2) for taps in taps_of_axes]
+    mass_y, mass_x = [2 * jnp.sum(taps[1:]) for taps in (taps_y, taps_x)]
+    energy_y, energy_x = [2 * jnp.sum(taps[1:] ** 2) for taps in (taps_y, taps_x)]
     if kind == "separable":
-        factors = [_sqrt(m**2 + e) for m, e in zip(masses, energies, strict=True)]
-        return ft.reduce(jnp.multiply, factors)
-    off_centre, around, centre = masses[0], energies[0], taps_of_axes[0][0]
-    for taps, mass, energy in zip(taps_of_axes[1:], masses[1:], energies[1:], strict=True):
-        off_centre = off_centre + mass - off_centre * mass
-        around = around * energy + around * taps[0] ** 2 + energy * centre**2
-        centre = centre * taps[0]
-    return _sqrt(off_centre**2 + around)
+        return _sqrt(mass_y**2 + energy_y) * _sqrt(mass_x**2 + energy_x)
+    mass = mass_y + mass_x - mass_y * mass_x
+    energy = energy_y * energy_x + energy_y * taps_x[0] ** 2 + energy_x * taps_y[0] ** 2
+    return _sqrt(mass**2 + energy)
 
 
 def _sqrt(x: Float[Array, ""]) -> Float[Array, ""]:
