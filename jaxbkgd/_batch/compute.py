@@ -86,6 +86,26 @@ def make_output(
     return Output(quantity, dtype, is_one_stack, pedestal)
 
 
+def check_fit(
+    estimator: AbstractEstimator,
+    output: Output,
+    cameras: Sequence[Camera],
+    frames: Sequence[tuple[tuple[int, ...], Any]],
+    weights: Sequence[tuple[int, ...] | None],
+) -> None:
+    """Raises now what `estimate_window` would raise in the middle of the work: of frames
+    (shape, dtype) and weights (shape) of each channel."""
+    stacks = [
+        jax.ShapeDtypeStruct(shape, as_frames(np.zeros((1, 1, 1), dtype)).dtype)
+        for shape, dtype in frames
+    ]
+    masks = [
+        None if shape is None else jax.ShapeDtypeStruct(shape, np.float32)
+        for shape in weights
+    ]
+    eqx.filter_eval_shape(estimate_window, estimator, stacks, output, cameras, masks)
+
+
 # Images of each channel; the light of each where the estimator measures it; and the frames
 # with a pixel that is not finite, or is clipped, in any channel, where that can happen.
 _Flags = Bool[Array, " frames"] | None
