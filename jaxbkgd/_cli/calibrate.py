@@ -48,6 +48,7 @@ def calibrate(
     gain: Annotated[list[float] | None, arguments.GAIN] = None,
     read_noise: Annotated[list[float] | None, arguments.READ_NOISE] = None,
     overwrite: Annotated[bool, arguments.OVERWRITE] = False,
+    debug: Annotated[bool, arguments.DEBUG] = False,
 ) -> None:
     """Find the best estimator of a movie, as `jaxbkgd estimate` does before it estimates.
 

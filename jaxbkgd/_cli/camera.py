@@ -37,6 +37,7 @@ def camera(
     offset: Annotated[float | None, _OFFSET] = None,
     read_noise: Annotated[float, _READ_NOISE] = 0.0,
     overwrite: Annotated[bool, arguments.OVERWRITE] = False,
+    debug: Annotated[bool, arguments.DEBUG] = False,
 ) -> None:
     """Measure a camera: offset, gain and read noise.
 
@@ -65,8 +66,12 @@ def camera(
                 raise UsageError(f"--out {path}: {what}; give a name elsewhere")
         with refusing(names):
             if is_alone:
-                known = {"offset_adu": offset, "read_noise_electrons": read_noise}
-                measure = ft.partial(measure_gain, channels[0], **known)
+                measure = ft.partial(
+                    measure_gain,
+                    channels[0],
+                    offset_adu=offset,
+                    read_noise_electrons=read_noise,
+                )
             else:
                 dark, *bright = channels
                 measure = ft.partial(measure_camera, dark, bright, gain=gain)

@@ -99,6 +99,7 @@ def estimate(
     look_ahead_frames: Annotated[int | None, _AHEAD] = None,
     resume: Annotated[bool, _RESUME] = True,
     overwrite: Annotated[bool, arguments.OVERWRITE] = False,
+    debug: Annotated[bool, arguments.DEBUG] = False,
 ) -> None:
     """Estimate the background of a movie.
 

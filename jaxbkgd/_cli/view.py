@@ -13,6 +13,7 @@ from typer import Argument
 from .._batch.lazy import lazy_estimate
 from .._estimators.local_mean import LocalMean
 from .._movies.open import open_movie
+from .arguments import DEBUG
 from .programs import keep_programs
 from .report import UsageError
 
@@ -23,7 +24,7 @@ _INSTALL = "install napari with: pip install 'jaxbkgd[napari]'"
 _OPEN_QT = "from qtpy.QtWidgets import QApplication; QApplication([])"
 
 
-def view(movie: Annotated[Path, _MOVIE]) -> None:
+def view(movie: Annotated[Path, _MOVIE], debug: Annotated[bool, DEBUG] = False) -> None:
     """Look at a movie in napari and see its background follow the sliders.
 
     Where only ndv is installed, the movie and its background are shown there.
