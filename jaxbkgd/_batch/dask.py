@@ -83,7 +83,7 @@ def estimate_dask(
     channels = movie_of_array(array).channels
     compute.check_estimator(estimator, weights)
     cameras, count = cameras_of(camera, channels), len(channels)
-    output = compute.make_output(quantity, dtype, cameras, count == 1)
+    output = compute.make_output(quantity, dtype, cameras)
     if estimator.learns_patterns:
         raise ValueError(
             "The estimator has patterns of light to learn, which all chunks share; call "

@@ -18,7 +18,7 @@ from .._estimators.base import AbstractEstimator
 from .._estimators.camera import Camera
 from .._estimators.checks import checked_count
 from .._movies.movie import Box, Channel, MovieError
-from .._movies.open import is_split, open_channels, open_weights
+from .._movies.open import open_channels, open_weights
 from . import compute
 from .compute import Dtype, Output, Quantity
 from .plan import plan_chunks, read_window, Window, windows
@@ -209,9 +209,8 @@ def lazy_estimate(
     with contextlib.ExitStack() as files:
         channels = open_channels(source, boxes, frames, files=files)
         count = len(channels)
-        is_stack = count == 1 and not is_split(source, boxes)
         cameras = cameras_of(camera, channels)
-        output = compute.make_output(quantity, dtype, cameras, is_stack, pedestal)
+        output = compute.make_output(quantity, dtype, cameras, pedestal)
         masks = open_weights(weights, channels, files)
         (frame, *others) = dict.fromkeys(channel.shape[1:] for channel in channels)
         name = channels[0].movie.name

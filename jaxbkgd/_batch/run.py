@@ -169,10 +169,7 @@ def estimate_movie(
             files, source, boxes, frames, camera, weights, follow=follow, least=least
         )
         channels = inputs.channels
-        is_one_stack = len(channels) == 1 and not inputs.is_list
-        output = compute.make_output(
-            quantity, dtype, inputs.cameras, is_one_stack, pedestal
-        )
+        output = compute.make_output(quantity, dtype, inputs.cameras, pedestal)
         if sink is None:
             beside = paths_beside(source, quantity, boxes)
             sink = beside if inputs.is_list else beside[0]
@@ -210,7 +207,7 @@ def estimate_movie(
         if not inputs.follower:
             seen = min(len(channels[0]), seen)
         shapes = [(seen, *channel.shape[1:]) for channel in channels]
-        corrections = run_interruptibly(_noise_corrections, whole, shapes, is_one_stack)
+        corrections = run_interruptibly(_noise_corrections, whole, shapes)
         is_to_arrays = not any(as_path(target) for target, _ in targets)
 
         plan_of = ft.partial(
@@ -426,9 +423,8 @@ def _frame_count(windows: Sequence[Window]) -> int:
 
 @eqx.filter_jit
 def _noise_corrections(
-    estimator: AbstractEstimator, shapes: Sequence[tuple[int, ...]], is_one_stack: bool
+    estimator: AbstractEstimator, shapes: Sequence[tuple[int, ...]]
 ) -> list[Float[Array, ""]]:
     # Where they do not depend on the frames, the compiled program makes no frames.
-    frames = [jnp.zeros(shape) for shape in shapes]
-    background = estimator(frames[0] if is_one_stack else frames)
-    return jax.tree.leaves(background.noise_corrections)
+    background = estimator([jnp.zeros(shape) for shape in shapes])
+    return background.noise_corrections
