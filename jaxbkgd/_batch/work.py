@@ -1,5 +1,6 @@
 """The work on a movie in threads: each reads, estimates and writes frames."""
 
+import functools as ft
 from collections.abc import Callable, Iterator, Sequence
 from queue import Empty, SimpleQueue
 
@@ -56,13 +57,13 @@ def work_of(
     if plan.models is None:
         work = _of_windows(job, fast, results, lights, parts)
         return lambda windows: on_threads(work, windows, plan.workers)
-    in_order = _in_order(job, plan.models, results, lights)
+    work_in_order = ft.partial(_work_in_order, job, plan.models, results, lights)
 
-    def on_runs(windows: Sequence[Window]) -> Iterator[Counts]:
+    def work_on_runs(windows: Sequence[Window]) -> Iterator[Counts]:
         runs = list(enumerate(stream.runs(windows, plan.workers)))
-        return each_on_threads(in_order, runs, plan.workers)
+        return each_on_threads(work_in_order, runs, plan.workers)
 
-    return on_runs
+    return work_on_runs
 
 
 def _of_windows(
@@ -107,20 +108,19 @@ def _of_windows(
     return work
 
 
-def _in_order(
-    job: Job, models: Sequence[LightModel], results: Results, lights: Lights
-) -> Callable[[tuple[int, Sequence[Window]]], Iterator[Counts]]:
-    """A function that reads, estimates and writes the chunks of a run, given with its
-    number, one after the other."""
+def _work_in_order(
+    job: Job,
+    models: Sequence[LightModel],
+    results: Results,
+    lights: Lights,
+    numbered: tuple[int, Sequence[Window]],
+) -> Iterator[Counts]:
+    """Reads, estimates and writes the chunks of a run, given with its number, one after the
+    other."""
+    number, run = numbered
     devices = jax.local_devices()
-
-    def work(numbered: tuple[int, Sequence[Window]]) -> Iterator[Counts]:
-        number, run = numbered
-        device = devices[number % len(devices)]
-        with jax.default_device(device):
-            for window, estimated in stream.estimate_run(job, models, run):
-                results.write(window, estimated.images)
-                lights.append((window, estimated.lights))
-                yield estimated.counts
-
-    return work
+    with jax.default_device(devices[number % len(devices)]):
+        for window, estimated in stream.estimate_run(job, models, run):
+            results.write(window, estimated.images)
+            lights.append((window, estimated.lights))
+            yield estimated.counts

@@ -98,11 +98,10 @@ def _only_channel(path: Path, files: contextlib.ExitStack) -> Channel:
 
 def _rows(measured: CameraReport) -> dict[str, str]:
     """The middle and the spread of each map, and how well a pixel is known."""
-    units = {"offset": "ADU", "gain": "e-/ADU", "read noise": "e-"}
+    names, units = ("offset", "gain", "read noise"), ("ADU", "e-/ADU", "e-")
+    of_each = zip(names, units, measured[:3], measured[3:6], strict=True)
     rows = {}
-    for (name, unit), value, std in zip(
-        units.items(), measured[:3], measured[3:6], strict=True
-    ):
+    for name, unit, value, std in of_each:
         text = f"{np.median(value):.4g} {unit}"
         if np.ndim(value):
             low, high = np.percentile(value, [5, 95])

@@ -82,10 +82,8 @@ class BackgroundWidget(Container):
             label="file", mode=FileDialogMode.OPTIONAL_FILE, filter=_MOVIE_FILES
         )
         self._save = PushButton(name="save", text="Save the movie")
-        self._bar, self._cancel = (
-            ProgressBar(min=0, max=1),
-            PushButton(name="cancel", text="Cancel"),
-        )
+        self._bar = ProgressBar(min=0, max=1)
+        self._cancel = PushButton(name="cancel", text="Cancel")
         self._status, self._findings, self._light = QLabel(), QLabel(), LightPlot()
         camera = [*self._camera.values(), self._camera_file]
         work = [self._calibrate, *self._sliders.values(), self._show]
@@ -157,13 +155,12 @@ class BackgroundWidget(Container):
     def _set_camera(self, *_: Any) -> None:
         if self.session is None:
             return
-        numbers = [widget.value for widget in self._camera.values()]
+        offset, gain, read_noise = (widget.value for widget in self._camera.values())
         file = Path(str(self._camera_file.value))
         is_file = file.is_file()
         for widget in self._camera.values():
             widget.enabled = not is_file
         try:
-            offset, gain, read_noise = numbers
             camera = (
                 Camera.load(file) if is_file else Camera(offset, gain or None, read_noise)
             )
