@@ -241,13 +241,18 @@ def _hash(estimator: Any) -> str:
 
 
 class _Pickler(pickle.Pickler):
-    """Describes classes and functions of a module, also those wrapped by JAX, by name."""
+    """Writes the name of a class, and of a function of a module, in place of it, also where
+    JAX has wrapped the function."""
 
     def persistent_id(self, obj: Any) -> Any:
-        name = getattr(obj, "__qualname__", "<")
-        is_of_module = isinstance(obj, type) or "<" not in name
-        is_method = hasattr(obj, "__self__")
-        return (obj.__module__, name) if is_of_module and not is_method else None
+        if isinstance(obj, type):
+            return obj.__module__, obj.__qualname__
+        is_function = hasattr(obj, "__qualname__") and not hasattr(obj, "__self__")
+        # A lambda, or a function within another one, has no name that others know.
+        if is_function and "<" not in obj.__qualname__:
+            return obj.__module__, obj.__qualname__
+        # What is pickled as usual.
+        return None
 
 
 def group_targets(

@@ -62,17 +62,13 @@ class BackgroundWidget(Container):
         self._camera_file = FileEdit(label="or its file", filter=_CAMERA_FILES)
         self._calibrate = PushButton(name="calibrate", text="Calibrate")
         self._sliders = {
-            "radius_y_pix": FloatSlider(
-                name="radius_y_pix", label="radius y (px)", min=0.5, max=60, step=0.01
-            ),
-            "radius_x_pix": FloatSlider(
-                name="radius_x_pix", label="radius x (px)", min=0.5, max=60, step=0.01
-            ),
-            "radius_frames": FloatSlider(
-                name="radius_frames", label="radius (frames)", max=120, step=0.01
-            ),
-            "clip": FloatSlider(name="clip", label="clip (deviations)", max=10, step=0.01),
+            "radius_y_pix": FloatSlider(label="radius y (px)", min=0.5, max=60, step=0.01),
+            "radius_x_pix": FloatSlider(label="radius x (px)", min=0.5, max=60, step=0.01),
+            "radius_frames": FloatSlider(label="radius (frames)", max=120, step=0.01),
+            "clip": FloatSlider(label="clip (deviations)", max=10, step=0.01),
         }
+        for name, slider in self._sliders.items():
+            slider.name = name
         self._sliders["radius_frames"].tooltip = "0 estimates each frame by itself"
         self._sliders["clip"].tooltip = "molecules above it are left out; 0 leaves none out"
         self._show = PushButton(name="show", text="Show what the sliders do")
