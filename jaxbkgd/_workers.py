@@ -26,7 +26,7 @@ _NEWS_SECONDS = 0.02
 _GRACE_SECONDS = 0.2
 # Between lines where there is no terminal to draw a bar at.
 _LINE_SECONDS = 5.0
-# What the newest bar says.
+# What each open bar says, the newest last: a list of one text, which the bar replaces.
 _lines = [["at work"]]
 
 

@@ -37,17 +37,11 @@ _ALIGNMENT_BYTES = 64
 
 @dataclass(frozen=True)
 class Output:
-    """What is made of the frames. `is_one_stack`: whether the estimator is called with one
-    stack, or with a list of them; `pedestal` is added in the end."""
+    """What is made of the frames; `pedestal` is added in the end."""
 
     quantity: Quantity
     dtype: Dtype
-    is_one_stack: bool
     pedestal: float = 0.0
-
-    def as_called(self, of_each: Sequence[Any]) -> Any:
-        """What belongs to each channel, as an estimator is called with it."""
-        return of_each[0] if self.is_one_stack else list(of_each)
 
 
 def check_estimator(estimator: Any, weights: Any) -> None:
@@ -64,7 +58,6 @@ def make_output(
     quantity: Quantity,
     dtype: Dtype,
     cameras: Sequence[Camera],
-    is_one_stack: bool,
     pedestal: int | float = 0.0,
 ) -> Output:
     """Checks what a user has given."""
@@ -83,7 +76,27 @@ def make_output(
         )
         rule = f"is negative in places, and uint16 is not; {remedy}write float32."
         raise ValueError(f"A {quantity} {rule}")
-    return Output(quantity, dtype, is_one_stack, pedestal)
+    return Output(quantity, dtype, pedestal)
+
+
+def check_fit(
+    estimator: AbstractEstimator,
+    output: Output,
+    cameras: Sequence[Camera],
+    frames: Sequence[tuple[tuple[int, ...], Any]],
+    weights: Sequence[tuple[int, ...] | None],
+) -> None:
+    """Raises now what `estimate_window` would raise in the middle of the work: of frames
+    (shape, dtype) and weights (shape) of each channel."""
+    stacks = [
+        jax.ShapeDtypeStruct(shape, as_frames(np.zeros((1, 1, 1), dtype)).dtype)
+        for shape, dtype in frames
+    ]
+    masks = [
+        None if shape is None else jax.ShapeDtypeStruct(shape, np.float32)
+        for shape in weights
+    ]
+    eqx.filter_eval_shape(estimate_window, estimator, stacks, output, cameras, masks)
 
 
 # Images of each channel; the light of each where the estimator measures it; and the frames
@@ -99,22 +112,15 @@ def estimate_window(
     output: Output,
     cameras: Sequence[Camera],
     weights: Sequence[Any] = (),
-    donated: Sequence[Float[Array, "frames _height _width"]] | None = None,
+    donated: list[Float[Array, "frames _height _width"]] | None = None,
 ) -> Estimates:
     """Estimates the frames (frames, height, width) of each channel in JAX."""
-
-    as_called = output.as_called
     masks = list(weights) or [None] * len(channels)
     of_each = zip(cameras, map(as_frames, channels), masks, strict=True)
     prepared = [prepared_by(*of_one, estimator.takes_weights) for of_one in of_each]
     stacks, weights = map(list, zip(*prepared, strict=True))
-    frames = as_called(stacks)
     is_weighted = any(mask is not None for mask in weights)
-    background = estimator(
-        frames,
-        as_called(weights) if is_weighted else None,
-        donated=None if donated is None else as_called(donated),
-    )
+    background = estimator(stacks, weights if is_weighted else None, donated=donated)
     return make_estimates(background, stacks, output, cameras, is_weighted=is_weighted)
 
 
@@ -134,29 +140,23 @@ def prepared_by(
 
 def make_estimates(
     background: Background,
-    stacks: Sequence[Shaped[Array, "frames _height _width"]],
+    stacks: list[Shaped[Array, "frames _height _width"]],
     output: Output,
     cameras: Sequence[Camera],
     *,
     is_weighted: bool,
 ) -> Estimates:
-    """What is made of the background of frames that cameras have prepared."""
+    """What is made of the background of a list of frames that cameras have prepared."""
     if output.quantity != "background" or output.pedestal:
         # Otherwise a product could be added before it is rounded, in some programs alone.
-        background, stacks = lax.optimization_barrier((background, list(stacks)))
-    as_called = output.as_called
-    frames = as_called(stacks)
+        background, stacks = lax.optimization_barrier((background, stacks))
     images = background.bkgds
     if output.quantity == "residual":
-        images = background.residuals(frames)
+        images = background.residuals(stacks)
     elif output.quantity == "snr":
         images = background.snr(
-            frames, as_called([c if c.is_even else c.of_electrons for c in cameras])
+            stacks, [c if c.is_even else c.of_electrons for c in cameras]
         )
-    images, lights = (
-        [of_each] if output.is_one_stack else list(of_each)
-        for of_each in (images, background.illumination)
-    )
     if output.quantity != "snr":
         images = [c.in_adu(image) for c, image in zip(cameras, images, strict=True)]
     if output.pedestal:
@@ -171,7 +171,7 @@ def make_estimates(
         images = [jnp.clip(image, 0, 2**16 - 1) for image in rounded]
         is_clipped = _in_any([a != b for a, b in zip(rounded, images, strict=True)])
     images = [image.astype(output.dtype) for image in images]
-    return images, lights, is_nonfinite, is_clipped
+    return images, background.illumination, is_nonfinite, is_clipped
 
 
 def _in_any(pixels: list[Bool[Array, "frames _height _width"]]) -> Bool[Array, " frames"]:

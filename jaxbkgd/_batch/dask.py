@@ -6,8 +6,6 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import equinox as eqx
-import jax
 import numpy as np
 
 from .._calibration.cameras import cameras_of
@@ -85,7 +83,7 @@ def estimate_dask(
     channels = movie_of_array(array).channels
     compute.check_estimator(estimator, weights)
     cameras, count = cameras_of(camera, channels), len(channels)
-    output = compute.make_output(quantity, dtype, cameras, count == 1)
+    output = compute.make_output(quantity, dtype, cameras)
     if estimator.learns_patterns:
         raise ValueError(
             "The estimator has patterns of light to learn, which all chunks share; call "
@@ -102,14 +100,11 @@ def estimate_dask(
     masks = []
     if weights is not None:
         masks = [da.broadcast_to(weights, array.shape).rechunk(array.chunks)]
-    # Raises now what would be raised in the middle of the work.
     shape = min(max(array.chunks[0]) + 2 * halo_frames, len(array)), *array.shape[-2:]
-    dtype_of_frames = as_frames(np.zeros_like(array._meta, shape=(1, 1, 1))).dtype
-    stacks = [jax.ShapeDtypeStruct(shape, dtype_of_frames)] * count
-    of_masks = [jax.ShapeDtypeStruct(shape, np.float32)] * count * len(masks)
-    eqx.filter_eval_shape(
-        compute.estimate_window, estimator, stacks, output, cameras, of_masks
-    )
+    # Masked arrays and those of other libraries are refused.
+    kind = as_frames(np.zeros_like(array._meta, shape=(1, 1, 1))).dtype
+    weighted = [shape] * count * len(masks)
+    compute.check_fit(estimator, output, cameras, [(shape, kind)] * count, weighted)
     # A key of its own, on which all tasks depend. As bytes, it is nothing to the scheduler,
     # which needs no JAX device.
     sent = estimator, cameras

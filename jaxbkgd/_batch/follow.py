@@ -11,7 +11,7 @@ from typing import Any
 
 from .._estimators.base import AbstractEstimator
 from .._estimators.checks import checked_number
-from .._movies.growing import GrowingMovie, open_growing
+from .._movies.growing import GrowingMovie
 from .._movies.movie import Channel, chosen_frames, Movie, MovieError
 from .._movies.open import open_sources
 from .plan import Window, windows
@@ -68,6 +68,8 @@ class Follower:
     def _open(self, source: Any, files: contextlib.ExitStack) -> Movie | Channel:
         if not isinstance(source, str | os.PathLike):
             return open_sources(source, files)
+        from .._movies.growing_formats import open_growing
+
         path = Path(source)
         while True:
             try:

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from typing import Any
 
-import equinox as eqx
 import jax
 import numpy as np
 from jaxtyping import Shaped
@@ -17,10 +16,9 @@ from .._calibration.cameras import cameras_of
 from .._calibration.movie_patterns import with_movie_patterns
 from .._estimators.base import AbstractEstimator
 from .._estimators.camera import Camera
-from .._estimators.channels import as_frames
 from .._estimators.checks import checked_count
 from .._movies.movie import Box, Channel, MovieError
-from .._movies.open import is_split, open_channels, open_weights
+from .._movies.open import open_channels, open_weights
 from . import compute
 from .compute import Dtype, Output, Quantity
 from .plan import plan_chunks, read_window, Window, windows
@@ -211,9 +209,8 @@ def lazy_estimate(
     with contextlib.ExitStack() as files:
         channels = open_channels(source, boxes, frames, files=files)
         count = len(channels)
-        is_stack = count == 1 and not is_split(source, boxes)
         cameras = cameras_of(camera, channels)
-        output = compute.make_output(quantity, dtype, cameras, is_stack, pedestal)
+        output = compute.make_output(quantity, dtype, cameras, pedestal)
         masks = open_weights(weights, channels, files)
         (frame, *others) = dict.fromkeys(channel.shape[1:] for channel in channels)
         name = channels[0].movie.name
@@ -234,7 +231,13 @@ def lazy_estimate(
         )
         length = len(channels[0])
         chunks = [*windows(length, chunk_frames, fast.halo_frames, fast.aligned_frames)]
-        _refuse_misfits(fast, output, cameras, channels, masks, chunks[0])
+        seen = chunks[0].seen.stop
+        stacks = [((seen, *channel.shape[1:]), channel.dtype) for channel in channels]
+        weighted = [
+            None if mask is None else (min(seen, len(mask)), *mask.shape[1:])
+            for mask in masks
+        ]
+        compute.check_fit(fast, output, cameras, stacks, weighted)
         # From here on, the files are closed by the estimate.
         close = files.pop_all().close
     return LazyEstimate(
@@ -245,33 +248,6 @@ def lazy_estimate(
         _chunk_estimator(fast, output, cameras, channels, masks),
         cache_bytes,
         close,
-    )
-
-
-def _refuse_misfits(
-    estimator: AbstractEstimator,
-    output: Output,
-    cameras: Sequence[Camera],
-    channels: Sequence[Channel],
-    masks: Sequence[Channel | None],
-    window: Window,
-) -> None:
-    """Raises now what would be raised when the first frame is read."""
-    seen = window.seen.stop - window.seen.start
-    stacks = [
-        jax.ShapeDtypeStruct(
-            (seen, *channel.shape[1:]), as_frames(np.zeros((1, 1, 1), channel.dtype)).dtype
-        )
-        for channel in channels
-    ]
-    weights = [
-        None
-        if mask is None
-        else jax.ShapeDtypeStruct((min(seen, len(mask)), *mask.shape[1:]), np.float32)
-        for mask in masks
-    ]
-    eqx.filter_eval_shape(
-        compute.estimate_window, estimator, stacks, output, cameras, weights
     )
 
 

@@ -34,7 +34,7 @@ from .._movies.sinks import (
     Sink,
 )
 from .._version import __version__
-from .compute import can_donate, Output
+from .compute import Output
 from .plan import Window
 
 
@@ -99,10 +99,10 @@ def open_results(
     try:
         for target, indices in targets:
             about = _about(job.estimator, job.output)
-            sizes = job.output.dtype, job.chunk_frames
-            layout = _layout(job.channels, indices, *sizes, about)
-            growing = {"is_growing": job.is_growing}
-            sink = open_sink(target, layout, overwrite=overwrite, **growing)
+            layout = _layout(
+                job.channels, indices, job.output.dtype, job.chunk_frames, about
+            )
+            sink = open_sink(target, layout, overwrite=overwrite, is_growing=job.is_growing)
             is_named = resume and sink.is_committed
             (results.named if is_named else results.unnamed).append((sink, indices))
             if is_named or (resume and sink.is_begun):
@@ -155,10 +155,7 @@ class Job:
 
     def __post_init__(self) -> None:
         movies = dict.fromkeys(c.movie for c in (*self.channels, *self.weights) if c)
-        self.files = [movie for movie in movies if movie.paths]
-        self.content = ft.cache(content_of)
-        for movie in self.files:
-            self.content(movie)
+        self.files = {movie: content_of(movie) for movie in movies if movie.paths}
 
     @property
     def is_growing(self) -> bool:
@@ -172,17 +169,18 @@ class Job:
     @ft.cached_property
     def settings(self) -> dict[str, Any]:
         """In terms of JSON. It takes long for frames in memory, which are all hashed."""
-        sources = [
-            (self.content(c.movie), c.index, *map(int, c.box)) for c in self.channels
-        ]
+        movies = dict.fromkeys(c.movie for c in (*self.channels, *self.weights) if c)
+        contents = self.files | {m: content_of(m) for m in movies if not m.paths}
         return {
-            "source": [list(source) for source in sources],
+            "source": [
+                [contents[c.movie], c.index, *map(int, c.box)] for c in self.channels
+            ],
             "frames": [
                 [c.frames.start, None if self.is_growing else c.frames.stop, c.frames.step]
                 for c in self.channels
             ],
             "look_ahead_frames": self.look_ahead_frames,
-            "weights": [None if w is None else self.content(w.movie) for w in self.weights],
+            "weights": [None if w is None else contents[w.movie] for w in self.weights],
             "estimator": _hash(self.estimator),
             "calibration": self.calibration,
             "camera": _hash(self.cameras),
@@ -195,14 +193,10 @@ class Job:
             "64-bit mode": jax.config.read("jax_enable_x64"),
         }
 
-    def can_donate(self, estimator: AbstractEstimator) -> bool:
-        """See `compute.can_donate`."""
-        return can_donate(estimator, self.output, self.cameras)
-
     def check_sources(self) -> None:
         """Refuses a movie that has changed, and warns of one whose time has."""
-        for movie in self.files:
-            if content_of(movie) != self.content(movie):
+        for movie, content in self.files.items():
+            if content_of(movie) != content:
                 what = f"{movie.name}: has changed since it was opened; start over once it"
                 rule = "is whole (resume=False, in the command line --fresh)"
                 raise ChangedSource(f"{what} {rule}")
@@ -247,13 +241,18 @@ def _hash(estimator: Any) -> str:
 
 
 class _Pickler(pickle.Pickler):
-    """Describes classes and functions of a module, also those wrapped by JAX, by name."""
+    """Writes the name of a class, and of a function of a module, in place of it, also where
+    JAX has wrapped the function."""
 
     def persistent_id(self, obj: Any) -> Any:
-        name = getattr(obj, "__qualname__", "<")
-        is_of_module = isinstance(obj, type) or "<" not in name
-        is_method = hasattr(obj, "__self__")
-        return (obj.__module__, name) if is_of_module and not is_method else None
+        if isinstance(obj, type):
+            return obj.__module__, obj.__qualname__
+        is_function = hasattr(obj, "__qualname__") and not hasattr(obj, "__self__")
+        # A lambda, or a function within another one, has no name that others know.
+        if is_function and "<" not in obj.__qualname__:
+            return obj.__module__, obj.__qualname__
+        # What is pickled as usual.
+        return None
 
 
 def group_targets(

@@ -41,7 +41,7 @@ from .results import (
     open_results,
     Results,
 )
-from .work import Counts, Lights, Work, work_of
+from .work import Counts, joined_lights, Lights, Work, work_of
 
 
 @dataclass(frozen=True)
@@ -168,10 +168,8 @@ def estimate_movie(
         inputs = _open_inputs(
             files, source, boxes, frames, camera, weights, follow=follow, least=least
         )
-        channels, is_one_stack = inputs.channels, inputs.is_one_stack
-        output = compute.make_output(
-            quantity, dtype, inputs.cameras, is_one_stack, pedestal
-        )
+        channels = inputs.channels
+        output = compute.make_output(quantity, dtype, inputs.cameras, pedestal)
         if sink is None:
             beside = paths_beside(source, quantity, boxes)
             sink = beside if inputs.is_list else beside[0]
@@ -182,9 +180,13 @@ def estimate_movie(
             check_targets(targets, channels, dtype, overwrite=overwrite)
             calibration = begun.get("calibration")
             if calibration is None:
-                of_source = {"boxes": boxes, "frames": frames, "camera": camera}
                 found, history = calibrate(
-                    inputs.opened, weights=weights, progress=progress, **of_source
+                    inputs.opened,
+                    boxes=boxes,
+                    frames=frames,
+                    camera=camera,
+                    weights=weights,
+                    progress=progress,
                 )
                 calibration = found.to_json()
             # From the text, whose numbers a later run has, too.
@@ -196,13 +198,16 @@ def estimate_movie(
             hot = [hot_pixels_of(channel) for channel in channels]
             masks = [*map(without_pixels, inputs.masks, hot)]
             inputs = inputs._replace(masks=masks)
-        of_movie = channels, inputs.masks, inputs.cameras
-        whole: AbstractEstimator
-        whole = run_interruptibly(with_movie_patterns, estimator, *of_movie)
+        whole: AbstractEstimator = run_interruptibly(
+            with_movie_patterns, estimator, channels, inputs.masks, inputs.cameras
+        )
         fast = run_interruptibly(whole.for_inference)
         # Raises now what would be raised in the middle of the work.
-        shapes = inputs.seen_shapes(2 * fast.halo_frames + 1)
-        corrections = run_interruptibly(_noise_corrections, whole, shapes, is_one_stack)
+        seen = 2 * fast.halo_frames + 1
+        if not inputs.follower:
+            seen = min(len(channels[0]), seen)
+        shapes = [(seen, *channel.shape[1:]) for channel in channels]
+        corrections = run_interruptibly(_noise_corrections, whole, shapes)
         is_to_arrays = not any(as_path(target) for target, _ in targets)
 
         plan_of = ft.partial(
@@ -210,14 +215,23 @@ def estimate_movie(
         )
 
         def run(plan: stream.Plan, *, resume: bool) -> tuple[Job, Lights, int, Counts]:
-            options = plan.chunk_frames, look_ahead_frames, calibration
-            job = Job(channels, inputs.masks, inputs.cameras, whole, output, *options)
+            job = Job(
+                channels,
+                inputs.masks,
+                inputs.cameras,
+                whole,
+                output,
+                plan.chunk_frames,
+                look_ahead_frames,
+                calibration,
+            )
             with open_results(job, targets, resume=resume, overwrite=overwrite) as results:
                 batches, resumed_frames = _batches(inputs, job, fast, plan, results)
                 parts: list[Window | None] = [None]
-                if is_to_arrays and plan.chunk_frames == 1 and job.can_donate(fast):
+                can_donate = compute.can_donate(fast, output, inputs.cameras)
+                if is_to_arrays and plan.chunk_frames == 1 and can_donate:
                     parts = strips(channels, fast.halo_lines)
-                lights = Lights()
+                lights: Lights = []
                 work = work_of(job, fast, plan, results, lights, parts)
                 worked = _work_on(job, work, batches, resumed_frames, progress)
                 job.check_sources()
@@ -256,7 +270,7 @@ def estimate_movie(
         estimator=whole,
         paths=tuple(path for target, _ in targets if (path := as_path(target))),
         history=history,
-        lights=lights.joined(len(channels), frame_count),
+        lights=joined_lights(lights, len(channels), frame_count),
         hot_pixels=tuple(int(is_hot.sum()) for is_hot in hot),
     )
 
@@ -274,19 +288,9 @@ class _Inputs(NamedTuple):
     reopen: Callable[[], list[Channel]]
 
     @property
-    def is_one_stack(self) -> bool:
-        return len(self.channels) == 1 and not self.is_list
-
-    @property
     def movies(self) -> list[Movie]:
         both = *self.channels, *self.masks
         return list({c.movie: None for c in both if c is not None})
-
-    def seen_shapes(self, frames: int) -> list[tuple[int, ...]]:
-        """Those of so many frames of each channel, or of all that there are."""
-        if not self.follower:
-            frames = min(len(self.channels[0]), frames)
-        return [(frames, *channel.shape[1:]) for channel in self.channels]
 
 
 def _checked_option(name: str, value: Any, least: int) -> int | None:
@@ -419,9 +423,8 @@ def _frame_count(windows: Sequence[Window]) -> int:
 
 @eqx.filter_jit
 def _noise_corrections(
-    estimator: AbstractEstimator, shapes: Sequence[tuple[int, ...]], is_one_stack: bool
+    estimator: AbstractEstimator, shapes: Sequence[tuple[int, ...]]
 ) -> list[Float[Array, ""]]:
     # Where they do not depend on the frames, the compiled program makes no frames.
-    frames = [jnp.zeros(shape) for shape in shapes]
-    background = estimator(frames[0] if is_one_stack else frames)
-    return jax.tree.leaves(background.noise_corrections)
+    background = estimator([jnp.zeros(shape) for shape in shapes])
+    return background.noise_corrections

@@ -1,6 +1,5 @@
 """Long movies with an estimator whose chunks follow each other, as LocalMean's do."""
 
-import dataclasses
 import functools as ft
 import math
 from collections.abc import Iterator, Sequence
@@ -11,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Shaped
 
+from .._estimators.background import joined
 from .._estimators.base import AbstractEstimator
 from .._estimators.camera import Camera
 from .._estimators.channels import as_frames, checked_frames, working_dtype
@@ -187,11 +187,8 @@ def _channel(
     """The estimates of one channel, chunk after chunk."""
     channel, mask, camera = job.channels[index], job.weights[index], job.cameras[index]
     chunks = chunks_of(len(channel), job.chunk_frames)
-    blocks, step = (
-        job.chunk_frames // model.block_frames,
-        model.step_blocks(channel.shape[1:]),
-    )
-    output = dataclasses.replace(job.output, is_one_stack=True)
+    blocks = job.chunk_frames // model.block_frames
+    step = model.step_blocks(channel.shape[1:])
 
     # Between the first sums of a chunk and its result, others are read.
     @ft.lru_cache(maxsize=model.rounds + 3)
@@ -208,7 +205,7 @@ def _channel(
     model = model.of_dtype(working_dtype(camera.even_light(one)))
     numbers = range(run[0].number, run[-1].number + 1)
     for number, piece in pieces(model, read, numbers, len(chunks), step):
-        yield _chunk_estimates(model, piece, read(number), camera, output)
+        yield _chunk_estimates(model, piece, read(number), camera, job.output)
 
 
 @eqx.filter_jit
@@ -232,7 +229,7 @@ def _chunk_estimates(
 ) -> Estimates:
     frames = blocks.frames.reshape(-1, *blocks.frames.shape[2:])
     is_weighted = blocks.weights is not None
-    background = piece.background(model)
+    background = joined([piece.background(model)])
     return make_estimates(background, [frames], output, [camera], is_weighted=is_weighted)
 
 

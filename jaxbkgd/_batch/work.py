@@ -1,6 +1,6 @@
 """The work on a movie in threads: each reads, estimates and writes frames."""
 
-from collections import deque
+import functools as ft
 from collections.abc import Callable, Iterator, Sequence
 from queue import Empty, SimpleQueue
 
@@ -20,32 +20,28 @@ from .results import Job, Results
 Counts = Int[np.ndarray, "2"]
 # Estimates windows, and gives the counts of each one that is written.
 Work = Callable[[Sequence[Window]], Iterator[Counts]]
-_Light = Float[np.ndarray, "*rank frames"] | None
+_Light = Float[np.ndarray, "*rank _frames"] | None
 
 
-class Lights:
-    """The light of each frame, as threads find it."""
+# The light of each channel in the frames of windows, as threads find it.
+Lights = list[tuple[Window, Sequence[_Light]]]
 
-    def __init__(self) -> None:
-        self._noted = deque[tuple[Window, Sequence[_Light]]]()
 
-    def note(self, window: Window, lights: Sequence[_Light]) -> None:
-        """Of the frames of a window, of each channel."""
-        self._noted.append((window, lights))
-
-    def joined(self, channel_count: int, frame_count: int) -> tuple[_Light, ...]:
-        """Of each channel, NaN in frames of which none was noted; or `None`."""
-        joined: list[_Light] = [None] * channel_count
-        for window, lights in self._noted:
-            for number, light in enumerate(lights):
-                if light is None:
-                    continue
-                whole = joined[number]
-                if whole is None:
-                    shape = *light.shape[:-1], frame_count
-                    joined[number] = whole = np.full(shape, np.nan, np.float32)
-                whole[..., window.start : window.stop] = light
-        return tuple(joined)
+def joined_lights(
+    lights: Lights, channel_count: int, frame_count: int
+) -> tuple[_Light, ...]:
+    """The light of each channel, NaN in frames that have none, or `None`."""
+    joined: list[_Light] = [None] * channel_count
+    for window, of_channels in lights:
+        for number, light in enumerate(of_channels):
+            if light is None:
+                continue
+            whole = joined[number]
+            if whole is None:
+                shape = *light.shape[:-1], frame_count
+                joined[number] = whole = np.full(shape, np.nan, np.float32)
+            whole[..., window.start : window.stop] = light
+    return tuple(joined)
 
 
 def work_of(
@@ -61,13 +57,13 @@ def work_of(
     if plan.models is None:
         work = _of_windows(job, fast, results, lights, parts)
         return lambda windows: on_threads(work, windows, plan.workers)
-    in_order = _in_order(job, plan.models, results, lights)
+    work_in_order = ft.partial(_work_in_order, job, plan.models, results, lights)
 
-    def on_runs(windows: Sequence[Window]) -> Iterator[Counts]:
+    def work_on_runs(windows: Sequence[Window]) -> Iterator[Counts]:
         runs = list(enumerate(stream.runs(windows, plan.workers)))
-        return each_on_threads(in_order, runs, plan.workers)
+        return each_on_threads(work_in_order, runs, plan.workers)
 
-    return on_runs
+    return work_on_runs
 
 
 def _of_windows(
@@ -79,6 +75,7 @@ def _of_windows(
 ) -> Callable[[Window], Counts]:
     """A function that reads, estimates and writes a window."""
     estimate = compute.compile_estimate(fast, job.output, job.cameras)
+    can_donate = compute.can_donate(fast, job.output, job.cameras)
     devices = jax.local_devices()
     is_on_cpu = devices[0].platform == "cpu"
     # Buffers that no thread uses now.
@@ -90,7 +87,7 @@ def _of_windows(
         try:
             buffers = unused[device].get_nowait()
         except Empty:
-            buffers = compute.Buffers(job.can_donate(fast)) if is_on_cpu else None
+            buffers = compute.Buffers(can_donate) if is_on_cpu else None
         name, total = job.channels[0].movie.name, np.zeros(2, int)
         for part in parts:
             lines = slice(None) if part is None else part.seen
@@ -100,7 +97,7 @@ def _of_windows(
                     name, estimate, chunks, window, masks, buffers
                 )
             results.write(window, estimated.images, part)
-            lights.note(window, estimated.lights)
+            lights.append((window, estimated.lights))
             # Strips are of one frame.
             total = np.maximum(total, estimated.counts)
             # The images are views of what the next part may write over.
@@ -111,20 +108,19 @@ def _of_windows(
     return work
 
 
-def _in_order(
-    job: Job, models: Sequence[LightModel], results: Results, lights: Lights
-) -> Callable[[tuple[int, Sequence[Window]]], Iterator[Counts]]:
-    """A function that reads, estimates and writes the chunks of a run, given with its
-    number, one after the other."""
+def _work_in_order(
+    job: Job,
+    models: Sequence[LightModel],
+    results: Results,
+    lights: Lights,
+    numbered: tuple[int, Sequence[Window]],
+) -> Iterator[Counts]:
+    """Reads, estimates and writes the chunks of a run, given with its number, one after the
+    other."""
+    number, run = numbered
     devices = jax.local_devices()
-
-    def work(numbered: tuple[int, Sequence[Window]]) -> Iterator[Counts]:
-        number, run = numbered
-        device = devices[number % len(devices)]
-        with jax.default_device(device):
-            for window, estimated in stream.estimate_run(job, models, run):
-                results.write(window, estimated.images)
-                lights.note(window, estimated.lights)
-                yield estimated.counts
-
-    return work
+    with jax.default_device(devices[number % len(devices)]):
+        for window, estimated in stream.estimate_run(job, models, run):
+            results.write(window, estimated.images)
+            lights.append((window, estimated.lights))
+            yield estimated.counts

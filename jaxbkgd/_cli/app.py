@@ -1,7 +1,6 @@
 """The command `jaxbkgd`: its subcommands, and how their errors are reported."""
 
 import functools
-import inspect
 import os
 import sys
 import traceback
@@ -13,14 +12,13 @@ import typer
 
 from .._movies.movie import MovieError
 from .._version import __version__
-from . import calibrate, camera, demo, estimate, info, view
+from . import arguments, calibrate, camera, demo, estimate, info, view
 from .main import INTERRUPTED, missing_text
 from .report import say, UsageError
 
 
 # Without markup, a wrong option is three short lines instead of a box.
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None)
-_DEBUG = "JAXBKGD_DEBUG"
 
 
 def _print_version(is_asked: bool) -> bool:
@@ -31,19 +29,21 @@ def _print_version(is_asked: bool) -> bool:
 
 
 _Version = Annotated[bool, typer.Option("--version", callback=_print_version)]
-_Debug = Annotated[bool, typer.Option("--debug", envvar=_DEBUG, help="Show tracebacks.")]
 
 
 @app.callback()
-def _options(version: _Version = False, debug: _Debug = False) -> None:
+def _options(
+    version: _Version = False, debug: Annotated[bool, arguments.DEBUG] = False
+) -> None:
     """Estimate the background of single-molecule localization microscopy movies."""
     if debug:
-        os.environ[_DEBUG] = "1"
+        # Commands have the same option, and read it from here.
+        os.environ[arguments.DEBUG_VARIABLE] = "1"
 
 
 def _add_command(run: Callable[..., None]) -> None:
-    """Add a subcommand, with the option `--debug` beside its own. An error is a line, and
-    the exit code 2 where the user can act, 1 for a bug, or 130."""
+    """Add a subcommand. An error is a line, and the exit code 2 where the user can act, 1
+    for a bug, or 130. It handles the option `--debug`, and the function need not."""
 
     @functools.wraps(run)
     def command(*, debug: bool, **values: Any) -> None:
@@ -71,19 +71,13 @@ def _add_command(run: Callable[..., None]) -> None:
             say(text if is_users else f"internal error: {type(error).__name__}: {text}")
             sys.exit(2 if is_users else 1)
 
-    own = inspect.signature(run).parameters.values()
-    debug = inspect.signature(_options).parameters["debug"]
-    vars(command)["__signature__"] = inspect.Signature([*own, debug])
+    # By `wraps`, typer sees the arguments of the function.
     app.command()(command)
 
 
-_COMMANDS = (
-    demo.demo,
-    info.info,
-    view.view,
-    estimate.estimate,
-    calibrate.calibrate,
-    camera.camera,
-)
-for _run in _COMMANDS:
-    _add_command(_run)
+_add_command(demo.demo)
+_add_command(info.info)
+_add_command(view.view)
+_add_command(estimate.estimate)
+_add_command(calibrate.calibrate)
+_add_command(camera.camera)

@@ -40,6 +40,8 @@ GAIN = typer.Option(
 )
 READ_NOISE = typer.Option(help=f"The camera's read noise in electrons. {SHARED}")
 OVERWRITE = typer.Option("--overwrite", help="Replace existing files.")
+DEBUG_VARIABLE = "JAXBKGD_DEBUG"
+DEBUG = typer.Option("--debug", envvar=DEBUG_VARIABLE, help="Show tracebacks.")
 
 # Fields of a saved estimator that may have an entry for each channel.
 _CHANNEL_FIELDS = {"radii_pix", "radius_frames", "frozen"}

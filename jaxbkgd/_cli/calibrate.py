@@ -1,7 +1,6 @@
 """`jaxbkgd calibrate`: the averaging radii of a movie, learned from the movie itself."""
 
 import contextlib
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -48,6 +47,7 @@ def calibrate(
     gain: Annotated[list[float] | None, arguments.GAIN] = None,
     read_noise: Annotated[list[float] | None, arguments.READ_NOISE] = None,
     overwrite: Annotated[bool, arguments.OVERWRITE] = False,
+    debug: Annotated[bool, arguments.DEBUG] = False,
 ) -> None:
     """Find the best estimator of a movie, as `jaxbkgd estimate` does before it estimates.
 
@@ -85,10 +85,7 @@ def calibrate(
             estimator, history = calibration.calibrate(channels, **options)
         names = [_name(channel) for channel in channels]
         about = {"movies": names} | history.about() | {"rows": history.rows()}
-        fields = json.loads(estimator.to_json()) | {"calibration": about}
-        report.write_whole(out, json.dumps(fields, indent=2, allow_nan=False).encode())
-        # What is there is of other radii.
-        png.unlink(missing_ok=True)
+        report.write_calibration(out, estimator, about)
         kept = f"the radii are in {out}, and there is no figure"
         try:
             if history.stop_reason.startswith("interrupted"):

@@ -37,6 +37,7 @@ def camera(
     offset: Annotated[float | None, _OFFSET] = None,
     read_noise: Annotated[float, _READ_NOISE] = 0.0,
     overwrite: Annotated[bool, arguments.OVERWRITE] = False,
+    debug: Annotated[bool, arguments.DEBUG] = False,
 ) -> None:
     """Measure a camera: offset, gain and read noise.
 
@@ -65,8 +66,12 @@ def camera(
                 raise UsageError(f"--out {path}: {what}; give a name elsewhere")
         with refusing(names):
             if is_alone:
-                known = {"offset_adu": offset, "read_noise_electrons": read_noise}
-                measure = ft.partial(measure_gain, channels[0], **known)
+                measure = ft.partial(
+                    measure_gain,
+                    channels[0],
+                    offset_adu=offset,
+                    read_noise_electrons=read_noise,
+                )
             else:
                 dark, *bright = channels
                 measure = ft.partial(measure_camera, dark, bright, gain=gain)
@@ -93,11 +98,10 @@ def _only_channel(path: Path, files: contextlib.ExitStack) -> Channel:
 
 def _rows(measured: CameraReport) -> dict[str, str]:
     """The middle and the spread of each map, and how well a pixel is known."""
-    units = {"offset": "ADU", "gain": "e-/ADU", "read noise": "e-"}
+    names, units = ("offset", "gain", "read noise"), ("ADU", "e-/ADU", "e-")
+    of_each = zip(names, units, measured[:3], measured[3:6], strict=True)
     rows = {}
-    for (name, unit), value, std in zip(
-        units.items(), measured[:3], measured[3:6], strict=True
-    ):
+    for name, unit, value, std in of_each:
         text = f"{np.median(value):.4g} {unit}"
         if np.ndim(value):
             low, high = np.percentile(value, [5, 95])

@@ -12,6 +12,7 @@ from .._estimators.camera import Camera
 from .._estimators.spatial_mean import SpatialMean
 from .._simulation import simulate_movie
 from .._workers import one_thread_a_call, run_interruptibly
+from .arguments import DEBUG
 from .figures import save_channel_figure
 from .programs import keep_programs
 from .report import print_table, printable, refusing
@@ -27,6 +28,7 @@ _SEED = Option(min=0, max=2**31, help="The seed of the simulation.")
 def demo(
     out: Annotated[Path, _OUT] = Path("jaxbkgd-demo"),
     seed: Annotated[int, _SEED] = 0,
+    debug: Annotated[bool, DEBUG] = False,
 ) -> None:
     """Simulate a movie of two channels and estimate its background.
 

@@ -99,6 +99,7 @@ def estimate(
     look_ahead_frames: Annotated[int | None, _AHEAD] = None,
     resume: Annotated[bool, _RESUME] = True,
     overwrite: Annotated[bool, arguments.OVERWRITE] = False,
+    debug: Annotated[bool, arguments.DEBUG] = False,
 ) -> None:
     """Estimate the background of a movie.
 
@@ -148,7 +149,7 @@ def estimate(
         with refusing("--camera"):
             cut = cameras_of(cameras, opened)
         with refusing(f"--quantity {quantity}, --dtype {dtype}"):
-            output = make_output(quantity, dtype, cut, False, pedestal)
+            output = make_output(quantity, dtype, cut, pedestal)
         if quantity == "snr" and not (offset or camera):
             report.say("--quantity snr: the camera's offset counts as light; give --offset")
         sinks = paths_beside(paths, quantity, boxes)

@@ -6,13 +6,16 @@ from typing import Annotated
 from typer import Argument
 
 from .._movies.open import open_movie
+from .arguments import DEBUG
 from .report import print_rows, yx_text
 
 
 _MOVIES = Argument(help="Files, folders or quoted patterns.")
 
 
-def info(movies: Annotated[list[Path], _MOVIES]) -> None:
+def info(
+    movies: Annotated[list[Path], _MOVIES], debug: Annotated[bool, DEBUG] = False
+) -> None:
     """Print the format, the size and the pixel size of movies."""
     for number, path in enumerate(movies):
         with open_movie(path) as movie:

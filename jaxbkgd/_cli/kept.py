@@ -53,11 +53,10 @@ def kept_calibration(
 ) -> Kept:
     """What an interrupted run of this job has kept as `path`, or else a new calibration,
     which is written there."""
-    png = path.with_suffix(".png")
     settings = _settings(channels, options)
     kept = _read(path, settings)
     report.check_output(path, ".json", overwrite=overwrite or kept is not None)
-    report.check_output(png, ".png", overwrite=overwrite)
+    report.check_output(path.with_suffix(".png"), ".png", overwrite=overwrite)
     if kept is None and resume and path.exists() and any(map(_journal_exists, sinks)):
         raise report.UsageError(
             f"{path}: was begun with other settings, another movie or another version; "
@@ -67,13 +66,9 @@ def kept_calibration(
         with report.refusing(", ".join(settings["content"])):
             estimator, history = calibrate(source, **options)
         about = history.about() | {"rows": history.rows(), "settings": settings}
-        fields = json.loads(estimator.to_json()) | {"calibration": about}
-        text = json.dumps(fields, indent=2, allow_nan=False)
-        report.write_whole(path, text.encode())
+        text = report.write_calibration(path, estimator, about)
         # Numbers in a text may differ in the last digit; a later run has those, too.
         kept = Kept(RadiiEstimator.from_json(text), about)
-        # What is there is of another calibration.
-        png.unlink(missing_ok=True)
     for doubt in kept.about["doubts"]:
         report.say(doubt)
     return kept

@@ -118,16 +118,16 @@ def channel_panels(
         written -= np.float32(output.pedestal)
         frame = camera.above_offset(channel[middle].astype(np.float32))
         shown: list[Panel] = [(f"frame {channel.frames[middle]} (ADU)", frame, "magma")]
+        panels.append(shown)
         if output.quantity == "snr":
-            panels.append([*shown, ("SNR", written, "magma")])
+            shown.append(("SNR", written, "magma"))
             continue
-        is_bkgd = output.quantity == "background"
-        bkgd, residual = (written, frame - written)[:: 1 if is_bkgd else -1]
+        bkgd = written if output.quantity == "background" else frame - written
         shown.append(("background (ADU)", bkgd, "viridis"))
         if camera.is_gain_known:
             background = Background(jnp.asarray(bkgd), summary.noise_corrections[number])
             ratio = np.asarray(background.snr(frame, camera))
-            panels.append([*shown, ("SNR", ratio, "magma")])
+            shown.append(("SNR", ratio, "magma"))
         else:
-            panels.append([*shown, ("frame - background (ADU)", residual, "magma")])
+            shown.append(("frame - background (ADU)", frame - bkgd, "magma"))
     return panels

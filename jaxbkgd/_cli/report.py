@@ -1,10 +1,12 @@
 """What the commands print and write: lines, tables, errors, and whole files."""
 
 import contextlib
+import json
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -94,6 +96,18 @@ def check_name(path: Path) -> None:
     """Refuse a name that the system does not take, as one that is too long."""
     with refusing(f"{path}: cannot be written"), contextlib.suppress(FileNotFoundError):
         draft_of(path).lstat()
+
+
+def write_calibration(
+    path: Path, estimator: RadiiEstimator, about: Mapping[str, Any]
+) -> str:
+    """Write an estimator and what its calibration found as JSON; return the text. A figure
+    of another calibration is removed."""
+    fields = json.loads(estimator.to_json()) | {"calibration": about}
+    text = json.dumps(fields, indent=2, allow_nan=False)
+    write_whole(path, text.encode())
+    path.with_suffix(".png").unlink(missing_ok=True)
+    return text
 
 
 def write_whole(path: Path, content: bytes) -> None:

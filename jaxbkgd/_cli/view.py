@@ -12,7 +12,9 @@ from typer import Argument
 
 from .._batch.lazy import lazy_estimate
 from .._estimators.local_mean import LocalMean
+from .._movies.movie import Movie
 from .._movies.open import open_movie
+from .arguments import DEBUG
 from .programs import keep_programs
 from .report import UsageError
 
@@ -23,7 +25,7 @@ _INSTALL = "install napari with: pip install 'jaxbkgd[napari]'"
 _OPEN_QT = "from qtpy.QtWidgets import QApplication; QApplication([])"
 
 
-def view(movie: Annotated[Path, _MOVIE]) -> None:
+def view(movie: Annotated[Path, _MOVIE], debug: Annotated[bool, DEBUG] = False) -> None:
     """Look at a movie in napari and see its background follow the sliders.
 
     Where only ndv is installed, the movie and its background are shown there.
@@ -34,8 +36,10 @@ def view(movie: Annotated[Path, _MOVIE]) -> None:
     _check_screen(viewers[0])
     keep_programs()
     with open_movie(movie) as opened:
-        show = _show_in_napari if viewers[0] == "napari" else _show_in_ndv
-        show(movie, opened)
+        if viewers[0] == "napari":
+            _show_in_napari(movie)
+        else:
+            _show_in_ndv(opened)
 
 
 def _check_screen(viewer: str) -> None:
@@ -50,7 +54,7 @@ def _check_screen(viewer: str) -> None:
     raise UsageError(f"view: Qt finds no screen to open a window on; {remedy}")
 
 
-def _show_in_napari(path: Path, _: Any) -> None:
+def _show_in_napari(path: Path) -> None:
     napari: Any = importlib.import_module("napari")
     viewer = napari.Viewer(title=f"jaxbkgd: {path.name}")
     viewer.open(str(path), plugin="jaxbkgd")
@@ -58,7 +62,7 @@ def _show_in_napari(path: Path, _: Any) -> None:
     napari.run()
 
 
-def _show_in_ndv(path: Path, movie: Any) -> None:
+def _show_in_ndv(movie: Movie) -> None:
     ndv: Any = importlib.import_module("ndv")
     # A window each, for the movie and its background.
     windows = [ndv.ArrayViewer(channel) for channel in movie.channels]

@@ -49,11 +49,7 @@ class _GrowingZarr(GrowingSink, ZarrSink):
         ZarrSink._begin(self)
 
     def _resume(self) -> None:
-        import zarr
-
-        folder = self.draft / "0" if self._is_ome else self.draft
-        os.stat(folder / "zarr.json")
-        self._shape = (zarr.open_array(folder, mode="r").shape[0], *self._shape[1:])
+        self._shape = (self._open_draft().shape[0], *self._shape[1:])
         ZarrSink._resume(self)
 
     def _set_length(self) -> None:

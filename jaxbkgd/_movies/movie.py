@@ -152,14 +152,18 @@ class Movie(contextlib.AbstractContextManager["Movie"]):
     def fingerprint(self) -> str:
         """A hash of shape, type and frames: all frames of an array in memory (about a
         second for a gigabyte), or eight frames of a file."""
-        about = repr((self.shape, self.dtype.str))
-        digest = hashlib.blake2b(about.encode(), digest_size=32)
         is_in_memory = isinstance(self.pixels, np.ndarray) and not self.paths
         count = self.shape[0] if is_in_memory else _FINGERPRINT_FRAMES
-        for index in sorted({round(x) for x in np.linspace(0, self.shape[0] - 1, count)}):
+        frames = np.unique(np.linspace(0, self.shape[0] - 1, count).round().astype(int))
+        return self._hash_of(self.shape, frames.tolist())
+
+    def _hash_of(self, shape: tuple[int, ...], frames: Sequence[int]) -> str:
+        """A hash of a shape, the type and these frames."""
+        digest = hashlib.blake2b(repr((shape, self.dtype.str)).encode(), digest_size=32)
+        for frame in frames:
             for channel in range(self.shape[1]):
-                frame = self.read(index, index + 1, channel)
-                digest.update(np.ascontiguousarray(frame).data)
+                read = self.read(frame, frame + 1, channel)
+                digest.update(np.ascontiguousarray(read).data)
         return digest.hexdigest()
 
     def includes(self, path: Path) -> bool:

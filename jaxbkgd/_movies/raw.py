@@ -41,7 +41,7 @@ _SPE_TYPES_3 = {
 def open_dax(path: Path, *, is_growing: bool = False) -> Movie:
     """Opens a DAX movie of the Zhuang lab: `NAME.dax`, and `NAME.inf` beside it; `path` is
     either. One that is growing has as many frames as its file holds."""
-    header = _Header(path, ".dax .inf", _parse_inf)
+    header = _Header(path, ".dax", ".inf", _parse_inf)
     size = header.require("frame dimensions", f"{_SIZE} x {_SIZE}", "such as 256 x 256")
     width, height = map(int, size.split(" x "))
     rule = "16 bit integers (binary, big endian), or (binary, little endian)"
@@ -62,7 +62,7 @@ def open_dax(path: Path, *, is_growing: bool = False) -> Movie:
 def open_picasso(path: Path) -> Movie:
     """Opens a Picasso movie of the Jungmann lab: `NAME.raw`, and `NAME.yaml` beside it;
     `path` is either."""
-    header = _Header(path, ".raw .yaml", _parse_yaml)
+    header = _Header(path, ".raw", ".yaml", _parse_yaml)
     frames, height, width = map(header.size, ("Frames", "Height", "Width"))
     dtype = np.dtype(header.require("Data Type", _PICASSO_TYPE, "such as uint16"))
     is_little = header.require("Byte Order", "[<>]", "'<' or '>'") == "<"
@@ -175,8 +175,10 @@ def _parse_yaml(content: bytes) -> dict[str, Any]:
 class _Header:
     """The fields of a text file beside a movie, of which `path` is either."""
 
-    def __init__(self, path: Path, suffixes: str, parse: Callable[[bytes], Any]) -> None:
-        self.movie, text = (_file_beside(path, suffix) for suffix in suffixes.split())
+    def __init__(
+        self, path: Path, of_movie: str, of_text: str, parse: Callable[[bytes], Any]
+    ) -> None:
+        self.movie, text = _file_beside(path, of_movie), _file_beside(path, of_text)
         self.name = text.name
         self._start = f"{self.movie}: its {text.name}"
         if text.stat().st_size > _MAX_TEXT_BYTES:

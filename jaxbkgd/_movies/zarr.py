@@ -269,13 +269,16 @@ class ZarrSink(Sink):
         # A process that is killed leaves parts of files beside those of chunks.
         for part in self.draft.rglob("*.partial"):
             part.unlink()
-        folder = self.draft / "0" if self._is_ome else self.draft
-        os.stat(folder / "zarr.json")
         # All chunks are written, so that none looks like a lost one.
-        array = zarr.open_array(folder, mode="r+").with_config({"write_empty_chunks": True})
+        array = self._open_draft().with_config({"write_empty_chunks": True})
         if array.shape != self._shape or array.dtype != self.layout.dtype:
             raise MovieError(f"{self.draft}: is not the beginning of this movie")
         self._array = array
+
+    def _open_draft(self) -> zarr.Array:
+        folder = self.draft / "0" if self._is_ome else self.draft
+        os.stat(folder / "zarr.json")
+        return zarr.open_array(folder, mode="r+")
 
     def _write(self, start: int, frames: np.ndarray) -> None:
         stored = frames.reshape(len(frames), *self._shape[1:])

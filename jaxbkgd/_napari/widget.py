@@ -62,17 +62,13 @@ class BackgroundWidget(Container):
         self._camera_file = FileEdit(label="or its file", filter=_CAMERA_FILES)
         self._calibrate = PushButton(name="calibrate", text="Calibrate")
         self._sliders = {
-            "radius_y_pix": FloatSlider(
-                name="radius_y_pix", label="radius y (px)", min=0.5, max=60, step=0.01
-            ),
-            "radius_x_pix": FloatSlider(
-                name="radius_x_pix", label="radius x (px)", min=0.5, max=60, step=0.01
-            ),
-            "radius_frames": FloatSlider(
-                name="radius_frames", label="radius (frames)", max=120, step=0.01
-            ),
-            "clip": FloatSlider(name="clip", label="clip (deviations)", max=10, step=0.01),
+            "radius_y_pix": FloatSlider(label="radius y (px)", min=0.5, max=60, step=0.01),
+            "radius_x_pix": FloatSlider(label="radius x (px)", min=0.5, max=60, step=0.01),
+            "radius_frames": FloatSlider(label="radius (frames)", max=120, step=0.01),
+            "clip": FloatSlider(label="clip (deviations)", max=10, step=0.01),
         }
+        for name, slider in self._sliders.items():
+            slider.name = name
         self._sliders["radius_frames"].tooltip = "0 estimates each frame by itself"
         self._sliders["clip"].tooltip = "molecules above it are left out; 0 leaves none out"
         self._show = PushButton(name="show", text="Show what the sliders do")
@@ -82,10 +78,8 @@ class BackgroundWidget(Container):
             label="file", mode=FileDialogMode.OPTIONAL_FILE, filter=_MOVIE_FILES
         )
         self._save = PushButton(name="save", text="Save the movie")
-        self._bar, self._cancel = (
-            ProgressBar(min=0, max=1),
-            PushButton(name="cancel", text="Cancel"),
-        )
+        self._bar = ProgressBar(min=0, max=1)
+        self._cancel = PushButton(name="cancel", text="Cancel")
         self._status, self._findings, self._light = QLabel(), QLabel(), LightPlot()
         camera = [*self._camera.values(), self._camera_file]
         work = [self._calibrate, *self._sliders.values(), self._show]
@@ -157,13 +151,12 @@ class BackgroundWidget(Container):
     def _set_camera(self, *_: Any) -> None:
         if self.session is None:
             return
-        numbers = [widget.value for widget in self._camera.values()]
+        offset, gain, read_noise = (widget.value for widget in self._camera.values())
         file = Path(str(self._camera_file.value))
         is_file = file.is_file()
         for widget in self._camera.values():
             widget.enabled = not is_file
         try:
-            offset, gain, read_noise = numbers
             camera = (
                 Camera.load(file) if is_file else Camera(offset, gain or None, read_noise)
             )
