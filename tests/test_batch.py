@@ -1103,7 +1103,7 @@ def test_a_movie_without_frames_is_refused_in_one_line():
         _written(FRAMES[:0])
 
 
-# Frames of more pixels than stay in cache, which go in strips.
+# Frames of more pixels than stay in cache.
 LARGE = np.random.default_rng(2).normal(100, 10, (3, 1100, 1000)).astype(np.float32)
 WITH_NAN = LARGE.copy()
 WITH_NAN[1, [10, 549, 551, 1090], 20] = np.nan, np.nan, np.inf, np.nan
@@ -1115,9 +1115,7 @@ WITH_NAN[1, [10, 549, 551, 1090], 20] = np.nan, np.nan, np.inf, np.nan
     [
         (1.0, WITH_NAN, None),
         (1.0, LARGE, [(0, 0, 500, 1100), (500, 0, 1000, 1100)]),
-        # The strips of these would not be the same.
         (1.0, [LARGE, WITH_NAN[:, :1080]], None),
-        # The halo of a strip would be larger than it.
         (60.0, WITH_NAN, None),
     ],
 )

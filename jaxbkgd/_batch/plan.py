@@ -14,10 +14,6 @@ from .._workers import core_count, free_bytes
 # Pixels of all channels in a chunk; and between arrays on CPU, where it stays in cache.
 _CHUNK_PIXELS, _CACHED_PIXELS = 2**20, 2**19
 
-# A larger frame goes in strips, with at least this many lines for each line of their halo,
-# which is filtered twice.
-_STRIP_LINES_PER_HALO_LINE = 8
-
 # On a GPU or TPU, one thread moves frames while the other one computes.
 _WORKERS_PER_ACCELERATOR = 2
 
@@ -51,27 +47,14 @@ def read_window(
     window: Window,
     channels: Sequence[Channel],
     weights: Sequence[Channel | None],
-    lines: slice = slice(None),
 ) -> tuple[list[np.ndarray], list[np.ndarray | None]]:
-    """The frames that a window sees of each channel, and their weights, or a strip of the
-    lines of both."""
-    frames = [channel[window.seen][:, lines] for channel in channels]
+    """The frames that a window sees of each channel, and their weights."""
+    frames = [channel[window.seen] for channel in channels]
     # One frame of weights stands for all.
     masks = [
-        None if w is None else w[window.seen if len(w) > 1 else slice(1)][:, lines]
-        for w in weights
+        None if w is None else w[window.seen if len(w) > 1 else slice(1)] for w in weights
     ]
     return frames, masks
-
-
-def strips(channels: Sequence[Channel], halo_lines: int | None) -> list[Window | None]:
-    """Strips of a large frame, which stay in cache, or `[None]` for whole frames."""
-    (height, width), *others = {channel.shape[1:] for channel in channels}
-    if halo_lines is None or others:
-        return [None]
-    most = height // (_STRIP_LINES_PER_HALO_LINE * max(1, halo_lines))
-    count = min(len(channels) * height * width // _CACHED_PIXELS, most)
-    return [*windows(height, -(-height // count), halo_lines)] if count > 1 else [None]
 
 
 def plan_chunks(

@@ -53,19 +53,12 @@ class Results(NamedTuple):
         done = [sink.journal.done for sink, _ in self.unnamed]
         return [w for w in windows if not all(w.number in numbers for numbers in done)]
 
-    def write(
-        self, window: Window, images: Sequence[np.ndarray], lines: Window | None = None
-    ) -> None:
-        """Writes frames (frames, height, width) of each channel, and notes that; or, to an
-        array, a strip of their lines."""
+    def write(self, window: Window, images: Sequence[np.ndarray]) -> None:
+        """Writes frames (frames, height, width) of each channel, and notes that."""
         for sink, indices in self.unnamed:
             parts = [images[index][:, None] for index in indices]
             frames = parts[0] if len(parts) == 1 else np.hstack(parts)
-            if lines is None:
-                sink.write(window.start, frames)
-            else:
-                assert isinstance(sink, ArraySink)
-                sink.write(window.start, frames[..., lines.kept, :], lines.start)
+            sink.write(window.start, frames)
             sink.note(window.number)
 
     def set_length(self, frames: int) -> None:

@@ -31,7 +31,7 @@ from . import compute, stream
 from .compute import Dtype, Quantity
 from .follow import begun_frames, CALIBRATION_FRAMES, Follower, open_followed
 from .names import paths_beside
-from .plan import plan_chunks, strips, Window, windows
+from .plan import plan_chunks, Window, windows
 from .results import (
     as_path,
     begun_settings,
@@ -227,12 +227,8 @@ def estimate_movie(
             )
             with open_results(job, targets, resume=resume, overwrite=overwrite) as results:
                 batches, resumed_frames = _batches(inputs, job, fast, plan, results)
-                parts: list[Window | None] = [None]
-                can_donate = compute.can_donate(fast, output, inputs.cameras)
-                if is_to_arrays and plan.chunk_frames == 1 and can_donate:
-                    parts = strips(channels, fast.halo_lines)
                 lights: Lights = []
-                work = work_of(job, fast, plan, results, lights, parts)
+                work = work_of(job, fast, plan, results, lights)
                 worked = _work_on(job, work, batches, resumed_frames, progress)
                 job.check_sources()
                 results.commit()

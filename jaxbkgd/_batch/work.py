@@ -50,12 +50,10 @@ def work_of(
     plan: stream.Plan,
     results: Results,
     lights: Lights,
-    parts: Sequence[Window | None],
 ) -> Work:
-    """A function that estimates windows as planned. Those that do not follow each other are
-    estimated in these parts."""
+    """A function that estimates windows as planned."""
     if plan.models is None:
-        work = _of_windows(job, fast, results, lights, parts)
+        work = _of_windows(job, fast, results, lights)
         return lambda windows: on_threads(work, windows, plan.workers)
     work_in_order = ft.partial(_work_in_order, job, plan.models, results, lights)
 
@@ -67,17 +65,14 @@ def work_of(
 
 
 def _of_windows(
-    job: Job,
-    fast: AbstractEstimator,
-    results: Results,
-    lights: Lights,
-    parts: Sequence[Window | None],
+    job: Job, fast: AbstractEstimator, results: Results, lights: Lights
 ) -> Callable[[Window], Counts]:
     """A function that reads, estimates and writes a window."""
     estimate = compute.compile_estimate(fast, job.output, job.cameras)
     can_donate = compute.can_donate(fast, job.output, job.cameras)
     devices = jax.local_devices()
     is_on_cpu = devices[0].platform == "cpu"
+    name = job.channels[0].movie.name
     # Buffers that no thread uses now.
     unused = {device: SimpleQueue[compute.Buffers | None]() for device in devices}
 
@@ -88,22 +83,16 @@ def _of_windows(
             buffers = unused[device].get_nowait()
         except Empty:
             buffers = compute.Buffers(can_donate) if is_on_cpu else None
-        name, total = job.channels[0].movie.name, np.zeros(2, int)
-        for part in parts:
-            lines = slice(None) if part is None else part.seen
-            chunks, masks = read_window(window, job.channels, job.weights, lines)
-            with jax.default_device(device):
-                estimated = compute.run_window(
-                    name, estimate, chunks, window, masks, buffers
-                )
-            results.write(window, estimated.images, part)
-            lights.append((window, estimated.lights))
-            # Strips are of one frame.
-            total = np.maximum(total, estimated.counts)
-            # The images are views of what the next part may write over.
-            del estimated
+        chunks, masks = read_window(window, job.channels, job.weights)
+        with jax.default_device(device):
+            estimated = compute.run_window(name, estimate, chunks, window, masks, buffers)
+        results.write(window, estimated.images)
+        lights.append((window, estimated.lights))
+        counts = estimated.counts
+        # The images are views of what the next window may write over.
+        del estimated
         unused[device].put(buffers)
-        return total
+        return counts
 
     return work
 

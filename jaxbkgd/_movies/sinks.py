@@ -241,12 +241,10 @@ class ArraySink(Target):
         super().__init__("the array to fill", layout, Journal(None))
         self._array = array
 
-    def write(self, start: int, frames: np.ndarray, first_line: int = 0) -> None:
-        """Writes frames (any, channels, height, width) from frame `start` on, or a strip of
-        their lines."""
-        lines = slice(first_line, first_line + frames.shape[-2])
+    def write(self, start: int, frames: np.ndarray) -> None:
+        """Writes frames (any, channels, height, width) from frame `start` on."""
         with self._writing():
-            part = self._array[start : start + len(frames), ..., lines, :]
+            part = self._array[start : start + len(frames)]
             part[...] = frames.reshape(part.shape)
 
 
