@@ -98,12 +98,6 @@ class AbstractEstimator(SavedModule):
         return 32
 
     @property
-    def halo_lines(self) -> int | None:
-        """The number of lines above and below a strip that are needed to estimate it to the
-        same bit; `None` if the whole frame is needed."""
-        return None
-
-    @property
     def molecule_radius_pix(self) -> float | None:
         """Twice the standard deviation of the image of a molecule, if the estimator leaves
         molecules out."""

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from .._filter.correlation import halo_lines
 from .._filter.kernels import (
     Frames,
     GaussianKernel,
@@ -151,12 +150,6 @@ class SpatialMean(RadiiEstimator):
     def halo_frames(self) -> int:
         """0, since each frame is estimated by itself."""
         return 0
-
-    @property
-    def halo_lines(self) -> int | None:
-        """The half-width of the widest kernel, if the filter is local to the bit there."""
-        kernels = [kernel for pair in self._kernels_in_use() for kernel in pair]
-        return halo_lines(max(kernel.half_width for kernel in kernels))
 
     @property
     def max_radii(self) -> tuple[float, float]:

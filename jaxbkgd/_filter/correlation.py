@@ -62,12 +62,6 @@ class Row(NamedTuple):
 Rows = dict[tuple[int, GaussianKernel], Row]
 
 
-def halo_lines(half_width: int) -> int | None:
-    """The lines above and below a strip of a frame from which the strip is filtered to the
-    same bit, or None where the bits depend on the number of lines."""
-    return half_width if half_width < _MOST_TAPS else None
-
-
 def rows_of(
     images: Sequence[Kernels], radii: Radii, sizes: Sequence[Size], settings: Settings
 ) -> Rows:
