@@ -127,7 +127,14 @@ def test_one_thread_a_call_leaves_xla_one_thread():
 
 
 def test_one_thread_a_call_leaves_what_the_user_has_set(monkeypatch):
+    # A command that ran in this process has set them.
+    monkeypatch.delenv("PJRT_NPROC", raising=False)
     monkeypatch.setenv("NPROC", "3")
-    one_thread_a_call()
-    assert "PJRT_NPROC" not in os.environ
-    assert jax.config.values["jax_cpu_enable_async_dispatch"]
+    is_asynchronous = jax.config.values["jax_cpu_enable_async_dispatch"]
+    jax.config.update("jax_cpu_enable_async_dispatch", True)
+    try:
+        one_thread_a_call()
+        assert "PJRT_NPROC" not in os.environ
+        assert jax.config.values["jax_cpu_enable_async_dispatch"]
+    finally:
+        jax.config.update("jax_cpu_enable_async_dispatch", is_asynchronous)
