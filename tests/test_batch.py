@@ -735,6 +735,8 @@ def test_a_draft_that_is_broken_is_said_to_be(movie_path, tmp_path, monkeypatch)
 def test_what_is_no_estimator_is_refused(as_installed):
     with pytest.raises(TypeError, match=r"SpatialMean\(7\.0\), but got 7\.0"):
         estimate_movie(FRAMES, cast(Any, 7.0), np.empty_like(BKGDS))
+    with pytest.raises(ValueError, match=r"MovingSum\.halo_frames must be a whole.*-1"):
+        estimate_movie(FRAMES, MovingSum(-1), np.empty_like(BKGDS))
 
 
 def test_a_result_is_replaced_only_when_asked_and_only_in_the_end(

@@ -17,6 +17,8 @@ from jaxbkgd import (
     Background,
     Camera,
     Chained,
+    estimate_movie,
+    lazy_estimate,
     LocalMean,
     snr,
     SoftClip,
@@ -255,6 +257,20 @@ class TestAbstractEstimator:
         with pytest.raises(TypeError, match=r"estimate_stack must give a Background"):
             Bare()(STACK)
 
+        class Complex(WeightedLevel):
+            def estimate_stack(self, frames, weights=1.0):
+                return Background(1j * frames, 1.0)
+
+        with pytest.raises(ValueError, match=r"real bkgds.*dtype complex64"):
+            Complex()(STACK)
+
+        class OfEachFrame(WeightedLevel):
+            def estimate_stack(self, frames, weights=1.0):
+                return Background(frames, np.ones(len(frames)))
+
+        with pytest.raises(ValueError, match=r"one number as noise_corr.*shape is \(6,\)"):
+            OfEachFrame()(STACK)
+
     def test_frames_less_a_number_have_the_dtype_of_others(self):
         class Recording(WeightedLevel):
             def estimate_stack(self, frames, weights=1.0):
@@ -395,6 +411,31 @@ def test_sharded_frames_come_back_as_they_were_sharded(name):
         if name == "chained":
             ratios = expected.snr(STACK, CAMERA)
             np.testing.assert_allclose(background.snr(frames, CAMERA), ratios, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("axis_type", [AxisType.Explicit, AxisType.Auto])
+def test_within_a_mesh_estimators_are_made_called_and_learn(axis_type):
+    expected = SpatialMean(2.0)(STACK).bkgds
+    mesh = jax.make_mesh((2,), ("devices",), axis_types=(axis_type,))
+    with jax.set_mesh(mesh):
+        # Its radii are on all devices.
+        estimator = SpatialMean(2.0)
+        frames = jax.device_put(STACK, NamedSharding(mesh, P("devices")))
+        for bkgds in (
+            estimator(frames).bkgds,
+            eqx.filter_jit(lambda e, f: e(f).bkgds)(estimator, frames),
+            estimator((frames, STACK)).bkgds[0],
+        ):
+            assert bkgds.sharding.is_equivalent_to(frames.sharding, 3)
+            np.testing.assert_allclose(bkgds, expected, rtol=1e-6)
+        gradient = eqx.filter_grad(lambda e, f: jnp.sum(e(f).bkgds ** 2))(estimator, frames)
+        assert jnp.all(gradient.unbounded_radii != 0)
+        written = np.empty(STACK.shape, np.float32)
+        estimate_movie(STACK, estimator, written, progress=False)
+        read = lazy_estimate(STACK, estimator)[:]
+    np.testing.assert_array_equal(written, read)
+    np.testing.assert_allclose(written, expected, rtol=1e-6)
 
 
 @pytest.mark.long

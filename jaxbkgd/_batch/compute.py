@@ -5,7 +5,7 @@ import functools as ft
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, cast, Literal, NamedTuple
+from typing import Any, cast, Literal, NamedTuple, TypeVar
 
 import equinox as eqx
 import jax
@@ -19,13 +19,16 @@ from .._estimators.background import Background
 from .._estimators.base import AbstractEstimator
 from .._estimators.camera import Camera
 from .._estimators.channels import as_frames, checked_frames
-from .._estimators.checks import check_choice, checked_number
+from .._estimators.checks import check_choice, checked_count, checked_number
 from .._estimators.spatial_mean import SpatialMean
 from .._filter.nonfinite import zeros_of
 from .._filter.vectors import compiler_options
 from .._movies.movie import MovieError, one_line
+from .._workers import run_interruptibly
 from .plan import Window
 
+
+_Tree = TypeVar("_Tree")
 
 Quantity = Literal["background", "residual", "snr"]
 # As uint16, a background is rounded to the nearest number, to the even one of two.
@@ -52,6 +55,19 @@ def check_estimator(estimator: Any, weights: Any) -> None:
     if weights is not None and not estimator.takes_weights:
         kind = type(estimator).__name__
         raise TypeError(f"{kind} takes no weights; leave them out, or use LocalMean.")
+    checked_count(f"{type(estimator).__name__}.halo_frames", estimator.halo_frames, 0)
+
+
+def on_one_device(arrays: _Tree) -> _Tree:
+    """Parameters and maps for threads that work on a device each. Training, and what is
+    made within `jax.set_mesh`, leaves them on several."""
+
+    def moved(leaf: Any) -> Any:
+        is_on_several = isinstance(leaf, jax.Array) and len(leaf.sharding.device_set) > 1
+        return jnp.asarray(np.asarray(leaf)) if is_on_several else leaf
+
+    # Another thread is outside of the mesh.
+    return run_interruptibly(jax.tree.map, moved, arrays)
 
 
 def make_output(

@@ -89,6 +89,7 @@ def estimate_dask(
             "The estimator has patterns of light to learn, which all chunks share; call "
             "its with_patterns(frames) with some hundred frames, and use what it gives."
         )
+    estimator, cameras = compute.on_one_device((estimator, cameras))
     estimator = estimator.for_inference()
     aligned_frames = estimator.aligned_frames
     halo_frames = min(estimator.halo_frames + aligned_frames - 1, len(array))

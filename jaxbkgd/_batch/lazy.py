@@ -218,6 +218,7 @@ def lazy_estimate(
             what = f"frames of {frame} and {others[0]} (height, width) pixels are no array"
             raise MovieError(f"{name}: {what}; give one source or box a call")
         estimator = with_movie_patterns(estimator, channels, masks, cameras)
+        estimator, cameras = compute.on_one_device((estimator, cameras))
         fast = estimator.for_inference()
         if chunk_frames is not None:
             chunk_frames = checked_count("chunk_frames", chunk_frames)

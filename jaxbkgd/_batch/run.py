@@ -198,6 +198,8 @@ def estimate_movie(
             hot = [hot_pixels_of(channel) for channel in channels]
             masks = [*map(without_pixels, inputs.masks, hot)]
             inputs = inputs._replace(masks=masks)
+        estimator, cameras = compute.on_one_device((estimator, inputs.cameras))
+        inputs = inputs._replace(cameras=cameras)
         whole: AbstractEstimator = run_interruptibly(
             with_movie_patterns, estimator, channels, inputs.masks, inputs.cameras
         )

@@ -14,7 +14,7 @@ from jax.sharding import auto_axes, AxisType, NamedSharding, PartitionSpec
 from jaxtyping import Array, ArrayLike, Float, Real, Shaped
 
 from .camera import camera_of_each
-from .channels import as_frames, Channels, map_channels
+from .channels import as_frames, Channels, is_sequence, map_channels
 from .checks import checked_number, is_traced
 from .detection import threshold
 from .matched import checked_psf_sigma, matched_snr
@@ -229,29 +229,53 @@ def _residual(channel: ArrayLike, bkgd: Array) -> Array:
     return (frames if frames.dtype == jnp.float64 else frames.astype(bkgd.dtype)) - bkgd
 
 
-def sharded_as_frames(
-    function: Callable[..., Background], frames: Shaped[Array, "..."], *values: Any
-) -> Background:
-    """`function` of frames on any mesh, whose background is sharded as the frames are."""
-    sharding = jax.typeof(frames).sharding
-    if AxisType.Explicit in sharding.mesh.axis_types:
-
-        def on_mesh(frames, *values):
-            background = function(frames, *values)
-            known = background.noise_corrections, background.noise
-            if not is_traced(frames):
-                # A constant is on one device only.
-                replicated = NamedSharding(frames.sharding.mesh, PartitionSpec())
-                known = jax.device_put(known, replicated)
-            factor, noise = known
-            return background.bkgds, factor, background.illumination, noise
-
-        replicated = NamedSharding(sharding.mesh, PartitionSpec())
-        shardings = sharding, replicated, replicated, replicated
-        on_auto_mesh: Any = auto_axes(on_mesh, out_sharding=shardings)
-        return Background(*on_auto_mesh(frames, *values))
-    background = function(frames, *values)
+def sharded_as(background: Background, frames: Shaped[Array, "..."]) -> Background:
+    """The background, sharded as the frames are on an Auto mesh."""
     if is_traced(frames) or len(frames.sharding.device_set) == 1:
         return background
     bkgds = jax.device_put(background.bkgds, frames.sharding)
     return eqx.tree_at(lambda b: b.bkgds, background, bkgds)
+
+
+def is_on_explicit_mesh(frames: Shaped[Array, "..."]) -> bool:
+    """Whether the sharding of these frames is a part of their type."""
+    return AxisType.Explicit in jax.typeof(frames).sharding.mesh.axis_types
+
+
+def on_auto_mesh(
+    estimator: Any, estimates: Callable[..., Any], frames: Any, options: dict[str, Any]
+) -> Any:
+    """`estimates(estimator, frames, options)`, the background of each channel, where JAX
+    finds the sharding of what is between frames and backgrounds, which are sharded alike.
+    """
+    arrays, static = eqx.partition(estimator, eqx.is_array)
+    stacks = jax.tree.leaves(frames)
+    shardings = [
+        jax.typeof(stack).sharding for stack in stacks if is_on_explicit_mesh(stack)
+    ]
+    replicated = NamedSharding(shardings[0].mesh, PartitionSpec())
+
+    def placed(constants: Any) -> Any:
+        """On all devices: those that are not traced are on one only."""
+        if any(map(is_traced, stacks)):
+            return constants
+        mesh = next(s.sharding.mesh for s in stacks if is_on_explicit_mesh(s))
+        return jax.device_put(constants, NamedSharding(mesh, PartitionSpec()))
+
+    def fields(background: Background) -> tuple[Any, ...]:
+        known = placed((background.noise_corrections, background.noise))
+        return background.bkgds, known[0], background.illumination, known[1]
+
+    def on_mesh(arrays: Any, frames: Any, options: dict[str, Any]) -> Any:
+        backgrounds = estimates(eqx.combine(arrays, static), frames, options)
+        return map_channels(fields, backgrounds)
+
+    def of_fields(stack: Any) -> tuple[Any, ...]:
+        own = jax.typeof(stack).sharding if is_on_explicit_mesh(stack) else replicated
+        return own, replicated, replicated, replicated
+
+    estimated: Any = auto_axes(on_mesh, out_sharding=map_channels(of_fields, frames))
+    found = estimated(placed(arrays), frames, options)
+    if not is_sequence(frames):
+        return Background(*found)
+    return map_channels(lambda of_one: Background(*of_one), found)

@@ -7,7 +7,13 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 import jax
 import numpy as np
 
-from .background import Background, joined, sharded_as_frames
+from .background import (
+    Background,
+    is_on_explicit_mesh,
+    joined,
+    on_auto_mesh,
+    sharded_as,
+)
 from .channels import as_frames, Channels, checked_weights, is_sequence, map_channels
 from .checks import is_traced
 from .saved import SavedModule
@@ -142,26 +148,36 @@ class AbstractEstimator(SavedModule):
         if donated is not None:
             options["donated"] = donated
 
-        def estimate(frames, estimate_stack, *values):
-            def function(frames, *values):
-                given = dict(zip(options, values, strict=True))
-                background: Any = estimate_stack(frames, **given)
-                name = f"{type(self).__name__}.estimate_stack"
-                if not isinstance(background, Background):
-                    kind = type(background).__name__
-                    raise TypeError(f"{name} must give a Background, but gave {kind}.")
-                if (shape := np.shape(background.bkgds)) != frames.shape:
-                    rule = f"must give a Background with bkgds of shape {frames.shape}"
-                    raise ValueError(f"{name} {rule}, but their shape is {shape}.")
-                return background
-
-            return sharded_as_frames(function, frames, *values)
-
         # A transfer guard is to watch the frames, not the constants of the estimator.
         with jax.transfer_guard("allow"):
-            functions = self._stack_functions(len(stacks))
-            functions = functions if is_sequence(frames) else functions[0]
-            return joined(map_channels(estimate, frames, functions, *options.values()))
+            if any(is_on_explicit_mesh(stack) for stack in stacks):
+                return joined(on_auto_mesh(self, type(self)._estimates, frames, options))
+            return joined(self._estimates(frames, options))
+
+    def _estimates(self, frames: Any, options: dict[str, Any]) -> Any:
+        """The background of each channel, in the structure of the frames."""
+
+        def estimate(frames, estimate_stack, *values):
+            given = dict(zip(options, values, strict=True))
+            background: Any = estimate_stack(frames, **given)
+            name = f"{type(self).__name__}.estimate_stack"
+            if not isinstance(background, Background):
+                kind = type(background).__name__
+                raise TypeError(f"{name} must give a Background, but gave {kind}.")
+            bkgds, factor = background.bkgds, background.noise_corrections
+            if np.shape(bkgds) != frames.shape or np.iscomplexobj(bkgds):
+                rule = f"must give a Background with real bkgds of shape {frames.shape}"
+                found = f"shape {np.shape(bkgds)} and dtype {bkgds.dtype}"
+                raise ValueError(f"{name} {rule}, but theirs are {found}.")
+            if np.shape(factor) != ():
+                rule = "must give a Background with one number as noise_corrections"
+                raise ValueError(f"{name} {rule}, but their shape is {np.shape(factor)}.")
+            return sharded_as(background, frames)
+
+        count = len(frames) if is_sequence(frames) else 1
+        functions = self._stack_functions(count)
+        functions = functions if is_sequence(frames) else functions[0]
+        return map_channels(estimate, frames, functions, *options.values())
 
     def _stack_functions(self, count: int) -> list[Callable[..., Background]]:
         """`estimate_stack` for each of so many channels."""
