@@ -116,7 +116,13 @@ def each_on_threads(
     is_64_bit, device = jax.enable_x64.value, jax.default_device.value
 
     def work() -> None:
-        with jax.enable_x64(is_64_bit), jax.default_device(device):
+        # Strict modes are for the user's own calls.
+        with (
+            jax.enable_x64(is_64_bit),
+            jax.default_device(device),
+            jax.numpy_rank_promotion("allow"),
+            jax.numpy_dtype_promotion("standard"),
+        ):
             while todo:
                 try:
                     item = todo.popleft()

@@ -354,6 +354,15 @@ def test_where_nothing_can_be_learned_the_defaults_are_taken(frames, doubt):
     assert history.rows() == {"believe it": "not all, see above"}
 
 
+def test_frames_too_small_for_the_default_have_the_mean_of_each_frame():
+    for shape in ((40, 4, 4), (40, 3, 64)):
+        frames = np.random.default_rng(0).poisson(60, shape).astype(np.float32)
+        estimator, history = calibrate(frames, progress=False)
+        assert isinstance(estimator, SpatialMean)
+        assert "until then, SpatialMean(7.0) is used" in history.doubts[0]
+        assert estimator(frames).bkgds.shape == shape
+
+
 def test_what_goes_with_an_estimator_alone_is_refused():
     frames = np.ones((40, 16, 16))
     with pytest.raises(TypeError, match="objective and optimizer are for an estimator"):

@@ -696,6 +696,17 @@ class TestMovies:
         # float32
         np.testing.assert_allclose(estimator.weight, expected.weight, rtol=1e-5)
 
+    @pytest.mark.long
+    @pytest.mark.usefixtures("quickly_compiled")
+    def test_what_is_found_of_molecules_works_there_too(self):
+        # Of so many frames, molecules are looked for, too.
+        expected, _ = quietly(SpatialMean(7.0), FRAMES, steps=2)
+        with strict_modes():
+            estimator, history = quietly(SpatialMean(7.0), FRAMES, steps=2)
+        assert history.findings
+        # float32
+        np.testing.assert_allclose(estimator.radii, expected.radii, rtol=1e-5)
+
     def test_a_pixel_that_is_not_finite_is_named(self):
         frames = FEW.astype(np.float32)
         frames[33, 2, 5] = -math.inf

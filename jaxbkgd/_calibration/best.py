@@ -8,8 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._estimators.camera import Camera
+from .._estimators.light_model import LEAST_FRAME_PIX
 from .._estimators.local_mean import LocalMean
 from .._estimators.radii_estimator import RadiiEstimator
+from .._estimators.spatial_mean import SpatialMean
 from .._movies.movie import Channel
 from .._workers import free_bytes, progress_bar, run_interruptibly
 from .blinking import UnlearnableError
@@ -61,7 +63,7 @@ def find_best(
     try:
         sample = draw_sample(channels, masks, cameras)
     except UnlearnableError as error:
-        return _usual(str(error))
+        return _usual(str(error), channels)
     skips_nan = not all(jnp.isfinite(frames).all() for run in sample.runs for frames in run)
     # Twice what an estimate takes must be free.
     frame_pixels = sum(math.prod(channel.shape[1:]) for channel in channels)
@@ -133,10 +135,15 @@ def _saturation_doubts(sample: Sample) -> list[str]:
     return doubts
 
 
-def _usual(flaw: str) -> tuple[RadiiEstimator, CalibrationHistory]:
+def _usual(
+    flaw: str, channels: Sequence[Channel]
+) -> tuple[RadiiEstimator, CalibrationHistory]:
     """The defaults, where nothing can be learned."""
-    usual = LocalMean()
-    doubt = f"{flaw}; until then, LocalMean() is used as it is"
+    least_pix = min(min(channel.shape[1:]) for channel in channels)
+    usual, name = LocalMean(), "LocalMean()"
+    if least_pix < LEAST_FRAME_PIX:
+        usual, name = SpatialMean(7.0), "SpatialMean(7.0)"
+    doubt = f"{flaw}; until then, {name} is used as it is"
     return usual, CalibrationHistory(
         losses=np.zeros(0),
         radii=np.zeros((0, *usual.radii.shape)),

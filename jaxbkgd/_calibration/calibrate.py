@@ -165,7 +165,12 @@ def calibrate(
             "objective and optimizer are for an estimator to begin with; give one, as "
             "calibrate(movie, LocalMean()), or leave them out."
         )
-    with contextlib.ExitStack() as files:
+    # JAX's strict modes watch what users call, and not what is called here.
+    with (
+        jax.numpy_rank_promotion("allow"),
+        jax.numpy_dtype_promotion("standard"),
+        contextlib.ExitStack() as files,
+    ):
         opened = open_channels(channels, boxes, frames, files=files)
         masks = open_weights(weights, opened, files)
         cameras = cameras_of(camera, opened)

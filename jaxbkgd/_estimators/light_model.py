@@ -31,6 +31,9 @@ from .smoothing import LEAST_TOTAL_WEIGHT, ratio, root, Smoothing
 from .soft_clip import SoftClip
 
 
+# The noise is measured between pixels that are some apart.
+LEAST_FRAME_PIX = 5
+
 # The share of weights around a pixel below which it is not molecules that are clipped, and
 # above it the range in which that is in doubt. Molecules that are dense leave 0.7.
 _MOST_CLIPPED, _CLIPPED_RANGE = 0.35, 0.25
@@ -306,10 +309,11 @@ def estimate_batch(
     gaps in blocks, it has an axis before the others: for the background itself, and for
     each gap with the blocks that are nearer replaced by those at that distance."""
     shape = frames.shape
-    if any(is_known(n) and n < 5 for n in shape[-2:]):
+    if any(is_known(n) and n < LEAST_FRAME_PIX for n in shape[-2:]):
         raise ValueError(
-            "LocalMean measures noise in frames of 5 x 5 pixels or more, but these have "
-            f"the shape {shape}; SpatialMean takes smaller ones."
+            f"LocalMean measures noise in frames of {LEAST_FRAME_PIX} x {LEAST_FRAME_PIX} "
+            f"pixels or more, but these have the shape {shape}; SpatialMean takes smaller "
+            "ones."
         )
     dtype = working_dtype(frames)
     if 0 in shape:
