@@ -736,6 +736,18 @@ class TestMovies:
         with pytest.raises(ValueError, match=message):
             quietly(blend(), movie, objective=FramePairLoss(1))
 
+    @pytest.mark.usefixtures("as_installed")
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"objective": "pairs"}, r"objective must be .*FramePairLoss.*'pairs'"),
+            ({"optimizer": 3}, r"optimizer must be .*optax\.adam.*3"),
+        ],
+    )
+    def test_what_is_no_objective_or_optimizer_is_refused(self, options, message):
+        with pytest.raises(TypeError, match=message):
+            quietly(blend(), FEW, **options)
+
     @pytest.mark.slow
     def test_a_movie_that_does_not_fit_is_refused(self):
         with pytest.raises(ValueError, match=r"40 frames, but at least 81 .* lag of 40"):

@@ -109,6 +109,14 @@ def test_a_box_outside_the_frames_is_refused(box):
         Channel(open_movie(FRAMES), 0, box)
 
 
+@pytest.mark.parametrize("index", [-1, 1])
+def test_a_channel_that_a_movie_does_not_have_is_refused(index):
+    with pytest.raises(
+        MovieError, match=f"channels 0 to 0, and none of the number {index}"
+    ):
+        Channel(open_movie(FRAMES), index)
+
+
 def test_a_channel_is_indexed_as_an_array_of_frames(as_installed):
     channel = open_movie(FRAMES).channels[1]
     expected = FRAMES[:, 1]

@@ -155,6 +155,12 @@ def calibrate(
         psf_sigma_pix = checked_number("psf_sigma_pix", psf_sigma_pix, unit="pixels")
     if estimator is not None:
         _check_estimator(estimator)
+    if objective is not None and not callable(objective):
+        rule = "objective must be an Objective, as FramePairLoss()"
+        raise TypeError(f"{rule}, but is {objective!r}.")
+    if optimizer is not None and not isinstance(optimizer, optax.GradientTransformation):
+        rule = "optimizer must be of optax, as optax.adam(0.1)"
+        raise TypeError(f"{rule}, but is {optimizer!r}.")
     if estimator is not None and weights is not None:
         raise TypeError(
             "weights are for a search without an estimator; give boxes without what is to "

@@ -208,7 +208,10 @@ class Channel:
         box: Box | None = None,
         frames: slice | None = None,
     ) -> None:
-        count, _, height, width = movie.shape
+        count, channel_count, height, width = movie.shape
+        if not 0 <= operator.index(index) < channel_count:
+            rule = f"has the channels 0 to {channel_count - 1}, and none of the number"
+            raise MovieError(f"{movie.name}: {rule} {index}")
         x0, y0, x1, y1 = (0, 0, width, height) if box is None else box
         if not (0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height):
             rule = f"0 <= x0 < x1 <= {width} and 0 <= y0 < y1 <= {height}"
