@@ -208,6 +208,50 @@ def test_four_axes_are_frames_then_channels_unless_they_are_named(tmp_path):
         )
 
 
+@pytest.mark.parametrize("zarr_format", [2, 3])
+@pytest.mark.parametrize(
+    "names",
+    [
+        *[["position", "t", "y", "x"], ["p", "c", "y", "x"], ["fov", "c", "row", "col"]],
+        *[["s", "Time", "y", "x"], ["t", "laser", "y", "x"], ["site", "dim_1", "i", "j"]],
+        *[["position", "y", "x"], ["P", "y", "x"], ["row", "y", "x"]],
+    ],
+)
+def test_positions_and_unknown_axes_are_neither_frames_nor_channels(
+    names, zarr_format, tmp_path
+):
+    about: Any = {"dimension_names": names}
+    if zarr_format == 2:
+        about = {"zarr_format": 2, "attributes": {"_ARRAY_DIMENSIONS": names}}
+    frames = np.ones((3, 2, 6, 5)[-len(names) :], np.uint16)
+    path = _write(tmp_path / "m.zarr", frames, chunks=frames.shape, **about)
+    with pytest.raises(MovieError, match=f"'{names[0]}, .* each position as an array"):
+        open_movie(path)
+
+
+@pytest.mark.parametrize(
+    ("names", "axes"),
+    [
+        *[(["dim_0", "dim_1", "y", "x"], "tcyx"), (["a", "b", "i", "j"], "tcyx")],
+        *[([None, "z", "row", "col"], "tzyx"), (["time", None, "h", "w"], "tcyx")],
+        *[(["c", "t", "dim_2", None], "ctyx"), (["position", "t", "y", "x"], "ptyx")],
+        *[(["c", "fov", "y", "x"], "cpyx"), (["p", "c", "y", "x"], "pcyx")],
+    ],
+)
+def test_axes_without_names_have_the_usual_order_and_one_position_is_left_out(
+    names, axes, tmp_path
+):
+    lengths = {"p": 1, "t": 3, "c": 2, "z": 4, "y": 6, "x": 5}
+    shape = [lengths[axis] for axis in axes]
+    array = np.arange(np.prod(shape), dtype=np.uint16).reshape(shape)
+    path = _write(tmp_path / "m.zarr", array, chunks=(1, 1, 6, 5), dimension_names=names)
+    sizes = dict(zip(axes, shape, strict=True))
+    order = [axes.index(axis) for axis in "ptzcyx" if axis in axes]
+    frames = sizes.get("t", 1) * sizes.get("z", 1)
+    expected = array.transpose(order).reshape(frames, sizes.get("c", 1), 6, 5)
+    _assert_reads(path, expected)
+
+
 def test_the_frames_of_a_damaged_chunk_are_named(frames, tmp_path):
     codecs = [None, *map(numcodecs.Blosc, ("zstd", "blosclz", "lz4"))]
     codecs += [numcodecs.Zstd(), numcodecs.GZip(), numcodecs.LZ4(), numcodecs.LZMA()]

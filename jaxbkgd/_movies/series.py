@@ -18,8 +18,8 @@ from .tiff_pages import clear_errors, find_pages, Pages, TiffPixels
 _SUFFIXES = (".tif", ".tiff", ".btf", ".tf8", ".stk")
 
 # Words before a number.
-_POSITIONS = {"pos", "position", "xy", "stage", "site", "fov", "field", "well", "scene"}
-_POSITIONS |= {"tile", "roi", "point", "row", "col", "column", "series", "p", "s"}
+POSITIONS = {"pos", "position", "xy", "stage", "site", "fov", "field", "well", "scene"}
+POSITIONS |= {"tile", "roi", "point", "row", "col", "column", "series", "p", "s"}
 _CHANNELS = {"c", "ch", "chan", "channel", "w", "wave", "wavelength", "color", "colour"}
 _CHANNELS |= {"cy"}
 
@@ -105,7 +105,7 @@ def arrange_names(source: str, names: Sequence[str]) -> list[str]:
     found = [re.fullmatch(behind, _stem(name)) for name in others]
     words = {match[1] if match else "" for match in found}
     try:
-        if all(found) and len(words) == 1 and not words & (_POSITIONS | _CHANNELS):
+        if all(found) and len(words) == 1 and not words & (POSITIONS | _CHANNELS):
             return [first, *_order(source, others)]
         return _order(source, names)
     except ValueError as error:
@@ -125,8 +125,8 @@ def _order(source: str, names: Sequence[str]) -> list[str]:
     varying = []
     for i, column in enumerate(zip(*split, strict=True)):
         label, count = _label(split[0], i), len(set(column))
-        if count > 1 and label in _POSITIONS | _CHANNELS:
-            kind = "positions" if label in _POSITIONS else "channels"
+        if count > 1 and label in POSITIONS | _CHANNELS:
+            kind = "positions" if label in POSITIONS else "channels"
             raise ValueError(f"holds {count} {kind} ({label}), which are no frames")
         if count > 1 and i % 2 == 0:
             raise ValueError(f"its files differ in a word, not in a number {two}")

@@ -4,6 +4,7 @@ import functools as ft
 import itertools
 import math
 import os
+import re
 import threading
 import warnings
 import zipfile
@@ -18,6 +19,7 @@ from zarr.codecs import BloscCodec
 from zarr.storage import WrapperStore, ZipStore
 
 from .movie import check_pixels, Movie, MovieError, named_errors, UNITS
+from .series import POSITIONS
 from .sinks import Layout, Sink
 
 
@@ -27,6 +29,7 @@ _CACHE_BYTES = 2**27
 _AXES = {
     "t": "t", "time": "t", "frame": "t", "frames": "t", "c": "c", "channel": "c", "z": "z",
     "channels": "c", "depth": "z", "y": "y", "height": "y", "x": "x", "width": "x",
+    "row": "y", "rows": "y", "h": "y", "col": "x", "column": "x", "columns": "x", "w": "x",
 }  # fmt: skip
 
 
@@ -86,14 +89,18 @@ def _find_image(name: str, node: Any) -> tuple[zarr.Array, Mapping[str, Any] | N
 def _read_axes(
     array: zarr.Array, multiscale: Mapping[str, Any] | None
 ) -> tuple[str, dict[str, float]]:
-    """The axes of an array, as letters, and the size of a pixel in micrometres and of a
-    frame in seconds along those that have units."""
+    """The axes of an array, as letters ("?" of an unknown one of length 1), and the size of
+    a pixel in micrometres and of a frame in seconds along those that have units."""
     attributes: Any = array.attrs.asdict()
     about: Any = array.metadata.to_dict()
     if multiscale is None:
-        names = about.get("dimension_names") or attributes.get("_ARRAY_DIMENSIONS") or [""]
-        if not all(str(name).lower() in _AXES for name in names):
-            names = {2: "yx", 3: "tyx", 4: "tcyx"}.get(array.ndim, "")
+        names = about.get("dimension_names") or attributes.get("_ARRAY_DIMENSIONS") or []
+        usual = {2: "yx", 3: "tyx", 4: "tcyx"}.get(array.ndim, "")
+        if not any(str(name).lower() in _AXES.keys() | POSITIONS for name in names):
+            names = usual
+        # xarray names an axis without a name by its number.
+        pairs = itertools.zip_longest(names, usual[: len(names)])
+        names = [u if re.fullmatch(r"(dim_)?\d*", str(n or "")) else n for n, u in pairs]
         # As `ZarrSink` notes them.
         y, x = attributes.get("pixel_size_um") or (None, None)
         scales = {"t": attributes.get("frame_interval_s"), "y": y, "x": x}
@@ -109,10 +116,13 @@ def _read_axes(
             zip((_AXES.get(n.lower()) for n in names), sizes.tolist(), strict=True)
         )
     axes = "".join(_AXES.get(str(name).lower(), "?") for name in names)
+    lengths = dict(zip(axes, array.shape, strict=False))
     _require(
-        len(axes) == len(set(axes) - {"?"}) == array.ndim and axes.endswith("yx"),
-        f"axes {', '.join(names)!r:.60} of shape {array.shape}; they must be of t, c, z, "
-        "and then y, x",
+        len(axes) == len(lengths) == array.ndim
+        and axes.endswith("yx")
+        and lengths.get("?", 1) == 1,
+        f"axes {', '.join(map(str, names))!r:.60} of shape {array.shape}; they must be of "
+        "t, c, z, and then y, x; save each position as an array of its own",
     )
     numbers = {a: s for a, s in scales.items() if a and isinstance(s, int | float)}
     return axes, {a: float(s) for a, s in numbers.items() if 0 < s < math.inf}
@@ -146,8 +156,8 @@ class _ZarrPixels:
         self._name = name
         self._axes = axes
         self._is_warned = False
-        lengths = dict.fromkeys("tzcyx", 1) | dict(zip(axes, array.shape, strict=True))
-        times, self.depths, *frame = lengths.values()
+        lengths = dict(zip(axes, array.shape, strict=True))
+        times, self.depths, *frame = (lengths.get(axis, 1) for axis in "tzcyx")
         self.dtype = array.dtype
         self.shape = check_pixels(name, (times * self.depths, *frame), self.dtype)
         step = dict(zip(axes, array.chunks, strict=True)).get("t", 1)
@@ -208,7 +218,7 @@ class _ZarrPixels:
             read = np.asarray(self._array[selection])
             if self._store.missing is not None and not self._is_warned:
                 self._warn_of_missing(self._store.missing)
-        order = [self._axes.index(axis) for axis in "tzcyx" if axis in self._axes]
+        order = [self._axes.index(axis) for axis in "?tzcyx" if axis in self._axes]
         return read.transpose(order).reshape(stop - start, *self.shape[2:])
 
     def _warn_of_missing(self, key: str) -> None:
