@@ -303,6 +303,31 @@ def test_missing_chunks_are_filled_and_warned_of_once_or_refused(frames, tmp_pat
         movie.read(4, 8)
 
 
+@pytest.mark.parametrize(
+    ("axes", "chunks", "fill"),
+    [("tyx", (2, 12, 10), 0), ("tyx", (2, 6, 5), 7), ("ctyx", (1, 2, 12, 5), np.nan)],
+)
+def test_a_missing_chunk_in_a_shard_is_warned_of_as_one_without(
+    axes, chunks, fill, tmp_path
+):
+    shape = (2, 12, 12, 10)[-len(axes) :]
+    whole = np.random.default_rng(0).integers(10, 99, shape).astype(np.float32)
+    # A pixel, or a part of a chunk, that has the fill value is no missing chunk.
+    whole[..., 0, 0] = whole[..., 2, :, :] = fill
+    packing = {"chunks": chunks, "dimension_names": list(axes), "fill_value": fill}
+    shards = (*[1] * (len(axes) - 3), 6, 12, 10)
+    path = _write(tmp_path / "m.zarr", whole, shards=shards, **packing)
+    with open_movie(path) as movie:
+        movie.read(0, 12)
+    whole[..., 8:10, : chunks[-2], : chunks[-1]] = fill
+    path = _write(tmp_path / "n.zarr", whole, shards=shards, **packing)
+    with open_movie(path) as movie:
+        with pytest.warns(UserWarning, match=rf"such as one of frame 8, .* all {fill}"):
+            read = movie.read(3, 12)
+        np.testing.assert_array_equal(read, whole.reshape(-1, *shape[-3:])[0, 3:])
+        movie.read(0, 12)
+
+
 def test_a_damaged_shard_is_an_error(frames, tmp_path):
     packing = {"compressors": ZstdCodec(), "shards": (8, 16, 10)}
     path = _write(tmp_path / "m.zarr", frames, **packing)

@@ -216,10 +216,25 @@ class _ZarrPixels:
         says = f"{self._name}: frames {start} to {stop - 1} cannot be read; copy it again"
         with named_errors(says, Exception):
             read = np.asarray(self._array[selection])
-            if self._store.missing is not None and not self._is_warned:
-                self._warn_of_missing(self._store.missing)
+            missing = None if self._is_warned else self._find_missing(read, start)
+            if missing is not None:
+                self._warn_of_missing(missing)
         order = [self._axes.index(axis) for axis in "?tzcyx" if axis in self._axes]
         return read.transpose(order).reshape(stop - start, *self.shape[2:])
+
+    def _find_missing(self, read: np.ndarray, start: int) -> str | None:
+        """A missing chunk, by its key. One in a shard, of which zarr-python tells nothing,
+        is told by its pixels, which all have the fill value, and named by its frame."""
+        array = self._array
+        if self._store.missing is not None or array.shards is None:
+            return self._store.missing
+        corners = read[tuple(slice(None, None, step) for step in array.chunks)]
+        for place in np.argwhere(_equals(corners, array.fill_value)):
+            first = dict(zip(self._axes, place * array.chunks, strict=True))
+            chunk = read[tuple(map(slice, first.values(), (place + 1) * array.chunks))]
+            if _equals(chunk, array.fill_value).all():
+                return f"one of frame {start + first.get('t', 0) * self.depths}"
+        return None
 
     def _warn_of_missing(self, key: str) -> None:
         fill = self._array.fill_value
@@ -228,6 +243,10 @@ class _ZarrPixels:
         what = f"chunks are missing, such as {key}, whose pixels are all {fill}"
         remedy = "if they should not be, copy it again"
         warnings.warn(f"{self._name}: {what}; {remedy}", stacklevel=6)
+
+
+def _equals(pixels: np.ndarray, value: Any) -> np.ndarray:
+    return np.isnan(pixels) if value != value else pixels == value
 
 
 def _require(holds: bool, otherwise: str) -> None:
