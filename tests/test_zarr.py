@@ -467,6 +467,22 @@ def test_a_zipped_zarr_is_read(zarr_format, root, frames, tmp_path):
         open_movie(path)
 
 
+def test_a_zip_of_macos_is_read(frames, tmp_path):
+    _write(tmp_path / "a" / "m.zarr", frames)
+    aside = tmp_path / "a" / "__MACOSX" / "m.zarr"
+    aside.mkdir(parents=True)
+    (aside / "._zarr.json").write_bytes(b"of macOS")
+    packed = shutil.make_archive(str(tmp_path / "m.zarr"), "zip", tmp_path / "a")
+    _assert_reads(Path(packed), frames[:, None])
+
+
+def test_a_folder_that_lacks_the_metadata_of_zarr_is_refused(frames, tmp_path):
+    path = _write(tmp_path / "m.zarr", frames)
+    (path / "zarr.json").unlink()
+    with pytest.raises(MovieError, match=r"m\.zarr: is no Zarr, .* zarr\.json.*copy it"):
+        open_movie(path)
+
+
 def test_a_zarr_is_read_by_its_address(frames, tmp_path):
     path = _write(tmp_path / "m.zarr", frames)
     fsspec.filesystem("memory").put(str(path), "/m.zarr", recursive=True)

@@ -110,6 +110,9 @@ def find_files(path: Path) -> list[Path]:
         found = fnmatch.filter(names, each)
         if found:
             return [folder / name for name in found]
+    if path.suffix.lower() == ".zarr" and path.is_dir():
+        what = "is no Zarr, as it holds no zarr.json, .zarray or .zgroup"
+        raise MovieError(f"{path}: {what}; copy it again")
     where = ", ".join(sorted({each.parent.name for each in folder.glob("*/*.tif*")})[:4])
     remedy = f"open one of its folders ({where})" if where else "give those of a movie"
     raise MovieError(f"{path}: holds no TIFF file (.tif, .tiff); {remedy}")

@@ -46,6 +46,8 @@ def open_zarr(source: Path | str, *, is_growing: bool = False) -> Movie:
         if isinstance(source, Path) and source.is_file():
             with zipfile.ZipFile(source) as archive:
                 roots = {file.partition("/")[0] for file in archive.namelist()}
+            # macOS puts what only it reads beside a folder.
+            roots.discard("__MACOSX")
             root = roots.pop() if len(roots) == 1 else None
             store = ZipStore(source, mode="r")
         node = zarr.open(store, mode="r", path=root)
