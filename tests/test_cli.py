@@ -39,6 +39,7 @@ from jaxbkgd._calibration.descent import Problem
 from jaxbkgd._cli import (
     arguments,
     calibrate as _cli_calibrate,
+    camera as _camera,
     demo as _demo,
     estimate as _estimate,
     kept as _kept,
@@ -1125,3 +1126,38 @@ class TestAnInterruptedCalibration:
         monkeypatch.setattr(Figure, "savefig", _press_ctrl_c)
         fields = kept(NO_FIGURE, "--radius 7")
         assert fields["calibration"]["stop_reason"] == "all 200 steps were used up"
+
+
+def test_an_interrupted_camera_keeps_its_numbers_and_no_old_figure(folder, monkeypatch):
+    rng = np.random.default_rng(0)
+    for name, level in {"dark.tif": 4, "bright.tif": 400}.items():
+        _write(name, (20 + rng.poisson(level, (20, 21, 34))).astype("uint16"))
+    command = "camera dark.tif bright.tif --overwrite"
+    Path("camera.png").write_text("of other numbers")
+    with monkeypatch.context() as patches:
+        patches.setattr(_camera, "measure_camera", _press_ctrl_c)
+        _assert_interrupted(_run(command), NOTHING)
+        assert not Path("camera.npz").exists()
+    monkeypatch.setattr(Figure, "savefig", _press_ctrl_c)
+    kept = "the numbers are in camera.npz, and there is no figure"
+    _assert_interrupted(_run(command), kept)
+    left = {path.name for path in folder.iterdir()}
+    assert left == {"dark.tif", "bright.tif", "camera.npz"}
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_an_interrupted_demo_says_which_figures_it_has_written(number, folder, monkeypatch):
+    def draw(path, **drawn):
+        if path.name == f"channel-{number}.png":
+            _press_ctrl_c()
+        path.write_text("new")
+
+    movie = np.zeros((3, 21, 34), np.float32)
+    truth = SimpleNamespace(bkgds_adu=movie)
+    monkeypatch.setattr(_demo, "simulate_movie", lambda *key, **options: (movie, truth))
+    monkeypatch.setattr(_demo, "save_channel_figure", draw)
+    paths = [Path("channel-1.png"), Path("channel-2.png")]
+    for path in paths:
+        path.write_text("of another seed")
+    kept = NOTHING if number == 1 else "the demo has written channel-1.png"
+    _assert_interrupted(_run("demo --out ."), kept)

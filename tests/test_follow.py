@@ -108,7 +108,7 @@ def write_series(path: Path) -> Writer:
     path.mkdir()
     for start in range(0, len(FRAMES), 10):
         part = FRAMES[start : start + 10]
-        name = path / f"movie_{start // 10 + 1}.tif"
+        name = path / f"movie_part{start // 10 + 1}.tif"
         yield from (start + count for count in write_tiff(name, part))
 
 

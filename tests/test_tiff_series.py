@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import re
 import struct
 from collections.abc import Sequence
 from pathlib import Path
@@ -68,10 +69,10 @@ def test_files_of_several_frames_are_read_with_any_compression_and_byte_order(tm
     for index in range(12):
         options = {2: {"byteorder": ">"}, 3: {"compression": "zlib"}, 4: {"truncate": True}}
         part = frames[2 * index : 2 * index + 2]
-        _write(tmp_path / f"img_{index}.tif", part, **options.get(index, {}))
+        _write(tmp_path / f"img_t{index}.tif", part, **options.get(index, {}))
     (tmp_path / "notes.txt").write_text("no movie")
-    (tmp_path / "._img_0.tif").write_text("macOS writes these")
-    for source in (tmp_path, tmp_path / "img_*.tif"):
+    (tmp_path / "._img_t0.tif").write_text("macOS writes these")
+    for source in (tmp_path, tmp_path / "img_t*.tif"):
         with open_movie(source) as movie:
             assert movie.shape == (24, 1, 3, 4)
             np.testing.assert_array_equal(movie.read(0, 24), frames)
@@ -165,7 +166,7 @@ def test_ome_tiffs_that_describe_themselves_are_refused_or_warned_of(name, tmp_p
             open_movie(tmp_path)
         assert _numbers(tmp_path / name.format(1)) == [[1]] * 3
     else:
-        with pytest.warns(UserWarning, match="if they are positions, open each alone"):
+        with pytest.warns(UserWarning, match="if they are several, open each alone"):
             assert _numbers(tmp_path) == [[0]] * 3 + [[1]] * 3
 
 
@@ -340,3 +341,93 @@ def test_real_ndtiff_of_two_channels_is_read():
         with open_movie(source) as movie:
             assert (movie.shape, movie.format) == ((4, 2, 64, 64), "NDTiff")
             np.testing.assert_array_equal(np.asarray(movie), expected)
+
+
+# ---- Movies that are no parts of one ----
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["img_488nm.tif", "img_561nm.tif"], "2 channels (nm)"),
+        (["img_488 nm_1.tif", "img_561 nm_1.tif"], "2 channels (nm)"),
+        (["x_laser488.tif", "x_laser561.tif"], "2 channels (laser)"),
+        (["cam1.tif", "cam2.tif"], "2 channels (cam)"),
+        (["a_Camera-1_t1.tif", "a_Camera-2_t1.tif"], "2 channels (camera)"),
+        (["x_ex1_em1.tif", "x_ex1_em2.tif"], "2 channels (em)"),
+        (["img_m1.tif", "img_m2.tif"], "2 positions (m)"),
+        (["exp_A01_s1.tif", "exp_A02_s1.tif"], "2 positions (A01, A02)"),
+        (["A01_s1.tif", "A02_s1.tif"], "2 positions (A01, A02)"),
+        (["r01c01f01p01-ch1.tif", "r01c01f02p01-ch1.tif"], "2 positions (field)"),
+        (["r01c01f01p01-ch1.tif", "r02c01f01p01-ch1.tif"], "2 positions (r)"),
+        (["x_A01_T0001F001L01.tif", "x_A01_T0001F002L01.tif"], "2 positions (field)"),
+        (["img.tif", "img_dark1.tif"], "different kinds"),
+        (["img.tif", "img_cam2.tif"], "different kinds"),
+    ],
+)
+def test_channels_positions_and_dark_frames_are_refused_by_their_names(
+    names, message, tmp_path
+):
+    _write_numbered(tmp_path, names)
+    with pytest.raises(MovieError, match=re.escape(message)):
+        open_movie(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *["m_{}.tif", "r{}.tif", "A{:02}.tif", "cam_{:04}.tif", "x_f{:03}.tif"],
+        *["cell_A01_{}.tif", "488nm_{}.tif", "Camera 1_{:05}.tif", "dark_{}.tif"],
+        *["cam1_m3_t{}.tif", "farm{}.tif"],
+    ],
+)
+def test_frames_of_one_channel_and_position_are_joined(name, tmp_path):
+    _write_numbered(tmp_path, [name.format(number) for number in range(12)])
+    assert _numbers(tmp_path) == [[number] for number in range(12)]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        *[("bkgd-1.tif", "bkgd-2.tif"), ("movie_488.tif", "movie_561.tif")],
+        *[("cell1.tif", "cell2.tif"), ("1.tif", "2.tif"), ("m.tif", "m_bead1.tif")],
+    ],
+)
+def test_movies_that_only_a_number_tells_apart_are_joined_with_a_warning(names, tmp_path):
+    for number, name in enumerate(names):
+        _write(tmp_path / name, np.full((3, 4, 5), number, np.uint16))
+    message = rf": {', '.join(names)} are read one after .* open each alone, as {names[0]}$"
+    with pytest.warns(UserWarning, match=message):
+        assert _numbers(tmp_path) == [[0]] * 3 + [[1]] * 3
+    assert _numbers(tmp_path / names[1]) == [[1]] * 3
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        *[("m.tif", "m_1.tif", "m_2.tif"), ("m.tif", "m_X2.tif", "m_X3.tif")],
+        *[("m_part1.tif", "m_part2.tif"), ("m_1of2.tif", "m_2of2.tif")],
+        *[("m_t1.tif", "m_t2.tif"), ("m-file001_488nm.tif", "m-file002_488nm.tif")],
+    ],
+)
+def test_parts_of_one_movie_are_joined_without_a_warning(names, tmp_path):
+    for number, name in enumerate(names):
+        _write(tmp_path / name, np.full((2, 4, 5), number, np.uint16))
+    expected = [[number] for number in range(len(names)) for _ in range(2)]
+    assert _numbers(tmp_path) == expected
+
+
+@pytest.mark.parametrize(
+    ("names", "gap"),
+    [
+        (["img_0000.tif", "img_0001.tif", "img_0003.tif"], "0003.tif follows img_0001"),
+        (["i_0.tif", "i_2.tif", "i_6.tif", "i_10.tif"], "i_6.tif follows i_2.tif"),
+        (["a_0_100.tif", "a_1_190.tif", "a_3_390.tif"], "a_3_390.tif follows a_1_190.tif"),
+        (["m.tif", "m_1.tif", "m_3.tif"], "m_3.tif follows m_1.tif"),
+        (["m.tif", "m_X3.tif"], "m_X3.tif follows m.tif"),
+    ],
+)
+def test_a_gap_is_warned_of_however_few_files_there_are(names, gap, tmp_path):
+    _write_numbered(tmp_path, names)
+    with pytest.warns(UserWarning, match=f"{gap}.* may be missing"):
+        assert _numbers(tmp_path) == [[number] for number in range(len(names))]

@@ -208,6 +208,50 @@ def test_four_axes_are_frames_then_channels_unless_they_are_named(tmp_path):
         )
 
 
+@pytest.mark.parametrize("zarr_format", [2, 3])
+@pytest.mark.parametrize(
+    "names",
+    [
+        *[["position", "t", "y", "x"], ["p", "c", "y", "x"], ["fov", "c", "row", "col"]],
+        *[["s", "Time", "y", "x"], ["t", "laser", "y", "x"], ["site", "dim_1", "i", "j"]],
+        *[["position", "y", "x"], ["P", "y", "x"], ["row", "y", "x"]],
+    ],
+)
+def test_positions_and_unknown_axes_are_neither_frames_nor_channels(
+    names, zarr_format, tmp_path
+):
+    about: Any = {"dimension_names": names}
+    if zarr_format == 2:
+        about = {"zarr_format": 2, "attributes": {"_ARRAY_DIMENSIONS": names}}
+    frames = np.ones((3, 2, 6, 5)[-len(names) :], np.uint16)
+    path = _write(tmp_path / "m.zarr", frames, chunks=frames.shape, **about)
+    with pytest.raises(MovieError, match=f"'{names[0]}, .* each position as an array"):
+        open_movie(path)
+
+
+@pytest.mark.parametrize(
+    ("names", "axes"),
+    [
+        *[(["dim_0", "dim_1", "y", "x"], "tcyx"), (["a", "b", "i", "j"], "tcyx")],
+        *[([None, "z", "row", "col"], "tzyx"), (["time", None, "h", "w"], "tcyx")],
+        *[(["c", "t", "dim_2", None], "ctyx"), (["position", "t", "y", "x"], "ptyx")],
+        *[(["c", "fov", "y", "x"], "cpyx"), (["p", "c", "y", "x"], "pcyx")],
+    ],
+)
+def test_axes_without_names_have_the_usual_order_and_one_position_is_left_out(
+    names, axes, tmp_path
+):
+    lengths = {"p": 1, "t": 3, "c": 2, "z": 4, "y": 6, "x": 5}
+    shape = [lengths[axis] for axis in axes]
+    array = np.arange(np.prod(shape), dtype=np.uint16).reshape(shape)
+    path = _write(tmp_path / "m.zarr", array, chunks=(1, 1, 6, 5), dimension_names=names)
+    sizes = dict(zip(axes, shape, strict=True))
+    order = [axes.index(axis) for axis in "ptzcyx" if axis in axes]
+    frames = sizes.get("t", 1) * sizes.get("z", 1)
+    expected = array.transpose(order).reshape(frames, sizes.get("c", 1), 6, 5)
+    _assert_reads(path, expected)
+
+
 def test_the_frames_of_a_damaged_chunk_are_named(frames, tmp_path):
     codecs = [None, *map(numcodecs.Blosc, ("zstd", "blosclz", "lz4"))]
     codecs += [numcodecs.Zstd(), numcodecs.GZip(), numcodecs.LZ4(), numcodecs.LZMA()]
@@ -257,6 +301,31 @@ def test_missing_chunks_are_filled_and_warned_of_once_or_refused(frames, tmp_pat
         pytest.raises(MovieError, match=r"4 to 7 .*no fill value"),
     ):
         movie.read(4, 8)
+
+
+@pytest.mark.parametrize(
+    ("axes", "chunks", "fill"),
+    [("tyx", (2, 12, 10), 0), ("tyx", (2, 6, 5), 7), ("ctyx", (1, 2, 12, 5), np.nan)],
+)
+def test_a_missing_chunk_in_a_shard_is_warned_of_as_one_without(
+    axes, chunks, fill, tmp_path
+):
+    shape = (2, 12, 12, 10)[-len(axes) :]
+    whole = np.random.default_rng(0).integers(10, 99, shape).astype(np.float32)
+    # A pixel, or a part of a chunk, that has the fill value is no missing chunk.
+    whole[..., 0, 0] = whole[..., 2, :, :] = fill
+    packing = {"chunks": chunks, "dimension_names": list(axes), "fill_value": fill}
+    shards = (*[1] * (len(axes) - 3), 6, 12, 10)
+    path = _write(tmp_path / "m.zarr", whole, shards=shards, **packing)
+    with open_movie(path) as movie:
+        movie.read(0, 12)
+    whole[..., 8:10, : chunks[-2], : chunks[-1]] = fill
+    path = _write(tmp_path / "n.zarr", whole, shards=shards, **packing)
+    with open_movie(path) as movie:
+        with pytest.warns(UserWarning, match=rf"such as one of frame 8, .* all {fill}"):
+            read = movie.read(3, 12)
+        np.testing.assert_array_equal(read, whole.reshape(-1, *shape[-3:])[0, 3:])
+        movie.read(0, 12)
 
 
 def test_a_damaged_shard_is_an_error(frames, tmp_path):
@@ -395,6 +464,22 @@ def test_a_zipped_zarr_is_read(zarr_format, root, frames, tmp_path):
         assert movie.state() == movie.opened_state is not None
     path.write_bytes(path.read_bytes()[:-9])
     with pytest.raises(MovieError, match=r"m\.zarr\.zip: cannot be read \(.*\)$"):
+        open_movie(path)
+
+
+def test_a_zip_of_macos_is_read(frames, tmp_path):
+    _write(tmp_path / "a" / "m.zarr", frames)
+    aside = tmp_path / "a" / "__MACOSX" / "m.zarr"
+    aside.mkdir(parents=True)
+    (aside / "._zarr.json").write_bytes(b"of macOS")
+    packed = shutil.make_archive(str(tmp_path / "m.zarr"), "zip", tmp_path / "a")
+    _assert_reads(Path(packed), frames[:, None])
+
+
+def test_a_folder_that_lacks_the_metadata_of_zarr_is_refused(frames, tmp_path):
+    path = _write(tmp_path / "m.zarr", frames)
+    (path / "zarr.json").unlink()
+    with pytest.raises(MovieError, match=r"m\.zarr: is no Zarr, .* zarr\.json.*copy it"):
         open_movie(path)
 
 

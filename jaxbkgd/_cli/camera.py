@@ -80,9 +80,15 @@ def camera(
         draft = Path(scratch) / out.name
         Camera(*measured[:3]).save(draft)
         report.write_whole(out, draft.read_bytes())
-    for doubt in measured.doubts:
-        report.say(doubt)
-    save_camera_figure(png, measured)
+    # What is there is of other numbers.
+    png.unlink(missing_ok=True)
+    try:
+        for doubt in measured.doubts:
+            report.say(doubt)
+        run_interruptibly(save_camera_figure, png, measured)
+    except KeyboardInterrupt as interrupt:
+        interrupt.add_note(f"the numbers are in {out}, and there is no figure")
+        raise
     wrote = ", ".join(map(report.printable, (out, png)))
     report.print_rows(_rows(measured) | {"wrote": wrote})
 

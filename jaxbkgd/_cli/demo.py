@@ -39,7 +39,19 @@ def demo(
     with refusing(f"{out}: is not a folder, and cannot be made one"):
         out.mkdir(parents=True, exist_ok=True)
     paths = [out / "channel-1.png", out / "channel-2.png"]
-    columns = [run_interruptibly(_show_channel, i, seed, p) for i, p in enumerate(paths)]
+    for path in paths:
+        # What is there may be of another seed.
+        with refusing(f"{path}: cannot be replaced"):
+            path.unlink(missing_ok=True)
+    try:
+        columns = [
+            run_interruptibly(_show_channel, i, seed, path) for i, path in enumerate(paths)
+        ]
+    except KeyboardInterrupt as interrupt:
+        drawn = ", ".join(printable(path) for path in paths if path.exists())
+        if drawn:
+            interrupt.add_note(f"the demo has written {drawn}")
+        raise
     print_table("Spatial mean of a simulated movie", columns)
     print("\n".join(f"wrote {printable(path)}" for path in paths))
 

@@ -4,6 +4,7 @@ import functools as ft
 import itertools
 import math
 import os
+import re
 import threading
 import warnings
 import zipfile
@@ -18,6 +19,7 @@ from zarr.codecs import BloscCodec
 from zarr.storage import WrapperStore, ZipStore
 
 from .movie import check_pixels, Movie, MovieError, named_errors, UNITS
+from .series import POSITIONS
 from .sinks import Layout, Sink
 
 
@@ -27,6 +29,7 @@ _CACHE_BYTES = 2**27
 _AXES = {
     "t": "t", "time": "t", "frame": "t", "frames": "t", "c": "c", "channel": "c", "z": "z",
     "channels": "c", "depth": "z", "y": "y", "height": "y", "x": "x", "width": "x",
+    "row": "y", "rows": "y", "h": "y", "col": "x", "column": "x", "columns": "x", "w": "x",
 }  # fmt: skip
 
 
@@ -43,6 +46,8 @@ def open_zarr(source: Path | str, *, is_growing: bool = False) -> Movie:
         if isinstance(source, Path) and source.is_file():
             with zipfile.ZipFile(source) as archive:
                 roots = {file.partition("/")[0] for file in archive.namelist()}
+            # macOS puts what only it reads beside a folder.
+            roots.discard("__MACOSX")
             root = roots.pop() if len(roots) == 1 else None
             store = ZipStore(source, mode="r")
         node = zarr.open(store, mode="r", path=root)
@@ -86,14 +91,18 @@ def _find_image(name: str, node: Any) -> tuple[zarr.Array, Mapping[str, Any] | N
 def _read_axes(
     array: zarr.Array, multiscale: Mapping[str, Any] | None
 ) -> tuple[str, dict[str, float]]:
-    """The axes of an array, as letters, and the size of a pixel in micrometres and of a
-    frame in seconds along those that have units."""
+    """The axes of an array, as letters ("?" of an unknown one of length 1), and the size of
+    a pixel in micrometres and of a frame in seconds along those that have units."""
     attributes: Any = array.attrs.asdict()
     about: Any = array.metadata.to_dict()
     if multiscale is None:
-        names = about.get("dimension_names") or attributes.get("_ARRAY_DIMENSIONS") or [""]
-        if not all(str(name).lower() in _AXES for name in names):
-            names = {2: "yx", 3: "tyx", 4: "tcyx"}.get(array.ndim, "")
+        names = about.get("dimension_names") or attributes.get("_ARRAY_DIMENSIONS") or []
+        usual = {2: "yx", 3: "tyx", 4: "tcyx"}.get(array.ndim, "")
+        if not any(str(name).lower() in _AXES.keys() | POSITIONS for name in names):
+            names = usual
+        # xarray names an axis without a name by its number.
+        pairs = itertools.zip_longest(names, usual[: len(names)])
+        names = [u if re.fullmatch(r"(dim_)?\d*", str(n or "")) else n for n, u in pairs]
         # As `ZarrSink` notes them.
         y, x = attributes.get("pixel_size_um") or (None, None)
         scales = {"t": attributes.get("frame_interval_s"), "y": y, "x": x}
@@ -109,10 +118,13 @@ def _read_axes(
             zip((_AXES.get(n.lower()) for n in names), sizes.tolist(), strict=True)
         )
     axes = "".join(_AXES.get(str(name).lower(), "?") for name in names)
+    lengths = dict(zip(axes, array.shape, strict=False))
     _require(
-        len(axes) == len(set(axes) - {"?"}) == array.ndim and axes.endswith("yx"),
-        f"axes {', '.join(names)!r:.60} of shape {array.shape}; they must be of t, c, z, "
-        "and then y, x",
+        len(axes) == len(lengths) == array.ndim
+        and axes.endswith("yx")
+        and lengths.get("?", 1) == 1,
+        f"axes {', '.join(map(str, names))!r:.60} of shape {array.shape}; they must be of "
+        "t, c, z, and then y, x; save each position as an array of its own",
     )
     numbers = {a: s for a, s in scales.items() if a and isinstance(s, int | float)}
     return axes, {a: float(s) for a, s in numbers.items() if 0 < s < math.inf}
@@ -146,8 +158,8 @@ class _ZarrPixels:
         self._name = name
         self._axes = axes
         self._is_warned = False
-        lengths = dict.fromkeys("tzcyx", 1) | dict(zip(axes, array.shape, strict=True))
-        times, self.depths, *frame = lengths.values()
+        lengths = dict(zip(axes, array.shape, strict=True))
+        times, self.depths, *frame = (lengths.get(axis, 1) for axis in "tzcyx")
         self.dtype = array.dtype
         self.shape = check_pixels(name, (times * self.depths, *frame), self.dtype)
         step = dict(zip(axes, array.chunks, strict=True)).get("t", 1)
@@ -206,10 +218,25 @@ class _ZarrPixels:
         says = f"{self._name}: frames {start} to {stop - 1} cannot be read; copy it again"
         with named_errors(says, Exception):
             read = np.asarray(self._array[selection])
-            if self._store.missing is not None and not self._is_warned:
-                self._warn_of_missing(self._store.missing)
-        order = [self._axes.index(axis) for axis in "tzcyx" if axis in self._axes]
+            missing = None if self._is_warned else self._find_missing(read, start)
+            if missing is not None:
+                self._warn_of_missing(missing)
+        order = [self._axes.index(axis) for axis in "?tzcyx" if axis in self._axes]
         return read.transpose(order).reshape(stop - start, *self.shape[2:])
+
+    def _find_missing(self, read: np.ndarray, start: int) -> str | None:
+        """A missing chunk, by its key. One in a shard, of which zarr-python tells nothing,
+        is told by its pixels, which all have the fill value, and named by its frame."""
+        array = self._array
+        if self._store.missing is not None or array.shards is None:
+            return self._store.missing
+        corners = read[tuple(slice(None, None, step) for step in array.chunks)]
+        for place in np.argwhere(_equals(corners, array.fill_value)):
+            first = dict(zip(self._axes, place * array.chunks, strict=True))
+            chunk = read[tuple(map(slice, first.values(), (place + 1) * array.chunks))]
+            if _equals(chunk, array.fill_value).all():
+                return f"one of frame {start + first.get('t', 0) * self.depths}"
+        return None
 
     def _warn_of_missing(self, key: str) -> None:
         fill = self._array.fill_value
@@ -218,6 +245,10 @@ class _ZarrPixels:
         what = f"chunks are missing, such as {key}, whose pixels are all {fill}"
         remedy = "if they should not be, copy it again"
         warnings.warn(f"{self._name}: {what}; {remedy}", stacklevel=6)
+
+
+def _equals(pixels: np.ndarray, value: Any) -> np.ndarray:
+    return np.isnan(pixels) if value != value else pixels == value
 
 
 def _require(holds: bool, otherwise: str) -> None:
