@@ -678,6 +678,25 @@ def test_movies_of_odd_shapes_are_read_as_they_were_written(shape, name, tmp_pat
     np.testing.assert_array_equal(_read(path), _stack(layout))
 
 
+@pytest.mark.parametrize("shape", [(4, 1, 5, 1), (3, 2, 5, 1), (1, 2, 5, 1), (4, 1, 1, 1)])
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+@pytest.mark.parametrize("name", ["bkgd.tif", "bkgd.ome.tif", "big.tif"])
+def test_frames_one_pixel_wide_are_read_as_they_were_written(
+    name, dtype, shape, tmp_path, monkeypatch
+):
+    if name == "big.tif":
+        monkeypatch.setattr(_tiff, "_CLASSIC_TIFF_MAX_BYTES", 100)
+    path, layout = tmp_path / name, Layout(shape, np.dtype(dtype), 3, **CALIBRATED)
+    _write_movie(path, layout)
+    expected = _stack(layout)
+    np.testing.assert_array_equal(_read(path), expected)
+    with open_movie(path) as movie:
+        assert movie.pixel_size_um == (0.12, 0.1)
+    with tifffile.TiffFile(path) as tiff:
+        pages = np.stack([page.asarray() for page in tiff.pages])
+    np.testing.assert_array_equal(pages, expected.reshape(-1, *shape[2:]))
+
+
 @pytest.mark.parametrize("name", ["bkgd.tif", "bkgd.ome.tif"])
 def test_a_resumed_movie_is_identical_to_an_uninterrupted_one(name, tmp_path):
     layout = _layout(2, **CALIBRATED)

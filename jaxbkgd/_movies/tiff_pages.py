@@ -280,8 +280,13 @@ class TiffSink(Sink):
         is_big = size > _CLASSIC_TIFF_MAX_BYTES
         is_ome = self._destination.name.lower().endswith((".ome.tif", ".ome.tiff"))
         is_imagej = not (is_ome or is_big) and layout.dtype.str[1:] in ("u1", "u2", "f4")
-        metadata = self._metadata(is_ome)
-        resolution = {}
+        shape = (frames, *([channels] if channels > 1 else []), height, width)
+        metadata = {"axes": "TCYX" if channels > 1 else "TYX", **self._metadata(is_ome)}
+        description, resolution = None, {}
+        if width == 1 and not is_ome:
+            # tifffile would leave out this axis, and make rows of the frames.
+            description = json.dumps({"shape": shape, **metadata})
+            is_imagej, metadata = False, None
         if layout.pixel_size_um is not None:
             y, x = layout.pixel_size_um
             resolution = {"resolution": (1e4 / x, 1e4 / y), "resolutionunit": "CENTIMETER"}
@@ -291,10 +296,11 @@ class TiffSink(Sink):
             # Without pixels, it leaves a hole in the file for them.
             writer.write(
                 None,
-                shape=(frames, *([channels] if channels > 1 else []), height, width),
+                shape=shape,
                 dtype=layout.dtype,
                 photometric="minisblack",
-                metadata={"axes": "TCYX" if channels > 1 else "TYX", **metadata},
+                description=description,
+                metadata=metadata,
                 software=False,
                 align=self._align,
                 **resolution,
