@@ -46,14 +46,18 @@ def open_tiff(path: Path, *, is_part: bool = False, is_growing: bool = False) ->
             return movie
         index = find_index(path.parent) if tiff.is_micromanager else None
         if index is not None and path.parent == index.parent:
-            return open_ndtiff(index)
+            return open_ndtiff(index, path)
+        header = tiff.micromanager_metadata or {}
+        if header.get("MajorVersion", 0) >= 2:
+            what = "is NDTiff without its NDTiff.index, which tells times from channels"
+            raise MovieError(f"{path}: {what}; copy that into the same folder, too")
         pages = find_pages(path, is_growing=is_growing)
         order = _arrange(pages, is_part or is_growing)
         metadata, scale = read_metadata(tiff), (0.0, 1.0)
         format = "BigTIFF" if tiff.is_bigtiff else "TIFF"
         if tiff.is_micromanager:
             # It writes the OME-XML when it finishes a file.
-            summary = (tiff.micromanager_metadata or {}).get("Summary", {})
+            summary = header.get("Summary", {})
             said = [int(summary.get(key) or 1) for key in ("Channels", "Positions")]
             if max(said) > 1:
                 what = f"{said[0]} channels and {said[1]} positions without OME-XML"
@@ -125,16 +129,28 @@ def find_index(folder: Path) -> Path | None:
     return next((place for place in places if place.is_file()), None)
 
 
-def open_ndtiff(index: Path) -> Movie:
-    """The movie that an index of NDTiff describes. Times and depths are frames."""
-    names = sorted({Path(name).name for _, name, *_ in tifffile.read_ndtiff_index(index)})
+def open_ndtiff(index: Path, asked: Path | None = None) -> Movie:
+    """The movie that an index of NDTiff describes, which the file `asked` has to be a part
+    of. Times and depths are frames."""
+    entries = list(tifffile.read_ndtiff_index(index))
+    names = sorted({Path(name).name for _, name, *_ in entries})
     missing = [name for name in names if not (index.parent / name).is_file()]
     if missing or not names:
         what = f"{', '.join(missing)}, which is not beside it" if missing else "no frame"
         raise MovieError(f"{index}: names {what}; put all files of the movie in one folder")
     first = index.parent / names[0]
     with clear_errors(index), tifffile.TiffFile(first, is_ndtiff=True) as tiff:
-        order, files = _arrange_series(index, list(tiff.series), first)
+        order, files = _arrange_series(index, list(tiff.series), asked or first)
+    # Files after the first are numbered from 1.
+    following = first.with_name(f"{first.stem}_{len(names)}{first.suffix}")
+    total = sum(map(len, files))
+    if len(entries) != total or following.is_file():
+        what = f"describes {len(entries)} pages, but its files hold {total}"
+        if following.is_file():
+            what = f"does not name {following.name}, which is beside it"
+        raise MovieError(f"{index}: {what}; was it cut short? copy it again")
+    if len({frozenset(axes) for axes, *_ in entries}) > 1:
+        raise MovieError(f"{index}: gives its pages different axes; save them as movies")
     return ndtiff_movie(index, TiffPixels(str(index.parent), files, order), first, files)
 
 
