@@ -403,6 +403,69 @@ def test_a_part_of_a_movie_is_never_taken_for_the_whole(frames, tmp_path):
         open_movie(renamed)
 
 
+def _write_three_files(folder: Path, frames: np.ndarray, acquisition: int) -> list[Path]:
+    paths = [folder / f"a_{part}.ome.tif" for part in range(3)]
+    uuids = [f"urn:uuid:{acquisition}{part}" for part in range(3)]
+    planes = "".join(
+        _tiff_data(uuids[t % 3], paths[t % 3].name, t // 3, t) for t in range(6)
+    )
+    for part, path in enumerate(paths):
+        xml = f'<BinaryOnly MetadataFile="{paths[0].name}" UUID="{uuids[0]}"/>'
+        xml = f'<OME UUID="{uuids[part].upper()}">{xml}</OME>'
+        xml = xml if part else _ome_xml(uuids[0], planes, 6)
+        _write_described(path, frames[part:6:3], xml)
+    return paths
+
+
+def test_files_of_another_ome_tiff_are_refused(frames, tmp_path):
+    (tmp_path / "other").mkdir()
+    others = _write_three_files(tmp_path / "other", frames[::-1], 2)
+    ome = _ome_xml("urn:uuid:21", "<TiffData/>", 2)
+    foreign = {text: (frames[:2], text) for text in (None, "a text", "<OME></OME>", ome)}
+    for content in (others[1], *foreign.values()):
+        paths = _write_three_files(tmp_path, frames, 1)
+        np.testing.assert_array_equal(_read(paths[1])[:, 0], frames[:6])
+        if isinstance(content, Path):
+            paths[1].write_bytes(content.read_bytes())
+        else:
+            _write_described(paths[1], *content)
+        for source in (paths[0], paths[2], tmp_path):
+            with pytest.raises(
+                MovieError,
+                match=r"a_1\.ome\.tif: is another file than urn:uuid:11, which a_0",
+            ):
+                open_movie(source)
+
+
+@pytest.mark.parametrize(("one", "other"), [(1, 2), (0, 1)])
+def test_files_of_an_ome_tiff_that_have_each_others_names_are_refused(
+    one, other, frames, tmp_path
+):
+    paths = _write_three_files(tmp_path, frames, 1)
+    aside = paths[one].rename(tmp_path / "aside")
+    paths[other].rename(paths[one])
+    aside.rename(paths[other])
+    for path in paths:
+        with pytest.raises(MovieError, match=r"is another file than|describes no image"):
+            open_movie(path)
+
+
+def test_ome_xml_that_gives_no_uuid_to_its_own_file_is_read(frames, tmp_path):
+    paths = [tmp_path / f"a_{part}.ome.tif" for part in range(2)]
+    planes = "".join(
+        _tiff_data(f"urn:{t % 2}", paths[t % 2].name, t // 2, t) for t in range(6)
+    )
+    xml = _ome_xml("", planes, 6).replace(' UUID=""', "")
+    for part, path in enumerate(paths):
+        _write_described(path, frames[part:6:2], xml)
+    for path in paths:
+        np.testing.assert_array_equal(_read(path)[:, 0], frames[:6])
+    # A file alone may have another UUID than it gives itself.
+    planes = "".join(_tiff_data("urn:1", paths[0].name, t, t) for t in range(7))
+    _write_described(paths[0], frames, _ome_xml("urn:2", planes, 7))
+    np.testing.assert_array_equal(_read(paths[0])[:, 0], frames)
+
+
 def test_an_aborted_acquisition_is_read_as_the_pages_it_has(frames, tmp_path):
     path = tmp_path / "renamed.ome.tif"
     planes = "".join(_tiff_data("urn:0", "was.ome.tif", t, t) for t in range(100))

@@ -196,6 +196,7 @@ def _open_ome(path: Path, xml: str) -> Movie:
         series = [each for each in tiff.series if each.kind == "ome"]
         is_joined = root.find(".//{*}StageLabel") is None
         order, files = _arrange_series(describing, series, path, uuids, is_joined)
+    _require_uuids(describing, root, opened, files)
     y, x, interval = (
         _positive_in(pixels.get(name), pixels.get(f"{name}Unit"), default)
         for name, default in (
@@ -212,6 +213,39 @@ def _open_ome(path: Path, xml: str) -> Movie:
         pixel_size_um=(y, x) if y and x else None,
         frame_interval_s=interval if pixels.get("SizeZ", "1") == "1" else None,
     )
+
+
+def _require_uuids(
+    describing: Path, root: ElementTree.Element, opened: Path, files: Sequence[Pages]
+) -> None:
+    """Refuses files of other acquisitions, which may have the names that OME-XML gives to
+    its own. It calls the file that it was opened with by its UUID, whatever its name."""
+    whole, used = _uuid(root.get("UUID")), {pages.path.resolve() for pages in files}
+    elements = root.iterfind(".//{*}UUID")
+    named = {(each.get("FileName", ""), _uuid(each.text)) for each in elements}
+    for name, uuid in sorted(named):
+        path = describing.parent / name
+        is_own = uuid == whole or (len(named) == 1 and name == opened.name)
+        if is_own or path.resolve() not in used:
+            continue
+        try:
+            other = ElementTree.fromstring(str(tifffile.tiffcomment(path)))
+        except ElementTree.ParseError:
+            other = ElementTree.Element("OME")
+        own = {_uuid(other.get("UUID"))} - {""}
+        if not own:
+            # It may describe itself, or say which file describes it.
+            own = {_uuid(each.text) for each in other.iterfind(".//{*}UUID")}
+            refers = other.find("{*}BinaryOnly")
+            if refers is not None and _uuid(refers.get("UUID")) in ("", whole):
+                own.add(uuid)
+        if uuid not in own:
+            what = f"is another file than {uuid}, which {describing.name} names so"
+            raise MovieError(f"{path}: {what}; put the files of each movie in one folder")
+
+
+def _uuid(text: str | None) -> str:
+    return (text or "").strip().lower()
 
 
 def _parse(path: Path, xml: str) -> ElementTree.Element:
