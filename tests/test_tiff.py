@@ -319,8 +319,8 @@ def _tiff_data(uuid: str, name: str, page: int, time: int, channel: int = 0) -> 
     )
 
 
-def _write_described(path: Path, frames: np.ndarray, xml: str | None) -> None:
-    _write(path, frames, description=xml, metadata=None)
+def _write_described(path: Path, frames: np.ndarray, xml: str | bytes | None) -> None:
+    _write(path, frames, description=xml, metadata=None, ome=False)
 
 
 def _write_two_files(folder: Path, frames: np.ndarray, last: str | None = None) -> None:
@@ -497,6 +497,32 @@ def test_ome_xml_that_does_not_fit_the_pages_is_refused(planes, message, frames,
     with pytest.raises(MovieError, match=message) as caught:
         open_movie(path)
     assert str(caught.value).startswith(f"{path}: ")
+
+
+@pytest.mark.parametrize("name", ["movie.ome.tif", "movie.OME.TIFF", "movie.tif"])
+def test_ome_xml_that_is_damaged_is_refused(name, frames, tmp_path):
+    path = tmp_path / name
+    xml = _ome_xml("urn:0", "<TiffData/>", 3, channels=2)
+    _write_described(path, frames[:6], xml + " " * 20)
+    np.testing.assert_array_equal(_read(path), frames[:6].reshape(3, 2, 12, 10))
+    damages = [xml.replace("</OME>", ""), xml[:200], xml[:-1], xml.replace("<Pixels", "")]
+    damages += [xml.replace("</OME>", "\0" * 6), xml.replace("<OME", "<"), xml[60:]]
+    damages += [xml[:50]] * ("ome" in name.lower())
+    # 0x81 is no character of the usual encodings.
+    for damaged in (*damages, xml.replace("<Pixels", "<Pix\x81ls").encode("latin1")):
+        _write_described(path, frames[:6], damaged)
+        with pytest.raises(MovieError, match="its OME-XML is broken"):
+            open_movie(path)
+
+
+def test_a_plain_tiff_may_have_the_name_of_an_ome_tiff(frames, tmp_path):
+    path = tmp_path / "movie.ome.tif"
+    for text in (None, "a text", "ImageJ=1.53t\nimages=7\nframes=7\n"):
+        _write_described(path, frames, text)
+        np.testing.assert_array_equal(_read(path)[:, 0], frames)
+    text = '<?xml version="1.0"?><MetaData><prop id="a" type="int"/></MetaData>'
+    _write_described(path.with_name("other.tif"), frames, text)
+    np.testing.assert_array_equal(_read(path.with_name("other.tif"))[:, 0], frames)
 
 
 def test_names_in_ome_xml_lead_to_no_other_folder(frames, tmp_path):

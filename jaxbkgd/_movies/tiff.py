@@ -6,6 +6,7 @@ zeros, and positions as frames, so these are refused here.
 
 import logging
 import math
+import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path, PureWindowsPath
@@ -40,8 +41,11 @@ def open_tiff(path: Path, *, is_part: bool = False, is_growing: bool = False) ->
     with clear_errors(path), tifffile.TiffFile(path) as tiff:
         page = tiff.pages.first
         size = _pixel_size(page)
-        if tiff.is_ome:
-            movie = _open_ome(path, page.description)
+        xml = page.tags.valueof(270)
+        # tifffile leaves bytes that it cannot decode.
+        xml = xml.decode("latin1") if isinstance(xml, bytes) else page.description
+        if tiff.is_ome or _is_damaged_ome(path, xml):
+            movie = _open_ome(path, xml)
             movie.pixel_size_um = movie.pixel_size_um or size
             return movie
         index = find_index(path.parent) if tiff.is_micromanager else None
@@ -75,6 +79,13 @@ def open_tiff(path: Path, *, is_part: bool = False, is_growing: bool = False) ->
             pixel_size_um=size,
             frame_interval_s=_positive_in(interval, metadata.get("tunit"), "s"),
         )
+
+
+def _is_damaged_ome(path: Path, xml: str) -> bool:
+    """Whether OME-XML was here, which tifffile knows by its end alone. As a plain TIFF, the
+    movie would have its channels as frames."""
+    is_named = re.search(r"\.ome\.[^.]*$", path.name.lower()) is not None
+    return "<OME" in xml or (is_named and "<" in xml)
 
 
 def _arrange(pages: Pages, is_part: bool) -> Int[np.ndarray, "frames channels"]:
@@ -228,10 +239,11 @@ def _require_uuids(
         is_own = uuid == whole or (len(named) == 1 and name == opened.name)
         if is_own or path.resolve() not in used:
             continue
-        try:
-            other = ElementTree.fromstring(str(tifffile.tiffcomment(path)))
-        except ElementTree.ParseError:
-            other = ElementTree.Element("OME")
+        with tifffile.TiffFile(path) as tiff:
+            try:
+                other = ElementTree.fromstring(tiff.pages.first.description)
+            except ElementTree.ParseError:
+                other = ElementTree.Element("OME")
         own = {_uuid(other.get("UUID"))} - {""}
         if not own:
             # It may describe itself, or say which file describes it.
@@ -250,7 +262,11 @@ def _uuid(text: str | None) -> str:
 
 def _parse(path: Path, xml: str) -> ElementTree.Element:
     """OME-XML with files that are beside `path`, as tifffile reads it."""
-    root = ElementTree.fromstring(xml.encode())
+    try:
+        root = ElementTree.fromstring(xml.encode())
+    except ElementTree.ParseError as error:
+        what = f"its OME-XML is broken ({error}), which tells times from channels"
+        raise MovieError(f"{path}: {what}; copy it again, or save it as TIFF") from None
     for file in root.iterfind(".//{*}UUID"):
         # Folders are those of the computer that wrote the file.
         file.set("FileName", PureWindowsPath(file.get("FileName", "")).name)
