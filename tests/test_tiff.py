@@ -224,7 +224,14 @@ def test_pixels_have_the_values_that_imagej_shows(
     assert _read(tmp_path)[:, 0, 0, 0].tolist() == expected * 2
 
 
-@pytest.mark.parametrize("calibration", ["cf=1\nc0=1\nc1=2\nc2=3\n", "cf=0\nc0=nan\n"])
+@pytest.mark.parametrize(
+    "calibration",
+    [
+        "cf=1\nc0=1\nc1=2\nc2=3\n",
+        *(f"cf=0\nc0={offset}\nc1=1\n" for offset in ("nan", "inf", "-inf", "1e39")),
+        *(f"cf=0\nc0=0\nc1={slope}\n" for slope in ("nan", "inf", "-inf", "1e36", "0")),
+    ],
+)
 def test_calibrations_of_imagej_that_are_no_straight_line_are_refused(
     calibration, frames, tmp_path
 ):

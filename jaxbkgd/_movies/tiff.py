@@ -128,7 +128,9 @@ def _imagej_scale(pages: Pages, metadata: dict[str, Any]) -> tuple[float, float]
     function, offset, slope = map(metadata.get, ("cf", "c0", "c1"), (20, 0, 1))
     if function == 20 or pages.dtype.kind == "f":
         return 0.0, 1.0
-    if function == 0 and math.isfinite(offset) and slope:
+    # Comparisons with a number that is none are false.
+    largest = abs(offset) + abs(slope) * 2.0 ** (8 * pages.dtype.itemsize)
+    if function == 0 and slope and largest <= float(np.finfo(np.float32).max):
         return float(offset), float(slope)
     what = f"by a function (cf={function}, c0={offset}, c1={slope}) that is not read"
     raise MovieError(f"{pages.path}: ImageJ calibrates it {what}; convert it to 32-bit")
