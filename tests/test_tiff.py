@@ -591,6 +591,21 @@ def test_a_page_of_another_size_or_type_is_named(frames, tmp_path):
             open_movie(path)
 
 
+@pytest.mark.parametrize("tag", [(254, 4, 1, 1, True), (255, 3, 1, 2, True)])
+def test_reduced_images_are_no_frames(tag, frames, tmp_path):
+    path = tmp_path / "movie.tif"
+    with tifffile.TiffWriter(path) as writer:
+        for number, frame in enumerate(frames):
+            tags = [tag] * (number == 5)
+            options = {"extratags": tags, "metadata": None}
+            writer.write(frame, photometric="minisblack", **options)
+    with pytest.raises(MovieError, match="page 5 is a reduced image of another; save"):
+        open_movie(path)
+    # Where all pages say so, none is another one's.
+    _write(path, frames, extratags=[tag], metadata=None)
+    np.testing.assert_array_equal(_read(path)[:, 0], frames)
+
+
 def test_a_corrupt_page_is_named(frames, tmp_path):
     path = tmp_path / "movie.tif"
     _write(path, frames, compression="zlib")

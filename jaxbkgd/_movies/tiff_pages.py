@@ -25,7 +25,7 @@ _CLASSIC_TIFF_MAX_BYTES = 2**32 - 2**16
 _TIFF_DIRECTORY_BYTES = 512
 
 # Tags that describe pixels. tifffile describes pages of equal tags once.
-_KIND_TAGS = (254, 256, 257, 258, 259, 266, 277, 284, 317, 322, 323, 339)
+_KIND_TAGS = (254, 255, 256, 257, 258, 259, 266, 277, 284, 317, 322, 323, 339)
 
 # A damaged header may say that a tile has more pixels.
 _MAX_TILE_PIXELS = 2**28
@@ -146,6 +146,8 @@ def _find_pixels(
 def _is_plain(page: tifffile.TiffPage, alike: tuple[tuple[int, ...], np.dtype]) -> bool:
     """Whether a page, which must have this shape and type, holds its pixels as an array."""
     shape, dtype = alike
+    if page.is_reduced and not page.parent.pages.first.is_reduced:
+        raise ValueError("is a reduced image of another; save the movie without it")
     if (page.shape, page.dtype) != alike:
         raise ValueError(f"is {page.shape} px of {page.dtype}, not {shape} px of {dtype}")
     if page.tilewidth * page.tilelength > _MAX_TILE_PIXELS:
