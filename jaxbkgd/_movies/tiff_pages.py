@@ -267,8 +267,8 @@ class TiffSink(Sink):
     """A TIFF file whose frames follow one another, or a BigTIFF file above 4 GB.
 
     A name that ends in .ome.tif makes it OME-TIFF. Else it has metadata of ImageJ or, as
-    BigTIFF, of tifffile. What the numbers are is in OME's `Description`, or in `Info`,
-    which ImageJ shows.
+    BigTIFF or with frames one pixel wide, of tifffile. What the numbers are is in OME's
+    `Description`, or in `Info`, which ImageJ shows.
     """
 
     # That of the first frame in the draft, and a number that divides it.
