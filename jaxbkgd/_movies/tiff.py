@@ -151,6 +151,8 @@ def open_ndtiff(index: Path, asked: Path | None = None) -> Movie:
     if missing or not names:
         what = f"{', '.join(missing)}, which is not beside it" if missing else "no frame"
         raise MovieError(f"{index}: names {what}; put all files of the movie in one folder")
+    if len({frozenset(axes) for axes, *_ in entries}) > 1:
+        raise MovieError(f"{index}: gives its pages different axes; save them as movies")
     first = index.parent / names[0]
     with clear_errors(index), tifffile.TiffFile(first, is_ndtiff=True) as tiff:
         order, files = _arrange_series(index, list(tiff.series), asked or first)
@@ -162,8 +164,6 @@ def open_ndtiff(index: Path, asked: Path | None = None) -> Movie:
         if following.is_file():
             what = f"does not name {following.name}, which is beside it"
         raise MovieError(f"{index}: {what}; was it cut short? copy it again")
-    if len({frozenset(axes) for axes, *_ in entries}) > 1:
-        raise MovieError(f"{index}: gives its pages different axes; save them as movies")
     return ndtiff_movie(index, TiffPixels(str(index.parent), files, order), first, files)
 
 
