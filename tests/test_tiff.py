@@ -224,7 +224,14 @@ def test_pixels_have_the_values_that_imagej_shows(
     assert _read(tmp_path)[:, 0, 0, 0].tolist() == expected * 2
 
 
-@pytest.mark.parametrize("calibration", ["cf=1\nc0=1\nc1=2\nc2=3\n", "cf=0\nc0=nan\n"])
+@pytest.mark.parametrize(
+    "calibration",
+    [
+        "cf=1\nc0=1\nc1=2\nc2=3\n",
+        *(f"cf=0\nc0={offset}\nc1=1\n" for offset in ("nan", "inf", "-inf", "1e39")),
+        *(f"cf=0\nc0=0\nc1={slope}\n" for slope in ("nan", "inf", "-inf", "1e36", "0")),
+    ],
+)
 def test_calibrations_of_imagej_that_are_no_straight_line_are_refused(
     calibration, frames, tmp_path
 ):
@@ -319,8 +326,8 @@ def _tiff_data(uuid: str, name: str, page: int, time: int, channel: int = 0) -> 
     )
 
 
-def _write_described(path: Path, frames: np.ndarray, xml: str | None) -> None:
-    _write(path, frames, description=xml, metadata=None)
+def _write_described(path: Path, frames: np.ndarray, xml: str | bytes | None) -> None:
+    _write(path, frames, description=xml, metadata=None, ome=False)
 
 
 def _write_two_files(folder: Path, frames: np.ndarray, last: str | None = None) -> None:
@@ -403,6 +410,69 @@ def test_a_part_of_a_movie_is_never_taken_for_the_whole(frames, tmp_path):
         open_movie(renamed)
 
 
+def _write_three_files(folder: Path, frames: np.ndarray, acquisition: int) -> list[Path]:
+    paths = [folder / f"a_{part}.ome.tif" for part in range(3)]
+    uuids = [f"urn:uuid:{acquisition}{part}" for part in range(3)]
+    planes = "".join(
+        _tiff_data(uuids[t % 3], paths[t % 3].name, t // 3, t) for t in range(6)
+    )
+    for part, path in enumerate(paths):
+        xml = f'<BinaryOnly MetadataFile="{paths[0].name}" UUID="{uuids[0]}"/>'
+        xml = f'<OME UUID="{uuids[part].upper()}">{xml}</OME>'
+        xml = xml if part else _ome_xml(uuids[0], planes, 6)
+        _write_described(path, frames[part:6:3], xml)
+    return paths
+
+
+def test_files_of_another_ome_tiff_are_refused(frames, tmp_path):
+    (tmp_path / "other").mkdir()
+    others = _write_three_files(tmp_path / "other", frames[::-1], 2)
+    ome = _ome_xml("urn:uuid:21", "<TiffData/>", 2)
+    foreign = {text: (frames[:2], text) for text in (None, "a text", "<OME></OME>", ome)}
+    for content in (others[1], *foreign.values()):
+        paths = _write_three_files(tmp_path, frames, 1)
+        np.testing.assert_array_equal(_read(paths[1])[:, 0], frames[:6])
+        if isinstance(content, Path):
+            paths[1].write_bytes(content.read_bytes())
+        else:
+            _write_described(paths[1], *content)
+        for source in (paths[0], paths[2], tmp_path):
+            with pytest.raises(
+                MovieError,
+                match=r"a_1\.ome\.tif: is another file than urn:uuid:11, which a_0",
+            ):
+                open_movie(source)
+
+
+@pytest.mark.parametrize(("one", "other"), [(1, 2), (0, 1)])
+def test_files_of_an_ome_tiff_that_have_each_others_names_are_refused(
+    one, other, frames, tmp_path
+):
+    paths = _write_three_files(tmp_path, frames, 1)
+    aside = paths[one].rename(tmp_path / "aside")
+    paths[other].rename(paths[one])
+    aside.rename(paths[other])
+    for path in paths:
+        with pytest.raises(MovieError, match=r"is another file than|describes no image"):
+            open_movie(path)
+
+
+def test_ome_xml_that_gives_no_uuid_to_its_own_file_is_read(frames, tmp_path):
+    paths = [tmp_path / f"a_{part}.ome.tif" for part in range(2)]
+    planes = "".join(
+        _tiff_data(f"urn:{t % 2}", paths[t % 2].name, t // 2, t) for t in range(6)
+    )
+    xml = _ome_xml("", planes, 6).replace(' UUID=""', "")
+    for part, path in enumerate(paths):
+        _write_described(path, frames[part:6:2], xml)
+    for path in paths:
+        np.testing.assert_array_equal(_read(path)[:, 0], frames[:6])
+    # A file alone may have another UUID than it gives itself.
+    planes = "".join(_tiff_data("urn:1", paths[0].name, t, t) for t in range(7))
+    _write_described(paths[0], frames, _ome_xml("urn:2", planes, 7))
+    np.testing.assert_array_equal(_read(paths[0])[:, 0], frames)
+
+
 def test_an_aborted_acquisition_is_read_as_the_pages_it_has(frames, tmp_path):
     path = tmp_path / "renamed.ome.tif"
     planes = "".join(_tiff_data("urn:0", "was.ome.tif", t, t) for t in range(100))
@@ -434,6 +504,32 @@ def test_ome_xml_that_does_not_fit_the_pages_is_refused(planes, message, frames,
     with pytest.raises(MovieError, match=message) as caught:
         open_movie(path)
     assert str(caught.value).startswith(f"{path}: ")
+
+
+@pytest.mark.parametrize("name", ["movie.ome.tif", "movie.OME.TIFF", "movie.tif"])
+def test_ome_xml_that_is_damaged_is_refused(name, frames, tmp_path):
+    path = tmp_path / name
+    xml = _ome_xml("urn:0", "<TiffData/>", 3, channels=2)
+    _write_described(path, frames[:6], xml + " " * 20)
+    np.testing.assert_array_equal(_read(path), frames[:6].reshape(3, 2, 12, 10))
+    damages = [xml.replace("</OME>", ""), xml[:200], xml[:-1], xml.replace("<Pixels", "")]
+    damages += [xml.replace("</OME>", "\0" * 6), xml.replace("<OME", "<"), xml[60:]]
+    damages += [xml[:50]] * ("ome" in name.lower())
+    # 0x81 is no character of the usual encodings.
+    for damaged in (*damages, xml.replace("<Pixels", "<Pix\x81ls").encode("latin1")):
+        _write_described(path, frames[:6], damaged)
+        with pytest.raises(MovieError, match="its OME-XML is broken"):
+            open_movie(path)
+
+
+def test_a_plain_tiff_may_have_the_name_of_an_ome_tiff(frames, tmp_path):
+    path = tmp_path / "movie.ome.tif"
+    for text in (None, "a text", "ImageJ=1.53t\nimages=7\nframes=7\n"):
+        _write_described(path, frames, text)
+        np.testing.assert_array_equal(_read(path)[:, 0], frames)
+    text = '<?xml version="1.0"?><MetaData><prop id="a" type="int"/></MetaData>'
+    _write_described(path.with_name("other.tif"), frames, text)
+    np.testing.assert_array_equal(_read(path.with_name("other.tif"))[:, 0], frames)
 
 
 def test_names_in_ome_xml_lead_to_no_other_folder(frames, tmp_path):
@@ -493,6 +589,21 @@ def test_a_page_of_another_size_or_type_is_named(frames, tmp_path):
                 writer.write(frame, photometric="minisblack", metadata=None)
         with pytest.raises(MovieError, match=r"page 4 is .* not \(12, 10\) px of uint16"):
             open_movie(path)
+
+
+@pytest.mark.parametrize("tag", [(254, 4, 1, 1, True), (255, 3, 1, 2, True)])
+def test_reduced_images_are_no_frames(tag, frames, tmp_path):
+    path = tmp_path / "movie.tif"
+    with tifffile.TiffWriter(path) as writer:
+        for number, frame in enumerate(frames):
+            tags = [tag] * (number == 5)
+            options = {"extratags": tags, "metadata": None}
+            writer.write(frame, photometric="minisblack", **options)
+    with pytest.raises(MovieError, match="page 5 is a reduced image of another; save"):
+        open_movie(path)
+    # Where all pages say so, none is another one's.
+    _write(path, frames, extratags=[tag], metadata=None)
+    np.testing.assert_array_equal(_read(path)[:, 0], frames)
 
 
 def test_a_corrupt_page_is_named(frames, tmp_path):
@@ -676,6 +787,25 @@ def test_movies_of_odd_shapes_are_read_as_they_were_written(shape, name, tmp_pat
     path = tmp_path / name
     _write_movie(path, layout)
     np.testing.assert_array_equal(_read(path), _stack(layout))
+
+
+@pytest.mark.parametrize("shape", [(4, 1, 5, 1), (3, 2, 5, 1), (1, 2, 5, 1), (4, 1, 1, 1)])
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+@pytest.mark.parametrize("name", ["bkgd.tif", "bkgd.ome.tif", "big.tif"])
+def test_frames_one_pixel_wide_are_read_as_they_were_written(
+    name, dtype, shape, tmp_path, monkeypatch
+):
+    if name == "big.tif":
+        monkeypatch.setattr(_tiff, "_CLASSIC_TIFF_MAX_BYTES", 100)
+    path, layout = tmp_path / name, Layout(shape, np.dtype(dtype), 3, **CALIBRATED)
+    _write_movie(path, layout)
+    expected = _stack(layout)
+    np.testing.assert_array_equal(_read(path), expected)
+    with open_movie(path) as movie:
+        assert movie.pixel_size_um == (0.12, 0.1)
+    with tifffile.TiffFile(path) as tiff:
+        pages = np.stack([page.asarray() for page in tiff.pages])
+    np.testing.assert_array_equal(pages, expected.reshape(-1, *shape[2:]))
 
 
 @pytest.mark.parametrize("name", ["bkgd.tif", "bkgd.ome.tif"])

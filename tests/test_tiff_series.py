@@ -260,18 +260,26 @@ def test_a_series_includes_what_would_be_written_among_its_files(tmp_path):
 # ---- NDTiff ----
 
 
-def _write_ndtiff(folder: Path, planes: list[dict], **options) -> np.ndarray:
-    """A data set with a page for each plane; gives the pages."""
-    pages = np.arange(len(planes) * 12).reshape(-1, 3, 4).astype(np.uint16)
-    path = folder / "m_NDTiffStack.tif"
-    _write(path, pages, metadata=None, **options)
-    with tifffile.TiffFile(path) as tiff:
-        offsets = [page.dataoffsets[0] for page in tiff.pages]
-    index = b""
-    for axes, offset in zip(planes, offsets, strict=True):
-        for text in (json.dumps(axes), path.name):
-            index += struct.pack("<I", len(text)) + text.encode()
-        index += struct.pack("<IiiiiIii", offset, 4, 3, 1, 0, 0, 0, 0)
+def _write_ndtiff(folder: Path, planes: list[dict], file_pages: int = 99) -> np.ndarray:
+    """A data set with a page for each plane, in files of so many; gives the pages."""
+    pages, index = np.arange(len(planes) * 12).reshape(-1, 3, 4).astype("<u2"), b""
+    for start in range(0, len(planes), file_pages):
+        path = folder / f"m_NDTiffStack{f'_{start // file_pages}' * (start > 0)}.tif"
+        content = struct.pack("<2sHI5I2s2x", b"II", 42, 32, 483729, 3, 3, 2355492, 2, b"{}")
+        stop = min(start + file_pages, len(planes))
+        for number in range(start, stop):
+            pixels = len(content) + 2 + 8 * 12 + 4
+            tags = [(256, 4, 1, 4), (257, 4, 1, 3), (258, 3, 1, 16), (259, 3, 1, 1)]
+            tags += [(262, 3, 1, 1), (273, 4, 1, pixels), (279, 4, 1, 24)]
+            tags += [(51123, 2, 2, 28)]
+            directory = b"".join(struct.pack("<HHII", *tag) for tag in tags)
+            following = struct.pack("<I", (pixels + 24) * (number < stop - 1))
+            content += struct.pack("<H", len(tags)) + directory + following
+            content += pages[number].tobytes()
+            for text in (json.dumps(planes[number]), path.name):
+                index += struct.pack("<I", len(text)) + text.encode()
+            index += struct.pack("<IiiiiIii", pixels, 4, 3, 1, 0, 0, 0, 0)
+        path.write_bytes(content)
     (folder / "NDTiff.index").write_bytes(index)
     return pages
 
@@ -332,6 +340,46 @@ def test_an_index_that_does_not_fit_its_files_is_refused(tmp_path):
         open_movie(tmp_path)
 
 
+def test_ndtiff_without_its_index_is_refused(tmp_path):
+    _write_ndtiff(tmp_path, _planes(time=[0, 1, 2], channel=[0, 1]))
+    (tmp_path / "NDTiff.index").unlink()
+    for source in (tmp_path, tmp_path / "m_NDTiffStack.tif", tmp_path / "*.tif"):
+        with pytest.raises(MovieError, match=r"NDTiff without its NDTiff\.index.* copy"):
+            open_movie(source)
+
+
+@pytest.mark.parametrize("file_pages", [99, 2])
+def test_an_index_that_was_cut_anywhere_is_refused(file_pages, tmp_path):
+    pages = _write_ndtiff(tmp_path, _planes(time=[0, 1, 2], channel=[0, 1]), file_pages)
+    index = tmp_path / "NDTiff.index"
+    content = index.read_bytes()
+    for source in (tmp_path, *tmp_path.glob("*.tif")):
+        np.testing.assert_array_equal(_read(source), pages.reshape(3, 2, 3, 4))
+    # Ends of entries, and places within them.
+    for length in range(0, len(content), len(content) // 12):
+        index.write_bytes(content[:length])
+        for source in (tmp_path, *tmp_path.glob("*.tif")):
+            with pytest.raises(MovieError, match=r"names no|pages|describe|does not name"):
+                open_movie(source)
+
+
+def test_a_file_that_the_index_does_not_name_is_no_part_of_its_movie(tmp_path):
+    _write_ndtiff(tmp_path, _planes(time=[0, 1]))
+    path = tmp_path / "m_NDTiffStack.tif"
+    (tmp_path / "other.tif").write_bytes(path.read_bytes())
+    assert _read(path).shape == (2, 1, 3, 4)
+    with pytest.raises(MovieError, match=r"other\.tif: is not described by .*\.index"):
+        open_movie(tmp_path / "other.tif")
+
+
+def test_a_frame_of_ndtiff_that_was_written_again_is_read_as_it_was_last(tmp_path):
+    pages = _write_ndtiff(tmp_path, [{"time": time} for time in (0, 1, 1, 2)])
+    np.testing.assert_array_equal(_read(tmp_path)[:, 0], pages[[0, 2, 3]])
+    _write_ndtiff(tmp_path, [{"time": 0}, {"time": 1}, {"z": 0}])
+    with pytest.raises(MovieError, match="gives its pages different axes"):
+        open_movie(tmp_path)
+
+
 def test_real_ndtiff_of_two_channels_is_read():
     folder = Path(__file__).parents[2] / "shared" / "data" / "ndtiff_12bit"
     if not folder.is_dir():
@@ -341,6 +389,22 @@ def test_real_ndtiff_of_two_channels_is_read():
         with open_movie(source) as movie:
             assert (movie.shape, movie.format) == ((4, 2, 64, 64), "NDTiff")
             np.testing.assert_array_equal(np.asarray(movie), expected)
+
+
+def test_real_ndtiff_with_a_lost_or_cut_index_is_refused(tmp_path):
+    folder = Path(__file__).parents[2] / "shared" / "data" / "ndtiff_12bit"
+    if not folder.is_dir():
+        pytest.skip("needs the shared data")
+    for file in folder.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    content = (folder / "NDTiff.index").read_bytes()
+    for length in (len(content) - 1, len(content) // 2):
+        (tmp_path / "NDTiff.index").write_bytes(content[:length])
+        with pytest.raises(MovieError, match=r"describes . pages, but its files hold 8"):
+            open_movie(tmp_path)
+    (tmp_path / "NDTiff.index").unlink()
+    with pytest.raises(MovieError, match="without its NDTiff"):
+        open_movie(tmp_path)
 
 
 # ---- Movies that are no parts of one ----

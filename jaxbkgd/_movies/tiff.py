@@ -6,6 +6,7 @@ zeros, and positions as frames, so these are refused here.
 
 import logging
 import math
+import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path, PureWindowsPath
@@ -40,20 +41,27 @@ def open_tiff(path: Path, *, is_part: bool = False, is_growing: bool = False) ->
     with clear_errors(path), tifffile.TiffFile(path) as tiff:
         page = tiff.pages.first
         size = _pixel_size(page)
-        if tiff.is_ome:
-            movie = _open_ome(path, page.description)
+        xml = page.tags.valueof(270)
+        # tifffile leaves bytes that it cannot decode.
+        xml = xml.decode("latin1") if isinstance(xml, bytes) else page.description
+        if tiff.is_ome or _is_damaged_ome(path, xml):
+            movie = _open_ome(path, xml)
             movie.pixel_size_um = movie.pixel_size_um or size
             return movie
         index = find_index(path.parent) if tiff.is_micromanager else None
         if index is not None and path.parent == index.parent:
-            return open_ndtiff(index)
+            return open_ndtiff(index, path)
+        header = tiff.micromanager_metadata or {}
+        if header.get("MajorVersion", 0) >= 2:
+            what = "is NDTiff without its NDTiff.index, which tells times from channels"
+            raise MovieError(f"{path}: {what}; copy that into the same folder, too")
         pages = find_pages(path, is_growing=is_growing)
         order = _arrange(pages, is_part or is_growing)
         metadata, scale = read_metadata(tiff), (0.0, 1.0)
         format = "BigTIFF" if tiff.is_bigtiff else "TIFF"
         if tiff.is_micromanager:
             # It writes the OME-XML when it finishes a file.
-            summary = (tiff.micromanager_metadata or {}).get("Summary", {})
+            summary = header.get("Summary", {})
             said = [int(summary.get(key) or 1) for key in ("Channels", "Positions")]
             if max(said) > 1:
                 what = f"{said[0]} channels and {said[1]} positions without OME-XML"
@@ -71,6 +79,13 @@ def open_tiff(path: Path, *, is_part: bool = False, is_growing: bool = False) ->
             pixel_size_um=size,
             frame_interval_s=_positive_in(interval, metadata.get("tunit"), "s"),
         )
+
+
+def _is_damaged_ome(path: Path, xml: str) -> bool:
+    """Whether OME-XML was here, which tifffile knows by its end alone. As a plain TIFF, the
+    movie would have its channels as frames."""
+    is_named = re.search(r"\.ome\.[^.]*$", path.name.lower()) is not None
+    return "<OME" in xml or (is_named and "<" in xml)
 
 
 def _arrange(pages: Pages, is_part: bool) -> Int[np.ndarray, "frames channels"]:
@@ -113,7 +128,9 @@ def _imagej_scale(pages: Pages, metadata: dict[str, Any]) -> tuple[float, float]
     function, offset, slope = map(metadata.get, ("cf", "c0", "c1"), (20, 0, 1))
     if function == 20 or pages.dtype.kind == "f":
         return 0.0, 1.0
-    if function == 0 and math.isfinite(offset) and slope:
+    # Comparisons with a number that is none are false.
+    largest = abs(offset) + abs(slope) * 2.0 ** (8 * pages.dtype.itemsize)
+    if function == 0 and slope and largest <= float(np.finfo(np.float32).max):
         return float(offset), float(slope)
     what = f"by a function (cf={function}, c0={offset}, c1={slope}) that is not read"
     raise MovieError(f"{pages.path}: ImageJ calibrates it {what}; convert it to 32-bit")
@@ -125,16 +142,28 @@ def find_index(folder: Path) -> Path | None:
     return next((place for place in places if place.is_file()), None)
 
 
-def open_ndtiff(index: Path) -> Movie:
-    """The movie that an index of NDTiff describes. Times and depths are frames."""
-    names = sorted({Path(name).name for _, name, *_ in tifffile.read_ndtiff_index(index)})
+def open_ndtiff(index: Path, asked: Path | None = None) -> Movie:
+    """The movie that an index of NDTiff describes, which the file `asked` has to be a part
+    of. Times and depths are frames."""
+    entries = list(tifffile.read_ndtiff_index(index))
+    names = sorted({Path(name).name for _, name, *_ in entries})
     missing = [name for name in names if not (index.parent / name).is_file()]
     if missing or not names:
         what = f"{', '.join(missing)}, which is not beside it" if missing else "no frame"
         raise MovieError(f"{index}: names {what}; put all files of the movie in one folder")
+    if len({frozenset(axes) for axes, *_ in entries}) > 1:
+        raise MovieError(f"{index}: gives its pages different axes; save them as movies")
     first = index.parent / names[0]
     with clear_errors(index), tifffile.TiffFile(first, is_ndtiff=True) as tiff:
-        order, files = _arrange_series(index, list(tiff.series), first)
+        order, files = _arrange_series(index, list(tiff.series), asked or first)
+    # Files after the first are numbered from 1.
+    following = first.with_name(f"{first.stem}_{len(names)}{first.suffix}")
+    total = sum(map(len, files))
+    if len(entries) != total or following.is_file():
+        what = f"describes {len(entries)} pages, but its files hold {total}"
+        if following.is_file():
+            what = f"does not name {following.name}, which is beside it"
+        raise MovieError(f"{index}: {what}; was it cut short? copy it again")
     return ndtiff_movie(index, TiffPixels(str(index.parent), files, order), first, files)
 
 
@@ -180,6 +209,7 @@ def _open_ome(path: Path, xml: str) -> Movie:
         series = [each for each in tiff.series if each.kind == "ome"]
         is_joined = root.find(".//{*}StageLabel") is None
         order, files = _arrange_series(describing, series, path, uuids, is_joined)
+    _require_uuids(describing, root, opened, files)
     y, x, interval = (
         _positive_in(pixels.get(name), pixels.get(f"{name}Unit"), default)
         for name, default in (
@@ -198,9 +228,47 @@ def _open_ome(path: Path, xml: str) -> Movie:
     )
 
 
+def _require_uuids(
+    describing: Path, root: ElementTree.Element, opened: Path, files: Sequence[Pages]
+) -> None:
+    """Refuses files of other acquisitions, which may have the names that OME-XML gives to
+    its own. It calls the file that it was opened with by its UUID, whatever its name."""
+    whole, used = _uuid(root.get("UUID")), {pages.path.resolve() for pages in files}
+    elements = root.iterfind(".//{*}UUID")
+    named = {(each.get("FileName", ""), _uuid(each.text)) for each in elements}
+    for name, uuid in sorted(named):
+        path = describing.parent / name
+        is_own = uuid == whole or (len(named) == 1 and name == opened.name)
+        if is_own or path.resolve() not in used:
+            continue
+        with tifffile.TiffFile(path) as tiff:
+            try:
+                other = ElementTree.fromstring(tiff.pages.first.description)
+            except ElementTree.ParseError:
+                other = ElementTree.Element("OME")
+        own = {_uuid(other.get("UUID"))} - {""}
+        if not own:
+            # It may describe itself, or say which file describes it.
+            own = {_uuid(each.text) for each in other.iterfind(".//{*}UUID")}
+            refers = other.find("{*}BinaryOnly")
+            if refers is not None and _uuid(refers.get("UUID")) in ("", whole):
+                own.add(uuid)
+        if uuid not in own:
+            what = f"is another file than {uuid}, which {describing.name} names so"
+            raise MovieError(f"{path}: {what}; put the files of each movie in one folder")
+
+
+def _uuid(text: str | None) -> str:
+    return (text or "").strip().lower()
+
+
 def _parse(path: Path, xml: str) -> ElementTree.Element:
     """OME-XML with files that are beside `path`, as tifffile reads it."""
-    root = ElementTree.fromstring(xml.encode())
+    try:
+        root = ElementTree.fromstring(xml.encode())
+    except ElementTree.ParseError as error:
+        what = f"its OME-XML is broken ({error}), which tells times from channels"
+        raise MovieError(f"{path}: {what}; copy it again, or save it as TIFF") from None
     for file in root.iterfind(".//{*}UUID"):
         # Folders are those of the computer that wrote the file.
         file.set("FileName", PureWindowsPath(file.get("FileName", "")).name)

@@ -25,7 +25,7 @@ _CLASSIC_TIFF_MAX_BYTES = 2**32 - 2**16
 _TIFF_DIRECTORY_BYTES = 512
 
 # Tags that describe pixels. tifffile describes pages of equal tags once.
-_KIND_TAGS = (254, 256, 257, 258, 259, 266, 277, 284, 317, 322, 323, 339)
+_KIND_TAGS = (254, 255, 256, 257, 258, 259, 266, 277, 284, 317, 322, 323, 339)
 
 # A damaged header may say that a tile has more pixels.
 _MAX_TILE_PIXELS = 2**28
@@ -146,6 +146,8 @@ def _find_pixels(
 def _is_plain(page: tifffile.TiffPage, alike: tuple[tuple[int, ...], np.dtype]) -> bool:
     """Whether a page, which must have this shape and type, holds its pixels as an array."""
     shape, dtype = alike
+    if page.is_reduced and not page.parent.pages.first.is_reduced:
+        raise ValueError("is a reduced image of another; save the movie without it")
     if (page.shape, page.dtype) != alike:
         raise ValueError(f"is {page.shape} px of {page.dtype}, not {shape} px of {dtype}")
     if page.tilewidth * page.tilelength > _MAX_TILE_PIXELS:
@@ -265,8 +267,8 @@ class TiffSink(Sink):
     """A TIFF file whose frames follow one another, or a BigTIFF file above 4 GB.
 
     A name that ends in .ome.tif makes it OME-TIFF. Else it has metadata of ImageJ or, as
-    BigTIFF, of tifffile. What the numbers are is in OME's `Description`, or in `Info`,
-    which ImageJ shows.
+    BigTIFF or with frames one pixel wide, of tifffile. What the numbers are is in OME's
+    `Description`, or in `Info`, which ImageJ shows.
     """
 
     # That of the first frame in the draft, and a number that divides it.
@@ -280,8 +282,13 @@ class TiffSink(Sink):
         is_big = size > _CLASSIC_TIFF_MAX_BYTES
         is_ome = self._destination.name.lower().endswith((".ome.tif", ".ome.tiff"))
         is_imagej = not (is_ome or is_big) and layout.dtype.str[1:] in ("u1", "u2", "f4")
-        metadata = self._metadata(is_ome)
-        resolution = {}
+        shape = (frames, *([channels] if channels > 1 else []), height, width)
+        metadata = {"axes": "TCYX" if channels > 1 else "TYX", **self._metadata(is_ome)}
+        description, resolution = None, {}
+        if width == 1 and not is_ome:
+            # tifffile would leave out this axis, and make rows of the frames.
+            description = json.dumps({"shape": shape, **metadata})
+            is_imagej, metadata = False, None
         if layout.pixel_size_um is not None:
             y, x = layout.pixel_size_um
             resolution = {"resolution": (1e4 / x, 1e4 / y), "resolutionunit": "CENTIMETER"}
@@ -291,10 +298,11 @@ class TiffSink(Sink):
             # Without pixels, it leaves a hole in the file for them.
             writer.write(
                 None,
-                shape=(frames, *([channels] if channels > 1 else []), height, width),
+                shape=shape,
                 dtype=layout.dtype,
                 photometric="minisblack",
-                metadata={"axes": "TCYX" if channels > 1 else "TYX", **metadata},
+                description=description,
+                metadata=metadata,
                 software=False,
                 align=self._align,
                 **resolution,
