@@ -216,9 +216,9 @@ def test_pixels_have_the_values_that_imagej_shows(
     limits = [0, 128, 255] if stored == "u1" else [0, 32768, 65535]
     frames = np.repeat(np.array(limits, stored), 20).reshape(3, 4, 5)
     text = f"ImageJ=1.53t\nimages=3\nframes=3\n{calibration}"
-    for path in (tmp_path / "m_1.tif", tmp_path / "m_2.tif"):
+    for path in (tmp_path / "m_part1.tif", tmp_path / "m_part2.tif"):
         _write_described(path, frames, text)
-    read = _read(tmp_path / "m_1.tif")
+    read = _read(tmp_path / "m_part1.tif")
     assert read.dtype == np.dtype(dtype)
     assert read[:, 0, 0, 0].tolist() == expected
     assert _read(tmp_path)[:, 0, 0, 0].tolist() == expected * 2
