@@ -261,8 +261,15 @@ class TestAbstractEstimator:
             def estimate_stack(self, frames, weights=1.0):
                 return Background(1j * frames, 1.0)
 
-        with pytest.raises(ValueError, match=r"real bkgds.*dtype complex64"):
+        with pytest.raises(ValueError, match=r"real bkgds, but they are complex64"):
             Complex()(STACK)
+
+        class Listed(WeightedLevel):
+            def estimate_stack(self, frames, weights=1.0):
+                return Background([1.0, 2.0], 1.0)
+
+        with pytest.raises(ValueError, match=r"bkgds of shape.*their shape is \(2,\)"):
+            Listed()(STACK)
 
         class OfEachFrame(WeightedLevel):
             def estimate_stack(self, frames, weights=1.0):
@@ -428,6 +435,7 @@ def test_within_a_mesh_estimators_are_made_called_and_learn(axis_type):
             estimator((frames, STACK)).bkgds[0],
         ):
             assert bkgds.sharding.is_equivalent_to(frames.sharding, 3)
+            # Sums in another order, in float32.
             np.testing.assert_allclose(bkgds, expected, rtol=1e-6)
         gradient = eqx.filter_grad(lambda e, f: jnp.sum(e(f).bkgds ** 2))(estimator, frames)
         assert jnp.all(gradient.unbounded_radii != 0)

@@ -147,8 +147,11 @@ class Job:
     calibration: str | None = None
 
     def __post_init__(self) -> None:
-        movies = dict.fromkeys(c.movie for c in (*self.channels, *self.weights) if c)
-        self.files = {movie: content_of(movie) for movie in movies if movie.paths}
+        self.files = {movie: content_of(movie) for movie in self._movies() if movie.paths}
+
+    def _movies(self) -> list[Movie]:
+        """Those that frames and weights are read from."""
+        return [*dict.fromkeys(c.movie for c in (*self.channels, *self.weights) if c)]
 
     @property
     def is_growing(self) -> bool:
@@ -162,8 +165,8 @@ class Job:
     @ft.cached_property
     def settings(self) -> dict[str, Any]:
         """In terms of JSON. It takes long for frames in memory, which are all hashed."""
-        movies = dict.fromkeys(c.movie for c in (*self.channels, *self.weights) if c)
-        contents = self.files | {m: content_of(m) for m in movies if not m.paths}
+        arrays = [movie for movie in self._movies() if not movie.paths]
+        contents = self.files | {array: content_of(array) for array in arrays}
         return {
             "source": [
                 [contents[c.movie], c.index, *map(int, c.box)] for c in self.channels

@@ -245,9 +245,8 @@ def is_on_explicit_mesh(frames: Shaped[Array, "..."]) -> bool:
 def on_auto_mesh(
     estimator: Any, estimates: Callable[..., Any], frames: Any, options: dict[str, Any]
 ) -> Any:
-    """`estimates(estimator, frames, options)`, the background of each channel, where JAX
-    finds the sharding of what is between frames and backgrounds, which are sharded alike.
-    """
+    """`estimates(estimator, frames, options)`, the background of each channel, sharded as
+    its frames are. JAX finds the sharding of all that is computed on the way."""
     arrays, static = eqx.partition(estimator, eqx.is_array)
     stacks = jax.tree.leaves(frames)
     shardings = [

@@ -165,10 +165,12 @@ class AbstractEstimator(SavedModule):
                 kind = type(background).__name__
                 raise TypeError(f"{name} must give a Background, but gave {kind}.")
             bkgds, factor = background.bkgds, background.noise_corrections
-            if np.shape(bkgds) != frames.shape or np.iscomplexobj(bkgds):
-                rule = f"must give a Background with real bkgds of shape {frames.shape}"
-                found = f"shape {np.shape(bkgds)} and dtype {bkgds.dtype}"
-                raise ValueError(f"{name} {rule}, but theirs are {found}.")
+            if np.shape(bkgds) != frames.shape:
+                rule = f"must give a Background with bkgds of shape {frames.shape}"
+                raise ValueError(f"{name} {rule}, but their shape is {np.shape(bkgds)}.")
+            if np.iscomplexobj(bkgds):
+                rule = "must give a Background with real bkgds"
+                raise ValueError(f"{name} {rule}, but they are {bkgds.dtype}.")
             if np.shape(factor) != ():
                 rule = "must give a Background with one number as noise_corrections"
                 raise ValueError(f"{name} {rule}, but their shape is {np.shape(factor)}.")

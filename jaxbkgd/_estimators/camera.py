@@ -185,7 +185,11 @@ class Camera(eqx.Module):
         three pages: offset, gain and read noise. `ValueError` for another suffix, for maps
         as JSON, and for a TIFF of a camera whose gain is not known."""
         path = Path(path)
-        values = {name: getattr(self, name) for name in _NAMES}
+        values = {
+            "offset_adu": self.offset_adu,
+            "gain_electrons_per_adu": self.gain_electrons_per_adu,
+            "read_noise_electrons": self.read_noise_electrons,
+        }
         match path.suffix.lower():
             case ".json" if not self.shape:
                 path.write_text(json.dumps(values, indent=2), "utf-8")

@@ -31,7 +31,7 @@ from .smoothing import LEAST_TOTAL_WEIGHT, ratio, root, Smoothing
 from .soft_clip import SoftClip
 
 
-# The noise is measured between pixels that are some apart.
+# At half their size, these are the smallest frames whose noise can be measured.
 LEAST_FRAME_PIX = 5
 
 # The share of weights around a pixel below which it is not molecules that are clipped, and
